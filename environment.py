@@ -1,0 +1,240 @@
+"""The settings of the server, read from environment variables: the one place that does.
+
+What configures a Spring Cloud Eureka server configures this one: each property that has a meaning
+here is read from its variable in both spellings that Spring accepts (``EUREKA_SERVER_DISABLEDELTA``
+and ``EUREKA_SERVER_DISABLE_DELTA``). A property that has none is named in a warning, with the
+reason, rather than ignored. Source: protocol section 10.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from eureka_compat.settings import EurekaSettings
+from registry.settings import RegistrySettings
+
+_T = TypeVar("_T")
+
+
+class SettingError(ValueError):
+    """A setting that cannot be used; the text names it, its value and what was expected."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """Everything that is set from outside."""
+
+    host: str
+    port: int
+    workers: int
+    threads: int
+    worker_class: str
+    log_level: str
+    store_url: str
+    registry: RegistrySettings
+    eureka: EurekaSettings
+    warnings: tuple[str, ...] = ()
+
+
+def _boolean(text: str) -> bool:
+    value = text.strip().lower()
+    if value in ("true", "yes", "on", "1"):
+        return True
+    if value in ("false", "no", "off", "0"):
+        return False
+    raise ValueError("true or false")
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return value
+
+    return read
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 1:
+        raise ValueError("a number above 0, up to 1")
+    return value
+
+
+def _choice(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text.strip().lower() not in words:
+            raise ValueError(" or ".join(words))
+        return text.strip().lower()
+
+    return read
+
+
+def _store_url(text: str) -> str:
+    if text == "memory:" or (text.startswith("lmdb:") and len(text) > len("lmdb:")):
+        return text
+    raise ValueError("memory: or lmdb:PATH")
+
+
+def _interval(text: str) -> int:
+    """Seconds; the original takes 30 for a value that is not positive."""
+    value = _whole(-(2**31), 2**31)(text)
+    return value if value > 0 else 30
+
+
+_MILLISECONDS = _whole(0, 2**53)
+_POSITIVE = _whole(1, 2**53)
+
+# Property (as Spring's relaxed names reduce to) → field of a settings class, and its reader.
+_REGISTRY_PROPERTIES: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "EUREKA_SERVER_ENABLESELFPRESERVATION": ("self_preservation", _boolean),
+    "EUREKA_SERVER_RENEWALPERCENTTHRESHOLD": ("renewal_percent_threshold", _share),
+    "EUREKA_SERVER_RENEWALTHRESHOLDUPDATEINTERVALMS": (
+        "renewal_threshold_update_interval_ms",
+        _POSITIVE,
+    ),
+    "EUREKA_SERVER_EXPECTEDCLIENTRENEWALINTERVALSECONDS": (
+        "expected_client_renewal_interval_secs",
+        _interval,
+    ),
+    "EUREKA_SERVER_EVICTIONINTERVALTIMERINMS": ("eviction_interval_ms", _POSITIVE),
+    "EUREKA_SERVER_RETENTIONTIMEINMSINDELTAQUEUE": ("delta_retention_ms", _MILLISECONDS),
+    "EUREKA_SERVER_DELTARETENTIONTIMERINTERVALINMS": (
+        "delta_retention_timer_interval_ms",
+        _POSITIVE,
+    ),
+    "EUREKA_INSTANCE_REGISTRY_DEFAULTOPENFORTRAFFICCOUNT": (
+        "default_open_for_traffic_count",
+        _whole(0, 2**31),
+    ),
+}
+_EUREKA_PROPERTIES: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "EUREKA_SERVER_DISABLEDELTA": ("delta_enabled", lambda text: not _boolean(text)),
+    "EUREKA_SERVER_SYNCWHENTIMESTAMPDIFFERS": ("sync_when_timestamp_differs", _boolean),
+    "EUREKA_ENVIRONMENT": ("environment", str),
+}
+_NO_CACHE = "answers always come from the current registry, so there is no cache to set"
+_NO_PEERS = "this server does not replicate to peers"
+_NO_REGIONS = "remote regions are not fetched"
+_WITHOUT_MEANING: dict[str, str] = {
+    "RESPONSECACHEAUTOEXPIRATIONINSECONDS": _NO_CACHE,
+    "RESPONSECACHEUPDATEINTERVALMS": _NO_CACHE,
+    "USEREADONLYRESPONSECACHE": _NO_CACHE,
+    "SHOULDUSEREADONLYRESPONSECACHE": _NO_CACHE,
+    "INITIALCAPACITYOFRESPONSECACHE": _NO_CACHE,
+    "WAITTIMEINMSWHENSYNCEMPTY": "the store is loaded before the first answer, nothing is waited for",
+    "NUMBERREGISTRYSYNCRETRIES": _NO_PEERS,
+    "REGISTRYSYNCRETRIES": _NO_PEERS,
+    "REGISTRYSYNCRETRYWAITMS": _NO_PEERS,
+    "PEEREUREKANODESUPDATEINTERVALMS": _NO_PEERS,
+    "PEEREUREKASTATUSREFRESHTIMEINTERVALMS": _NO_PEERS,
+    "NUMBEROFREPLICATIONRETRIES": _NO_PEERS,
+    "PEERNODECONNECTTIMEOUTMS": _NO_PEERS,
+    "PEERNODEREADTIMEOUTMS": _NO_PEERS,
+    "PEERNODETOTALCONNECTIONS": _NO_PEERS,
+    "PEERNODETOTALCONNECTIONSPERHOST": _NO_PEERS,
+    "PEERNODECONNECTIONIDLETIMEOUTSECONDS": _NO_PEERS,
+    "MAXELEMENTSINPEERREPLICATIONPOOL": _NO_PEERS,
+    "MAXELEMENTSINSTATUSREPLICATIONPOOL": _NO_PEERS,
+    "MAXTHREADSFORPEERREPLICATION": _NO_PEERS,
+    "MAXTHREADSFORSTATUSREPLICATION": _NO_PEERS,
+    "MAXTIMEFORREPLICATION": _NO_PEERS,
+    "BATCHREPLICATION": _NO_PEERS,
+    "SHOULDBATCHREPLICATION": _NO_PEERS,
+    "ENABLEREPLICATEDREQUESTCOMPRESSION": _NO_PEERS,
+    "MINAVAILABLEINSTANCESFORPEERREPLICATION": _NO_PEERS,
+    "PRIMEAWSREPLICACONNECTIONS": "nothing here is bound to AWS",
+    "MYURL": _NO_PEERS,
+    "REMOTEREGIONURLSWITHNAME": _NO_REGIONS,
+    "REMOTEREGIONCONNECTTIMEOUTMS": _NO_REGIONS,
+    "REMOTEREGIONREADTIMEOUTMS": _NO_REGIONS,
+    "REMOTEREGIONREGISTRYFETCHINTERVAL": _NO_REGIONS,
+    "REMOTEREGIONAPPWHITELIST": _NO_REGIONS,
+    "DISABLETRANSPARENTFALLBACKTOOTHERREGION": _NO_REGIONS,
+    "DISABLEDELTAFORREMOTEREGIONS": _NO_REGIONS,
+    "RATELIMITERENABLED": "requests are not limited by rate",
+    "RATELIMITERBURSTSIZE": "requests are not limited by rate",
+    "RATELIMITERREGISTRYFETCHAVERAGERATE": "requests are not limited by rate",
+    "RATELIMITERFULLFETCHAVERAGERATE": "requests are not limited by rate",
+    "JSONCODECNAME": "there is one codec, the original's default",
+    "XMLCODECNAME": "there is one codec, the original's default",
+    "LOGIDENTITYHEADERS": "identity headers are not logged",
+}
+
+
+def load(environ: Mapping[str, str]) -> Environment:
+    """Read and check every setting; ``SettingError`` with one line for the first that is wrong."""
+    reduced = {_reduced(name): (name, value) for name, value in sorted(environ.items())}
+
+    def read(name: str, reader: Callable[[str], _T], default: _T) -> _T:
+        variable, value = reduced.get(name, (name, None))
+        if value is None:
+            return default
+        try:
+            return reader(value)
+        except ValueError as error:
+            raise SettingError(f"{variable}={value!r}: expected {error}") from None
+
+    store_url = read("STORE_URL", _store_url, "lmdb:data")
+    shared = store_url != "memory:"
+    workers = read("WORKERS", _whole(1, 256), (os.cpu_count() or 1) if shared else 1)
+    if workers > 1 and not shared:
+        raise SettingError(f"WORKERS={workers}: expected 1, for STORE_URL=memory: is not shared")
+    registry = {
+        field: read(name, reader, None)
+        for name, (field, reader) in _REGISTRY_PROPERTIES.items()
+        if name in reduced
+    }
+    eureka = {
+        field: read(name, reader, None)
+        for name, (field, reader) in _EUREKA_PROPERTIES.items()
+        if name in reduced
+    }
+    expiry = read("LEASE_EXPIRY", _choice("exact", "genuine"), "exact")
+    return Environment(
+        host=read("HOST", str, "0.0.0.0"),
+        port=read("PORT", _whole(1, 65535), read("SERVER_PORT", _whole(1, 65535), 8761)),
+        workers=workers,
+        threads=read("THREADS", _whole(1, 1024), 8),
+        worker_class=read("WORKER_CLASS", str, "gthread"),
+        log_level=read("LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info"),
+        store_url=store_url,
+        registry=RegistrySettings(lease_expiry=expiry, **registry),  # type: ignore[arg-type]  # by table
+        eureka=EurekaSettings(**eureka),  # type: ignore[arg-type]  # by table
+        warnings=_warnings(reduced),
+    )
+
+
+
+
+def _reduced(name: str) -> str:
+    """A variable's name with Spring's optional underscores taken out behind its prefix."""
+    upper = name.upper()
+    for prefix in ("EUREKA_INSTANCE_REGISTRY_", "EUREKA_SERVER_"):
+        if upper.startswith(prefix):
+            return prefix + upper[len(prefix) :].replace("_", "")
+    return name
+
+
+def _warnings(reduced: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:
+    found = []
+    for name, (variable, _) in reduced.items():
+        if not name.startswith(("EUREKA_SERVER_", "EUREKA_INSTANCE_REGISTRY_")):
+            continue
+        if name in _REGISTRY_PROPERTIES or name in _EUREKA_PROPERTIES:
+            continue
+        reason = _WITHOUT_MEANING.get(name.removeprefix("EUREKA_SERVER_"), "it is not known")
+        if name == "EUREKA_INSTANCE_REGISTRY_EXPECTEDNUMBEROFCLIENTSSENDINGRENEWS":
+            reason = "the number comes from the registry itself"
+        found.append(f"{variable} has no effect here: {reason}")
+    return tuple(found)

@@ -1,0 +1,639 @@
+"""Every Eureka v2 endpoint as a function from a request to an answer, free of any web framework.
+
+The routes hand each request here, and any faster way in calls the same functions: one meaning. A
+path is taken raw and split before it is decoded, so an id may hold ``%2F``, and what follows the
+application in ``apps/APP/…`` is the id even where it holds slashes. Source: protocol section 2.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import logging
+import os
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+from eureka_compat import codecs, wire
+from eureka_compat.answers import Answers, EncodedAnswer, Form, encode_instance
+from eureka_compat.settings import EurekaSettings
+from registry import (
+    DEFAULT_NAMESPACE,
+    Instance,
+    InstanceStatus,
+    InvalidIdentityError,
+    Namespace,
+    Registry,
+    SourceConflictError,
+    StoreError,
+)
+
+log = logging.getLogger("eureka")
+
+JSON = "application/json"
+XML = "application/xml"
+PARSE_FAILURE = "cannot parse request body"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request below the base path. ``headers`` has lower-case names.
+
+    ``path`` is still percent-encoded and begins without a slash; ``read_body`` reads at most the
+    given number of bytes and raises ``BodyTooLargeError`` beyond.
+    """
+
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    read_body: Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A status with a body (often none)."""
+
+    status: int
+    body: bytes = b""
+    content_type: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class BodyTooLargeError(Exception):
+    """The body is longer than the endpoint takes."""
+
+
+class _RefusedError(Exception):
+    """An answer that ends the handling of a request."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+OK = Answer(200)
+NO_CONTENT = Answer(204)
+NOT_FOUND = Answer(404)
+
+
+def _wrong_method(*allowed: str) -> Answer:
+    return Answer(405, headers={"Allow": ",".join((*allowed, "OPTIONS"))})
+
+
+# Negotiation
+
+
+def _accepted_quality(accept: str, wanted: str) -> float:
+    """The quality that an Accept header gives a media type; the most specific range decides."""
+    main_type = wanted.partition("/")[0]
+    best = (-1, 0.0)
+    for part in accept.split(","):
+        media, _, parameters = part.partition(";")
+        media = media.strip().lower()
+        quality = 1.0
+        for parameter in parameters.split(";"):
+            name, _, value = parameter.partition("=")
+            if name.strip() == "q":
+                try:
+                    quality = float(value)
+                except ValueError:
+                    quality = 0.0
+        rank = {wanted: 2, f"{main_type}/*": 1, "*/*": 0}.get(media, -1)
+        if rank > best[0]:
+            best = (rank, quality)
+    return best[1]
+
+
+def negotiated(accept: str | None) -> str | None:
+    """XML or JSON by quality, XML where they tie; None where neither is acceptable (406)."""
+    if not accept or accept.strip() in ("", "*/*"):
+        return XML
+    json_quality = _accepted_quality(accept, JSON)
+    xml_quality = _accepted_quality(accept, XML)
+    if not json_quality and not xml_quality:
+        return None
+    return JSON if json_quality > xml_quality else XML
+
+
+class Protocol:
+    """The Eureka v2 protocol over one namespace of a registry. Thread-safe."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        settings: EurekaSettings,
+        namespace: Namespace = DEFAULT_NAMESPACE,
+    ) -> None:
+        """Serve ``namespace``."""
+        self._registry = registry
+        self._settings = settings
+        self._namespace = namespace
+        self._answers = Answers(registry, namespace)
+        self._started = time.monotonic()
+
+    def answer(self, request: Request) -> Answer:
+        """The answer to any request; never raises for what a client sent."""
+        try:
+            return self._dispatch(request)
+        except _RefusedError as refused:
+            return refused.answer
+        except SourceConflictError as error:
+            return _plain(409, str(error))
+        except InvalidIdentityError as error:
+            return _plain(400, str(error))
+        except BodyTooLargeError:
+            return Answer(413)
+        except StoreError as error:
+            log.error("%s %s refused: %s", request.method, request.path, error)
+            return Answer(503, headers={"Retry-After": "1"})
+
+    def _dispatch(self, request: Request) -> Answer:
+        raw = request.path.split("/")
+        if raw[0] == "v2" and len(raw) > 1:
+            raw = raw[1:]
+        if len(raw) > 1 and raw[-1] == "":
+            raw.pop()  # one trailing slash is as good as none
+        resource, rest = raw[0], raw[1:]
+        handler = {
+            "apps": self._apps,
+            "instances": self._instances,
+            "vips": self._vips,
+            "svips": self._vips,
+            "status": self._status,
+            "serverinfo": self._server_info,
+            "asg": self._asg,
+            "peerreplication": self._peer_replication,
+        }.get(resource)
+        if handler is None:
+            return NOT_FOUND
+        answer = handler(request, resource, rest)
+        if request.method in ("PUT", "DELETE") and answer.status >= 300 and answer.status != 409:
+            # Java clients decode any body of a heartbeat's answer as an instance.
+            return Answer(answer.status, headers=answer.headers)
+        return answer
+
+    # apps
+
+    def _apps(self, request: Request, _: str, rest: list[str]) -> Answer:
+        method = request.method
+        if len(rest) <= 1 and (not rest or rest[0] == "delta"):
+            if method == "OPTIONS":
+                return Answer(200, headers={"Allow": "GET,HEAD,OPTIONS"})
+            if method not in ("GET", "HEAD"):
+                return _wrong_method("GET", "HEAD")
+            form = self._form(request)
+            if rest:
+                if not self._settings.delta_enabled:
+                    return Answer(403)
+                return _cached(request, form, self._answers.delta(form))
+            return _cached(request, form, self._answers.applications(form))
+        app = unquote(rest[0])
+        if len(rest) == 1:
+            if method in ("GET", "HEAD"):
+                return self._application(request, app)
+            if method == "POST":
+                return self._register(request, app)
+            return _wrong_method("GET", "HEAD", "POST")
+        return self._instance_resource(request, app, rest[1:])
+
+    def _application(self, request: Request, app: str) -> Answer:
+        form = self._form(request)
+        answer = self._answers.application(app, form)
+        return NOT_FOUND if answer is None else _cached(request, form, answer)
+
+    def _register(self, request: Request, app: str) -> Answer:
+        body = _body(request, self._settings.max_instance_bytes)
+        is_json = _is_json_body(request)
+        try:
+            if is_json:
+                tree = codecs.instance_tree_from_json(body)
+            else:
+                tree = codecs.instance_tree_from_xml(body)
+            candidate = wire.read_candidate(tree)
+        except wire.ParseError as error:
+            return _parse_failure(str(error), is_json)
+        try:
+            instance = wire.validated(candidate, app, self._registry.clock.wall_ms())
+        except wire.InvalidInstanceError as error:
+            return _plain(400, str(error))
+        self._registry.register(
+            instance, is_replication=_is_replication(request), namespace=self._namespace
+        )
+        return NO_CONTENT
+
+    def _instance_resource(self, request: Request, app: str, rest: list[str]) -> Answer:
+        method = request.method
+        if method in ("PUT", "DELETE") and len(rest) > 1 and rest[-1] in ("status", "metadata"):
+            instance_id = unquote("/".join(rest[:-1]))
+            if rest[-1] == "status":
+                if method == "PUT":
+                    return self._set_status(request, app, instance_id)
+                return self._delete_status(request, app, instance_id)
+            if method == "PUT":
+                return self._metadata(request, app, instance_id)
+            return _wrong_method("PUT")
+        instance_id = unquote("/".join(rest))
+        if method in ("GET", "HEAD"):
+            found = self._registry.instance(app, instance_id, self._namespace)
+            return self._entity(request, found)
+        if method == "PUT":
+            return self._heartbeat(request, app, instance_id)
+        if method == "DELETE":
+            gone = self._registry.cancel(app, instance_id, namespace=self._namespace)
+            return OK if gone else NOT_FOUND
+        return _wrong_method("GET", "HEAD", "PUT", "DELETE")
+
+    def _entity(self, request: Request, instance: Instance | None, status: int = 200) -> Answer:
+        media = negotiated(request.headers.get("accept"))
+        if media is None:
+            raise _RefusedError(Answer(406))
+        if instance is None:
+            return NOT_FOUND
+        form = Form.JSON if media == JSON else Form.XML
+        return Answer(status, encode_instance(instance, form), media)
+
+    def _heartbeat(self, request: Request, app: str, instance_id: str) -> Answer:
+        query = _query(request)
+        status, conflict = self._renew(
+            app,
+            instance_id,
+            query.get("lastDirtyTimestamp"),
+            query.get("overriddenstatus"),
+            is_replication=_is_replication(request),
+        )
+        if conflict is not None:
+            return self._entity(request, conflict, 409)
+        return Answer(status)
+
+    def _renew(
+        self,
+        app: str,
+        instance_id: str,
+        dirty: str | None,
+        override: str | None,
+        *,
+        is_replication: bool,
+    ) -> tuple[int, Instance | None]:
+        """Renew, then compare dirty timestamps (2.6): a status, and the entity of a 409."""
+        incoming = None
+        if dirty is not None:
+            incoming = _timestamp(dirty)
+            if incoming is None:
+                return 400, None
+        stored = override is not None and override != "UNKNOWN"
+        instance = self._registry.renew(
+            app, instance_id, is_replication=is_replication, namespace=self._namespace
+        )
+        if instance is None:
+            return 404, None
+        if incoming is None or not self._settings.sync_when_timestamp_differs:
+            return 200, None
+        if incoming > instance.last_dirty_ms:
+            if is_replication and stored:
+                status = _status_name(override)
+                if status is None:
+                    return 400, None
+                self._registry.store_override(
+                    app, instance_id, status, namespace=self._namespace
+                )
+            return 404, None
+        if incoming < instance.last_dirty_ms and is_replication:
+            return 409, self._registry.instance(app, instance_id, self._namespace)
+        return 200, None
+
+    def _set_status(self, request: Request, app: str, instance_id: str) -> Answer:
+        query = _query(request)
+        code = self._override(
+            app, instance_id, query.get("value"), query.get("lastDirtyTimestamp"), remove=False
+        )
+        return Answer(code)
+
+    def _delete_status(self, request: Request, app: str, instance_id: str) -> Answer:
+        query = _query(request)
+        value = query.get("value", "UNKNOWN")
+        code = self._override(
+            app, instance_id, value, query.get("lastDirtyTimestamp"), remove=True
+        )
+        return Answer(code)
+
+    def _override(
+        self, app: str, instance_id: str, value: str | None, dirty: str | None, *, remove: bool
+    ) -> int:
+        registry = self._registry
+        if registry.instance(app, instance_id, self._namespace) is None:
+            return 404
+        status = _status_name(value)
+        timestamp = 0 if not dirty else _timestamp(dirty)
+        if status is None or timestamp is None:
+            return 400
+        change = registry.remove_override if remove else registry.set_override
+        known = change(
+            app, instance_id, status, last_dirty_ms=timestamp, namespace=self._namespace
+        )
+        return 200 if known else 404
+
+    def _metadata(self, request: Request, app: str, instance_id: str) -> Answer:
+        metadata: dict[str, str] = {}
+        for key, value in parse_qsl(request.query, keep_blank_values=True):
+            metadata.setdefault(key, value)
+        # An expired lease counts as unknown, as for every read of one instance.
+        if self._registry.instance(app, instance_id, self._namespace) is None:
+            return NOT_FOUND
+        known = self._registry.update_metadata(
+            app, instance_id, metadata, namespace=self._namespace
+        )
+        return OK if known else NOT_FOUND
+
+    # instances, vips, status, asg
+
+    def _instances(self, request: Request, _: str, rest: list[str]) -> Answer:
+        if not rest:
+            return NOT_FOUND
+        if request.method not in ("GET", "HEAD"):
+            return _wrong_method("GET", "HEAD")
+        found = self._registry.instance_by_id(unquote("/".join(rest)), self._namespace)
+        return self._entity(request, found)
+
+    def _vips(self, request: Request, resource: str, rest: list[str]) -> Answer:
+        if not rest:
+            return NOT_FOUND
+        if request.method not in ("GET", "HEAD"):
+            return _wrong_method("GET", "HEAD")
+        form = self._form(request)
+        vip = unquote("/".join(rest))
+        return _cached(request, form, self._answers.vip(vip, form, secure=resource == "svips"))
+
+    def _status(self, request: Request, _: str, rest: list[str]) -> Answer:
+        if rest:
+            return NOT_FOUND
+        if request.method not in ("GET", "HEAD"):
+            return _wrong_method("GET", "HEAD")
+        media = negotiated(request.headers.get("accept"))
+        if media is None:
+            return Answer(406)
+        tree = {
+            "generalStats": _general_stats(self._started, self._settings),
+            "applicationStats": {
+                "registered-replicas": "",
+                "available-replicas": "",
+                "unavailable-replicas": "",
+            },
+        }
+        if media == JSON:
+            return Answer(200, codecs.to_json({**tree, "healthy": True}), JSON)
+        body = codecs.to_xml("com.netflix.eureka.util.StatusInfo", tree)
+        return Answer(200, body.rstrip("\n").encode(), XML)
+
+    def _server_info(self, request: Request, _: str, rest: list[str]) -> Answer:
+        if rest != ["statusoverrides"]:
+            return NOT_FOUND
+        if request.method not in ("GET", "HEAD"):
+            return _wrong_method("GET", "HEAD")
+        view = self._registry.view(self._namespace)
+        with view.lock:
+            overrides = {key: str(status) for key, status in view.overrides.items()}
+        return Answer(200, codecs.to_json(overrides), JSON)
+
+    def _asg(self, request: Request, _: str, rest: list[str]) -> Answer:
+        if len(rest) != 2 or rest[1] != "status":
+            return NOT_FOUND
+        return Answer(400) if request.method == "PUT" else _wrong_method("PUT")
+
+    # peers
+
+    def _peer_replication(self, request: Request, _: str, rest: list[str]) -> Answer:
+        if rest != ["batch"]:
+            return NOT_FOUND
+        if request.method != "POST":
+            return _wrong_method("POST")
+        body = _body(request, self._settings.max_batch_bytes)
+        if not _is_json_body(request):
+            return Answer(415)
+        try:
+            items = _batch_items(codecs.read_json(body))
+        except wire.ParseError as error:
+            return _parse_failure(str(error), True)
+        results: list[tuple[int, Instance | None]] = [self._batch_item(item) for item in items]
+        responses: list[dict[str, Any]] = []
+        for status, entity in results:
+            response: dict[str, Any] = {"statusCode": status}
+            if entity is not None:
+                # Entities show the state after the whole batch, as the original's do.
+                current = self._registry.instance(entity.app, entity.id, self._namespace)
+                response["responseEntity"] = wire.instance_tree(current or entity)
+            responses.append(response)
+        if negotiated(request.headers.get("accept")) == XML:
+            # No peer asks for it; the original names its classes here, and so do we.
+            return Answer(200, _batch_as_xml(responses), XML)
+        return Answer(200, codecs.to_json({"responseList": responses}), JSON)
+
+    def _batch_item(self, item: dict[str, Any]) -> tuple[int, Instance | None]:
+        """One action as a replication call (9.3): its status, and the entity of a 409."""
+        app, instance_id = item.get("appName"), item.get("id")
+        action = item.get("action")
+        dirty = item.get("lastDirtyTimestamp")
+        if not isinstance(app, str) or not isinstance(instance_id, str):
+            return 500, None
+        try:
+            if action == "Register":
+                return self._batch_register(app, item), None
+            if action == "Heartbeat":
+                return self._renew(
+                    app,
+                    instance_id,
+                    None if dirty is None else str(dirty),
+                    item.get("overriddenStatus"),
+                    is_replication=True,
+                )
+            if action == "Cancel":
+                gone = self._registry.cancel(app, instance_id, namespace=self._namespace)
+                return (200 if gone else 404), None
+            if action == "StatusUpdate":
+                code = self._override(app, instance_id, item.get("status"), str(dirty or 0), remove=False)
+                return (500 if code == 400 else code), None
+            if action == "DeleteStatusOverride":
+                if dirty is None:
+                    return 500, None
+                value = item.get("status") or "UNKNOWN"
+                code = self._override(app, instance_id, value, str(dirty), remove=True)
+                return (500 if code == 400 else code), None
+        except (SourceConflictError, InvalidIdentityError) as error:
+            log.warning("refused from a peer: %s", error)
+            return 500, None
+        return 500, None
+
+    def _batch_register(self, app: str, item: dict[str, Any]) -> int:
+        if item.get("instanceInfo") is None:
+            return 500
+        try:
+            candidate = wire.read_candidate(item["instanceInfo"])
+            instance = wire.validated(candidate, app, self._registry.clock.wall_ms())
+        except (wire.ParseError, wire.InvalidInstanceError) as error:
+            # The original answers 200 even for an instance that it refused.
+            log.warning("a peer sent an instance that is none: %s", error)
+            return 200
+        self._registry.register(instance, is_replication=True, namespace=self._namespace)
+        return 200
+
+    def _form(self, request: Request) -> Form:
+        """The form of a list answer: JSON where ``Accept`` says json anywhere (2.0)."""
+        accept = request.headers.get("accept", "")
+        if negotiated(accept) is None:
+            raise _RefusedError(Answer(406))
+        is_json = "json" in accept.lower()
+        if request.headers.get("x-eureka-accept", "").lower() == "compact":
+            return Form.COMPACT_JSON if is_json else Form.COMPACT_XML
+        return Form.JSON if is_json else Form.XML
+
+
+def _cached(request: Request, form: Form, answer: EncodedAnswer) -> Answer:
+    media = JSON if form.is_json else XML
+    if "gzip" in request.headers.get("accept-encoding", "").lower():
+        return Answer(200, answer.gzipped(), media, {"Content-Encoding": "gzip"})
+    return Answer(200, answer.body, media)
+
+
+def _query(request: Request) -> dict[str, str]:
+    """The query's first value for each name."""
+    values: dict[str, str] = {}
+    for key, value in parse_qsl(request.query, keep_blank_values=True):
+        values.setdefault(key, value)
+    return values
+
+
+def _is_replication(request: Request) -> bool:
+    return request.headers.get("x-netflix-discovery-replication") == "true"
+
+
+def _timestamp(text: str) -> int | None:
+    try:
+        number = int(text)
+    except ValueError:
+        return None
+    return number if -(2**63) <= number < 2**63 else None
+
+
+def _status_name(text: str | None) -> InstanceStatus | None:
+    try:
+        return InstanceStatus(text) if text else None
+    except ValueError:
+        return None
+
+
+def _is_json_body(request: Request) -> bool:
+    """Whether a POST body is JSON (else XML); 415 for any other type or charset."""
+    media, _, parameters = request.headers.get("content-type", "").partition(";")
+    media = media.strip().lower()
+    if media not in (JSON, XML):
+        raise _RefusedError(Answer(415))
+    for parameter in parameters.split(";"):
+        name, _, value = parameter.partition("=")
+        if name.strip().lower() == "charset" and value.strip().strip('"').lower() not in (
+            "utf-8",
+            "iso-8859-1",
+        ):
+            raise _RefusedError(Answer(415))
+    return media == JSON
+
+
+def _body(request: Request, limit: int) -> bytes:
+    body = request.read_body(limit)
+    if request.headers.get("content-encoding", "").lower() != "gzip":
+        return body
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(body)) as file:
+            body = file.read(limit + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _RefusedError(_plain(400, f"not a gzip body: {error}")) from error
+    if len(body) > limit:
+        raise BodyTooLargeError
+    return body
+
+
+def _plain(status: int, text: str) -> Answer:
+    return Answer(status, text.encode("utf-8", "replace"), "text/plain; charset=utf-8")
+
+
+def _parse_failure(detail: str, is_json: bool) -> Answer:
+    """The refusal of a body: the original's text, then the field and what was expected."""
+    message = f"{PARSE_FAILURE}: {detail}"
+    if is_json:
+        body = json.dumps({"error": message}, ensure_ascii=False).encode("utf-8", "replace")
+        return Answer(400, body, JSON)
+    body = codecs.to_xml("error", {"message": message}, indent=False).encode()
+    return Answer(400, body, XML)
+
+
+_BATCH_KEYS = {
+    "appName",
+    "id",
+    "lastDirtyTimestamp",
+    "overriddenStatus",
+    "status",
+    "instanceInfo",
+    "action",
+}
+_BATCH_ACTIONS = {"Register", "Heartbeat", "Cancel", "StatusUpdate", "DeleteStatusOverride"}
+
+
+def _batch_items(document: Any) -> list[dict[str, Any]]:
+    """The items of a batch; ``ParseError`` where any is not as a genuine peer sends it."""
+    if not isinstance(document, dict) or not isinstance(document.get("replicationList"), list):
+        raise wire.ParseError("replicationList: expected an array")
+    items: list[dict[str, Any]] = document["replicationList"]
+    for position, item in enumerate(items):
+        path = f"replicationList[{position}]"
+        if not isinstance(item, dict):
+            raise wire.ParseError(f"{path}: expected an object")
+        unknown = item.keys() - _BATCH_KEYS
+        if unknown:
+            raise wire.ParseError(f"{path}.{min(unknown)}: unknown key")
+        action = item.get("action")
+        if action is not None and action not in _BATCH_ACTIONS:
+            raise wire.ParseError(f"{path}.action: expected one of {sorted(_BATCH_ACTIONS)}")
+        for name in ("appName", "id", "status", "overriddenStatus"):
+            if item.get(name) is not None and not isinstance(item[name], str):
+                raise wire.ParseError(f"{path}.{name}: expected a string")
+        dirty = item.get("lastDirtyTimestamp")
+        if dirty is not None and (isinstance(dirty, bool) or not isinstance(dirty, int | str)):
+            raise wire.ParseError(f"{path}.lastDirtyTimestamp: expected a number")
+    return items
+
+
+def _batch_as_xml(responses: list[dict[str, Any]]) -> bytes:
+    package = "com.netflix.eureka.cluster.protocol"
+    lines = [f"<{package}.ReplicationListResponse>"]
+    if responses:
+        lines.append("  <responseList>")
+        for response in responses:
+            item = codecs.to_xml(f"{package}.ReplicationInstanceResponse", response, 2)
+            lines.append(item.rstrip("\n"))
+        lines.append("  </responseList>")
+    else:
+        lines.append("  <responseList/>")
+    lines.append(f"</{package}.ReplicationListResponse>")
+    return "\n".join(lines).encode()
+
+
+def _general_stats(started: float, settings: EurekaSettings) -> dict[str, str]:
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = os.sysconf("SC_PHYS_PAGES") * page
+    with open("/proc/self/statm") as statm:
+        used = int(statm.read().split()[1]) * page
+    minutes = int(time.monotonic() - started) // 60
+    days, hours = minutes // 1440, minutes // 60 % 24
+    clock = f"{hours:02d}:{minutes % 60:02d}"
+    megabyte = 1024 * 1024
+    return {
+        "environment": settings.environment,
+        "num-of-cpus": str(os.cpu_count() or 1),
+        "total-avail-memory": f"{total // megabyte}mb",
+        "current-memory-usage": f"{used // megabyte}mb ({100 * used // total}%)",
+        "server-uptime": clock if not days else f"{days} day{'s' * (days > 1)} {clock}",
+    }

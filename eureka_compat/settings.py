@@ -1,0 +1,25 @@
+"""How the Eureka protocol is served, with the reason for each default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EurekaSettings:
+    """Units are in the names."""
+
+    delta_enabled: bool = True
+    """Off: ``apps/delta`` answers 403 and clients fetch everything each time."""
+
+    sync_when_timestamp_differs: bool = True
+    """Whether a heartbeat's dirty timestamp is compared with the registered one."""
+
+    max_instance_bytes: int = 1024 * 1024
+    """The longest registration; a real one has about a kilobyte. Longer: 413."""
+
+    max_batch_bytes: int = 16 * 1024 * 1024
+    """The longest batch of a peer; 250 registrations have well under a megabyte. Longer: 413."""
+
+    environment: str = "test"
+    """The environment's name, shown in the status."""

@@ -1,0 +1,393 @@
+"""Instances as the Eureka protocol names them. Every wire name and default stands here, once.
+
+The neutral form is a tree of dicts as the protocol's JSON has it (``"$"``, ``"@enabled"``,
+``"@class"``); ``codecs`` spells it as JSON or XML and reads both back into it. Knows no HTTP.
+Source: protocol sections 2.4, 3.3 to 3.8, 4.1 and 4.3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from registry import ActionType, DataCenter, Instance, InstanceStatus
+
+Tree = dict[str, Any]
+
+DEFAULT_CLASS = "com.netflix.appinfo.InstanceInfo$DefaultDataCenterInfo"
+MY_CLASS = "com.netflix.appinfo.MyDataCenterInfo"
+AMAZON_CLASS = "com.netflix.appinfo.AmazonInfo"
+EMPTY_MAP = "java.util.Collections$EmptyMap"
+DATA_CENTER_NAMES = ("MyOwn", "Netflix", "Amazon")
+COMPACT_AMAZON_KEYS = (
+    "instance-id",
+    "public-ipv4",
+    "public-hostname",
+    "local-ipv4",
+    "availability-zone",
+)
+_HIDDEN_SIDS = ("na", "unknown")
+
+
+class ParseError(ValueError):
+    """A body that is no instance; the text names the field and what was expected."""
+
+
+class InvalidInstanceError(ValueError):
+    """An instance that lacks what the protocol requires; the text begins as the original's."""
+
+
+# Out
+
+
+def instance_tree(instance: Instance, status: InstanceStatus | None = None) -> Tree:
+    """An instance in full, in the original's order of keys.
+
+    ``status`` replaces the shown status (the down-mapping of protocol 4.6).
+    """
+    tree: Tree = {}
+    if instance.instance_id is not None:
+        tree["instanceId"] = instance.instance_id
+    tree["hostName"] = instance.host_name
+    tree["app"] = instance.app
+    tree["ipAddr"] = instance.ip_addr
+    if instance.sid not in _HIDDEN_SIDS:
+        tree["sid"] = instance.sid
+    tree["status"] = str(status or instance.status)
+    tree["overriddenStatus"] = str(instance.overridden_status)
+    tree["port"] = _port(instance.port, instance.port_enabled)
+    tree["securePort"] = _port(instance.secure_port, instance.secure_port_enabled)
+    tree["countryId"] = instance.country_id
+    tree["dataCenterInfo"] = _data_center_tree(instance.data_center)
+    tree["leaseInfo"] = {
+        "renewalIntervalInSecs": instance.renewal_interval_secs,
+        "durationInSecs": instance.duration_secs,
+        "registrationTimestamp": instance.registration_ms,
+        "lastRenewalTimestamp": instance.last_renewal_ms,
+        "evictionTimestamp": instance.eviction_ms,
+        "serviceUpTimestamp": instance.service_up_ms,
+    }
+    tree["metadata"] = dict(instance.metadata) or {"@class": EMPTY_MAP}
+    _put(tree, "appGroupName", instance.app_group_name)
+    _put(tree, "homePageUrl", instance.home_page_url)
+    _put(tree, "statusPageUrl", instance.status_page_url)
+    _put(tree, "healthCheckUrl", instance.health_check_url)
+    _put(tree, "secureHealthCheckUrl", instance.secure_health_check_url)
+    _put(tree, "vipAddress", instance.vip_address)
+    _put(tree, "secureVipAddress", instance.secure_vip_address)
+    tree["isCoordinatingDiscoveryServer"] = "false"
+    tree["lastUpdatedTimestamp"] = str(instance.last_updated_ms)
+    tree["lastDirtyTimestamp"] = str(instance.last_dirty_ms)
+    tree["actionType"] = str(instance.action_type)
+    _put(tree, "asgName", instance.asg_name)
+    return tree
+
+
+def compact_tree(instance: Instance) -> Tree:
+    """The short form of an instance that ``X-Eureka-Accept: compact`` asks for (protocol 3.7)."""
+    tree: Tree = {}
+    if instance.instance_id is not None:
+        tree["instanceId"] = instance.instance_id
+    tree["app"] = instance.app
+    tree["ipAddr"] = instance.ip_addr
+    _put(tree, "vipAddress", instance.vip_address)
+    _put(tree, "secureVipAddress", instance.secure_vip_address)
+    tree["dataCenterInfo"] = _data_center_tree(instance.data_center, COMPACT_AMAZON_KEYS)
+    tree["hostName"] = instance.host_name
+    tree["status"] = str(instance.status)
+    tree["lastUpdatedTimestamp"] = instance.last_updated_ms
+    tree["actionType"] = str(instance.action_type)
+    _put(tree, "asgName", instance.asg_name)
+    tree["port"] = _port(instance.port, instance.port_enabled)
+    tree["securePort"] = _port(instance.secure_port, instance.secure_port_enabled)
+    return tree
+
+
+def _put(tree: Tree, name: str, value: str | None) -> None:
+    if value is not None:
+        tree[name] = value
+
+
+def _port(number: int, enabled: bool) -> Tree:
+    return {"$": number, "@enabled": "true" if enabled else "false"}
+
+
+def _data_center_tree(data_center: DataCenter, only: tuple[str, ...] | None = None) -> Tree:
+    metadata = data_center.amazon_metadata
+    if metadata is None:
+        return {"@class": DEFAULT_CLASS, "name": data_center.name}
+    kept = {k: v for k, v in metadata.items() if only is None or k in only}
+    return {"@class": AMAZON_CLASS, "name": data_center.name, "metadata": kept}
+
+
+def down_mapped(status: InstanceStatus) -> InstanceStatus:
+    """What an XML answer for a single instance shows (protocol 4.6)."""
+    if status in (InstanceStatus.OUT_OF_SERVICE, InstanceStatus.UNKNOWN):
+        return InstanceStatus.DOWN
+    return status
+
+
+# In
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A parsed instance that is not validated yet; None stands for absent."""
+
+    app: str
+    instance_id: str | None = None
+    host_name: str | None = None
+    ip_addr: str | None = None
+    data_center: DataCenter | None = None
+    data_center_named: bool = True
+    last_dirty_ms: int | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+_TEXT_FIELDS = {
+    "sid": "sid",
+    "asgName": "asg_name",
+    "appGroupName": "app_group_name",
+    "homePageUrl": "home_page_url",
+    "statusPageUrl": "status_page_url",
+    "healthCheckUrl": "health_check_url",
+    "secureHealthCheckUrl": "secure_health_check_url",
+    "vipAddress": "vip_address",
+    "secureVipAddress": "secure_vip_address",
+}
+
+
+def read_candidate(tree: Any) -> Candidate:
+    """Read the tree of one instance, as tolerantly as real clients need; ``ParseError`` else."""
+    if not isinstance(tree, dict):
+        raise ParseError("instance: expected an object")
+    app = _text(tree, "app")
+    if app is None:
+        raise ParseError("instance.app: expected the application's name, as a string")
+    candidate = Candidate(app.upper())
+    metadata = _metadata(tree.get("metadata"))
+    candidate.fields["metadata"] = metadata
+    candidate.instance_id = _text(tree, "instanceId")
+    candidate.host_name = _text(tree, "hostName") or None
+    if candidate.instance_id is None and metadata.get("instanceId", "").strip():
+        candidate.instance_id = _id_from_metadata(metadata["instanceId"], candidate.host_name)
+    candidate.ip_addr = _text(tree, "ipAddr")
+    for name, attribute in _TEXT_FIELDS.items():
+        value = _text(tree, name)
+        if value is not None:
+            candidate.fields[attribute] = value
+    status = _text(tree, "status")
+    candidate.fields["status"] = InstanceStatus.UP if status is None else _status(status)
+    # Both spellings are read and the later one wins, as the original does.
+    for name in tree:
+        if name in ("overriddenStatus", "overriddenstatus") and tree[name] is not None:
+            candidate.fields["overridden_status"] = _status(_text(tree, name) or "")
+    _read_port(tree.get("port"), "port", candidate.fields, enabled_by_default=True)
+    _read_port(tree.get("securePort"), "securePort", candidate.fields, enabled_by_default=False)
+    country = tree.get("countryId")
+    if country is not None:
+        candidate.fields["country_id"] = _integer(country, "instance.countryId")
+    _read_lease(tree.get("leaseInfo"), candidate.fields)
+    _read_data_center(tree, candidate)
+    dirty = tree.get("lastDirtyTimestamp")
+    candidate.last_dirty_ms = None if dirty is None else _timestamp(dirty)
+    return candidate
+
+
+def _id_from_metadata(value: str, host_name: str | None) -> str:
+    """Spring's codec takes the id from the metadata where the client sent none (3.8)."""
+    if host_name and not value.startswith(host_name):
+        return f"{host_name}:{value}"
+    return value
+
+
+def _scalar(value: Any, path: str) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None:
+        return "null"
+    if isinstance(value, (int, float)):
+        return str(value)
+    raise ParseError(f"{path}: expected a string")
+
+
+def _text(tree: Tree, name: str) -> str | None:
+    value = tree.get(name)
+    return None if value is None else _scalar(value, f"instance.{name}")
+
+
+def _status(text: str) -> InstanceStatus:
+    try:
+        return InstanceStatus(text)
+    except ValueError:
+        return InstanceStatus.UNKNOWN
+
+
+def _number(value: Any) -> int | None:
+    """A number or a numeric string; None for anything else."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, (int, float)):
+        return int(value)
+    if isinstance(value, str):
+        try:
+            return int(value) if value.strip() == value and "_" not in value else None
+        except ValueError:
+            return None
+    return None
+
+
+def _integer(value: Any, path: str) -> int:
+    number = _number(value)
+    if number is None or not -(2**31) <= number < 2**31:
+        raise ParseError(f"{path}: expected a number")
+    return number
+
+
+def _timestamp(value: Any) -> int:
+    """Epoch milliseconds; what is no number counts as 0, as in the original."""
+    number = _number(value)
+    return 0 if number is None or not 0 <= number < 2**63 else number
+
+
+def _metadata(value: Any) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ParseError("instance.metadata: expected an object of strings")
+    return {
+        name: _scalar(item, f"instance.metadata.{name}")
+        for name, item in value.items()
+        if name != "@class"
+    }
+
+
+def _read_port(
+    value: Any, name: str, fields: dict[str, Any], *, enabled_by_default: bool
+) -> None:
+    attribute = "port" if name == "port" else "secure_port"
+    if value is None:
+        return
+    path = f"instance.{name}"
+    enabled = enabled_by_default
+    if isinstance(value, dict):
+        if not value.keys() <= {"$", "@enabled"}:
+            raise ParseError(f'{path}: expected {{"$": 8080, "@enabled": "true"}} and no other key')
+        number = value.get("$")
+        if number is not None:
+            fields[attribute] = _port_number(number, f"{path}.$")
+        flag = value.get("@enabled")
+        if isinstance(flag, str):
+            enabled = flag == "true"
+        elif isinstance(flag, bool | int | float):
+            enabled = bool(flag)
+    elif isinstance(value, (int, str)) and not isinstance(value, bool):
+        fields[attribute] = _integer(value, path)
+    else:
+        raise ParseError(f'{path}: expected {{"$": 8080, "@enabled": "true"}}')
+    fields[f"{attribute}_enabled"] = enabled
+
+
+def _port_number(value: Any, path: str) -> int:
+    if isinstance(value, str):
+        number = _number(value)
+        return 0 if number is None or abs(number) >= 2**31 else number
+    return _integer(value, path)
+
+
+def _read_lease(value: Any, fields: dict[str, Any]) -> None:
+    if value is None:
+        return
+    if not isinstance(value, dict):
+        raise ParseError("instance.leaseInfo: expected an object")
+    for name, attribute in (
+        ("renewalIntervalInSecs", "renewal_interval_secs"),
+        ("durationInSecs", "duration_secs"),
+    ):
+        number = _number(value.get(name))
+        # Not positive means the default; a lease of over 68 years is none.
+        if number is not None and 0 < number < 2**31:
+            fields[attribute] = number
+
+
+def _read_data_center(tree: Tree, candidate: Candidate) -> None:
+    value = tree.get("dataCenterInfo")
+    if value is None:
+        return
+    path = "instance.dataCenterInfo"
+    if not isinstance(value, dict):
+        raise ParseError(f"{path}: expected an object")
+    kind = value.get("@class")
+    name = value.get("name")
+    if kind == AMAZON_CLASS or (kind is None and name == "Amazon" and "metadata" in value):
+        metadata = value.get("metadata")
+        if not isinstance(metadata, dict):
+            raise ParseError(f"{path}.metadata: expected an object for an Amazon data center")
+        amazon = {
+            key: _scalar(item, f"{path}.metadata.{key}")
+            for key, item in metadata.items()
+            if key != "@class" and item is not None
+        }
+        candidate.data_center = DataCenter("Amazon", amazon)
+        return
+    if kind is not None:
+        if kind not in (DEFAULT_CLASS, MY_CLASS):
+            raise ParseError(f"{path}.@class: expected {DEFAULT_CLASS}")
+        if not value.keys() <= {"@class", "name"}:
+            raise ParseError(f"{path}: expected no other key than @class and name")
+    if name is None:
+        candidate.data_center = DataCenter("MyOwn")
+        candidate.data_center_named = False
+    elif name in DATA_CENTER_NAMES:
+        candidate.data_center = DataCenter(name)
+    else:
+        raise ParseError(f"{path}.name: expected one of {', '.join(DATA_CENTER_NAMES)}")
+
+
+def validated(candidate: Candidate, path_app: str, now_ms: int) -> Instance:
+    """The instance, if it has what the protocol requires (2.4); else ``InvalidInstanceError``.
+
+    The checks come in the original's order and their texts begin with the original's.
+    """
+    data_center = candidate.data_center
+    amazon = data_center.amazon_metadata if data_center is not None else None
+    effective_id = (
+        candidate.instance_id or (amazon or {}).get("instance-id") or candidate.host_name or ""
+    )
+    expected = path_app.upper()
+    if not effective_id:
+        raise InvalidInstanceError("Missing instanceId: instance.instanceId must be a string")
+    if not candidate.host_name:
+        raise InvalidInstanceError("Missing hostname: instance.hostName must be a string")
+    if not candidate.ip_addr:
+        raise InvalidInstanceError("Missing ip address: instance.ipAddr must be a string")
+    if not candidate.app:
+        raise InvalidInstanceError("Missing appName: instance.app must be a string")
+    if candidate.app != expected:
+        raise InvalidInstanceError(
+            f"Mismatched appName, expecting {expected} but was {candidate.app}:"
+            " instance.app must be the application in the path"
+        )
+    if data_center is None:
+        raise InvalidInstanceError(
+            f'Missing dataCenterInfo: expected {{"@class":"{DEFAULT_CLASS}","name":"MyOwn"}}'
+        )
+    if not candidate.data_center_named:
+        raise InvalidInstanceError(
+            f"Missing dataCenterInfo Name: expected one of {', '.join(DATA_CENTER_NAMES)}"
+        )
+    if amazon is not None and not amazon.get("instance-id"):
+        data_center = DataCenter(data_center.name, {**amazon, "instance-id": effective_id})
+    return Instance(
+        app=candidate.app,
+        id=effective_id,
+        instance_id=candidate.instance_id,
+        host_name=candidate.host_name,
+        ip_addr=candidate.ip_addr,
+        data_center=data_center,
+        last_dirty_ms=now_ms if candidate.last_dirty_ms is None else candidate.last_dirty_ms,
+        action_type=ActionType.ADDED,
+        **candidate.fields,
+    )

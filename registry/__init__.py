@@ -1,0 +1,55 @@
+"""A registry of running instances: leases, overrides, a numbered change log. Knows no wire format."""
+
+from registry.errors import (
+    ConflictError,
+    InvalidIdentityError,
+    RegistryError,
+    SourceConflictError,
+    StoreError,
+)
+from registry.evictor import Evictor
+from registry.lease import Clock, SystemClock
+from registry.model import (
+    DEFAULT_NAMESPACE,
+    ActionType,
+    Change,
+    DataCenter,
+    Instance,
+    InstanceKey,
+    InstanceStatus,
+    Lease,
+    Namespace,
+    Revision,
+)
+from registry.registry import Registry, SelfPreservation
+from registry.settings import RegistrySettings
+from registry.store import Store
+from registry.stores import open_store
+from registry.view import View
+
+__all__ = [
+    "DEFAULT_NAMESPACE",
+    "ActionType",
+    "Change",
+    "Clock",
+    "ConflictError",
+    "DataCenter",
+    "Evictor",
+    "Instance",
+    "InstanceKey",
+    "InstanceStatus",
+    "InvalidIdentityError",
+    "Lease",
+    "Namespace",
+    "Registry",
+    "RegistryError",
+    "RegistrySettings",
+    "Revision",
+    "SelfPreservation",
+    "SourceConflictError",
+    "Store",
+    "StoreError",
+    "SystemClock",
+    "View",
+    "open_store",
+]

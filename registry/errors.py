@@ -1,0 +1,43 @@
+"""What can go wrong in the registry, drawn once.
+
+RegistryError
+├── StoreError                the store did not answer, or refused a write (full disk, lost connection)
+├── ConflictError             a conditional write lost a race; the registry reads again and repeats it
+├── InvalidIdentityError      an application name and id too long, or holding a NUL
+└── SourceConflictError       the instance belongs to another source, which alone may change it
+
+"No such instance" is an ordinary answer (``False`` or ``None``), not an error.
+"""
+
+
+class RegistryError(Exception):
+    """The base of every error that leaves this package."""
+
+
+class StoreError(RegistryError):
+    """The store failed; nothing was written. The driver's own error is chained as the cause."""
+
+
+class ConflictError(RegistryError):
+    """A guarded record changed between the read and the conditional write; nothing was written."""
+
+
+class InvalidIdentityError(RegistryError):
+    """An application and id that no store can hold; nothing was written."""
+
+    def __init__(self, limit: int) -> None:
+        """State the limit in bytes."""
+        super().__init__(
+            f"application and instance id together must be at most {limit} bytes, without NUL"
+        )
+
+
+class SourceConflictError(RegistryError):
+    """A source tried to write an instance that another source brought; nothing was written."""
+
+    def __init__(self, app: str, instance_id: str, owner: str) -> None:
+        """Name the instance and the source it belongs to."""
+        super().__init__(f"{app}/{instance_id} belongs to the source {owner!r}")
+        self.app = app
+        self.instance_id = instance_id
+        self.owner = owner

@@ -1,0 +1,193 @@
+"""The evictor: takes out what stopped renewing, by one worker at a time.
+
+Every worker runs one; the one holding the store's lock acts, and another takes over when it dies.
+Eviction is random among the expired, so that an outage never empties one whole application first,
+and capped: 15 % of the registry in any 60 s (or per sweep, where the genuine timing is asked for).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import uuid
+
+from registry.errors import StoreError
+from registry.lease import eviction_limit
+from registry.model import InstanceKey, Lease, Namespace, Revision
+from registry.registry import Registry
+
+log = logging.getLogger("registry")
+
+PASS_INTERVAL_SECS = 0.4
+LOCK_TTL_MS = 3_000
+PAUSE_MS = 2_500
+BUDGET_WINDOW_MS = 60_000
+
+
+class Evictor:
+    """Expiry, eviction and housekeeping for all namespaces of a registry."""
+
+    def __init__(self, registry: Registry, *, rng: random.Random | None = None) -> None:
+        """Name this evictor uniquely; nothing runs before ``start`` or ``run_once``."""
+        self._registry = registry
+        self._owner = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._random = rng or random.Random()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._preserving: dict[Namespace, bool] = {}
+        # When the earliest lease ends, as far as seen at a revision: until then no scan is needed.
+        self._next_due: dict[Namespace, tuple[Revision, int]] = {}
+        self._last_sweep: int | None = None
+        self._last_trim: int | None = None
+        self._last_threshold: int | None = None
+        self._failing = False
+
+    def start(self) -> None:
+        """Run in a background thread until ``stop``."""
+        self._thread = threading.Thread(target=self._run, name="evictor", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop soon, and give the lock back so that another worker goes on at once."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(timeout=5)
+        try:
+            self._registry.store.release("evictor", self._owner)
+        except StoreError as error:
+            log.warning("the evictor's lock is left to time out: %s", error)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(PASS_INTERVAL_SECS):
+            try:
+                self.run_once()
+                self._failing = False
+            except StoreError as error:
+                if not self._failing:
+                    log.warning("nothing is evicted while the store fails: %s", error)
+                self._failing = True
+
+    def run_once(self) -> int:
+        """One pass; how many instances it evicted. ``StoreError`` if the store does not answer."""
+        registry = self._registry
+        now = registry.clock.mono_ms()
+        given_back = registry.store.resume(now, PAUSE_MS)
+        if given_back is not None:
+            log.warning("the server had paused: %d leases got their time back", given_back)
+            self._next_due.clear()
+        if not registry.store.acquire("evictor", self._owner, now, LOCK_TTL_MS):
+            self._next_due.clear()
+            self._last_sweep = None
+            return 0
+        registry.store.flush()
+        namespaces = list(registry.store.namespaces())
+        self._housekeep(namespaces, now)
+        if registry.settings.lease_expiry == "genuine":
+            return self._sweep(namespaces, now)
+        return sum(self._evict_due(namespace, now) for namespace in namespaces)
+
+    def _evict_due(self, namespace: Namespace, now: int) -> int:
+        registry = self._registry
+        if not self._may_evict(namespace) or not self._something_due(namespace, now):
+            return 0
+        leases = registry.store.leases(namespace)
+        due = [(key, lease) for key, lease in leases if now > lease.deadline_mono_ms]
+        view = registry.view(namespace)
+        with view.lock:
+            revision = view.revision
+            gone = sum(c.evicted for c in view.recent(now) if c.at_mono_ms > now - BUDGET_WINDOW_MS)
+        limit = eviction_limit(len(leases) + gone, registry.settings.renewal_percent_threshold)
+        evicted = self._evict_some(namespace, due, limit - gone)
+        if evicted < len(due):
+            self._next_due.pop(namespace, None)
+        else:
+            alive = (lease.deadline_mono_ms for _, lease in leases if now <= lease.deadline_mono_ms)
+            self._next_due[namespace] = (revision, min(alive, default=1 << 62))
+        return evicted
+
+    def _something_due(self, namespace: Namespace, now: int) -> bool:
+        seen = self._next_due.get(namespace)
+        if seen is None:
+            return True
+        view = self._registry.view(namespace)
+        with view.lock:
+            revision, earliest = seen
+            if view.revision != revision:
+                for change in reversed(view.recent(now)):
+                    if change.revision <= revision:
+                        break
+                    if change.instance is not None and not change.removed:
+                        length = change.instance.duration_secs * 1000
+                        earliest = min(earliest, change.at_mono_ms + length)
+                self._next_due[namespace] = (view.revision, earliest)
+        return now > earliest
+
+    def _sweep(self, namespaces: list[Namespace], now: int) -> int:
+        """The genuine timing: one run per interval, a late run adding its delay to every lease."""
+        registry = self._registry
+        interval = registry.settings.eviction_interval_ms
+        if self._last_sweep is None:
+            self._last_sweep = now
+            return 0
+        elapsed = now - self._last_sweep
+        if elapsed < interval:
+            return 0
+        # Our passes come up to one pass interval late by themselves; that is no delay.
+        extra = max(0, elapsed - interval - int(PASS_INTERVAL_SECS * 1000) * 2)
+        self._last_sweep = now
+        evicted = 0
+        for namespace in namespaces:
+            if not self._may_evict(namespace):
+                continue
+            leases = registry.store.leases(namespace)
+            due = [(key, lease) for key, lease in leases if now > lease.deadline_mono_ms + extra]
+            limit = eviction_limit(len(leases), registry.settings.renewal_percent_threshold)
+            evicted += self._evict_some(namespace, due, limit)
+        return evicted
+
+    def _evict_some(
+        self, namespace: Namespace, due: list[tuple[InstanceKey, Lease]], limit: int
+    ) -> int:
+        chosen = self._random.sample(due, min(len(due), max(0, limit)))
+        return sum(
+            self._registry.evict(key, lease.deadline_mono_ms, namespace) for key, lease in chosen
+        )
+
+    def _may_evict(self, namespace: Namespace) -> bool:
+        state = self._registry.self_preservation(namespace)
+        preserving = not state.expiration_enabled
+        if preserving != self._preserving.get(namespace, False):
+            log.warning(
+                "%s self-preservation: %d renewals in the last minute, the threshold is %d",
+                "entered" if preserving else "left",
+                state.renewals_last_minute,
+                state.threshold,
+            )
+            self._preserving[namespace] = preserving
+        return state.expiration_enabled
+
+    def _housekeep(self, namespaces: list[Namespace], now: int) -> None:
+        settings = self._registry.settings
+        store = self._registry.store
+        if self._last_trim is None or now - self._last_trim > settings.delta_retention_timer_interval_ms:
+            self._last_trim = now
+            keep = max(settings.delta_retention_ms, BUDGET_WINDOW_MS)
+            for namespace in namespaces:
+                store.trim(namespace, now - keep - settings.delta_retention_timer_interval_ms)
+        if self._last_threshold is None:
+            self._last_threshold = now
+        elif now - self._last_threshold > settings.renewal_threshold_update_interval_ms:
+            self._last_threshold = now
+            for namespace in namespaces:
+                self._update_expected_clients(namespace)
+
+    def _update_expected_clients(self, namespace: Namespace) -> None:
+        settings = self._registry.settings
+        expected = self._registry.store.expected_clients(namespace) or 0
+        view = self._registry.view(namespace)
+        with view.lock:
+            count = view.size()
+        if count > settings.renewal_percent_threshold * expected or not settings.self_preservation:
+            self._registry.store.set_expected_clients(namespace, count)

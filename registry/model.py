@@ -1,0 +1,146 @@
+"""The values of the registry: instances, leases, changes. Frozen, free of any wire format.
+
+Instants ending in ``_ms`` are epoch milliseconds of the wall clock and are only shown; those
+ending in ``_mono_ms`` are milliseconds of the machine's monotonic clock and decide. Nothing here
+orders anything by time: a ``Revision`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple, NewType
+
+Revision = NewType("Revision", int)
+Namespace = NewType("Namespace", str)
+
+DEFAULT_NAMESPACE = Namespace("default")
+DEFAULT_RENEWAL_INTERVAL_SECS = 30
+DEFAULT_DURATION_SECS = 90
+
+
+class InstanceStatus(StrEnum):
+    """What an instance says of itself, or an operator says of it."""
+
+    UP = "UP"
+    DOWN = "DOWN"
+    STARTING = "STARTING"
+    OUT_OF_SERVICE = "OUT_OF_SERVICE"
+    UNKNOWN = "UNKNOWN"
+
+
+class ActionType(StrEnum):
+    """What the last change did to an instance."""
+
+    ADDED = "ADDED"
+    MODIFIED = "MODIFIED"
+    DELETED = "DELETED"
+
+
+class InstanceKey(NamedTuple):
+    """An instance's identity inside its namespace: upper-case application and effective id."""
+
+    app: str
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataCenter:
+    """Where an instance runs. Only an Amazon one has metadata (possibly empty)."""
+
+    name: str = "MyOwn"
+    amazon_metadata: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """One running copy of an application: all that it registered, and what the server adds.
+
+    ``id`` is the effective id (see ``key``); ``instance_id`` is what the client sent, if anything.
+    """
+
+    # What the client registered.
+    app: str
+    id: str
+    instance_id: str | None
+    host_name: str
+    ip_addr: str
+    status: InstanceStatus = InstanceStatus.UP
+    overridden_status: InstanceStatus = InstanceStatus.UNKNOWN
+    sid: str = "na"
+    port: int = 7001
+    port_enabled: bool = True
+    secure_port: int = 7002
+    secure_port_enabled: bool = False
+    country_id: int = 1
+    data_center: DataCenter = field(default_factory=DataCenter)
+    renewal_interval_secs: int = DEFAULT_RENEWAL_INTERVAL_SECS
+    duration_secs: int = DEFAULT_DURATION_SECS
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    app_group_name: str | None = None
+    home_page_url: str | None = None
+    status_page_url: str | None = None
+    health_check_url: str | None = None
+    secure_health_check_url: str | None = None
+    vip_address: str | None = None
+    secure_vip_address: str | None = None
+    asg_name: str | None = None
+    last_dirty_ms: int = 0
+    # What the server adds.
+    source: str = "eureka"
+    revision: Revision = Revision(0)
+    action_type: ActionType = ActionType.ADDED
+    last_updated_ms: int = 0
+    registration_ms: int = 0
+    last_renewal_ms: int = 0
+    eviction_ms: int = 0
+    service_up_ms: int = 0
+
+    @property
+    def key(self) -> InstanceKey:
+        """The identity under which the registry keeps this instance."""
+        return InstanceKey(self.app, self.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The time-limited right of an instance to be listed."""
+
+    deadline_mono_ms: int
+    duration_ms: int
+    last_renewal_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class OverrideChange:
+    """An override of an instance id that was set, or removed where ``status`` is None."""
+
+    id: str
+    status: InstanceStatus | None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One entry of the change log.
+
+    ``instance`` is the instance after the change (its last state where it was removed), or None
+    where only an override changed.
+    """
+
+    revision: Revision
+    at_mono_ms: int
+    instance: Instance | None
+    removed: bool = False
+    evicted: bool = False
+    override: OverrideChange | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A namespace at one revision, with the part of its change log that the store still holds."""
+
+    revision: Revision
+    instances: tuple[Instance, ...]
+    overrides: Mapping[str, InstanceStatus]
+    changes: tuple[Change, ...]

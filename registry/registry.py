@@ -1,0 +1,549 @@
+"""The registry: register, renew, cancel, override, read. The one place that decides what is true.
+
+Each mutation reads the worker's view, decides by the rules, and hands the store one conditional
+write; when that lost a race it looks again. Semantics: protocol section 7.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from registry.errors import (
+    ConflictError,
+    InvalidIdentityError,
+    SourceConflictError,
+    StoreError,
+)
+from registry.lease import (
+    Clock,
+    deadline_after_registration,
+    deadline_after_renewal,
+    duration_ms,
+    lease_expiration_enabled,
+    renewal_threshold,
+    renewal_window,
+)
+from registry.model import (
+    DEFAULT_NAMESPACE,
+    ActionType,
+    Instance,
+    InstanceKey,
+    InstanceStatus,
+    Lease,
+    Namespace,
+    OverrideChange,
+    Revision,
+)
+from registry.settings import RegistrySettings
+from registry.status_rules import Situation, effective_status
+from registry.store import Commit, Store
+from registry.view import View
+
+log = logging.getLogger("registry")
+
+MAX_IDENTITY_BYTES = 400
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class SelfPreservation:
+    """The numbers behind self-preservation, and its verdict."""
+
+    expected_clients: int
+    threshold: int
+    renewals_last_minute: int
+    expiration_enabled: bool
+
+
+class Registry:
+    """All namespaces of one store, as this worker process sees and changes them. Thread-safe."""
+
+    def __init__(self, store: Store, clock: Clock, settings: RegistrySettings) -> None:
+        """Nothing is read before ``start``."""
+        self.store = store
+        self.clock = clock
+        self.settings = settings
+        self._doubled = settings.lease_expiry == "genuine"
+        self._views: dict[Namespace, View] = {}
+
+    def start(self) -> None:
+        """Load what the store holds; ``StoreError`` if it does not answer."""
+        for namespace in {DEFAULT_NAMESPACE, *self.store.namespaces()}:
+            view = self._view(namespace)
+            view.sync()
+            if self.store.expected_clients(namespace) is None:
+                count = max(view.size(), self.settings.default_open_for_traffic_count)
+                self.store.set_expected_clients(namespace, count)
+
+    def _view(self, namespace: Namespace) -> View:
+        view = self._views.get(namespace)
+        if view is None:
+            fresh = View(self.store, namespace, self.settings.delta_retention_ms)
+            view = self._views.setdefault(namespace, fresh)
+        return view
+
+    def check(self) -> None:
+        """Whether the store takes writes and answers reads; ``StoreError`` with the reason if not."""
+        self.store.revision(DEFAULT_NAMESPACE)
+        self.store.probe()
+
+    # Reads
+
+    def view(self, namespace: Namespace = DEFAULT_NAMESPACE) -> View:
+        """The current view; the last known one while the store does not answer."""
+        view = self._view(namespace)
+        try:
+            view.sync()
+        except StoreError as error:
+            log.warning("the store does not answer, reads go on from memory: %s", error)
+        return view
+
+    def instance(
+        self, app: str, instance_id: str, namespace: Namespace = DEFAULT_NAMESPACE
+    ) -> Instance | None:
+        """One instance with its lease as it is now; None where unknown or expired.
+
+        An expired one is hidden only while leases may be evicted at all.
+        """
+        view = self.view(namespace)
+        with view.lock:
+            found = view.get(InstanceKey(app.upper(), instance_id))
+        return self._with_lease(found, namespace)
+
+    def instance_by_id(
+        self, instance_id: str, namespace: Namespace = DEFAULT_NAMESPACE
+    ) -> Instance | None:
+        """As ``instance``, looked for in every application."""
+        view = self.view(namespace)
+        with view.lock:
+            found = view.by_id(instance_id)
+        return self._with_lease(found, namespace)
+
+    def _with_lease(self, found: Instance | None, namespace: Namespace) -> Instance | None:
+        if found is None:
+            return None
+        try:
+            lease = self.store.lease(namespace, found.key)
+            if lease is None:
+                return found
+            if (
+                self.clock.mono_ms() > lease.deadline_mono_ms
+                and self.self_preservation(namespace).expiration_enabled
+            ):
+                return None
+        except StoreError:
+            return found
+        return replace(found, last_renewal_ms=lease.last_renewal_ms)
+
+    def self_preservation(self, namespace: Namespace = DEFAULT_NAMESPACE) -> SelfPreservation:
+        """The renewal arithmetic of this moment; ``StoreError`` if the store does not answer."""
+        settings = self.settings
+        expected = self.store.expected_clients(namespace) or 0
+        window = renewal_window(self.clock.mono_ms()) - 1
+        renewals = self.store.renewals(namespace, window)
+        threshold = renewal_threshold(
+            expected,
+            settings.expected_client_renewal_interval_secs,
+            settings.renewal_percent_threshold,
+        )
+        return SelfPreservation(
+            expected,
+            threshold,
+            renewals,
+            lease_expiration_enabled(
+                self_preservation=settings.self_preservation,
+                threshold=threshold,
+                renewals=renewals,
+            ),
+        )
+
+    # Writes
+
+    def _decide(
+        self, namespace: Namespace, decision: Callable[[View], tuple[Commit | None, _T]]
+    ) -> _T:
+        """Make a decision on the current view and commit it, again and again until it holds."""
+        while True:
+            view = self._view(namespace)
+            view.sync()
+            with view.lock:
+                commit, answer = decision(view)
+            if commit is None:
+                return answer
+            try:
+                self.store.commit(namespace, commit)
+            except ConflictError:
+                continue
+            return answer
+
+    def register(
+        self,
+        instance: Instance,
+        *,
+        is_replication: bool = False,
+        namespace: Namespace = DEFAULT_NAMESPACE,
+    ) -> None:
+        """List an instance, with a new lease, or replace it (protocol 7.1).
+
+        Where the listed one has a newer dirty timestamp its data stay, with the new lease. Raises
+        ``SourceConflictError``, ``InvalidIdentityError`` and ``StoreError``.
+        """
+        key = instance.key
+        if len("".join(key).encode()) > MAX_IDENTITY_BYTES or "\0" in "".join(key):
+            raise InvalidIdentityError(MAX_IDENTITY_BYTES)
+
+        def decide(view: View) -> tuple[Commit, bool]:
+            existing = view.get(key)
+            _check_source(existing, instance.source)
+            override = stored_override = view.overrides.get(key.id)
+            keeps_data = existing is not None and existing.last_dirty_ms > instance.last_dirty_ms
+            chosen = existing if existing is not None and keeps_data else instance
+            override_change = None
+            if chosen.overridden_status is not InstanceStatus.UNKNOWN and override is None:
+                override = chosen.overridden_status
+                override_change = OverrideChange(key.id, override)
+            status = effective_status(
+                Situation(
+                    reported=chosen.status,
+                    override=override,
+                    leased=existing.status if existing is not None else None,
+                    is_replication=is_replication,
+                )
+            )
+            now = self.clock.wall_ms()
+            mono = self.clock.mono_ms()
+            service_up = existing.service_up_ms if existing is not None else 0
+            if status is InstanceStatus.UP and not service_up:
+                service_up = now
+            duration = duration_ms(instance.duration_secs)
+            listed = replace(
+                chosen,
+                duration_secs=duration // 1000,
+                overridden_status=override or chosen.overridden_status,
+                status=status,
+                action_type=ActionType.ADDED,
+                last_updated_ms=now,
+                registration_ms=now,
+                last_renewal_ms=now,
+                eviction_ms=0,
+                service_up_ms=service_up,
+            )
+            commit = Commit(
+                key=key,
+                expected=existing.revision if existing is not None else Revision(0),
+                expected_override=stored_override,
+                at_mono_ms=mono,
+                instance=listed,
+                lease=Lease(deadline_after_registration(mono, duration), duration, now),
+                override=override_change,
+                expected_clients_step=0 if existing is not None else 1,
+            )
+            return commit, existing is None
+
+        is_new = self._decide(namespace, decide)
+        if is_new:
+            log.info("registered %s/%s as %s", key.app, key.id, instance.status)
+        else:
+            log.debug("registered %s/%s again", key.app, key.id)
+
+    def renew(
+        self,
+        app: str,
+        instance_id: str,
+        *,
+        source: str = "eureka",
+        is_replication: bool = False,
+        namespace: Namespace = DEFAULT_NAMESPACE,
+    ) -> Instance | None:
+        """Renew a lease (protocol 7.2); the instance, or None where its client must register again.
+
+        That is where there is no lease, where the instance belongs to another source, and where its
+        status is UNKNOWN.
+        """
+        return self._renew(
+            InstanceKey(app.upper(), instance_id), source, is_replication, namespace
+        )
+
+    def _renew(
+        self, key: InstanceKey, source: str, is_replication: bool, namespace: Namespace
+    ) -> Instance | None:
+        view = self._view(namespace)
+        view.sync()
+        with view.lock:
+            instance = view.get(key)
+            override = view.overrides.get(key.id)
+        if instance is None or instance.source != source:
+            return None
+        status = effective_status(
+            Situation(instance.status, override, instance.status, is_replication)
+        )
+        if status is InstanceStatus.UNKNOWN:
+            return None
+        if status is not instance.status:
+            self._set_status_by_rule(key, is_replication, namespace)
+        return instance if self._renew_lease(namespace, instance, counts=True) else None
+
+    def _set_status_by_rule(
+        self, key: InstanceKey, is_replication: bool, namespace: Namespace
+    ) -> None:
+        """Show the status that the rules now give. Unlike the original, the delta tells of it."""
+
+        def decide(view: View) -> tuple[Commit | None, None]:
+            instance = view.get(key)
+            override = view.overrides.get(key.id)
+            if instance is None:
+                return None, None
+            status = effective_status(
+                Situation(instance.status, override, instance.status, is_replication)
+            )
+            if status is instance.status:
+                return None, None
+            return self._update(instance, override, status=status), None
+
+        self._decide(namespace, decide)
+
+    def _renew_lease(self, namespace: Namespace, instance: Instance, *, counts: bool) -> bool:
+        mono = self.clock.mono_ms()
+        duration = duration_ms(instance.duration_secs)
+        now = self.clock.wall_ms()
+        lease = Lease(
+            deadline_after_renewal(mono, duration, doubled=self._doubled),
+            duration,
+            now + duration if self._doubled else now,
+        )
+        window = renewal_window(mono) if counts else None
+        return self.store.renew(namespace, instance.key, lease, window)
+
+    def _update(
+        self,
+        instance: Instance,
+        stored_override: InstanceStatus | None,
+        *,
+        override: OverrideChange | None = None,
+        **changes: object,
+    ) -> Commit:
+        """The commit that changes some fields of a listed instance, its lease left alone."""
+        return Commit(
+            key=instance.key,
+            expected=instance.revision,
+            expected_override=stored_override,
+            at_mono_ms=self.clock.mono_ms(),
+            instance=replace(instance, **changes),  # type: ignore[arg-type]  # names checked by callers
+            override=override,
+        )
+
+    def set_override(
+        self,
+        app: str,
+        instance_id: str,
+        status: InstanceStatus,
+        *,
+        last_dirty_ms: int = 0,
+        namespace: Namespace = DEFAULT_NAMESPACE,
+    ) -> bool:
+        """Set an operator's status above the instance's own (protocol 7.3); False where unknown.
+
+        A status that the instance has already changes and stores nothing. Either way the lease is
+        renewed, uncounted.
+        """
+        key = InstanceKey(app.upper(), instance_id)
+
+        def decide(view: View) -> tuple[Commit | None, Instance | None]:
+            instance = view.get(key)
+            if instance is None or instance.status is status:
+                return None, instance
+            now = self.clock.wall_ms()
+            service_up = instance.service_up_ms
+            if status is InstanceStatus.UP and not service_up:
+                service_up = now
+            commit = self._update(
+                instance,
+                view.overrides.get(key.id),
+                override=OverrideChange(key.id, status),
+                status=status,
+                overridden_status=status,
+                service_up_ms=service_up,
+                last_dirty_ms=max(instance.last_dirty_ms, last_dirty_ms),
+                last_updated_ms=now,
+                last_renewal_ms=now,
+                action_type=ActionType.MODIFIED,
+            )
+            log.info("override %s for %s/%s", status, key.app, key.id)
+            return commit, instance
+
+        instance = self._decide(namespace, decide)
+        return instance is not None and self._renew_lease(namespace, instance, counts=False)
+
+    def remove_override(
+        self,
+        app: str,
+        instance_id: str,
+        status: InstanceStatus = InstanceStatus.UNKNOWN,
+        *,
+        last_dirty_ms: int = 0,
+        namespace: Namespace = DEFAULT_NAMESPACE,
+    ) -> bool:
+        """Remove an override and show ``status`` instead (protocol 7.4); False where unknown."""
+        key = InstanceKey(app.upper(), instance_id)
+
+        def decide(view: View) -> tuple[Commit | None, Instance | None]:
+            instance = view.get(key)
+            override = view.overrides.get(key.id)
+            if instance is None or override is None:
+                return None, instance
+            now = self.clock.wall_ms()
+            service_up = instance.service_up_ms
+            if status is InstanceStatus.UP and not service_up:
+                service_up = now
+            commit = self._update(
+                instance,
+                override,
+                override=OverrideChange(key.id, None),
+                status=status,
+                overridden_status=InstanceStatus.UNKNOWN,
+                service_up_ms=service_up,
+                last_dirty_ms=max(instance.last_dirty_ms, last_dirty_ms),
+                last_updated_ms=now,
+                last_renewal_ms=now,
+                action_type=ActionType.MODIFIED,
+            )
+            log.info("override of %s/%s removed", key.app, key.id)
+            return commit, instance
+
+        instance = self._decide(namespace, decide)
+        return instance is not None and self._renew_lease(namespace, instance, counts=False)
+
+    def store_override(
+        self,
+        app: str,
+        instance_id: str,
+        status: InstanceStatus,
+        *,
+        namespace: Namespace = DEFAULT_NAMESPACE,
+    ) -> None:
+        """Remember an override that a peer told of (protocol 7.6); the next renewal applies it."""
+        key = InstanceKey(app.upper(), instance_id)
+
+        def decide(view: View) -> tuple[Commit | None, None]:
+            instance = view.get(key)
+            override = view.overrides.get(key.id)
+            if instance is None or override is status:
+                return None, None
+            change = OverrideChange(key.id, status)
+            return self._update(instance, override, override=change, overridden_status=status), None
+
+        self._decide(namespace, decide)
+
+    def update_metadata(
+        self,
+        app: str,
+        instance_id: str,
+        metadata: Mapping[str, str],
+        *,
+        namespace: Namespace = DEFAULT_NAMESPACE,
+    ) -> bool:
+        """Merge metadata by registering the instance again (protocol 2.10); False where unknown."""
+        view = self._view(namespace)
+        view.sync()
+        with view.lock:
+            instance = view.get(InstanceKey(app.upper(), instance_id))
+        if instance is None:
+            return False
+        merged = {**instance.metadata, **metadata}
+        self.register(replace(instance, metadata=merged), namespace=namespace)
+        return True
+
+    def cancel(
+        self,
+        app: str,
+        instance_id: str,
+        *,
+        source: str = "eureka",
+        namespace: Namespace = DEFAULT_NAMESPACE,
+    ) -> bool:
+        """Take an instance out, and its id's override (protocol 7.7); False where unknown."""
+        key = InstanceKey(app.upper(), instance_id)
+
+        def decide(view: View) -> tuple[Commit | None, bool]:
+            instance = view.get(key)
+            override = view.overrides.get(key.id)
+            if instance is not None:
+                if instance.source != source:
+                    return None, False
+                return self._removal(instance, override), True
+            if override is None:
+                return None, False
+            # The original drops the override of an id even where the cancel finds no lease.
+            commit = Commit(
+                key=key,
+                expected=Revision(0),
+                expected_override=override,
+                at_mono_ms=self.clock.mono_ms(),
+                instance=None,
+                override=OverrideChange(key.id, None),
+            )
+            return commit, False
+
+        found = self._decide(namespace, decide)
+        if found:
+            log.info("cancelled %s/%s", key.app, key.id)
+        return found
+
+    def _removal(
+        self,
+        instance: Instance,
+        override: InstanceStatus | None,
+        *,
+        evicted: bool = False,
+        deadline_mono_ms: int | None = None,
+    ) -> Commit:
+        now = self.clock.wall_ms()
+        return Commit(
+            key=instance.key,
+            expected=instance.revision,
+            expected_override=override,
+            at_mono_ms=self.clock.mono_ms(),
+            instance=replace(
+                instance,
+                action_type=ActionType.DELETED,
+                last_updated_ms=now,
+                eviction_ms=instance.eviction_ms or now,
+            ),
+            remove=True,
+            evicted=evicted,
+            expected_deadline_mono_ms=deadline_mono_ms,
+            override=None if override is None else OverrideChange(instance.id, None),
+            expected_clients_step=-1,
+        )
+
+    def evict(
+        self, key: InstanceKey, deadline_mono_ms: int, namespace: Namespace = DEFAULT_NAMESPACE
+    ) -> bool:
+        """Take out an instance whose lease still ends at ``deadline_mono_ms``.
+
+        False, and nothing done, where it was renewed, registered again or cancelled meanwhile.
+        """
+        view = self._view(namespace)
+        view.sync()
+        with view.lock:
+            instance = view.get(key)
+            override = view.overrides.get(key.id)
+        if instance is None:
+            return False
+        commit = self._removal(
+            instance, override, evicted=True, deadline_mono_ms=deadline_mono_ms
+        )
+        try:
+            self.store.commit(namespace, commit)
+        except ConflictError:
+            return False
+        log.warning("evicted %s/%s: its lease ended", key.app, key.id)
+        return True
+
+
+def _check_source(existing: Instance | None, source: str) -> None:
+    if existing is not None and existing.source != source:
+        raise SourceConflictError(existing.app, existing.id, existing.source)

@@ -1,0 +1,40 @@
+"""How the registry behaves, with the reason for each default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistrySettings:
+    """Units are in the names. The defaults are the genuine server's, but for ``lease_expiry``."""
+
+    lease_expiry: Literal["exact", "genuine"] = "exact"
+    """``exact``: a lease ends when it says and its instance goes within about a second.
+    ``genuine``: twice the duration after a renewal, and a sweep each ``eviction_interval_ms``."""
+
+    self_preservation: bool = True
+    """Whether evictions stop while renewals fall below the threshold."""
+
+    renewal_percent_threshold: float = 0.85
+    """The share of expected renewals below which self-preservation begins, and the share of the
+    registry that one eviction window leaves untouched."""
+
+    expected_client_renewal_interval_secs: int = 30
+    """How often a client is expected to renew; part of the threshold's arithmetic."""
+
+    renewal_threshold_update_interval_ms: int = 900_000
+    """How often the number of expected clients is set to the number of registered ones."""
+
+    eviction_interval_ms: int = 60_000
+    """The time between two sweeps; only for the genuine lease expiry."""
+
+    delta_retention_ms: int = 180_000
+    """How long a change is told of in the delta: six fetches at the clients' default interval."""
+
+    delta_retention_timer_interval_ms: int = 30_000
+    """How often older changes are trimmed from the store."""
+
+    default_open_for_traffic_count: int = 1
+    """The number of expected clients that an empty registry starts with."""

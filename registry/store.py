@@ -1,0 +1,140 @@
+"""The store contract: what must survive and be shared between worker processes.
+
+A store may be in this process, on this machine or across a network: no caller assumes a call to be
+local or free, and each method is one atomic operation. Writers read from their view, decide, and
+``commit`` with guards; a guard that no longer holds raises ``ConflictError`` and the caller decides
+again. So the rules stay out of the stores, and a store needs one conditional write.
+
+Every method raises ``StoreError``, with the driver's error chained, when the store does not answer
+or refuses a write; nothing is written then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from registry.model import (
+    Change,
+    Instance,
+    InstanceKey,
+    InstanceStatus,
+    Lease,
+    Namespace,
+    OverrideChange,
+    Revision,
+    Snapshot,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """One conditional write.
+
+    The guards: ``expected`` is the revision of the stored instance under ``key`` (0: there must be
+    none); ``expected_override`` the override of its id; ``expected_deadline_mono_ms``, where given,
+    the deadline of its lease, so that a renewal that came in time beats an eviction.
+    The write: ``instance`` is put (or taken out, where ``remove``), its lease with it; the override
+    changes as ``override`` says; ``expected_clients`` moves by ``expected_clients_step`` unless
+    it stands at 0. The change log gets one entry, whose revision the instance carries.
+    """
+
+    key: InstanceKey
+    expected: Revision
+    expected_override: InstanceStatus | None
+    at_mono_ms: int
+    instance: Instance | None
+    lease: Lease | None = None
+    remove: bool = False
+    evicted: bool = False
+    expected_deadline_mono_ms: int | None = None
+    override: OverrideChange | None = None
+    expected_clients_step: int = 0
+
+
+class Store(Protocol):
+    """What every store promises; ``registry.testing.StoreSuite`` is this contract, executable."""
+
+    def revision(self, namespace: Namespace) -> Revision:
+        """The revision of the last change; 0 before the first. The cheapest call there is."""
+        ...
+
+    def load(self, namespace: Namespace) -> Snapshot:
+        """The whole namespace at one revision."""
+        ...
+
+    def changes(self, namespace: Namespace, after: Revision) -> list[Change] | None:
+        """The changes after a revision, in order; None where some of them are trimmed away."""
+        ...
+
+    def commit(self, namespace: Namespace, commit: Commit) -> Revision:
+        """Write if the guards hold, and return the change's revision; else ``ConflictError``."""
+        ...
+
+    def renew(
+        self, namespace: Namespace, key: InstanceKey, lease: Lease, window: int | None
+    ) -> bool:
+        """Replace the lease of ``key``; False where it has none. No entry in the change log.
+
+        Where ``window`` is given, the renewal counts in that window (see ``renewals``).
+        """
+        ...
+
+    def lease(self, namespace: Namespace, key: InstanceKey) -> Lease | None:
+        """The lease as it is now."""
+        ...
+
+    def leases(self, namespace: Namespace) -> list[tuple[InstanceKey, Lease]]:
+        """All leases, in no order."""
+        ...
+
+    def renewals(self, namespace: Namespace, window: int) -> int:
+        """How many renewals counted in a window. Windows before the last two may be forgotten."""
+        ...
+
+    def expected_clients(self, namespace: Namespace) -> int | None:
+        """How many clients are expected to renew; None before it was first set."""
+        ...
+
+    def set_expected_clients(self, namespace: Namespace, count: int) -> None:
+        """State how many clients are expected to renew."""
+        ...
+
+    def trim(self, namespace: Namespace, before_mono_ms: int) -> int:
+        """Forget the changes older than an instant; how many went."""
+        ...
+
+    def acquire(self, name: str, owner: str, now_mono_ms: int, ttl_ms: int) -> bool:
+        """Take or keep a lock until ``ttl_ms`` from now; False where another owner holds it."""
+        ...
+
+    def release(self, name: str, owner: str) -> None:
+        """Give a lock back, if this owner holds it."""
+        ...
+
+    def resume(self, now_mono_ms: int, pause_ms: int) -> int | None:
+        """Note that the server runs, and make good a time in which it did not.
+
+        Where the last such note is more than ``pause_ms`` old, or of another boot, every lease gets
+        its whole duration from now on (unless it has more) in the same operation, so nobody is
+        evicted for the server's own outage. Returns how many leases that were; None where the
+        server had been running (or there was no note yet).
+        """
+        ...
+
+    def namespaces(self) -> Iterable[Namespace]:
+        """Every namespace that ever held an instance."""
+        ...
+
+    def probe(self) -> None:
+        """Write something that nobody reads: ``StoreError`` where writes are refused."""
+        ...
+
+    def flush(self) -> None:
+        """Bring what was written to the disk, as far as the store has one."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything; the store is not used after."""
+        ...

@@ -1,0 +1,21 @@
+"""The stores, chosen by URL scheme: ``memory:`` and ``lmdb:PATH``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from registry.store import Store
+
+
+def open_store(url: str) -> Store:
+    """Open the store that a URL names; ``ValueError`` for a URL that names none."""
+    scheme, _, rest = url.partition(":")
+    if scheme == "memory" and not rest:
+        from registry.stores.memory import MemoryStore
+
+        return MemoryStore()
+    if scheme == "lmdb" and rest:
+        from registry.stores.lmdb import LmdbStore
+
+        return LmdbStore(Path(rest))
+    raise ValueError(f"STORE_URL={url!r}: expected memory: or lmdb:PATH")

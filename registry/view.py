@@ -1,0 +1,167 @@
+"""The in-memory picture of a namespace that each worker keeps, following the change log.
+
+``sync`` asks the store whether its revision moved and applies what is new, so whatever one worker
+accepted is in the next answer of every other. All reads of one answer happen while holding
+``lock``: they see one immutable moment.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from registry.model import (
+    Change,
+    Instance,
+    InstanceKey,
+    InstanceStatus,
+    Namespace,
+    Revision,
+)
+from registry.store import Store
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+class View:
+    """One namespace as of ``revision``. ``lock`` guards everything; hold it while reading."""
+
+    def __init__(self, store: Store, namespace: Namespace, retention_ms: int) -> None:
+        """Keep changes for ``retention_ms`` for the delta. Call ``sync`` before the first read."""
+        self.lock = threading.RLock()
+        self.namespace = namespace
+        self._store = store
+        self._retention_ms = retention_ms
+        self._loaded = False
+        self._clear()
+
+    def _clear(self) -> None:
+        self.revision = Revision(0)
+        self.applications: dict[str, dict[str, Instance]] = {}
+        self.application_revisions: dict[str, Revision] = {}
+        self.overrides: dict[str, InstanceStatus] = {}
+        self.status_counts: Counter[InstanceStatus] = Counter()
+        self._ids: dict[str, dict[str, None]] = {}
+        self._vips: dict[str, dict[InstanceKey, None]] = {}
+        self._secure_vips: dict[str, dict[InstanceKey, None]] = {}
+        self._log: deque[Change] = deque()
+
+    def sync(self) -> None:
+        """Catch up with the store; ``StoreError`` (and an unchanged view) if it does not answer."""
+        revision = self._store.revision(self.namespace)
+        if revision == self.revision and self._loaded:
+            return
+        with self.lock:
+            changes = None
+            if self._loaded and revision > self.revision:
+                changes = self._store.changes(self.namespace, self.revision)
+            if changes is None:
+                self._load()
+            else:
+                for change in changes:
+                    self._apply(change)
+
+    def _load(self) -> None:
+        snapshot = self._store.load(self.namespace)
+        self._clear()
+        for instance in snapshot.instances:
+            self._put(instance)
+        self.overrides = dict(snapshot.overrides)
+        self._log.extend(snapshot.changes)
+        self.revision = snapshot.revision
+        self._loaded = True
+
+    def _apply(self, change: Change) -> None:
+        if change.revision <= self.revision:
+            return
+        instance = change.instance
+        if instance is not None:
+            self._take_out(instance.key)
+            if not change.removed:
+                self._put(instance)
+            self.application_revisions[instance.app] = change.revision
+        override = change.override
+        if override is not None:
+            if override.status is None:
+                self.overrides.pop(override.id, None)
+            else:
+                self.overrides[override.id] = override.status
+        self._log.append(change)
+        self.revision = change.revision
+
+    def _put(self, instance: Instance) -> None:
+        key = instance.key
+        self.applications.setdefault(key.app, {})[key.id] = instance
+        newest = self.application_revisions.get(key.app, Revision(0))
+        self.application_revisions[key.app] = max(newest, instance.revision)
+        self.status_counts[instance.status] += 1
+        self._ids.setdefault(key.id, {})[key.app] = None
+        for index, vips in self._vip_indexes(instance):
+            for vip in vips:
+                index.setdefault(vip, {})[key] = None
+
+    def _take_out(self, key: InstanceKey) -> None:
+        application = self.applications.get(key.app, {})
+        instance = application.pop(key.id, None)
+        if instance is None:
+            return
+        if not application:
+            del self.applications[key.app]
+        self.status_counts[instance.status] -= 1
+        _discard(self._ids, key.id, key.app)
+        for index, vips in self._vip_indexes(instance):
+            for vip in vips:
+                _discard(index, vip, key)
+
+    def _vip_indexes(
+        self, instance: Instance
+    ) -> Iterator[tuple[dict[str, dict[InstanceKey, None]], Iterable[str]]]:
+        if instance.vip_address is not None:
+            yield self._vips, set(instance.vip_address.split(","))
+        if instance.secure_vip_address is not None:
+            yield self._secure_vips, set(instance.secure_vip_address.split(","))
+
+    # Reads; the caller holds the lock.
+
+    def get(self, key: InstanceKey) -> Instance | None:
+        """The instance, whatever its lease says."""
+        application = self.applications.get(key.app)
+        return None if application is None else application.get(key.id)
+
+    def by_id(self, instance_id: str) -> Instance | None:
+        """The first instance with this id in any application."""
+        for app in self._ids.get(instance_id, ()):
+            return self.applications[app][instance_id]
+        return None
+
+    def by_vip(self, vip: str, *, secure: bool) -> list[Instance]:
+        """The instances that name ``vip`` (one comma part, exact) as their (secure) VIP."""
+        index = self._secure_vips if secure else self._vips
+        return [self.applications[key.app][key.id] for key in index.get(vip, ())]
+
+    def size(self) -> int:
+        """How many instances there are."""
+        return sum(map(len, self.applications.values()))
+
+    def recent(self, now_mono_ms: int) -> list[Change]:
+        """The changes inside the retention window, oldest first."""
+        while self._log and self._log[0].at_mono_ms < now_mono_ms - self._retention_ms:
+            self._log.popleft()
+        return list(self._log)
+
+    def recent_marker(self, now_mono_ms: int) -> tuple[Revision, Revision]:
+        """What identifies the content of ``recent``: the oldest change and the newest."""
+        while self._log and self._log[0].at_mono_ms < now_mono_ms - self._retention_ms:
+            self._log.popleft()
+        return (self._log[0].revision if self._log else Revision(0), self.revision)
+
+
+def _discard(index: dict[_K, dict[_V, None]], key: _K, value: _V) -> None:
+    entries = index.get(key)
+    if entries is not None:
+        entries.pop(value, None)
+        if not entries:
+            del index[key]

@@ -1,0 +1,79 @@
+"""Puts the parts together: environment → settings → store → registry → application.
+
+``gunicorn wsgi:app`` serves it; each worker process builds its own on the shared store.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+
+from flask import Flask, Response, jsonify
+from werkzeug.exceptions import HTTPException
+
+import eureka_compat
+from environment import Environment, SettingError, load
+from registry import Evictor, Registry, StoreError, SystemClock, open_store
+
+log = logging.getLogger("server")
+
+
+def create_app(environment: Environment) -> Flask:
+    """The whole server in this process: loaded, evicting, ready to answer."""
+    store = open_store(environment.store_url)
+    registry = Registry(store, SystemClock(), environment.registry)
+    registry.start()
+    evictor = Evictor(registry)
+    # Before the first request: a time in which no worker ran is made good.
+    evictor.run_once()
+    evictor.start()
+
+    def stop() -> None:
+        evictor.stop()
+        store.close()
+
+    atexit.register(stop)
+    app = Flask(__name__, static_folder=None)
+    app.url_map.merge_slashes = False
+    app.register_blueprint(eureka_compat.create_blueprint(registry, environment.eureka))
+    _add_health(app, registry)
+    return app
+
+
+def _add_health(app: Flask, registry: Registry) -> None:
+    @app.get("/health/live")
+    def live() -> Response:
+        """Whether this process answers."""
+        return jsonify(status="UP")
+
+    @app.get("/health/ready")
+    def ready() -> tuple[Response, int]:
+        """Whether the store takes writes: the evictor's own note is one."""
+        try:
+            registry.check()
+        except StoreError as error:
+            return jsonify(status="DOWN", reason=str(error)), 503
+        return jsonify(status="UP"), 200
+
+    @app.errorhandler(HTTPException)
+    def refused(error: HTTPException) -> Response:
+        """Tiny errors: clients decode the bodies of error pages and stumble."""
+        response = error.get_response()
+        return Response(status=error.code, headers={"Content-Length": "0"} | _allow(response))
+
+
+def _allow(response: object) -> dict[str, str]:
+    headers = getattr(response, "headers", {})
+    return {"Allow": headers["Allow"]} if "Allow" in headers else {}
+
+
+def _start() -> Flask:
+    try:
+        return create_app(load(os.environ))
+    except (SettingError, StoreError, ValueError) as error:
+        sys.exit(f"cannot start: {error}")
+
+
+app = _start()
