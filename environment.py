@@ -132,7 +132,7 @@ _WITHOUT_MEANING: dict[str, str] = {
     "USEREADONLYRESPONSECACHE": _NO_CACHE,
     "SHOULDUSEREADONLYRESPONSECACHE": _NO_CACHE,
     "INITIALCAPACITYOFRESPONSECACHE": _NO_CACHE,
-    "WAITTIMEINMSWHENSYNCEMPTY": "the store is loaded before the first answer, nothing is waited for",
+    "WAITTIMEINMSWHENSYNCEMPTY": "the store is loaded before the first answer",
     "NUMBERREGISTRYSYNCRETRIES": _NO_PEERS,
     "REGISTRYSYNCRETRIES": _NO_PEERS,
     "REGISTRYSYNCRETRYWAITMS": _NO_PEERS,
@@ -209,12 +209,10 @@ def load(environ: Mapping[str, str]) -> Environment:
         worker_class=read("WORKER_CLASS", str, "gthread"),
         log_level=read("LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info"),
         store_url=store_url,
-        registry=RegistrySettings(lease_expiry=expiry, **registry),  # type: ignore[arg-type]  # by table
-        eureka=EurekaSettings(**eureka),  # type: ignore[arg-type]  # by table
+        registry=RegistrySettings(lease_expiry=expiry, **registry),  # type: ignore[arg-type]  # the table names the fields
+        eureka=EurekaSettings(**eureka),
         warnings=_warnings(reduced),
     )
-
-
 
 
 def _reduced(name: str) -> str:

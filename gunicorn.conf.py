@@ -32,7 +32,11 @@ logconfig_dict = {
     "disable_existing_loggers": False,
     "formatters": {"line": _format, "generic": _format},
     "handlers": {
-        "stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}
+        "stderr": {
+            "class": "logging.StreamHandler",
+            "formatter": "line",
+            "stream": "ext://sys.stderr",
+        }
     },
     "root": {"level": loglevel.upper(), "handlers": ["stderr"]},
     "loggers": {

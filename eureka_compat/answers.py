@@ -16,7 +16,6 @@ from typing import Any
 
 from eureka_compat import codecs, wire
 from registry import (
-
     Instance,
     InstanceKey,
     InstanceStatus,
@@ -227,5 +226,3 @@ def _wrap(applications: list[bytes], version: str, code: str, form: Form) -> byt
     return (
         b"<applications>\n  " + numbers + b"\n  " + numbers_code + b"\n" + body + b"</applications>"
     )
-
-

@@ -299,9 +299,7 @@ class Protocol:
                 status = _status_name(override)
                 if status is None:
                     return 400, None
-                self._registry.store_override(
-                    app, instance_id, status, namespace=self._namespace
-                )
+                self._registry.store_override(app, instance_id, status, namespace=self._namespace)
             return 404, None
         if incoming < instance.last_dirty_ms and is_replication:
             return 409, self._registry.instance(app, instance_id, self._namespace)
@@ -317,9 +315,7 @@ class Protocol:
     def _delete_status(self, request: Request, app: str, instance_id: str) -> Answer:
         query = _query(request)
         value = query.get("value", "UNKNOWN")
-        code = self._override(
-            app, instance_id, value, query.get("lastDirtyTimestamp"), remove=True
-        )
+        code = self._override(app, instance_id, value, query.get("lastDirtyTimestamp"), remove=True)
         return Answer(code)
 
     def _override(
@@ -333,9 +329,7 @@ class Protocol:
         if status is None or timestamp is None:
             return 400
         change = registry.remove_override if remove else registry.set_override
-        known = change(
-            app, instance_id, status, last_dirty_ms=timestamp, namespace=self._namespace
-        )
+        known = change(app, instance_id, status, last_dirty_ms=timestamp, namespace=self._namespace)
         return 200 if known else 404
 
     def _metadata(self, request: Request, app: str, instance_id: str) -> Answer:
@@ -455,7 +449,9 @@ class Protocol:
                 gone = self._registry.cancel(app, instance_id, namespace=self._namespace)
                 return (200 if gone else 404), None
             if action == "StatusUpdate":
-                code = self._override(app, instance_id, item.get("status"), str(dirty or 0), remove=False)
+                code = self._override(
+                    app, instance_id, item.get("status"), str(dirty or 0), remove=False
+                )
                 return (500 if code == 400 else code), None
             if action == "DeleteStatusOverride":
                 if dirty is None:

@@ -25,7 +25,11 @@ def blueprint(registry: Registry, settings: EurekaSettings) -> Blueprint:
 
     for rule in (BASE, f"{BASE}/", f"{BASE}/<path:rest>"):
         routes.add_url_rule(
-            rule, "protocol", answer, methods=METHODS, provide_automatic_options=False,
+            rule,
+            "protocol",
+            answer,
+            methods=METHODS,
+            provide_automatic_options=False,
             strict_slashes=False,
         )
     return routes

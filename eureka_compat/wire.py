@@ -264,9 +264,7 @@ def _metadata(value: Any) -> dict[str, str]:
     }
 
 
-def _read_port(
-    value: Any, name: str, fields: dict[str, Any], *, enabled_by_default: bool
-) -> None:
+def _read_port(value: Any, name: str, fields: dict[str, Any], *, enabled_by_default: bool) -> None:
     attribute = "port" if name == "port" else "secure_port"
     if value is None:
         return

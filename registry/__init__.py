@@ -1,4 +1,4 @@
-"""A registry of running instances: leases, overrides, a numbered change log. Knows no wire format."""
+"""A registry of running instances: leases, overrides, a change log. Knows no wire format."""
 
 from registry.errors import (
     ConflictError,

@@ -1,10 +1,10 @@
 """What can go wrong in the registry, drawn once.
 
 RegistryError
-├── StoreError                the store did not answer, or refused a write (full disk, lost connection)
-├── ConflictError             a conditional write lost a race; the registry reads again and repeats it
-├── InvalidIdentityError      an application name and id too long, or holding a NUL
-└── SourceConflictError       the instance belongs to another source, which alone may change it
+├── StoreError            the store did not answer, or refused a write (full disk, say)
+├── ConflictError         a conditional write lost a race; the registry decides again
+├── InvalidIdentityError  an application name and id too long, or holding a NUL
+└── SourceConflictError   the instance belongs to another source, which alone may change it
 
 "No such instance" is an ordinary answer (``False`` or ``None``), not an error.
 """

@@ -171,7 +171,10 @@ class Evictor:
     def _housekeep(self, namespaces: list[Namespace], now: int) -> None:
         settings = self._registry.settings
         store = self._registry.store
-        if self._last_trim is None or now - self._last_trim > settings.delta_retention_timer_interval_ms:
+        if (
+            self._last_trim is None
+            or now - self._last_trim > settings.delta_retention_timer_interval_ms
+        ):
             self._last_trim = now
             keep = max(settings.delta_retention_ms, BUDGET_WINDOW_MS)
             for namespace in namespaces:

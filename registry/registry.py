@@ -86,7 +86,7 @@ class Registry:
         return view
 
     def check(self) -> None:
-        """Whether the store takes writes and answers reads; ``StoreError`` with the reason if not."""
+        """Return if the store answers and takes writes; ``StoreError`` with the reason if not."""
         self.store.revision(DEFAULT_NAMESPACE)
         self.store.probe()
 
@@ -263,9 +263,7 @@ class Registry:
         That is where there is no lease, where the instance belongs to another source, and where its
         status is UNKNOWN.
         """
-        return self._renew(
-            InstanceKey(app.upper(), instance_id), source, is_replication, namespace
-        )
+        return self._renew(InstanceKey(app.upper(), instance_id), source, is_replication, namespace)
 
     def _renew(
         self, key: InstanceKey, source: str, is_replication: bool, namespace: Namespace
@@ -533,9 +531,7 @@ class Registry:
             override = view.overrides.get(key.id)
         if instance is None:
             return False
-        commit = self._removal(
-            instance, override, evicted=True, deadline_mono_ms=deadline_mono_ms
-        )
+        commit = self._removal(instance, override, evicted=True, deadline_mono_ms=deadline_mono_ms)
         try:
             self.store.commit(namespace, commit)
         except ConflictError:

@@ -71,7 +71,9 @@ def _plain(value: Any) -> Any:
 
 def decode_instance(data: bytes | list[Any]) -> Instance:
     """The instance that ``encode_instance`` wrote."""
-    values = dict(zip(_FIELDS, orjson.loads(data) if isinstance(data, bytes) else data, strict=True))
+    values = dict(
+        zip(_FIELDS, orjson.loads(data) if isinstance(data, bytes) else data, strict=True)
+    )
     values["data_center"] = DataCenter(*values["data_center"])
     values["status"] = InstanceStatus(values["status"])
     values["overridden_status"] = InstanceStatus(values["overridden_status"])
@@ -300,8 +302,7 @@ class LmdbStore:
                 or (
                     commit.expected_deadline_mono_ms is not None
                     and (
-                        lease is None
-                        or _LEASE.unpack(lease)[0] != commit.expected_deadline_mono_ms
+                        lease is None or _LEASE.unpack(lease)[0] != commit.expected_deadline_mono_ms
                     )
                 )
             ):

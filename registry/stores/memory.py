@@ -18,13 +18,15 @@ from registry.model import (
 )
 from registry.store import Commit
 
+_NONE = Revision(0)
+
 
 @dataclass
 class _Contents:
     """One namespace."""
 
-    revision: Revision = Revision(0)
-    trimmed_to: Revision = Revision(0)
+    revision: Revision = _NONE
+    trimmed_to: Revision = _NONE
     instances: dict[InstanceKey, Instance] = field(default_factory=dict)
     leases: dict[InstanceKey, Lease] = field(default_factory=dict)
     overrides: dict[str, InstanceStatus] = field(default_factory=dict)
@@ -78,7 +80,9 @@ class MemoryStore:
                 or contents.overrides.get(key.id) != commit.expected_override
                 or (
                     commit.expected_deadline_mono_ms is not None
-                    and (lease is None or lease.deadline_mono_ms != commit.expected_deadline_mono_ms)
+                    and (
+                        lease is None or lease.deadline_mono_ms != commit.expected_deadline_mono_ms
+                    )
                 )
             ):
                 raise ConflictError

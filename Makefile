@@ -1,0 +1,34 @@
+.PHONY: run test check bench clean help
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+$(VENV)/run: requirements.lock
+	python3 -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	touch $@
+
+$(VENV)/dev: requirements-dev.lock $(VENV)/run
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	touch $@
+
+run: $(VENV)/run ## serve on 0.0.0.0:8761 (PORT, HOST, WORKERS, STORE_URL)
+	@exec $(VENV)/bin/gunicorn wsgi:app
+
+test: $(VENV)/dev ## everything, real clients included
+	scripts/system-packages
+	$(VENV)/bin/python -m pytest
+
+check: $(VENV)/dev ## format, lint, strict types, import rules
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+bench: $(VENV)/dev ## what a full fetch costs
+	$(VENV)/bin/python bench/full_fetch.py
+
+clean: ## remove what make made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

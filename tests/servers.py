@@ -1,0 +1,197 @@
+"""The real server as its operator runs it: gunicorn with worker processes on a free port."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parent.parent
+JSON = {"Content-Type": "application/json", "Accept": "application/json"}
+
+
+class Reply(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], Any], seconds: float, what: str = "the condition") -> Any:
+    """Poll until the condition holds, and return what it gave."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"{what} did not hold within {seconds} s"
+        time.sleep(0.02)
+
+
+def send(
+    port: int,
+    method: str,
+    path: str,
+    body: bytes | str | None = None,
+    headers: Mapping[str, str] | None = None,
+    connection: http.client.HTTPConnection | None = None,
+) -> Reply:
+    """One request, on a connection of its own unless one is given."""
+    used = connection or http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    data = body.encode() if isinstance(body, str) else body
+    used.request(method, path, body=data, headers=dict(headers or {}))
+    response = used.getresponse()
+    reply = Reply(
+        response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()
+    )
+    if connection is None:
+        used.close()
+    return reply
+
+
+def instance_body(app: str, instance_id: str, **fields: Any) -> str:
+    """A registration as a Java client sends it, with some fields replaced."""
+    instance = {
+        "instanceId": instance_id,
+        "hostName": "host.local",
+        "app": app,
+        "ipAddr": "10.0.0.1",
+        "status": "UP",
+        "port": {"$": 8080, "@enabled": "true"},
+        "securePort": {"$": 8443, "@enabled": "false"},
+        "dataCenterInfo": {
+            "@class": "com.netflix.appinfo.InstanceInfo$DefaultDataCenterInfo",
+            "name": "MyOwn",
+        },
+        "vipAddress": app.lower(),
+        "metadata": {"zone": "a"},
+        "leaseInfo": {"renewalIntervalInSecs": 30, "durationInSecs": 90},
+        "lastDirtyTimestamp": "1700000000000",
+    }
+    return json.dumps({"instance": instance | fields})
+
+
+class RegistryServer:
+    """The server with its folder; it keeps its port over restarts."""
+
+    def __init__(
+        self, folder: Path, *, workers: int = 2, env: Mapping[str, str] | None = None
+    ) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.root = f"http://127.0.0.1:{self.port}"
+        self.base = f"{self.root}/eureka"
+        self._log = folder / "server.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "HOST": "127.0.0.1",
+            "PORT": str(self.port),
+            "WORKERS": str(workers),
+            "STORE_URL": f"lmdb:{folder / 'store'}",
+            "EUREKA_SERVER_ENABLE_SELF_PRESERVATION": "false",
+            **(env or {}),
+        }
+
+    def __enter__(self) -> RegistryServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill9()
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        """Start the processes without waiting for them."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "gunicorn", "wsgi:app"],
+                cwd=ROOT,
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        return self._process
+
+    def start(self) -> None:
+        process = self.launch()
+
+        def ready() -> bool:
+            assert process.poll() is None, self.log()
+            try:
+                return self.send("GET", "/health/ready").status == 200
+            except OSError:
+                return False
+
+        wait_until(ready, 20, "readiness")
+        workers = int(self._environment["WORKERS"])
+        wait_until(lambda: len(self.worker_pids()) == workers, 10, "all workers")
+
+    def send(self, method: str, path: str, *arguments: Any, **options: Any) -> Reply:
+        return send(self.port, method, path, *arguments, **options)
+
+    def eureka(self, method: str, path: str, *arguments: Any, **options: Any) -> Reply:
+        return self.send(method, "/eureka" + path, *arguments, **options)
+
+    def register(self, app: str, instance_id: str, **fields: Any) -> int:
+        body = instance_body(app, instance_id, **fields)
+        return self.eureka("POST", f"/apps/{app}", body, JSON).status
+
+    def apps(self) -> dict[str, dict[str, Any]]:
+        """Every instance by id."""
+        answer = self.eureka("GET", "/apps", None, JSON).json()["applications"]
+        return {i["instanceId"]: i for a in answer["application"] for i in a["instance"]}
+
+    def kill(self, number: int) -> None:
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Signal the main process alone, as an init system does; its exit code."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        code = self._process.wait(timeout=20)
+        self._process = None
+        return code
+
+    def kill9(self) -> None:
+        if self._process is not None:
+            self.kill(signal.SIGKILL)
+            self._process.wait(timeout=10)
+            self._process = None
+
+    def worker_pids(self) -> list[int]:
+        assert self._process is not None
+        main = self._process.pid
+        children = Path(f"/proc/{main}/task/{main}/children").read_text()
+        return [int(pid) for pid in children.split()]
+
+    def pss_bytes(self) -> int:
+        """The memory of all processes, shared pages counted once."""
+        assert self._process is not None
+        total = 0
+        for pid in [self._process.pid, *self.worker_pids()]:
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) * 1024
+        return total
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
