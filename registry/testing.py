@@ -1,0 +1,270 @@
+"""The store contract as a suite, a clock set by hand, and a sample instance.
+
+Shipped with the package, so that a store kept elsewhere can be held to the same contract.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from registry.errors import ConflictError, StoreError
+from registry.model import (
+    DEFAULT_NAMESPACE,
+    Instance,
+    InstanceKey,
+    InstanceStatus,
+    Lease,
+    Namespace,
+    OverrideChange,
+    Revision,
+)
+from registry.store import Commit, Store
+
+NS = DEFAULT_NAMESPACE
+OTHER = Namespace("other")
+LEASE = Lease(1_000, 90_000, 5)
+
+
+class ManualClock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        """Start the two clocks at unlike instants, so that mixing them up shows."""
+        self.mono = 1_000_000
+        self.wall = 1_700_000_000_000
+
+    def wall_ms(self) -> int:
+        """The wall clock as it was set."""
+        return self.wall
+
+    def mono_ms(self) -> int:
+        """The monotonic clock as it was moved."""
+        return self.mono
+
+    def advance(self, milliseconds: int) -> None:
+        """Let time pass on both clocks."""
+        self.mono += milliseconds
+        self.wall += milliseconds
+
+
+def sample_instance(app: str = "WEB", instance_id: str = "web:1", **fields: Any) -> Instance:
+    """A valid instance."""
+    values: dict[str, Any] = {
+        "app": app,
+        "id": instance_id,
+        "instance_id": instance_id,
+        "host_name": "host.local",
+        "ip_addr": "10.0.0.1",
+        "vip_address": "web",
+        "last_dirty_ms": 1_000,
+    }
+    return Instance(**(values | fields))
+
+
+def put(instance: Instance, **fields: Any) -> Commit:
+    """A commit that lists an instance for the first time."""
+    values: dict[str, Any] = {
+        "key": instance.key,
+        "expected": Revision(0),
+        "expected_override": None,
+        "at_mono_ms": 100,
+        "instance": instance,
+        "lease": LEASE,
+    }
+    return Commit(**(values | fields))
+
+
+class StoreSuite:
+    """What every store must pass. A subclass gives ``store`` and ``broken_store`` fixtures."""
+
+    def test_an_empty_namespace_is_at_revision_0(self, store: Store) -> None:
+        """Nothing is there before the first change."""
+        assert store.revision(NS) == 0
+        assert store.load(NS).instances == ()
+        assert store.changes(NS, Revision(0)) == []
+
+    def test_a_commit_is_read_back_field_by_field(self, store: Store) -> None:
+        """Nothing that was registered is lost."""
+        instance = sample_instance(metadata={"ü": "☃"}, status=InstanceStatus.STARTING)
+        revision = store.commit(NS, put(instance))
+
+        assert revision == 1
+        assert store.load(NS).instances == (replace(instance, revision=revision),)
+        assert store.lease(NS, instance.key) == LEASE
+
+    def test_every_commit_has_the_next_revision_and_a_log_entry(self, store: Store) -> None:
+        """The change log has no holes."""
+        first = store.commit(NS, put(sample_instance()))
+        second = store.commit(NS, put(sample_instance(instance_id="web:2")))
+
+        assert (first, second) == (1, 2)
+        changes = store.changes(NS, first)
+        assert changes is not None
+        assert [c.revision for c in changes] == [2]
+        assert changes[0].instance == sample_instance(instance_id="web:2", revision=second)
+
+    def test_a_commit_on_a_stale_revision_changes_nothing(self, store: Store) -> None:
+        """A lost race is told, not won."""
+        store.commit(NS, put(sample_instance()))
+
+        with pytest.raises(ConflictError):
+            store.commit(NS, put(sample_instance(status=InstanceStatus.DOWN)))
+        assert store.revision(NS) == 1
+        assert store.load(NS).instances[0].status is InstanceStatus.UP
+
+    def test_a_commit_on_a_stale_override_changes_nothing(self, store: Store) -> None:
+        """An override set meanwhile is not overlooked."""
+        change = OverrideChange("web:1", InstanceStatus.DOWN)
+        store.commit(NS, put(sample_instance(), override=change))
+
+        with pytest.raises(ConflictError):
+            store.commit(NS, put(sample_instance("API", "web:1")))
+        assert store.load(NS).overrides == {"web:1": InstanceStatus.DOWN}
+
+    def test_a_renewal_in_time_beats_an_eviction(self, store: Store) -> None:
+        """A removal guarded by a deadline fails where the lease was renewed."""
+        instance = sample_instance()
+        revision = store.commit(NS, put(instance))
+        assert store.renew(NS, instance.key, replace(LEASE, deadline_mono_ms=2_000), None)
+
+        removal = put(
+            instance, expected=revision, remove=True, expected_deadline_mono_ms=1_000, lease=None
+        )
+        with pytest.raises(ConflictError):
+            store.commit(NS, removal)
+        assert len(store.load(NS).instances) == 1
+
+    def test_a_removal_takes_lease_and_override_with_it(self, store: Store) -> None:
+        """Nothing is left of a removed instance but its change."""
+        instance = sample_instance()
+        change = OverrideChange("web:1", InstanceStatus.DOWN)
+        revision = store.commit(NS, put(instance, override=change))
+        removal = put(
+            instance,
+            expected=revision,
+            expected_override=InstanceStatus.DOWN,
+            remove=True,
+            evicted=True,
+            lease=None,
+            override=OverrideChange("web:1", None),
+        )
+        store.commit(NS, removal)
+
+        snapshot = store.load(NS)
+        assert (snapshot.instances, snapshot.overrides) == ((), {})
+        assert store.lease(NS, instance.key) is None
+        assert (snapshot.changes[-1].removed, snapshot.changes[-1].evicted) == (True, True)
+
+    def test_a_renewal_is_not_a_change(self, store: Store) -> None:
+        """It touches the lease alone."""
+        instance = sample_instance()
+        store.commit(NS, put(instance))
+        renewed = Lease(9_000, 90_000, 77)
+
+        assert store.renew(NS, instance.key, renewed, 3)
+        assert store.revision(NS) == 1
+        assert store.lease(NS, instance.key) == renewed
+        assert store.leases(NS) == [(instance.key, renewed)]
+
+    def test_renewing_an_unknown_lease_is_refused(self, store: Store) -> None:
+        """No lease comes into being by a renewal."""
+        assert not store.renew(NS, InstanceKey("WEB", "nobody"), LEASE, 3)
+        assert store.leases(NS) == []
+        assert store.renewals(NS, 3) == 0
+
+    def test_renewals_count_in_their_window(self, store: Store) -> None:
+        """The running window and the last complete one are known."""
+        instance = sample_instance()
+        store.commit(NS, put(instance))
+        for window in (3, 3, 4, 3 + 2):
+            store.renew(NS, instance.key, LEASE, window)
+
+        assert store.renewals(NS, 5) == 1
+        assert store.renewals(NS, 4) == 1
+        assert store.renewals(NS, 6) == 0
+
+    def test_trimmed_changes_are_told_from_none(self, store: Store) -> None:
+        """A follower that lost its place learns that it did."""
+        for number, at in enumerate((100, 200, 300)):
+            store.commit(NS, put(sample_instance(instance_id=f"web:{number}"), at_mono_ms=at))
+
+        assert store.trim(NS, 201) == 2
+        assert store.changes(NS, Revision(1)) is None
+        changes = store.changes(NS, Revision(2))
+        assert changes is not None
+        assert [c.revision for c in changes] == [3]
+        assert len(store.load(NS).instances) == 3
+
+    def test_expected_clients_move_only_above_0(self, store: Store) -> None:
+        """As the original counts them."""
+        assert store.expected_clients(NS) is None
+        store.commit(NS, put(sample_instance(), expected_clients_step=1))
+        assert store.expected_clients(NS) is None
+        store.set_expected_clients(NS, 1)
+        store.commit(NS, put(sample_instance(instance_id="web:2"), expected_clients_step=1))
+        assert store.expected_clients(NS) == 2
+
+    def test_a_lock_has_one_owner_until_it_times_out(self, store: Store) -> None:
+        """A dead owner's lock is taken over, a live one's is not."""
+        assert store.acquire("evictor", "a", 0, 100)
+        assert not store.acquire("evictor", "b", 99, 100)
+        assert store.acquire("evictor", "a", 50, 100)
+        assert not store.acquire("evictor", "b", 149, 100)
+        assert store.acquire("evictor", "b", 151, 100)
+        store.release("evictor", "a")
+        assert not store.acquire("evictor", "c", 152, 100)
+        store.release("evictor", "b")
+        assert store.acquire("evictor", "c", 153, 100)
+
+    def test_a_pause_gives_the_leases_their_time_back(self, store: Store) -> None:
+        """A server's own outage evicts nobody, and a lease that has more keeps it."""
+        instance, longer = sample_instance(), sample_instance(instance_id="web:2")
+        store.commit(NS, put(instance))
+        store.commit(NS, put(longer, lease=Lease(900_000, 90_000, 5)))
+
+        assert store.resume(0, 2_500) is None
+        assert store.resume(2_500, 2_500) is None
+        assert store.resume(10_000, 2_500) == 1
+        assert store.lease(NS, instance.key) == Lease(100_000, 90_000, 5)
+        assert store.lease(NS, longer.key) == Lease(900_000, 90_000, 5)
+
+    def test_namespaces_do_not_see_each_other(self, store: Store) -> None:
+        """Same application, same id, another tenant."""
+        store.commit(NS, put(sample_instance()))
+        store.commit(OTHER, put(sample_instance(ip_addr="10.9.9.9")))
+
+        assert [i.ip_addr for i in store.load(NS).instances] == ["10.0.0.1"]
+        assert [i.ip_addr for i in store.load(OTHER).instances] == ["10.9.9.9"]
+        assert (store.revision(NS), store.revision(OTHER)) == (1, 1)
+        assert set(store.namespaces()) == {NS, OTHER}
+        assert len(store.leases(NS)) == 1
+
+    def test_a_failing_driver_raises_store_errors_only(self, broken_store: Store) -> None:
+        """Nothing of the driver's leaks out, whichever method meets the failure."""
+        store, key = broken_store, InstanceKey("WEB", "web:1")
+        calls = {
+            "revision": lambda: store.revision(NS),
+            "load": lambda: store.load(NS),
+            "changes": lambda: store.changes(NS, Revision(0)),
+            "commit": lambda: store.commit(NS, put(sample_instance())),
+            "renew": lambda: store.renew(NS, key, LEASE, 1),
+            "lease": lambda: store.lease(NS, key),
+            "leases": lambda: store.leases(NS),
+            "renewals": lambda: store.renewals(NS, 1),
+            "expected_clients": lambda: store.expected_clients(NS),
+            "set_expected_clients": lambda: store.set_expected_clients(NS, 1),
+            "trim": lambda: store.trim(NS, 1),
+            "acquire": lambda: store.acquire("a", "b", 0, 1),
+            "release": lambda: store.release("a", "b"),
+            "resume": lambda: store.resume(0, 1),
+            "namespaces": lambda: store.namespaces(),
+            "probe": lambda: store.probe(),
+            "flush": lambda: store.flush(),
+        }
+        for name, call in calls.items():
+            with pytest.raises(StoreError) as caught:
+                call()
+            assert caught.value.__cause__ is not None, name
