@@ -56,6 +56,7 @@ _FIELDS = tuple(f.name for f in fields(Instance))
 _CHECKPOINT_EVERY_SECS = 1.0
 _CHECKPOINT_DUTY = 20.0
 _MAX_KEY_BYTES = 511
+_MINIMUM_FREE_BYTES = 128 * 1024
 
 
 def encode_instance(instance: Instance) -> bytes:
@@ -456,7 +457,14 @@ class LmdbStore:
         return self._read(read)
 
     def probe(self) -> None:
-        """A write of its own; on a full disk it fails as every write does."""
+        """A write of its own, and room for a registration: pages freed before may hide a full disk."""
+        try:
+            disk = os.statvfs(self._folder)
+        except OSError as error:
+            raise StoreError(f"the store's folder is gone: {error}") from error
+        free = disk.f_frsize * (disk.f_bavail if os.geteuid() else disk.f_bfree)
+        if free < _MINIMUM_FREE_BYTES:
+            raise StoreError(f"the disk is full: {free} bytes are free in {self._folder}")
         stamp = _U64.pack(time.monotonic_ns())
         self._write(lambda txn: txn.put(b"probe", stamp, db=self._meta))
 
@@ -494,6 +502,7 @@ class LmdbStore:
             finally:
                 os.close(descriptor)
         except (OSError, lmdb.Error) as error:
+            self._checkpointed = (time.monotonic(), written)
             raise StoreError(f"cannot write a checkpoint: {error}") from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)

@@ -1,0 +1,356 @@
+"""The life of an instance, on a clock set by hand."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from registry import (
+    ActionType,
+    Evictor,
+    Instance,
+    InstanceKey,
+    InvalidIdentityError,
+    Registry,
+    RegistrySettings,
+    SourceConflictError,
+)
+from registry import InstanceStatus as S
+from registry.stores.lmdb import LmdbStore
+from registry.stores.memory import MemoryStore
+from registry.testing import ManualClock, sample_instance
+
+KEY = InstanceKey("WEB", "web:1")
+
+
+class World:
+    """A registry with its clock and its evictor."""
+
+    def __init__(self, store: Any, **options: Any) -> None:
+        self.clock = ManualClock()
+        settings = RegistrySettings(**({"self_preservation": False} | options))
+        self.registry = Registry(store, self.clock, settings)
+        self.registry.start()
+        self.evictor = Evictor(self.registry, rng=random.Random(1))
+
+    def listed(self, key: InstanceKey = KEY) -> Instance | None:
+        view = self.registry.view()
+        with view.lock:
+            return view.get(key)
+
+    def pass_time(self, secs: float) -> int:
+        """Let the evictor run as it does, several times a second; how many it evicted."""
+        evicted = 0
+        for _ in range(int(secs * 2)):
+            self.clock.advance(500)
+            evicted += self.evictor.run_once()
+        return evicted
+
+
+@pytest.fixture(params=["memory", "lmdb"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    store = MemoryStore() if request.param == "memory" else LmdbStore(tmp_path / "store")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def world(store: Any) -> World:
+    return World(store)
+
+
+def test_a_registration_is_listed_with_the_servers_own_instants(world: World) -> None:
+    world.registry.register(sample_instance())
+    listed = world.listed()
+    assert listed is not None
+    now = world.clock.wall
+    assert (listed.registration_ms, listed.last_updated_ms, listed.service_up_ms) == (now, now, now)
+    assert listed.action_type is ActionType.ADDED
+
+
+def test_an_older_dirty_timestamp_keeps_the_data_with_a_new_lease(world: World) -> None:
+    world.registry.register(sample_instance(last_dirty_ms=10, status=S.DOWN))
+    world.clock.advance(50_000)
+    world.registry.register(sample_instance(last_dirty_ms=9, ip_addr="10.9.9.9"))
+    listed = world.listed()
+    assert listed is not None
+    assert (listed.ip_addr, listed.status, listed.last_dirty_ms) == ("10.0.0.1", S.DOWN, 10)
+    assert listed.registration_ms == world.clock.wall
+    assert world.pass_time(60) == 0
+
+
+def test_a_lease_that_is_not_renewed_ends_when_it_says(world: World) -> None:
+    world.registry.register(sample_instance())
+    assert world.pass_time(90) == 0
+    assert world.pass_time(1) == 1
+    assert world.listed() is None
+
+
+def test_a_renewed_lease_lives_one_duration_from_its_renewal(world: World) -> None:
+    world.registry.register(sample_instance())
+    world.pass_time(60)
+    assert world.registry.renew("web", "web:1") is not None
+    assert world.pass_time(90) == 0
+    assert world.pass_time(1) == 1
+
+
+def test_the_genuine_timing_doubles_and_sweeps(store: Any) -> None:
+    world = World(store, lease_expiry="genuine")
+    world.registry.register(sample_instance())
+    assert world.registry.renew("WEB", "web:1") is not None
+    assert world.pass_time(179) == 0
+    assert world.pass_time(62) == 1
+
+
+def test_renewing_what_is_not_there_or_unknown_is_refused(world: World) -> None:
+    assert world.registry.renew("WEB", "web:1") is None
+    world.registry.register(sample_instance(status=S.UNKNOWN))
+    assert world.registry.renew("WEB", "web:1") is None
+
+
+def test_a_renewal_shows_in_the_lease_and_is_no_change(world: World) -> None:
+    world.registry.register(sample_instance())
+    revision = world.registry.view().revision
+    world.clock.advance(7_000)
+    world.registry.renew("WEB", "web:1")
+    found = world.registry.instance("WEB", "web:1")
+    assert found is not None
+    assert found.last_renewal_ms == world.clock.wall
+    assert world.registry.view().revision == revision
+
+
+def test_an_expired_instance_is_hidden_alone_but_listed_until_evicted(world: World) -> None:
+    world.registry.register(sample_instance())
+    world.clock.advance(90_001)
+    assert world.registry.instance("WEB", "web:1") is None
+    assert world.registry.instance_by_id("web:1") is None
+    assert world.listed() is not None
+    # A late heartbeat is in time as long as the lease was not evicted.
+    assert world.registry.renew("WEB", "web:1") is not None
+    assert world.registry.instance("WEB", "web:1") is not None
+
+
+def test_an_override_beats_the_client_until_it_is_removed(world: World) -> None:
+    registry = world.registry
+    registry.register(sample_instance())
+    assert registry.set_override("WEB", "web:1", S.OUT_OF_SERVICE)
+    registry.register(sample_instance(last_dirty_ms=2_000))
+    listed = world.listed()
+    assert listed is not None
+    assert (listed.status, listed.overridden_status) == (S.OUT_OF_SERVICE, S.OUT_OF_SERVICE)
+    assert registry.remove_override("WEB", "web:1")
+    listed = world.listed()
+    assert listed is not None
+    assert (listed.status, listed.overridden_status) == (S.UNKNOWN, S.UNKNOWN)
+    assert registry.renew("WEB", "web:1") is None
+    registry.register(sample_instance(last_dirty_ms=3_000))
+    listed = world.listed()
+    assert listed is not None
+    assert listed.status is S.UP
+
+
+def test_setting_the_status_that_it_has_stores_no_override(world: World) -> None:
+    world.registry.register(sample_instance())
+    assert world.registry.set_override("WEB", "web:1", S.UP)
+    assert world.registry.view().overrides == {}
+
+
+def test_an_override_told_by_a_peer_applies_at_the_next_renewal_and_is_in_the_log(
+    world: World,
+) -> None:
+    world.registry.register(sample_instance())
+    world.registry.store_override("WEB", "web:1", S.OUT_OF_SERVICE)
+    listed = world.listed()
+    assert listed is not None
+    assert listed.status is S.UP
+    world.registry.renew("WEB", "web:1")
+    listed = world.listed()
+    assert listed is not None
+    assert listed.status is S.OUT_OF_SERVICE
+    last = world.registry.view().recent(world.clock.mono)[-1]
+    assert last.instance is not None
+    assert last.instance.status is S.OUT_OF_SERVICE
+
+
+def test_a_cancel_takes_the_override_along_even_where_nothing_is_registered(world: World) -> None:
+    registry = world.registry
+    registry.register(sample_instance())
+    registry.set_override("WEB", "web:1", S.DOWN)
+    assert not registry.cancel("OTHER", "web:1")
+    assert registry.view().overrides == {}
+    assert registry.cancel("WEB", "web:1")
+    assert not registry.cancel("WEB", "web:1")
+
+
+def test_metadata_is_merged_by_registering_again(world: World) -> None:
+    world.registry.register(sample_instance(metadata={"a": "1", "b": "2"}))
+    assert world.registry.update_metadata("WEB", "web:1", {"b": "3"})
+    assert not world.registry.update_metadata("WEB", "nobody", {"b": "3"})
+    listed = world.listed()
+    assert listed is not None
+    assert (listed.metadata, listed.action_type) == ({"a": "1", "b": "3"}, ActionType.ADDED)
+
+
+def test_a_source_never_touches_anothers_instance(world: World) -> None:
+    registry = world.registry
+    registry.register(sample_instance(source="kubernetes"))
+    with pytest.raises(SourceConflictError):
+        registry.register(sample_instance(source="eureka"))
+    assert registry.renew("WEB", "web:1", source="eureka") is None
+    assert not registry.cancel("WEB", "web:1", source="eureka")
+    assert world.listed() is not None
+    assert registry.cancel("WEB", "web:1", source="kubernetes")
+
+
+@pytest.mark.parametrize("instance_id", ["x" * 401, "a\0b", "☃" * 134])
+def test_an_identity_that_no_store_can_hold_is_refused(world: World, instance_id: str) -> None:
+    with pytest.raises(InvalidIdentityError):
+        world.registry.register(sample_instance(instance_id=instance_id))
+    assert world.registry.view().revision == 0
+
+
+def test_eviction_is_capped_in_a_moving_window(world: World) -> None:
+    for number in range(100):
+        world.registry.register(sample_instance(instance_id=f"web:{number}"))
+    world.pass_time(90)
+    assert world.pass_time(50) == 15
+    assert world.registry.view().size() == 85
+    # 60 s after the first were taken the next may go: 15 % of the 85 that are left.
+    assert world.pass_time(20) == 13
+
+
+def test_eviction_is_random_across_applications(world: World) -> None:
+    for number in range(100):
+        world.registry.register(sample_instance(f"APP{number // 10}", f"i:{number}"))
+    world.pass_time(92)
+    view = world.registry.view()
+    left = Counter(len(instances) for instances in view.applications.values())
+    assert len(view.applications) == 10
+    assert len(left) > 1
+
+
+def test_one_evictor_acts_at_a_time_and_another_takes_over(world: World) -> None:
+    second = Evictor(world.registry)
+    world.registry.register(sample_instance(duration_secs=3))
+    world.evictor.run_once()
+    world.clock.advance(2_000)
+    assert second.run_once() == 0
+    world.clock.advance(1_100)
+    # The first one's lock has run out, as if its process had died.
+    assert second.run_once() == 1
+
+
+def test_a_pause_of_the_server_gives_leases_their_time_back(world: World) -> None:
+    world.registry.register(sample_instance())
+    world.evictor.run_once()
+    world.clock.advance(3_600_000)
+    assert world.evictor.run_once() == 0
+    assert world.pass_time(89) == 0
+    assert world.pass_time(2) == 1
+
+
+def test_a_wall_clock_set_by_an_hour_evicts_nobody(world: World) -> None:
+    world.registry.register(sample_instance())
+    for step in (3_600_000, -7_200_000):
+        world.clock.wall += step
+        assert world.pass_time(10) == 0
+    assert world.pass_time(72) == 1
+
+
+def test_self_preservation_keeps_expired_instances(store: Any) -> None:
+    world = World(store, self_preservation=True)
+    for number in range(2):
+        world.registry.register(sample_instance(instance_id=f"web:{number}"))
+    assert world.registry.self_preservation().threshold == 5
+    assert world.pass_time(300) == 0
+    assert world.registry.instance("WEB", "web:1") is not None
+
+
+def test_enough_renewals_let_evictions_through(store: Any) -> None:
+    world = World(store, self_preservation=True)
+    for number in range(10):
+        world.registry.register(sample_instance(instance_id=f"web:{number}"))
+    evicted = 0
+    for _ in range(40):
+        for number in range(9):
+            world.registry.renew("WEB", f"web:{number}")
+        evicted += world.pass_time(5)
+    assert evicted == 1
+    assert world.registry.view().size() == 9
+
+
+operations = st.lists(
+    st.tuples(
+        st.sampled_from(["register", "cancel", "renew", "set", "remove", "peer", "metadata"]),
+        st.sampled_from(["A", "B"]),
+        st.sampled_from(["1", "2", "3"]),
+        st.sampled_from(list(S)),
+        st.integers(1, 4),
+    ),
+    max_size=40,
+)
+
+
+@given(operations)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_whoever_applies_every_change_ends_with_the_whole(steps: list[Any]) -> None:
+    """A second view, and a follower of the log, agree with the first after any operations."""
+    world = World(MemoryStore())
+    registry = world.registry
+    follower: dict[InstanceKey, Instance] = {}
+    seen = 0
+    for kind, app, instance_id, status, dirty in steps:
+        world.clock.advance(10)
+        if kind == "register":
+            instance = sample_instance(app, instance_id, status=status, last_dirty_ms=dirty)
+            registry.register(instance)
+        elif kind == "cancel":
+            registry.cancel(app, instance_id)
+        elif kind == "renew":
+            registry.renew(app, instance_id)
+        elif kind == "set":
+            registry.set_override(app, instance_id, status)
+        elif kind == "remove":
+            registry.remove_override(app, instance_id, status)
+        elif kind == "peer":
+            registry.store_override(app, instance_id, status)
+        else:
+            registry.update_metadata(app, instance_id, {"n": str(dirty)})
+        view = registry.view()
+        for change in view.recent(world.clock.mono):
+            if change.revision > seen and change.instance is not None:
+                if change.removed:
+                    follower.pop(change.instance.key)
+                else:
+                    follower[change.instance.key] = change.instance
+        seen = view.revision
+        listed = {i.key: i for a in view.applications.values() for i in a.values()}
+        assert follower == listed
+        counts = Counter(i.status for i in listed.values())
+        assert {s: n for s, n in view.status_counts.items() if n} == counts
+    fresh = Registry(registry.store, world.clock, RegistrySettings())
+    fresh.start()
+    assert fresh.view().applications == registry.view().applications
+    assert fresh.view().overrides == registry.view().overrides
+
+
+def test_a_view_left_behind_by_trimming_loads_everything_again(store: Any) -> None:
+    world = World(store)
+    other = Registry(store, world.clock, world.registry.settings)
+    other.start()
+    for number in range(5):
+        world.registry.register(sample_instance(instance_id=f"web:{number}"))
+    store.trim("default", world.clock.mono + 1)
+    world.registry.register(sample_instance(instance_id="web:last"))
+    assert other.view().size() == 6
+    assert replace(sample_instance(), id="web:0").key in {
+        i.key for i in other.view().applications["WEB"].values()
+    }

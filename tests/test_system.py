@@ -1,0 +1,387 @@
+"""Promises that only real processes can keep: kills, restarts, full disks, several workers."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.servers import JSON, ROOT, RegistryServer, Reply, instance_body, send, wait_until
+
+SHORT = {"leaseInfo": {"renewalIntervalInSecs": 1, "durationInSecs": 3}}
+
+
+def worker_connections(server: RegistryServer, count: int) -> dict[int, http.client.HTTPConnection]:
+    """A kept connection to each of ``count`` workers, known by the socket that each holds."""
+    found: dict[int, http.client.HTTPConnection] = {}
+    spare = []
+    for _ in range(200):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        assert send(server.port, "GET", "/health/live", connection=connection).status == 200
+        pid = _owner(server, connection)
+        if pid in found:
+            spare.append(connection)
+        else:
+            found[pid] = connection
+        if len(found) == count:
+            break
+    for connection in spare:
+        connection.close()
+    assert len(found) == count
+    return found
+
+
+def _owner(server: RegistryServer, connection: http.client.HTTPConnection) -> int:
+    local = connection.sock.getsockname()[1]
+    wanted = f":{local:04X}"
+    inode = next(
+        fields[9]
+        for fields in (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+        if fields[2].endswith(wanted) and fields[1].endswith(f":{server.port:04X}")
+    )
+    for pid in server.worker_pids():
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                if os.readlink(descriptor) == f"socket:[{inode}]":
+                    return pid
+            except OSError:
+                continue
+    raise AssertionError("no worker holds the connection")
+
+
+def test_what_one_worker_accepted_is_in_the_next_answer_of_the_other(tmp_path: Path) -> None:
+    """Thousands of tries, none stale, in every kind of read."""
+    with RegistryServer(tmp_path) as server:
+        one, other = worker_connections(server, 2).values()
+        stale = 0
+        for number in range(1_500):
+            writer, reader = (one, other) if number % 2 else (other, one)
+            instance_id = f"i-{number % 40}:{number}"
+            app = f"APP{number % 5}"
+            body = instance_body(app, instance_id)
+            reply = send(server.port, "POST", f"/eureka/apps/{app}", body, JSON, writer)
+            assert reply.status == 204
+            for path in (f"/apps/{app}", f"/apps/{app}/{instance_id}"):
+                got = send(server.port, "GET", "/eureka" + path, None, JSON, reader)
+                stale += f'"{instance_id}"'.encode() not in got.body
+            if number % 10 == 0:
+                for path in ("/apps", "/apps/delta", f"/vips/{app.lower()}"):
+                    got = send(server.port, "GET", "/eureka" + path, None, JSON, reader)
+                    stale += f'"{instance_id}"'.encode() not in got.body
+            if number % 2:
+                path = f"/eureka/apps/{app}/{instance_id}"
+                assert send(server.port, "DELETE", path, None, None, writer).status == 200
+                stale += send(server.port, "GET", path, None, JSON, reader).status != 404
+        assert stale == 0
+
+
+class Load:
+    """Registrations and renewals from several threads until it is told to stop."""
+
+    def __init__(self, server: RegistryServer, threads: int = 4) -> None:
+        self.acknowledged: set[str] = set()
+        self.failures: list[tuple[float, str]] = []
+        self.refusals: list[Reply] = []
+        self._server = server
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(name,)) for name in range(threads)
+        ]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=20)
+
+    def _run(self, name: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=10)
+        number = 0
+        while not self._stop.is_set():
+            instance_id = f"load-{name}:{number}"
+            try:
+                reply = send(
+                    self._server.port,
+                    "POST",
+                    "/eureka/apps/LOAD",
+                    instance_body("LOAD", instance_id),
+                    JSON,
+                    connection,
+                )
+            except (OSError, http.client.HTTPException) as error:
+                self.failures.append((time.monotonic(), repr(error)))
+                connection.close()
+                self._stop.wait(0.01)
+                continue
+            if reply.status == 204:
+                self.acknowledged.add(instance_id)
+                number += 1
+            else:
+                self.refusals.append(reply)
+            self._stop.wait(0.001)
+
+
+def test_no_acknowledged_registration_is_lost_when_everything_is_killed(tmp_path: Path) -> None:
+    """Killed under load and started again: all there, renewing goes on, nobody is evicted."""
+    with RegistryServer(tmp_path) as server:
+        for number in range(20):
+            assert server.register("SHORT", f"short:{number}", **SHORT) == 204
+        with Load(server) as load:
+            time.sleep(2)
+            server.kill9()
+            time.sleep(4)  # longer than the short leases: the outage is the server's own
+        assert len(load.acknowledged) > 100
+        server.start()
+
+        present = set(server.apps())
+        assert load.acknowledged <= present
+        for _ in range(4):
+            for number in range(20):
+                assert server.eureka("PUT", f"/apps/SHORT/short:{number}").status == 200
+            time.sleep(1)
+        assert {f"short:{number}" for number in range(20)} <= set(server.apps())
+
+
+def test_a_killed_worker_costs_the_requests_in_flight_and_nothing_else(tmp_path: Path) -> None:
+    with RegistryServer(tmp_path) as server:
+        with Load(server) as load:
+            time.sleep(1)
+            for _ in range(3):
+                victim = server.worker_pids()[0]
+                os.kill(victim, signal.SIGKILL)
+                wait_until(
+                    lambda v=victim: (
+                        len(server.worker_pids()) == 2 and v not in server.worker_pids()
+                    ),
+                    10,
+                    "another worker",
+                )
+                time.sleep(0.7)
+        # Each kill can cost each of the four connections one request.
+        assert len(load.failures) <= 3 * 4
+        assert load.refusals == []
+        assert load.acknowledged <= set(server.apps())
+        # The evictor's lock does not die with its holder.
+        assert server.register("GONE", "gone:1", **SHORT) == 204
+        wait_until(lambda: "gone:1" not in server.apps(), 9, "the eviction")
+
+
+def test_an_instance_is_evicted_within_a_second_of_its_deadline_and_a_renewing_one_never(
+    tmp_path: Path,
+) -> None:
+    with RegistryServer(tmp_path) as server:
+        for number in range(10):
+            server.register("LIVE", f"live:{number}", **SHORT)
+        server.register("DEAD", "dead:1", **SHORT)
+        assert server.eureka("PUT", "/apps/DEAD/dead:1").status == 200
+        renewed = time.monotonic()
+        while "dead:1" in server.apps():
+            for number in range(10):
+                assert server.eureka("PUT", f"/apps/LIVE/live:{number}").status == 200
+            assert time.monotonic() - renewed < 6
+            time.sleep(0.05)
+        assert 2.9 < time.monotonic() - renewed < 4.5
+        assert len(server.apps()) == 10
+
+
+def test_the_genuine_timing_doubles_a_renewed_lease(tmp_path: Path) -> None:
+    env = {"LEASE_EXPIRY": "genuine", "EUREKA_SERVER_EVICTIONINTERVALTIMERINMS": "500"}
+    short = {"leaseInfo": {"renewalIntervalInSecs": 1, "durationInSecs": 2}}
+    with RegistryServer(tmp_path, env=env) as server:
+        server.register("DEAD", "renewed:1", **short)
+        assert server.eureka("PUT", "/apps/DEAD/renewed:1").status == 200
+        lease = server.apps()["renewed:1"]["leaseInfo"]
+        started = time.monotonic()
+        shown = server.eureka("GET", "/apps/DEAD/renewed:1", None, JSON).json()["instance"]
+        ahead = shown["leaseInfo"]["lastRenewalTimestamp"] - lease["registrationTimestamp"]
+        assert 2_000 <= ahead < 3_000
+        wait_until(lambda: server.apps() == {}, 8, "the eviction")
+        assert 3.9 < time.monotonic() - started < 6.5
+
+
+def test_overrides_survive_a_kill(tmp_path: Path) -> None:
+    with RegistryServer(tmp_path) as server:
+        server.register("WEB", "web:1")
+        server.eureka("PUT", "/apps/WEB/web:1/status?value=OUT_OF_SERVICE")
+        server.kill9()
+        server.start()
+        assert server.apps()["web:1"]["status"] == "OUT_OF_SERVICE"
+        assert server.eureka("GET", "/serverinfo/statusoverrides").json() == {
+            "web:1": "OUT_OF_SERVICE"
+        }
+        server.register("WEB", "web:1", lastDirtyTimestamp="1700000000005")
+        assert server.apps()["web:1"]["status"] == "OUT_OF_SERVICE"
+
+
+def test_a_paused_server_evicts_nobody_for_it(tmp_path: Path) -> None:
+    with RegistryServer(tmp_path) as server:
+        for number in range(5):
+            server.register("WEB", f"web:{number}", **SHORT)
+        server.kill(signal.SIGSTOP)
+        time.sleep(5)
+        server.kill(signal.SIGCONT)
+        for _ in range(4):
+            for number in range(5):
+                assert server.eureka("PUT", f"/apps/WEB/web:{number}").status == 200
+            time.sleep(0.5)
+        assert len(server.apps()) == 5
+        assert "got their time back" in server.log()
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A file system of a few megabytes of its own."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a file system is mounted, which takes root")
+def test_a_full_disk_refuses_writes_answers_reads_and_recovers(tmp_path: Path) -> None:
+    with (
+        small_disk(tmp_path / "disk") as disk,
+        RegistryServer(tmp_path, env={"STORE_URL": f"lmdb:{disk / 'store'}"}) as server,
+    ):
+        server.register("WEB", "web:1")
+        ballast = disk / "ballast"
+        with ballast.open("wb") as file:
+            try:
+                while file.write(b"x" * 65_536):
+                    file.flush()
+            except OSError:
+                pass
+        refused = None
+        written = {"web:1"}
+        for number in range(2, 400):
+            status = server.register("WEB", f"web:{number}", metadata={"pad": "x" * 20_000})
+            if status == 503:
+                refused = number
+                break
+            assert status == 204
+            written.add(f"web:{number}")
+        assert refused is not None
+        assert server.send("GET", "/health/ready").status == 503
+        assert server.send("GET", "/health/live").status == 200
+        assert set(server.apps()) == written
+        assert server.eureka("GET", "/apps/WEB/web:1", None, JSON).status == 200
+
+        ballast.unlink()
+        wait_until(lambda: server.send("GET", "/health/ready").status == 200, 5, "readiness")
+        assert server.register("WEB", "web:again") == 204
+        assert set(server.apps()) == written | {"web:again"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_drains_and_exits_cleanly(number: signal.Signals, tmp_path: Path) -> None:
+    with RegistryServer(tmp_path) as server:
+        with Load(server, threads=2) as load:
+            time.sleep(1)
+            assert server.stop(number) == 0
+        assert load.refusals == []
+        assert "Traceback" not in server.log()
+        server.start()
+        assert load.acknowledged <= set(server.apps())
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PORT", "eighty"),
+        ("STORE_URL", "redis:nowhere"),
+        ("LEASE_EXPIRY", "sometimes"),
+        ("EUREKA_SERVER_RENEWAL_PERCENT_THRESHOLD", "85"),
+    ],
+)
+def test_a_wrong_setting_is_refused_in_one_line(variable: str, value: str, tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "gunicorn", "wsgi:app"],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), variable: value},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert result.returncode != 0
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith(f"cannot start: {variable}={value!r}: expected ")
+
+
+def test_a_setting_without_meaning_is_named_in_the_log(tmp_path: Path) -> None:
+    env = {"EUREKA_SERVER_USE_READ_ONLY_RESPONSE_CACHE": "false"}
+    with RegistryServer(tmp_path, env=env) as server:
+        line = "EUREKA_SERVER_USE_READ_ONLY_RESPONSE_CACHE has no effect here"
+        assert server.log().count(line) == 1
+
+
+def test_one_process_serves_from_memory(tmp_path: Path) -> None:
+    with RegistryServer(tmp_path, workers=1, env={"STORE_URL": "memory:"}) as server:
+        assert server.register("WEB", "web:1") == 204
+        assert list(server.apps()) == ["web:1"]
+
+
+def test_a_delta_follower_never_needs_a_second_full_fetch(tmp_path: Path) -> None:
+    """Changes through all workers; after each delta the follower's hash code is the server's."""
+    with RegistryServer(tmp_path) as server:
+        known: dict[tuple[str, str], Any] = {}
+        done = threading.Event()
+
+        def change(name: int) -> None:
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+            for number in range(400):
+                app, instance_id = f"APP{number % 7}", f"{name}:{number % 23}"
+                base = f"/eureka/apps/{app}"
+                body = instance_body(app, instance_id, lastDirtyTimestamp=str(number))
+                send(server.port, "POST", base, body, JSON, connection)
+                path = f"{base}/{instance_id}"
+                if number % 3 == 0:
+                    value = ("OUT_OF_SERVICE", "DOWN", "UP")[number % 9 // 3]
+                    send(server.port, "PUT", f"{path}/status?value={value}", None, None, connection)
+                if number % 5 == 0:
+                    send(server.port, "DELETE", f"{path}/status", None, None, connection)
+                if number % 4 == 0:
+                    send(server.port, "DELETE", path, None, None, connection)
+
+        threads = [threading.Thread(target=change, args=(name,)) for name in range(4)]
+        for thread in threads:
+            thread.start()
+        deltas = 0
+        while not done.is_set():
+            if not any(thread.is_alive() for thread in threads):
+                done.set()  # and follow once more
+            delta = server.eureka("GET", "/apps/delta", None, JSON).json()["applications"]
+            for application in delta["application"]:
+                for instance in application["instance"]:
+                    key = (application["name"], instance["instanceId"])
+                    if instance["actionType"] == "DELETED":
+                        known.pop(key, None)
+                    else:
+                        known[key] = instance
+            counts: dict[str, int] = {}
+            for instance in known.values():
+                counts[instance["status"]] = counts.get(instance["status"], 0) + 1
+            code = "".join(f"{status}_{counts[status]}_" for status in sorted(counts))
+            assert code == delta["apps__hashcode"]
+            deltas += 1
+        assert deltas > 20
+        full = server.eureka("GET", "/apps", None, JSON).json()["applications"]
+        everything = {
+            (a["name"], i["instanceId"]): i for a in full["application"] for i in a["instance"]
+        }
+        assert known == everything
