@@ -65,7 +65,7 @@ def send(
     return reply
 
 
-def instance_body(app: str, instance_id: str, **fields: Any) -> str:
+def instance_body(app: str, instance_id: str, /, **fields: Any) -> str:
     """A registration as a Java client sends it, with some fields replaced."""
     instance = {
         "instanceId": instance_id,
@@ -150,7 +150,7 @@ class RegistryServer:
     def eureka(self, method: str, path: str, *arguments: Any, **options: Any) -> Reply:
         return self.send(method, "/eureka" + path, *arguments, **options)
 
-    def register(self, app: str, instance_id: str, **fields: Any) -> int:
+    def register(self, app: str, instance_id: str, /, **fields: Any) -> int:
         body = instance_body(app, instance_id, **fields)
         return self.eureka("POST", f"/apps/{app}", body, JSON).status
 

@@ -1,0 +1,327 @@
+"""The protocol's edges: odd names, bad bodies, limits, negotiation. In process, through Flask."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eureka_compat import codecs, create_blueprint, wire
+from eureka_compat.answers import Form, encode_instance
+from eureka_compat.settings import EurekaSettings
+from registry import Instance, Registry, RegistrySettings
+from registry.stores.memory import MemoryStore
+from registry.testing import ManualClock, sample_instance
+from tests.servers import JSON, instance_body
+
+XML = {"Content-Type": "application/xml", "Accept": "application/xml"}
+
+
+def make_client(settings: EurekaSettings | None = None) -> FlaskClient:
+    registry = Registry(MemoryStore(), ManualClock(), RegistrySettings(self_preservation=False))
+    registry.start()
+    app = Flask(__name__)
+    app.url_map.merge_slashes = False
+    app.register_blueprint(create_blueprint(registry, settings or EurekaSettings()))
+    return app.test_client()
+
+
+@pytest.fixture
+def client() -> Iterator[FlaskClient]:
+    yield make_client()
+
+
+def register(client: FlaskClient, app: str, instance_id: str, /, **fields: Any) -> Any:
+    path = f"/eureka/apps/{quote(app, safe='')}"
+    return client.post(path, data=instance_body(app, instance_id, **fields), headers=JSON)
+
+
+ODD_IDS = [
+    "http://host:8080/path",
+    "with space",
+    "a/b",
+    "p-é-☃",
+    "[::1]:8080",
+    "::1",
+    "50%",
+    "a+b?c#d;e",
+    "host:app:8080/status",
+]
+
+
+@pytest.mark.parametrize("base", ["/eureka", "/eureka/v2"])
+@pytest.mark.parametrize("instance_id", ODD_IDS)
+def test_any_id_can_be_registered_read_renewed_and_cancelled(
+    client: FlaskClient, base: str, instance_id: str
+) -> None:
+    assert register(client, "ODD", instance_id, vipAddress=instance_id).status_code == 204
+    path = f"{base}/apps/odd/{quote(instance_id, safe='')}"
+    assert client.get(path, headers=JSON).get_json()["instance"]["instanceId"] == instance_id
+    by_id = client.get(f"{base}/instances/{quote(instance_id, safe='')}", headers=JSON)
+    assert by_id.get_json()["instance"]["instanceId"] == instance_id
+    assert client.put(path).status_code == 200
+    assert client.put(f"{path}/status?value=DOWN").status_code == 200
+    assert client.put(f"{path}/metadata?k=v").status_code == 200
+    vip = client.get(f"{base}/vips/{quote(instance_id.split(',')[0], safe='')}", headers=JSON)
+    assert len(vip.get_json()["applications"]["application"]) == 1
+    assert client.delete(path).status_code == 200
+    assert client.get(path, headers=JSON).status_code == 404
+
+
+def test_an_id_with_raw_slashes_is_found_too(client: FlaskClient) -> None:
+    register(client, "ODD", "http://host:8080", vipAddress="http://host:8080")
+    assert client.put("/eureka/apps/ODD/http://host:8080").status_code == 200
+    vip = client.get("/eureka/vips/http://host:8080", headers=JSON).get_json()
+    assert vip["applications"]["apps__hashcode"] == "UP_1_"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/apps", "/apps/", "/apps/delta", "/apps/delta/", "/apps/WEB/", "/vips/web/", "/status/"],
+)
+@pytest.mark.parametrize("base", ["/eureka", "/eureka/v2"])
+def test_a_trailing_slash_is_never_redirected(client: FlaskClient, base: str, path: str) -> None:
+    register(client, "WEB", "web:1")
+    assert client.get(base + path).status_code == 200
+
+
+@pytest.mark.parametrize("method", ["put", "delete"])
+@pytest.mark.parametrize("suffix", ["", "/status?value=UP", "/metadata?a=b"])
+@pytest.mark.parametrize("data", [None, "{}", "not json"])
+def test_answers_to_put_and_delete_have_no_body(
+    client: FlaskClient, method: str, suffix: str, data: str | None
+) -> None:
+    for known in (False, True):
+        if known:
+            register(client, "WEB", "web:1")
+        response = client.open(
+            f"/eureka/apps/WEB/web:1{suffix}", method=method, data=data, headers=JSON
+        )
+        if method == "delete" and suffix.startswith("/metadata"):
+            assert response.status_code == 405
+        else:
+            assert response.status_code == (200 if known else 404)
+        assert response.data == b""
+
+
+BAD_FIELDS = [
+    ("port", {"$": 1, "@enabled": "true", "x": 1}, "instance.port"),
+    ("port", [8080], "instance.port"),
+    ("port", True, "instance.port"),
+    ("metadata", {"a": {"b": "c"}}, "instance.metadata.a"),
+    ("metadata", [], "instance.metadata"),
+    ("dataCenterInfo", {"@class": "java.lang.String", "name": "MyOwn"}, "dataCenterInfo.@class"),
+    ("dataCenterInfo", {"name": "Mars"}, "dataCenterInfo.name"),
+    ("dataCenterInfo", "MyOwn", "instance.dataCenterInfo"),
+    ("leaseInfo", "90", "instance.leaseInfo"),
+    ("hostName", {"a": 1}, "instance.hostName"),
+    ("countryId", "one", "instance.countryId"),
+    ("app", None, "instance.app"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "named"), BAD_FIELDS)
+def test_a_bad_field_is_named_after_the_genuine_text_and_changes_nothing(
+    client: FlaskClient, name: str, value: Any, named: str
+) -> None:
+    response = register(client, "WEB", "web:1", **{name: value})
+    assert response.status_code == 400
+    error = json.loads(response.data)["error"]
+    assert error.startswith("cannot parse request body: ")
+    assert named in error
+    assert client.get("/eureka/apps", headers=JSON).get_json()["applications"]["application"] == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"hostName": ""}, "Missing hostname: "),
+        ({"ipAddr": None}, "Missing ip address: "),
+        ({"app": ""}, "Missing appName: "),
+        ({"app": "other"}, "Mismatched appName, expecting WEB but was OTHER: "),
+        ({"dataCenterInfo": None}, "Missing dataCenterInfo: "),
+        ({"dataCenterInfo": {"@class": wire.DEFAULT_CLASS}}, "Missing dataCenterInfo Name: "),
+        ({"instanceId": "", "hostName": ""}, "Missing instanceId: "),
+    ],
+)
+def test_a_missing_field_is_refused_with_the_genuine_text(
+    client: FlaskClient, fields: dict[str, Any], text: str
+) -> None:
+    response = register(client, "WEB", "web:1", **fields)
+    assert response.status_code == 400
+    assert response.text.startswith(text)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        '<!DOCTYPE instance [<!ENTITY a "b">]><instance><app>&a;</app></instance>',
+        '<!DOCTYPE instance SYSTEM "file:///etc/passwd"><instance/>',
+        "<instance>" + "<a>" * 40 + "</a>" * 40 + "</instance>",
+        "<instance><hostName>",
+        "<other/>",
+        "",
+        "\x00",
+        "<instance><app>A</app><port> 81 </port></instance>",
+    ],
+)
+def test_unsafe_or_broken_xml_is_a_400(client: FlaskClient, document: str) -> None:
+    response = client.post("/eureka/apps/A", data=document, headers=XML)
+    assert response.status_code == 400
+    assert response.data.startswith(b"<error><message>cannot parse request body")
+    assert response.content_type == "application/xml"
+
+
+def test_what_eureka_js_client_and_fargo_send_is_accepted(client: FlaskClient) -> None:
+    assert (
+        register(client, "JS", "js", port=8080, dataCenterInfo={"name": "MyOwn"}).status_code == 204
+    )
+    fargo = register(
+        client,
+        "FARGO",
+        "",
+        port={"$": "8080", "@enabled": "true"},
+        overriddenstatus="",
+        leaseInfo={"renewalIntervalInSecs": 0, "durationInSecs": 0},
+        countryId=0,
+        dataCenterInfo={"@class": wire.MY_CLASS, "name": "MyOwn"},
+    )
+    assert fargo.status_code == 204
+    found = client.get("/eureka/apps/FARGO/host.local", headers=JSON).get_json()["instance"]
+    assert found["leaseInfo"]["durationInSecs"] == 90
+    assert found["overriddenStatus"] == "UNKNOWN"
+    assert found["port"] == {"$": 8080, "@enabled": "true"}
+
+
+def test_springs_nulls_count_as_absent(client: FlaskClient) -> None:
+    nulls = {"appGroupName": None, "asgName": None, "actionType": None, "metadata": None}
+    assert register(client, "WEB", "web:1", sid="na", **nulls).status_code == 204
+    found = client.get("/eureka/apps/WEB/web:1", headers=JSON).get_json()["instance"]
+    assert not {"appGroupName", "asgName", "sid"} & found.keys()
+    assert found["metadata"] == {"@class": "java.util.Collections$EmptyMap"}
+
+
+def test_a_body_over_the_limit_is_a_413(client: FlaskClient) -> None:
+    big = register(client, "WEB", "web:1", metadata={"pad": "x" * 1024 * 1024})
+    assert big.status_code == 413
+    small = make_client(EurekaSettings(max_batch_bytes=50))
+    batch = json.dumps({"replicationList": [{"appName": "A", "id": "b", "action": "Cancel"}]})
+    assert small.post("/eureka/peerreplication/batch", data=batch, headers=JSON).status_code == 413
+
+
+def test_a_compressed_body_is_read_within_the_limit(client: FlaskClient) -> None:
+    headers = JSON | {"Content-Encoding": "gzip"}
+    body = gzip.compress(instance_body("WEB", "web:1").encode())
+    assert client.post("/eureka/apps/WEB", data=body, headers=headers).status_code == 204
+    bomb = gzip.compress(b"x" * 4 * 1024 * 1024)
+    assert client.post("/eureka/apps/WEB", data=bomb, headers=headers).status_code == 413
+    assert client.post("/eureka/apps/WEB", data=b"plain", headers=headers).status_code == 400
+
+
+def test_a_disabled_delta_is_a_403() -> None:
+    response = make_client(EurekaSettings(delta_enabled=False)).get("/eureka/apps/delta")
+    assert (response.status_code, response.data) == (403, b"")
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        (None, "application/xml"),
+        ("*/*", "application/xml"),
+        ("application/json", "application/json"),
+        ("application/json;q=0.4, application/xml;q=0.9", "application/xml"),
+        ("application/json, */*;q=0.1", "application/json"),
+        ("text/html, */*;q=0.1", "application/xml"),
+    ],
+)
+def test_a_single_instance_is_negotiated_by_quality(
+    client: FlaskClient, accept: str | None, expected: str
+) -> None:
+    register(client, "WEB", "web:1")
+    headers = {"Accept": accept} if accept else {}
+    assert client.get("/eureka/apps/WEB/web:1", headers=headers).content_type == expected
+
+
+def test_an_unknown_vip_is_an_empty_answer(client: FlaskClient) -> None:
+    answer = client.get("/eureka/svips/nobody", headers=JSON).get_json()
+    assert answer == {
+        "applications": {"versions__delta": "-1", "apps__hashcode": "", "application": []}
+    }
+
+
+def test_xml_shows_a_single_drained_instance_as_down_and_lists_it_as_it_is(
+    client: FlaskClient,
+) -> None:
+    register(client, "WEB", "web:1", status="OUT_OF_SERVICE")
+    assert b"<status>DOWN</status>" in client.get("/eureka/apps/WEB/web:1").data
+    assert b"<status>OUT_OF_SERVICE</status>" in client.get("/eureka/apps/WEB").data
+    single = client.get("/eureka/apps/WEB/web:1", headers=JSON).get_json()
+    assert single["instance"]["status"] == "OUT_OF_SERVICE"
+
+
+def test_metadata_that_is_no_element_name_is_escaped_as_the_original_does() -> None:
+    names = {"x y": "x_.0020y", "1n": "_.0031n", "k&": "k_.0026", "a_b": "a__b", "$": "_-"}
+    for key, expected in names.items():
+        assert codecs.encode_name(key) == expected
+        assert codecs.decode_name(expected) == key
+
+
+@given(st.text(min_size=1))
+def test_every_metadata_key_survives_the_element_name(key: str) -> None:
+    assert codecs.decode_name(codecs.encode_name(key)) == key
+
+
+xml_text = st.text(
+    st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"), exclude_characters="\ufffe\uffff")
+)
+
+
+@given(st.dictionaries(xml_text.filter(bool), xml_text, max_size=5), xml_text.filter(bool))
+def test_an_instance_comes_back_from_both_formats(metadata: dict[str, str], host: str) -> None:
+    metadata.pop("@class", None)
+    metadata.pop("instanceId", None)
+    instance = sample_instance(metadata=metadata, host_name=host)
+    for form, read in (
+        (Form.JSON, codecs.instance_tree_from_json),
+        (Form.XML, codecs.instance_tree_from_xml),
+    ):
+        candidate = wire.read_candidate(read(encode_instance(instance, form)))
+        back: Instance = wire.validated(candidate, "WEB", 0)
+        assert (back.metadata, back.host_name, back.id) == (metadata, host, instance.id)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_are_more_than_a_400(body: bytes) -> None:
+    client = make_client()
+    for headers in (JSON, XML):
+        response = client.post("/eureka/apps/WEB", data=body, headers=headers)
+        assert response.status_code == 400
+    batch = client.post("/eureka/peerreplication/batch/", data=body, headers=JSON)
+    assert batch.status_code == 400
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+FIELDS = sorted(json.loads(instance_body("WEB", "web:1"))["instance"])
+
+
+@given(st.sampled_from(FIELDS), json_values)
+def test_any_value_in_any_field_is_accepted_or_a_400(name: str, value: Any) -> None:
+    client = make_client()
+    response = register(client, "WEB", "web:1", **{name: value})
+    assert response.status_code in (204, 400)
+    for headers in (JSON, XML):
+        assert client.get("/eureka/apps", headers=headers).status_code == 200

@@ -1,0 +1,108 @@
+"""Every setting, in every spelling, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from environment import SettingError, load
+
+PROPERTIES = [
+    ("ENABLE_SELF_PRESERVATION", "false", "self_preservation", False),
+    ("RENEWAL_PERCENT_THRESHOLD", "0.5", "renewal_percent_threshold", 0.5),
+    ("RENEWAL_THRESHOLD_UPDATE_INTERVAL_MS", "1000", "renewal_threshold_update_interval_ms", 1000),
+    (
+        "EXPECTED_CLIENT_RENEWAL_INTERVAL_SECONDS",
+        "10",
+        "expected_client_renewal_interval_secs",
+        10,
+    ),
+    ("EVICTION_INTERVAL_TIMER_IN_MS", "500", "eviction_interval_ms", 500),
+    ("RETENTION_TIME_IN_M_S_IN_DELTA_QUEUE", "5000", "delta_retention_ms", 5000),
+    ("DELTA_RETENTION_TIMER_INTERVAL_IN_MS", "700", "delta_retention_timer_interval_ms", 700),
+]
+
+
+@pytest.mark.parametrize("spelling", ["underscores", "joined"])
+@pytest.mark.parametrize(("name", "value", "field", "expected"), PROPERTIES)
+def test_an_operators_spring_settings_mean_the_same_here(
+    spelling: str, name: str, value: str, field: str, expected: object
+) -> None:
+    variable = name if spelling == "underscores" else name.replace("_", "")
+    environment = load({f"EUREKA_SERVER_{variable}": value})
+    assert getattr(environment.registry, field) == expected
+    assert environment.warnings == ()
+
+
+@pytest.mark.parametrize("name", ["DISABLE_DELTA", "DISABLEDELTA"])
+def test_the_delta_can_be_disabled(name: str) -> None:
+    assert load({f"EUREKA_SERVER_{name}": "TRUE"}).eureka.delta_enabled is False
+
+
+@pytest.mark.parametrize("name", ["SYNC_WHEN_TIMESTAMP_DIFFERS", "SYNCWHENTIMESTAMPDIFFERS"])
+def test_the_comparison_of_timestamps_can_be_disabled(name: str) -> None:
+    assert load({f"EUREKA_SERVER_{name}": "no"}).eureka.sync_when_timestamp_differs is False
+
+
+def test_an_interval_that_is_not_positive_means_30_seconds() -> None:
+    registry = load({"EUREKA_SERVER_EXPECTED_CLIENT_RENEWAL_INTERVAL_SECONDS": "0"}).registry
+    assert registry.expected_client_renewal_interval_secs == 30
+
+
+def test_the_defaults_are_those_of_the_original_but_for_the_end_of_a_lease() -> None:
+    environment = load({})
+    assert (environment.host, environment.port, environment.store_url) == (
+        "0.0.0.0",
+        8761,
+        "lmdb:data",
+    )
+    assert environment.registry.lease_expiry == "exact"
+    assert environment.registry.self_preservation is True
+    assert environment.registry.renewal_percent_threshold == 0.85
+
+
+def test_springs_port_is_read_where_ours_is_not_set() -> None:
+    assert load({"SERVER_PORT": "9000"}).port == 9000
+    assert load({"SERVER_PORT": "9000", "PORT": "9001"}).port == 9001
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("PORT", "0", "a whole number from 1 to 65535"),
+        ("WORKERS", "none", "a whole number from 1 to 256"),
+        ("STORE_URL", "sqlite:x", "memory: or lmdb:PATH"),
+        ("LEASE_EXPIRY", "never", "exact or genuine"),
+        ("LOG_LEVEL", "loud", "debug or info or warning or error"),
+        ("EUREKA_SERVER_ENABLESELFPRESERVATION", "maybe", "true or false"),
+        ("EUREKA_SERVER_RENEWAL_PERCENT_THRESHOLD", "1.5", "a number above 0, up to 1"),
+        ("EUREKA_SERVER_EVICTIONINTERVALTIMERINMS", "1s", "a whole number from 1 to"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(variable: str, value: str, expected: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        load({variable: value})
+    assert str(caught.value).startswith(f"{variable}={value!r}: expected {expected}")
+    assert "\n" not in str(caught.value)
+
+
+def test_memory_is_refused_to_several_workers() -> None:
+    assert load({"STORE_URL": "memory:"}).workers == 1
+    with pytest.raises(SettingError, match="WORKERS=2: expected 1"):
+        load({"STORE_URL": "memory:", "WORKERS": "2"})
+
+
+def test_a_property_without_meaning_is_named_with_the_reason() -> None:
+    warnings = load(
+        {
+            "EUREKA_SERVER_USE_READ_ONLY_RESPONSE_CACHE": "true",
+            "EUREKA_SERVER_MYURL": "http://x/",
+            "EUREKA_SERVER_TYPO": "1",
+            "EUREKA_CLIENT_SERVICEURL_DEFAULTZONE": "not ours",
+        }
+    ).warnings
+    assert warnings == (
+        "EUREKA_SERVER_MYURL has no effect here: this server does not replicate to peers",
+        "EUREKA_SERVER_TYPO has no effect here: it is not known",
+        "EUREKA_SERVER_USE_READ_ONLY_RESPONSE_CACHE has no effect here: answers always come from"
+        " the current registry, so there is no cache to set",
+    )
