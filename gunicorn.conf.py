@@ -23,6 +23,8 @@ graceful_timeout = 10
 timeout = 30
 # Each worker opens the store itself: an LMDB environment must not cross a fork.
 preload_app = False
+# One server per account would own the socket, and nothing here uses it.
+control_socket_disable = True
 # Ids may hold %2F and be long; real request lines stay far below.
 limit_request_line = 8190
 

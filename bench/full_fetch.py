@@ -96,7 +96,7 @@ def as_served(count: int) -> None:
             start = time.perf_counter()
             server.start()
             starts.append(time.perf_counter() - start)
-        print(f"| {count:,} | start to ready, both workers | {spread(starts, 's')} |")
+        print(f"| {count:,} | start to ready | {spread(starts, 's')} |")
         accepts = {"JSON": "application/json", "XML": "application/xml"}
         for name, accept in accepts.items():
             for encoding in ("identity", "gzip"):

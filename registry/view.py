@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TypeVar
 
 from registry.model import (
@@ -70,7 +71,11 @@ class View:
         for instance in snapshot.instances:
             self._put(instance)
         self.overrides = dict(snapshot.overrides)
-        self._log.extend(snapshot.changes)
+        for change in snapshot.changes:
+            listed = None if change.instance is None else self.get(change.instance.key)
+            if listed is not None and listed.revision == change.revision:
+                change = replace(change, instance=listed)  # one copy of what is the same
+            self._log.append(change)
         self.revision = snapshot.revision
         self._loaded = True
 

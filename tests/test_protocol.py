@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -35,8 +34,8 @@ def make_client(settings: EurekaSettings | None = None) -> FlaskClient:
 
 
 @pytest.fixture
-def client() -> Iterator[FlaskClient]:
-    yield make_client()
+def client() -> FlaskClient:
+    return make_client()
 
 
 def register(client: FlaskClient, app: str, instance_id: str, /, **fields: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import os
 import signal
@@ -18,6 +19,7 @@ import pytest
 
 from tests.servers import JSON, ROOT, RegistryServer, Reply, instance_body, send, wait_until
 
+GZIP = {"Accept-Encoding": "gzip"}
 SHORT = {"leaseInfo": {"renewalIntervalInSecs": 1, "durationInSecs": 3}}
 
 
@@ -211,6 +213,29 @@ def test_the_genuine_timing_doubles_a_renewed_lease(tmp_path: Path) -> None:
         assert 2_000 <= ahead < 3_000
         wait_until(lambda: server.apps() == {}, 8, "the eviction")
         assert 3.9 < time.monotonic() - started < 6.5
+
+
+def test_ten_thousand_instances_come_back_in_every_format(tmp_path: Path) -> None:
+    """How long and how large is measured in ``bench``; here, that nothing is missing."""
+    count = 10_000
+    with RegistryServer(tmp_path) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        for number in range(count):
+            app = f"APP{number // 10}"
+            body = instance_body(app, f"i:{number}")
+            path = f"/eureka/apps/{app}"
+            assert send(server.port, "POST", path, body, JSON, connection).status == 204
+        server.kill9()
+        server.start()
+        assert set(server.apps()) == {f"i:{number}" for number in range(count)}
+        for accept in ("application/json", "application/xml"):
+            plain = server.eureka("GET", "/apps", None, {"Accept": accept})
+            packed = server.eureka("GET", "/apps", None, {"Accept": accept} | GZIP)
+            assert gzip.decompress(packed.body) == plain.body
+            assert plain.body.count(b"UP_10000_") == 1
+            assert plain.body.count(b"instanceId") == (count if "json" in accept else 2 * count)
+        delta = server.eureka("GET", "/apps/delta", None, JSON).json()["applications"]
+        assert sum(len(a["instance"]) for a in delta["application"]) == count
 
 
 def test_overrides_survive_a_kill(tmp_path: Path) -> None:

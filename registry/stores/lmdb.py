@@ -457,7 +457,7 @@ class LmdbStore:
         return self._read(read)
 
     def probe(self) -> None:
-        """A write of its own, and room for a registration: pages freed before may hide a full disk."""
+        """A write, and room for a registration: pages freed before may hide a full disk."""
         try:
             disk = os.statvfs(self._folder)
         except OSError as error:
