@@ -5,6 +5,7 @@ Shipped with the package, so that a store kept elsewhere can be held to the same
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -245,7 +246,7 @@ class StoreSuite:
     def test_a_failing_driver_raises_store_errors_only(self, broken_store: Store) -> None:
         """Nothing of the driver's leaks out, whichever method meets the failure."""
         store, key = broken_store, InstanceKey("WEB", "web:1")
-        calls = {
+        calls: dict[str, Callable[[], object]] = {
             "revision": lambda: store.revision(NS),
             "load": lambda: store.load(NS),
             "changes": lambda: store.changes(NS, Revision(0)),
