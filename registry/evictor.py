@@ -168,7 +168,10 @@ class Evictor:
 
     def _may_evict(self, namespace: Namespace) -> bool:
         state = self._registry.self_preservation(namespace)
-        preserving = not state.expiration_enabled
+        view = self._registry.view(namespace)
+        with view.lock:
+            # With nobody registered there is nothing to preserve, and nothing to tell of.
+            preserving = not state.expiration_enabled and bool(view.applications)
         if preserving != self._preserving.get(namespace, False):
             log.warning(
                 "%s self-preservation: %d renewals in the last minute, the threshold is %d",
