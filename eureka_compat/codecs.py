@@ -39,7 +39,11 @@ def instance_tree_from_json(body: bytes) -> Any:
     document = read_json(body)
     if not isinstance(document, dict) or document.keys() != {"instance"}:
         raise ParseError('expected one root key: {"instance": {...}}')
-    tree = document["instance"]
+    return as_read_from_json(document["instance"])
+
+
+def as_read_from_json(tree: Any) -> Any:
+    """An instance's tree with what the original does to JSON alone: the group in upper case."""
     group = tree.get("appGroupName") if isinstance(tree, dict) else None
     if isinstance(group, str):
         tree["appGroupName"] = group.upper()

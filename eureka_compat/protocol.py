@@ -468,7 +468,7 @@ class Protocol:
         if item.get("instanceInfo") is None:
             return 500
         try:
-            candidate = wire.read_candidate(item["instanceInfo"])
+            candidate = wire.read_candidate(codecs.as_read_from_json(item["instanceInfo"]))
             instance = wire.validated(candidate, app, self._registry.clock.wall_ms())
         except (wire.ParseError, wire.InvalidInstanceError) as error:
             # The original answers 200 even for an instance that it refused.

@@ -130,7 +130,7 @@ class Evictor:
                     if change.revision <= revision:
                         break
                     if change.instance is not None and not change.removed:
-                        length = change.instance.duration_secs * 1000
+                        length = change.instance.lease_secs * 1000
                         earliest = min(earliest, change.at_mono_ms + length)
                 self._next_due[namespace] = (view.revision, earliest)
         return now > earliest

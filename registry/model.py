@@ -58,6 +58,8 @@ class Instance:
     """One running copy of an application: all that it registered, and what the server adds.
 
     ``id`` is the effective id (see ``key``); ``instance_id`` is what the client sent, if anything.
+    ``lease_secs`` is the length of the lease: ``duration_secs``, unless a registration with an
+    older dirty timestamp kept the data and brought a lease of another length.
     """
 
     # What the client registered.
@@ -89,6 +91,7 @@ class Instance:
     last_dirty_ms: int = 0
     # What the server adds.
     source: str = "eureka"
+    lease_secs: int = DEFAULT_DURATION_SECS
     revision: Revision = Revision(0)
     action_type: ActionType = ActionType.ADDED
     last_updated_ms: int = 0

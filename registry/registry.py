@@ -221,7 +221,7 @@ class Registry:
             duration = duration_ms(instance.duration_secs)
             listed = replace(
                 chosen,
-                duration_secs=duration // 1000,
+                lease_secs=duration // 1000,
                 overridden_status=override or chosen.overridden_status,
                 status=status,
                 action_type=ActionType.ADDED,
@@ -305,7 +305,7 @@ class Registry:
 
     def _renew_lease(self, namespace: Namespace, instance: Instance, *, counts: bool) -> bool:
         mono = self.clock.mono_ms()
-        duration = duration_ms(instance.duration_secs)
+        duration = instance.lease_secs * 1000
         now = self.clock.wall_ms()
         lease = Lease(
             deadline_after_renewal(mono, duration, doubled=self._doubled),
@@ -384,7 +384,10 @@ class Registry:
         last_dirty_ms: int = 0,
         namespace: Namespace = DEFAULT_NAMESPACE,
     ) -> bool:
-        """Remove an override and show ``status`` instead (protocol 7.4); False where unknown."""
+        """Remove an override and show ``status`` instead (protocol 7.4); False where unknown.
+
+        As in the original, this alone never notes the instant of coming up.
+        """
         key = InstanceKey(app.upper(), instance_id)
 
         def decide(view: View) -> tuple[Commit | None, Instance | None]:
@@ -393,16 +396,12 @@ class Registry:
             if instance is None or override is None:
                 return None, instance
             now = self.clock.wall_ms()
-            service_up = instance.service_up_ms
-            if status is InstanceStatus.UP and not service_up:
-                service_up = now
             commit = self._update(
                 instance,
                 override,
                 override=OverrideChange(key.id, None),
                 status=status,
                 overridden_status=InstanceStatus.UNKNOWN,
-                service_up_ms=service_up,
                 last_dirty_ms=max(instance.last_dirty_ms, last_dirty_ms),
                 last_updated_ms=now,
                 last_renewal_ms=now,

@@ -200,6 +200,34 @@ def test_what_eureka_js_client_and_fargo_send_is_accepted(client: FlaskClient) -
     assert found["port"] == {"$": 8080, "@enabled": "true"}
 
 
+def test_what_steeltoe_sends_can_be_read_back(client: FlaskClient) -> None:
+    center = {"@class": wire.DEFAULT_CLASS, "name": "Amazon"}
+    assert register(client, "NET", "net:1", dataCenterInfo=center).status_code == 204
+    found = client.get("/eureka/apps/NET", headers=JSON).get_json()["application"]["instance"]
+    assert found[0]["dataCenterInfo"] == center
+
+
+def test_a_vip_of_several_parts_is_never_stale(client: FlaskClient) -> None:
+    def sizes() -> list[int]:
+        answers = [client.get(f"/eureka/vips/{vip}", headers=JSON).get_json() for vip in "abc"]
+        return [len(answer["applications"]["application"]) for answer in answers]
+
+    assert sizes() == [0, 0, 0]
+    register(client, "WEB", "web:1", vipAddress="a,b")
+    assert sizes() == [1, 1, 0]
+    register(client, "WEB", "web:1", vipAddress="b,c", lastDirtyTimestamp="1700000000001")
+    assert sizes() == [0, 1, 1]
+
+
+def test_the_group_is_in_upper_case_from_json_alone_a_batch_included(client: FlaskClient) -> None:
+    item = json.loads(instance_body("WEB", "web:1", appGroupName="grp"))["instance"]
+    entry = {"appName": "WEB", "id": "web:1", "action": "Register", "instanceInfo": item}
+    batch = json.dumps({"replicationList": [entry]})
+    assert client.post("/eureka/peerreplication/batch", data=batch, headers=JSON).status_code == 200
+    found = client.get("/eureka/apps/WEB/web:1", headers=JSON).get_json()["instance"]
+    assert found["appGroupName"] == "GRP"
+
+
 def test_springs_nulls_count_as_absent(client: FlaskClient) -> None:
     nulls = {"appGroupName": None, "asgName": None, "actionType": None, "metadata": None}
     assert register(client, "WEB", "web:1", sid="na", **nulls).status_code == 204

@@ -87,6 +87,19 @@ def test_an_older_dirty_timestamp_keeps_the_data_with_a_new_lease(world: World) 
     assert world.pass_time(60) == 0
 
 
+def test_an_older_registration_brings_the_length_of_the_lease_but_not_what_is_shown(
+    world: World,
+) -> None:
+    """As the genuine server does: the lease is the incoming one's, the data are not."""
+    world.registry.register(sample_instance(last_dirty_ms=10))
+    world.registry.register(sample_instance(last_dirty_ms=9, duration_secs=5))
+    world.registry.renew("WEB", "web:1")
+    listed = world.listed()
+    assert listed is not None
+    assert listed.duration_secs == 90
+    assert world.pass_time(6) == 1
+
+
 def test_a_lease_that_is_not_renewed_ends_when_it_says(world: World) -> None:
     world.registry.register(sample_instance())
     assert world.pass_time(90) == 0
