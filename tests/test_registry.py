@@ -170,6 +170,23 @@ def test_an_override_beats_the_client_until_it_is_removed(world: World) -> None:
     assert listed.status is S.UP
 
 
+def test_removing_an_override_notes_no_instant_of_coming_up_and_setting_up_does(
+    world: World,
+) -> None:
+    """As the genuine server does."""
+    world.registry.register(sample_instance(status=S.STARTING))
+    world.registry.set_override("WEB", "web:1", S.DOWN)
+    world.registry.remove_override("WEB", "web:1", S.UP)
+    listed = world.listed()
+    assert listed is not None
+    assert (listed.status, listed.service_up_ms) == (S.UP, 0)
+    world.registry.set_override("WEB", "web:1", S.DOWN)
+    world.registry.set_override("WEB", "web:1", S.UP)
+    listed = world.listed()
+    assert listed is not None
+    assert listed.service_up_ms == world.clock.wall
+
+
 def test_setting_the_status_that_it_has_stores_no_override(world: World) -> None:
     world.registry.register(sample_instance())
     assert world.registry.set_override("WEB", "web:1", S.UP)
