@@ -57,7 +57,9 @@ class View:
             return
         with self.lock:
             changes = None
-            if self._loaded and revision > self.revision:
+            if self._loaded:
+                if revision <= self.revision:
+                    return  # another thread caught up while this one waited for the lock
                 changes = self._store.changes(self.namespace, self.revision)
             if changes is None:
                 self._load()

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from registry import (
+    DEFAULT_NAMESPACE,
     ActionType,
     Evictor,
     Instance,
@@ -22,6 +23,7 @@ from registry import (
     Registry,
     RegistrySettings,
     SourceConflictError,
+    View,
 )
 from registry import InstanceStatus as S
 from registry.stores.lmdb import LmdbStore
@@ -370,6 +372,41 @@ def test_whoever_applies_every_change_ends_with_the_whole(steps: list[Any]) -> N
     fresh.start()
     assert fresh.view().applications == registry.view().applications
     assert fresh.view().overrides == registry.view().overrides
+
+
+def test_a_thread_that_comes_second_to_a_change_loads_nothing_again(store: Any) -> None:
+    """It read the revision first, and another thread caught up while it waited for the lock."""
+
+    class Overtaken:
+        """A fake: another thread's catching up happens right after the revision was read."""
+
+        loads = 0
+        view: View
+        overtaking = False
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store, name)
+
+        def revision(self, namespace: Any) -> Any:
+            revision = store.revision(namespace)
+            if self.overtaking:
+                self.overtaking = False
+                self.view.sync()
+            return revision
+
+        def load(self, namespace: Any) -> Any:
+            self.loads += 1
+            return store.load(namespace)
+
+    world = World(store)
+    overtaken = Overtaken()
+    view = overtaken.view = View(overtaken, DEFAULT_NAMESPACE, 180_000)
+    view.sync()
+    world.registry.register(sample_instance())
+    overtaken.overtaking = True
+    view.sync()
+    assert overtaken.loads == 1
+    assert view.size() == 1
 
 
 def test_a_view_left_behind_by_trimming_loads_everything_again(store: Any) -> None:
