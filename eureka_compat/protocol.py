@@ -89,13 +89,12 @@ def _wrong_method(*allowed: str) -> Answer:
 # Negotiation
 
 
-def _accepted_quality(accept: str, wanted: str) -> float:
-    """The quality that an Accept header gives a media type; the most specific range decides."""
-    main_type = wanted.partition("/")[0]
-    best = (-1, 0.0)
-    for part in accept.split(","):
+def _accepted_rank(accept: str, wanted: str) -> tuple[float, int, int]:
+    """The best quality that a range of an Accept header gives a media type, how exactly, how early."""
+    specificity = {wanted: 2, f"{wanted.partition('/')[0]}/*": 1, "*/*": 0}
+    best = (0.0, 0, 0)
+    for position, part in enumerate(accept.split(",")):
         media, _, parameters = part.partition(";")
-        media = media.strip().lower()
         quality = 1.0
         for parameter in parameters.split(";"):
             name, _, value = parameter.partition("=")
@@ -104,21 +103,24 @@ def _accepted_quality(accept: str, wanted: str) -> float:
                     quality = float(value)
                 except ValueError:
                     quality = 0.0
-        rank = {wanted: 2, f"{main_type}/*": 1, "*/*": 0}.get(media, -1)
-        if rank > best[0]:
-            best = (rank, quality)
-    return best[1]
+        exactness = specificity.get(media.strip().lower())
+        if exactness is not None and quality:
+            best = max(best, (quality, exactness, -position))
+    return best
 
 
 def negotiated(accept: str | None) -> str | None:
-    """XML or JSON by quality, XML where they tie; None where neither is acceptable (406)."""
+    """XML or JSON by quality, the more exact range, the earlier range, XML; None for neither (406).
+
+    Each range counts for itself, as JAX-RS has it: ``application/json, */*`` is JSON.
+    """
     if not accept or accept.strip() in ("", "*/*"):
         return XML
-    json_quality = _accepted_quality(accept, JSON)
-    xml_quality = _accepted_quality(accept, XML)
-    if not json_quality and not xml_quality:
+    json_rank = _accepted_rank(accept, JSON)
+    xml_rank = _accepted_rank(accept, XML)
+    if not json_rank[0] and not xml_rank[0]:
         return None
-    return JSON if json_quality > xml_quality else XML
+    return JSON if json_rank > xml_rank else XML
 
 
 class Protocol:

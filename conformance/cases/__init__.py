@@ -1,0 +1,34 @@
+"""All cases, in the order of a run."""
+
+from __future__ import annotations
+
+from conformance.case import Case
+from conformance.cases import (
+    beyond,
+    changing,
+    leasing,
+    listing,
+    negotiating,
+    overriding,
+    recorded,
+    registering,
+    renewing,
+    replicating,
+)
+
+ALL: list[Case] = [
+    case
+    for subject in (
+        registering,
+        listing,
+        negotiating,
+        renewing,
+        overriding,
+        changing,
+        replicating,
+        leasing,
+        recorded,
+        beyond,
+    )
+    for case in subject.catalogue.cases
+]
