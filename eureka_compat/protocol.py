@@ -90,7 +90,7 @@ def _wrong_method(*allowed: str) -> Answer:
 
 
 def _accepted_rank(accept: str, wanted: str) -> tuple[float, int, int]:
-    """The best quality that a range of an Accept header gives a media type, how exactly, how early."""
+    """The best quality that an Accept header gives a media type, how exactly and how early."""
     specificity = {wanted: 2, f"{wanted.partition('/')[0]}/*": 1, "*/*": 0}
     best = (0.0, 0, 0)
     for position, part in enumerate(accept.split(",")):
