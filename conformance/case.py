@@ -35,7 +35,7 @@ class Target:
     self_preservation: bool = False
 
 
-class Failure(Exception):
+class FailedError(Exception):
     """The server did not do what the case requires: what was expected, and the exchange."""
 
     def __init__(self, expected: str, exchange: Exchange | None = None) -> None:
@@ -157,6 +157,10 @@ class Session:
                 pass  # gone, and the case that found it out has said so
             self._connection.close()
 
+    def close(self) -> None:
+        """End it and leave everything registered."""
+        self._connection.close()
+
     # Requests.
 
     def send(
@@ -170,7 +174,7 @@ class Session:
         try:
             return self._connection.send(method, path, body, headers or {})
         except OSError as error:
-            raise Failure(f"{method} {path}: an answer; there was none: {error!r}") from None
+            raise FailedError(f"{method} {path}: an answer; there was none: {error!r}") from None
 
     def get(self, path: str, form: Form = Form.JSON, **headers: str) -> Exchange:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -225,15 +229,15 @@ class Session:
     def read(self, reader: Callable[[str], _T], exchange: Exchange) -> _T:
         try:
             return reader(exchange.body)
-        except (documents.Malformed, KeyError, ValueError, TypeError) as error:
-            raise Failure(f"a document of the protocol: {error!r}", exchange) from None
+        except (documents.MalformedError, KeyError, ValueError, TypeError) as error:
+            raise FailedError(f"a document of the protocol: {error!r}", exchange) from None
 
     # Judgement.
 
     @staticmethod
     def require(holds: bool, expected: str, exchange: Exchange | None = None) -> None:
         if not holds:
-            raise Failure(expected, exchange)
+            raise FailedError(expected, exchange)
 
     def equal(self, got: Any, want: Any, what: str, exchange: Exchange | None = None) -> None:
         self.require(got == want, f"{what}: expected {want!r}, got {got!r}", exchange)
@@ -251,7 +255,7 @@ class Session:
         while True:
             try:
                 return check()
-            except Failure:
+            except FailedError:
                 if time.monotonic() >= deadline:
                     raise
             time.sleep(pause)

@@ -6,9 +6,9 @@ Hypothesis makes the sequences and, where two answers disagree, shortens them to
 still does. The first server is the measure: where it answers 5xx to bad input, a 400 is right.
 Both must evict nothing and answer lists without delay while it runs.
 
-Not generated, since the genuine server's own answer is a fault: the name Amazon with the plain class
-(it can no longer show the application), reads of single parts of a VIP attribute and compact reads
-of VIPs (both are stale).
+Not generated, since the genuine server's own answer is a fault: the name Amazon with the plain
+class (it can no longer show the application), reads of single parts of a VIP attribute and compact
+reads of VIPs (both are stale).
 Not compared: clock readings, the delta's counter, pages of errors, the order of what has none,
 lists after a peer's heartbeat brought an override (the genuine cache does not see it),
 ``instances/ID`` where two applications share the id (a hash map's order), and the entity of a
@@ -269,7 +269,7 @@ turns = st.builds(
 )
 
 
-class Disagreement(AssertionError):
+class DisagreementError(AssertionError):
     """Two answers that should be the same."""
 
 
@@ -282,7 +282,7 @@ class Duel:
         self.exchanges = 0
 
     def play(self, sequence: list[Turn]) -> None:
-        """Raise ``Disagreement`` at the first pair of answers that differ."""
+        """Raise ``DisagreementError`` at the first pair of answers that differ."""
         self.sequences += 1
         tail = unique("")
         lists_lag = False
@@ -316,7 +316,7 @@ class Duel:
         genuine, other = self._both(request)
 
         def disagree(what: str) -> None:
-            raise Disagreement(
+            raise DisagreementError(
                 f"{what}\n  {request.method} {request.path} {dict(request.headers)} {request.body}"
                 f"\n  genuine {genuine.status} {genuine.headers.get('content-type')} {genuine.body}"
                 f"\n  other   {other.status} {other.headers.get('content-type')} {other.body}"
@@ -334,7 +334,7 @@ class Duel:
             text = exchange.body
             if request.path in ("/apps", "/apps/delta"):
                 text = own_part(text, tail)
-            bodies.append(settled(request, content(text)))
+            bodies.append(content(settled(request, text)))
         if bodies[0] != bodies[1]:
             disagree("the content")
 
@@ -359,23 +359,24 @@ class Duel:
                         server.send("DELETE", f"{path}/{identity}", None, {})
 
 
-def settled(request: Request, answer: Any) -> Any:
-    """A batch's answer without the entities that later items of the batch had a hand in."""
-    if not request.path.startswith("/peerreplication") or not isinstance(answer, dict):
+def settled(request: Request, answer: str) -> str:
+    """A batch's answer by position, without entities that later items of it had a hand in."""
+    if not request.path.startswith("/peerreplication"):
         return answer
     items = json.loads(request.body or "{}")["replicationList"]
-    results = answer["responseList"]
-    for place, (item, result) in enumerate(zip(items, results, strict=True)):
-        later = [(i["appName"].upper(), i["id"]) for i in items[place + 1 :]]
-        if (item["appName"].upper(), item["id"]) in later:
+    results = json.loads(answer)["responseList"]
+    named = [(item["appName"].upper(), item["id"]) for item in items]
+    for place, result in enumerate(results):
+        if named[place] in named[place + 1 :]:
             result.pop("responseEntity", None)
-    return results
+    placed = {str(place): result for place, result in enumerate(results)}
+    return json.dumps(placed, separators=(",", ":"))
 
 
 def compare(
     genuine: str, other: str, examples: int, played: Callable[[int], None] = lambda _: None
 ) -> Duel:
-    """Play so many sequences; ``Disagreement`` holds the shortest one found that differs."""
+    """Play so many sequences; ``DisagreementError`` holds the shortest one found that differs."""
     duel = Duel(genuine, other)
 
     @settings(
@@ -403,7 +404,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         duel = compare(options.genuine, options.other, options.examples)
-    except Disagreement as found:
+    except DisagreementError as found:
         print(found)
         return 1
     print(f"{duel.sequences} sequences, {duel.exchanges} requests to each: no disagreement")

@@ -67,7 +67,7 @@ class Form(enum.Enum):
 FULL = (Form.JSON, Form.XML)
 
 
-class Malformed(ValueError):
+class MalformedError(ValueError):
     """An answer that is not of the protocol's shape."""
 
 
@@ -101,24 +101,24 @@ def effective_id(instance: Instance) -> str:
 
 
 def listing(text: str) -> Listing:
-    """The answer of a list resource; ``Malformed`` where its frame is not the protocol's."""
+    """The answer of a list resource; ``MalformedError`` where its frame is not the protocol's."""
     if text.lstrip().startswith("{"):
         root = _json_root(text, "applications")
         version, code = root.get("versions__delta"), root.get("apps__hashcode")
         if not isinstance(version, str) or not isinstance(code, str):
-            raise Malformed("versions__delta and apps__hashcode must be there, as strings")
+            raise MalformedError("versions__delta and apps__hashcode must be there, as strings")
         if not isinstance(root.get("application"), list):
-            raise Malformed("application must be an array, and present")
+            raise MalformedError("application must be an array, and present")
         found = [_json_application(a) for a in root["application"]]
     else:
         node = _xml_root(text, "applications")
         version = node.findtext("versions__delta")
         code = node.findtext("apps__hashcode")
         if version is None or code is None:
-            raise Malformed("versions__delta and apps__hashcode must be there")
+            raise MalformedError("versions__delta and apps__hashcode must be there")
         found = [_xml_application(child) for child in node.iter("application")]
     if len({name for name, _ in found}) != len(found):
-        raise Malformed("an application is listed twice")
+        raise MalformedError("an application is listed twice")
     return Listing(version, code, dict(found))
 
 
@@ -142,9 +142,9 @@ def json_instance(found: Instance) -> Instance:
     for name in ("port", "securePort"):
         port = neutral.get(name)
         if not isinstance(port, dict) or set(port) != {"$", "@enabled"}:
-            raise Malformed(f"{name} must be an object of $ and @enabled")
+            raise MalformedError(f"{name} must be an object of $ and @enabled")
         if not isinstance(port["$"], int) or port["@enabled"] not in ("true", "false"):
-            raise Malformed(f'{name} must be {{"$": number, "@enabled": "true" or "false"}}')
+            raise MalformedError(f'{name} must be {{"$": number, "@enabled": "true" or "false"}}')
         neutral[name] = (port["$"], port["@enabled"] == "true")
     if "metadata" in neutral:
         neutral["metadata"] = {k: v for k, v in neutral["metadata"].items() if k != "@class"}
@@ -158,17 +158,19 @@ def _json_root(text: str, key: str) -> Any:
     try:
         document = json.loads(text)
     except ValueError as error:
-        raise Malformed(f"not JSON: {error}") from None
+        raise MalformedError(f"not JSON: {error}") from None
     if not isinstance(document, dict) or list(document) != [key]:
-        raise Malformed(f"the root must be an object with the one key {key}")
+        raise MalformedError(f"the root must be an object with the one key {key}")
     return document[key]
 
 
 def _json_application(found: Any) -> tuple[str, list[Instance]]:
     if set(found) != {"name", "instance"} or not isinstance(found["instance"], list):
-        raise Malformed("an application has a name and an array of instances, and nothing else")
+        raise MalformedError(
+            "an application has a name and an array of instances, and nothing else"
+        )
     if not found["instance"]:
-        raise Malformed("an application without instances is not listed")
+        raise MalformedError("an application without instances is not listed")
     return found["name"], [json_instance(i) for i in found["instance"]]
 
 
@@ -176,9 +178,9 @@ def _xml_root(text: str, tag: str) -> ElementTree.Element:
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
-        raise Malformed(f"not XML: {error}") from None
+        raise MalformedError(f"not XML: {error}") from None
     if root.tag != tag:
-        raise Malformed(f"the root must be {tag}, is {root.tag}")
+        raise MalformedError(f"the root must be {tag}, is {root.tag}")
     return root
 
 
@@ -186,7 +188,7 @@ def _xml_application(node: ElementTree.Element) -> tuple[str, list[Instance]]:
     name = node.findtext("name")
     instances = [_xml_instance(child) for child in node.findall("instance")]
     if name is None or not instances:
-        raise Malformed("an application has a name and at least one instance")
+        raise MalformedError("an application has a name and at least one instance")
     return name, instances
 
 
@@ -195,7 +197,7 @@ def _xml_instance(node: ElementTree.Element) -> Instance:
     for child in node:
         name = "overriddenStatus" if child.tag == "overriddenstatus" else child.tag
         if name in neutral:
-            raise Malformed(f"{name} stands twice")
+            raise MalformedError(f"{name} stands twice")
         text = child.text or ""
         if name in ("port", "securePort"):
             neutral[name] = (int(text), {"true": True, "false": False}[child.attrib["enabled"]])

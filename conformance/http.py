@@ -50,10 +50,14 @@ class Connection:
         """Send it and return both sides; ``OSError`` where the server cannot be reached."""
         data = body.encode() if isinstance(body, str) else body
         try:
-            return self._exchange(method, path, data, headers)
-        except (http.client.BadStatusLine, ConnectionError):
-            self._connection.close()  # the kept connection had been closed by the server
-            return self._exchange(method, path, data, headers)
+            try:
+                return self._exchange(method, path, data, headers)
+            except (http.client.BadStatusLine, ConnectionError):
+                self._connection.close()  # the kept connection had been closed by the server
+                return self._exchange(method, path, data, headers)
+        except OSError:
+            self._connection.close()  # half a request may have been sent on it
+            raise
 
     def _exchange(
         self, method: str, path: str, data: bytes | None, headers: Mapping[str, str]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from conformance.case import Case, Failure, Session, Target, unique
+from conformance.case import Case, FailedError, Session, Target, unique
 from conformance.documents import sample
 from conformance.http import Exchange
 
@@ -46,7 +46,7 @@ def run_case(case: Case, target: Target) -> Result:
     try:
         with session.running():
             case.run(session)
-    except Failure as failure:
+    except FailedError as failure:
         message, exchange = str(failure) or "a failure", failure.exchange
     except Exception as error:  # a fault of the suite must not look like a pass
         message = f"the case itself broke: {error!r}"

@@ -41,8 +41,12 @@ def a_data_center_without_a_class_is_taken(s: Session) -> None:
 )
 def amazon_with_the_plain_class_can_be_read_back(s: Session) -> None:
     sent = s.register(dataCenterInfo={"@class": PLAIN_CLASS, "name": "Amazon"})
-    for form in documents.FULL:
-        s.eventually(lambda form=form: s.status(s.get(f"/apps/{sent['app']}", form), 200))
+
+    def check() -> None:
+        for form in documents.FULL:
+            s.status(s.get(f"/apps/{sent['app']}", form), 200)
+
+    s.eventually(check)
 
 
 @case(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from conformance import documents
-from conformance.case import Catalogue, Failure, Session, forms
-from conformance.documents import Form, Instance
+from conformance.case import Catalogue, FailedError, Session, forms
+from conformance.documents import FULL, Form, Instance
+from conformance.follower import follow
 
 catalogue = Catalogue()
 case = catalogue.case
@@ -113,7 +114,7 @@ def hash_of_all(s: Session, form: Form) -> None:
         if before == s.listing("/apps", form).hash_code:
             s.equal(code, before, "apps__hashcode of the delta", exchange)
             return
-    raise Failure("a moment in which nothing changes", exchange)
+    raise FailedError("a moment in which nothing changes", exchange)
 
 
 @case("delta", "AbstractInstanceRegistry; R23", over=forms(*Form))
@@ -158,3 +159,11 @@ def a_delta_with_regions_is_the_local_one(s: Session, form: Form) -> None:
         s.equal([i["instanceId"] for i in found], [sent["instanceId"]], "the ids")
 
     s.eventually(check)
+
+
+CHANGES, WRITERS = 3000, 6
+
+
+@case("delta", "DiscoveryClient.getAndUpdateDelta; R21, R22, R23", over=forms(*FULL))
+def a_follower_of_thousands_of_changes_needs_one_full_fetch(s: Session, form: Form) -> None:
+    follow(s, form, CHANGES, WRITERS)

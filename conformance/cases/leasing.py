@@ -7,9 +7,10 @@ a slow machine makes no case wrong.
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from conformance import documents
-from conformance.case import Catalogue, Failure, Session, forms
+from conformance.case import Catalogue, FailedError, Session, forms
 from conformance.documents import FULL, Form, Instance
 
 catalogue = Catalogue()
@@ -25,6 +26,10 @@ def listed(s: Session, sent: Instance) -> bool:
     return bool(s.listing("/apps").application(sent["app"]))
 
 
+def unread(s: Session, path: str) -> None:
+    s.status(s.get(path), 404)
+
+
 def gone(s: Session, sent: Instance, *, not_before: float, by: float) -> None:
     """It leaves the list in this span of time (monotonic seconds)."""
     while True:
@@ -33,7 +38,7 @@ def gone(s: Session, sent: Instance, *, not_before: float, by: float) -> None:
         if not present:
             break
         if asked > by:
-            raise Failure(f"it to be gone {asked - by:.1f} s ago")
+            raise FailedError(f"it to be gone {asked - by:.1f} s ago")
         time.sleep(0.1)
     now = time.monotonic()
     s.require(now >= not_before, f"it to stay for {not_before - now:.1f} s more")
@@ -120,7 +125,7 @@ def an_evicted_client_is_told_and_comes_back(s: Session) -> None:
     s.eventually(lambda: s.require(listed(s, sent), "it to be listed"))
     gone(s, sent, not_before=0, by=latest(s, time.monotonic(), leases=2))
     for path in (s.path(sent), f"/instances/{sent['instanceId']}", f"/apps/{sent['app']}"):
-        s.eventually(lambda path=path: s.status(s.get(path), 404))
+        s.eventually(partial(unread, s, path))
     s.status(s.send("PUT", s.path(sent)), 404)
     s.register({**sent, "leaseInfo": None} | {"leaseInfo": {"durationInSecs": 90}})
     got = s.instance(sent)

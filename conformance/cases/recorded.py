@@ -145,7 +145,7 @@ class Renamer:
 
 
 def replay(s: Session, name: str) -> None:
-    """Play one recording; ``Failure`` at the first answer that differs."""
+    """Play one recording; ``FailedError`` at the first answer that differs."""
     renamer = Renamer()
     for recorded in scenario(name):
         request, want = recorded["request"], recorded["response"]

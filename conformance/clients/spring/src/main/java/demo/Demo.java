@@ -1,5 +1,7 @@
 package demo;
 
+import com.netflix.discovery.EurekaClient;
+import com.netflix.discovery.shared.transport.jersey.TransportClientFactories;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -7,9 +9,11 @@ import java.util.stream.Collectors;
 import org.springframework.beans.factory.annotation.Value;
 import org.springframework.boot.SpringApplication;
 import org.springframework.boot.autoconfigure.SpringBootApplication;
+import org.springframework.boot.autoconfigure.condition.ConditionalOnProperty;
 import org.springframework.cloud.client.ServiceInstance;
 import org.springframework.cloud.client.discovery.DiscoveryClient;
 import org.springframework.cloud.client.loadbalancer.LoadBalanced;
+import org.springframework.context.ConfigurableApplicationContext;
 import org.springframework.context.annotation.Bean;
 import org.springframework.context.annotation.Configuration;
 import org.springframework.http.ResponseEntity;
@@ -50,6 +54,18 @@ public class Demo {
     }
   }
 
+  @Configuration
+  @ConditionalOnProperty("eureka.client.jersey.enabled")
+  static class Jersey {
+    /** Spring Cloud makes way for Jersey 3 but leaves this bean to the application; only 2025.0 has the class. */
+    @Bean
+    TransportClientFactories<?> jersey3() throws ReflectiveOperationException {
+      return (TransportClientFactories<?>)
+          Class.forName("com.netflix.discovery.shared.transport.jersey3.Jersey3TransportClientFactories")
+              .getConstructor().newInstance();
+    }
+  }
+
   @GetMapping("/whoami")
   String whoami() {
     return id;
@@ -72,10 +88,28 @@ public class Demo {
   }
 
   public static void main(String[] arguments) {
+    String variant = arguments[4];
     SpringApplication application = new SpringApplication(Demo.class);
     application.setDefaultProperties(
-        properties(arguments[0].split(","), arguments[1], arguments[2], arguments[3], arguments[4]));
-    application.run();
+        properties(arguments[0].split(","), arguments[1], arguments[2], arguments[3], variant));
+    if (variant.equals("webclient")) {
+      runAndDeregisterFirst(application);
+    } else {
+      application.run();
+    }
+  }
+
+  /**
+   * With WebClient, Spring stops the network threads before the registry's client says goodbye, and the
+   * instance stays registered (spring-cloud-netflix issue 4055). So the client goes first here.
+   */
+  private static void runAndDeregisterFirst(SpringApplication application) {
+    application.setRegisterShutdownHook(false);
+    ConfigurableApplicationContext context = application.run();
+    Runtime.getRuntime().addShutdownHook(new Thread(() -> {
+      context.getBean(EurekaClient.class).shutdown();
+      context.close();
+    }));
   }
 
   private static Map<String, Object> properties(

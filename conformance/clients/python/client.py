@@ -1,4 +1,4 @@
-"""A program on py-eureka-client that tells over HTTP what it sees: BASE APP ID PORT."""
+"""A program on py-eureka-client that tells over HTTP what it sees: BASES APP ID PORT VARIANT."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from py_eureka_client import eureka_client
 
-base, app, instance_id, port = sys.argv[1:]
+bases, app, instance_id, port, _ = sys.argv[1:]
 
 
 class Handler(BaseHTTPRequestHandler):
+    """What the suite asks."""
+
     def do_GET(self) -> None:
         _, command, *rest = self.path.split("/")
         if command == "whoami":
             self.answer(200, instance_id)
         elif command == "instances":
             found = eureka_client.get_client().applications.get_application(rest[0].upper())
-            self.answer(200, json.dumps([i.instanceId for i in found.up_instances]))
+            self.answer(200, json.dumps(sorted(i.instanceId for i in found.up_instances)))
         elif command == "choose":
             try:
                 self.answer(200, eureka_client.do_service(rest[0], "/whoami"))
@@ -48,13 +50,13 @@ def stop(*_: object) -> None:
 
 signal.signal(signal.SIGTERM, stop)
 eureka_client.init(
-    eureka_server=base,
+    eureka_server=bases,
     app_name=app,
     instance_id=instance_id,
     instance_host="localhost",
     instance_ip="127.0.0.1",
     instance_port=int(port),
     renewal_interval_in_secs=1,
-    duration_in_secs=3,
+    duration_in_secs=10,
 )
 ThreadingHTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()

@@ -1,0 +1,155 @@
+"""``python -m conformance URL``: what a Eureka server does and does not do."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from conformance import report
+from conformance.case import Case, FailedError, Session, Target, chosen
+from conformance.cases import ALL
+from conformance.fleet import Fleet
+from conformance.programs import KINDS, Kind, named
+from conformance.report import Run
+from conformance.run import Outcome, Result, run_cases
+
+OPERATIONS_OF_A_CLIENT = 10
+
+
+def real_timing(target: Target) -> Target:
+    """As a genuine server comes: lists up to 30 s late, a sweep each minute."""
+    return replace(target, patience=35.0, lease=40, sweep=70.0)
+
+
+def run_suite(
+    target: Target,
+    cases: Sequence[Case],
+    kinds: Sequence[Kind],
+    second: str | None,
+    console: Console,
+) -> Run:
+    """Run the cases and then the clients, with a progress bar."""
+    began = time.monotonic()
+    with Progress(
+        TextColumn("[progress.description]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    ) as progress:
+        total = len(cases) + OPERATIONS_OF_A_CLIENT * len(kinds)
+        task = progress.add_task(target.url, total=total)
+
+        def done(result: Result) -> None:
+            progress.advance(task)
+            if result.outcome is Outcome.FAILED:
+                case = result.case
+                console.print(
+                    f"[red]failed[/] {case.operation}: {case.name} ({case.column})\n"
+                    f"       {result.message}",
+                    highlight=False,
+                )
+
+        results = run_cases(cases, target, done)
+        if kinds:
+            with tempfile.TemporaryDirectory() as folder:
+                with Fleet(target, second, kinds, Path(folder)) as fleet:
+                    results += fleet.run(done)
+    return Run(target.url, results, time.monotonic() - began)
+
+
+def wide_console() -> Console:
+    """The terminal, or lines wide enough for the tables where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=150)
+
+
+def reachable(target: Target) -> str:
+    """Nothing, or why there is no Eureka server at this URL."""
+    session = Session(target)
+    try:
+        session.listing("/apps")
+    except FailedError as failure:
+        return str(failure)
+    finally:
+        session.close()
+    return ""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m conformance",
+        description="Says what a Eureka server does and does not do. Exit code 0 where every "
+        "required case passes, 1 where one fails, 2 where it could not be run.",
+    )
+    made.add_argument("url", help="the server's service URL, such as http://host:8761/eureka")
+    made.add_argument(
+        "--clients",
+        default="none",
+        metavar="NAMES",
+        help="real clients to run: all, none, or a comma list of beginnings of "
+        + ", ".join(kind.name for kind in KINDS),
+    )
+    made.add_argument(
+        "--second", metavar="URL", help="another server that clients move to and back"
+    )
+    made.add_argument("--report", metavar="DIR", type=Path, help="leave report.html and junit.xml")
+    made.add_argument(
+        "--timing",
+        choices=("fast", "real"),
+        default="fast",
+        help="fast: lists at once, sweeps within seconds; real: a genuine server's defaults",
+    )
+    made.add_argument(
+        "--self-preservation",
+        choices=("on", "off"),
+        default="off",
+        help="whether the server has it switched on, and has run for less than a minute; leases "
+        "then cannot be tested",
+    )
+    made.add_argument("--only", default="", metavar="TEXT", help="cases that hold this text")
+    return made
+
+
+def main() -> int:
+    options = parser().parse_args()
+    console = wide_console()
+    preserving = options.self_preservation == "on"
+    try:
+        target = Target(options.url, self_preservation=preserving)
+        if options.timing == "real":
+            target = real_timing(target)
+        kinds = named(options.clients)
+        problem = reachable(target)
+    except ValueError as error:
+        problem = str(error)
+    if problem:
+        console.print(f"[red]{options.url}[/]: {problem}", highlight=False)
+        return 2
+    cases = chosen(ALL, self_preservation=preserving, only=options.only)
+    run = run_suite(target, cases, kinds, options.second, console)
+    for table in report.summary(run):
+        console.print(table)
+    counts = {o: len(run.having(o)) for o in Outcome}
+    console.print(
+        f"{len(run.results)} cases in {run.seconds:.0f} s: {counts[Outcome.PASSED]} passed, "
+        f"{counts[Outcome.FAILED]} failed, {counts[Outcome.BEYOND]} not offered",
+        highlight=False,
+    )
+    if options.report:
+        report.write(run, options.report)
+        console.print(f"{options.report / 'report.html'}", highlight=False)
+    return 0 if run.conforms else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

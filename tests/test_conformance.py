@@ -1,0 +1,308 @@
+"""The conformance suite on this server, and on servers with one fault each, which it must find."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import pytest
+
+from conformance import report
+from conformance.__main__ import reachable
+from conformance.case import FailedError, Session, Target, chosen
+from conformance.cases import ALL
+from conformance.cases.recorded import SCENARIOS, content, difference, is_fault, scenario
+from conformance.differential import DisagreementError, compare
+from conformance.documents import Form
+from conformance.follower import follow
+from conformance.gate import Gatehouse
+from conformance.http import Connection
+from conformance.programs import named
+from conformance.report import Run
+from conformance.run import Outcome, Result, run_cases
+from environment import load
+from tests.servers import RegistryServer
+from wsgi import create_app
+
+INSTANT = [case for case in ALL if not case.waits and not case.self_preservation]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_recording_is_answered_whole_on_an_empty_server(name: str, tmp_path: Path) -> None:
+    """Hash codes and complete lists too, which the suite cannot compare on a server in use."""
+    compared = 0
+    exchanges = scenario(name)
+    with RegistryServer(tmp_path, env={"LEASE_EXPIRY": "genuine"}) as server:
+        connection = Connection(server.base)
+        for recorded in exchanges:
+            request, want = recorded["request"], recorded["response"]
+            got = connection.send(
+                request["method"], request["path"], request["body"], request["headers"]
+            )
+            if is_fault(name, request):
+                assert got.status < 500
+                continue
+            compared += 1
+            assert difference(want, got, got.body) == "", f"{request} {got}"
+            if got.status != 409 and got.status >= 300 and request["method"] in ("PUT", "DELETE"):
+                assert got.body == ""
+        connection.close()
+    assert compared >= len(exchanges) // 2
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+    with RegistryServer(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+def ran(cases: list[Any], target: Target) -> dict[str, Result]:
+    return {f"{r.case.name} {r.case.column}": r for r in run_cases(cases, target, lambda _: None)}
+
+
+def test_every_case_passes_here_those_beyond_a_genuine_server_too(server: RegistryServer) -> None:
+    results = ran(chosen(ALL, self_preservation=False), Target(server.base))
+    assert len(results) > 650
+    assert {k: r.message for k, r in results.items() if r.outcome is not Outcome.PASSED} == {}
+
+
+def test_the_cases_leave_nothing_behind(server: RegistryServer) -> None:
+    assert server.apps() == {}
+
+
+def test_self_preservation_keeps_what_expired(tmp_path: Path) -> None:
+    preserving = {"EUREKA_SERVER_ENABLE_SELF_PRESERVATION": "true"}
+    with RegistryServer(tmp_path, env=preserving) as server:
+        cases = chosen(ALL, self_preservation=True)
+        results = ran(cases, Target(server.base, self_preservation=True))
+    assert results
+    assert {k: r.message for k, r in results.items() if r.outcome is not Outcome.PASSED} == {}
+
+
+# Servers with one fault each (fakes, made of this one).
+
+Answer = tuple[str, list[tuple[str, str]], bytes]
+
+
+class Quiet(WSGIRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def faulty() -> Iterator[Callable[[Callable[[dict[str, Any], Answer], Answer]], str]]:
+    """Serves this application with each answer changed by a function; gives its URL."""
+    servers: list[WSGIServer] = []
+
+    def serve(change: Callable[[dict[str, Any], Answer], Answer]) -> str:
+        application = create_app(load({"STORE_URL": "memory:"}))
+
+        def changed(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+            kept: dict[str, Any] = {}
+
+            def start(status: str, headers: list[tuple[str, str]], *_: object) -> None:
+                kept.update(status=status, headers=headers)
+
+            body = b"".join(application(environ, start))
+            status, headers, body = change(environ, (kept["status"], kept["headers"], body))
+            named = [(k, v) for k, v in headers if k.lower() != "content-length"]
+            start_response(status, [*named, ("Content-Length", str(len(body)))])
+            return [body]
+
+        server = make_server("127.0.0.1", 0, changed, handler_class=Quiet)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}/eureka"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def registers_with_200(environ: dict[str, Any], answer: Answer) -> Answer:
+    return ("200 OK", *answer[1:]) if answer[0].startswith("204") else answer
+
+
+def counts_wrong(_: dict[str, Any], answer: Answer) -> Answer:
+    return *answer[:2], re.sub(rb"UP_(\d)_", rb"UP_9\1_", answer[2])
+
+
+def forgets_deletions(environ: dict[str, Any], answer: Answer) -> Answer:
+    if not environ["PATH_INFO"].endswith("/delta") or not answer[2].startswith(b"{"):
+        return answer
+    document = json.loads(answer[2])
+    for application in document["applications"]["application"]:
+        application["instance"] = [
+            i for i in application["instance"] if i["actionType"] != "DELETED"
+        ]
+    root = document["applications"]
+    root["application"] = [a for a in root["application"] if a["instance"]]
+    return *answer[:2], json.dumps(document).encode()
+
+
+def single_object(_: dict[str, Any], answer: Answer) -> Answer:
+    if not answer[2].startswith(b'{"applications"'):
+        return answer
+    document = json.loads(answer[2])
+    applications = document["applications"]["application"]
+    if len(applications) == 1:
+        document["applications"]["application"] = applications[0]
+    return *answer[:2], json.dumps(document).encode()
+
+
+def numbers_for_texts(_: dict[str, Any], answer: Answer) -> Answer:
+    return *answer[:2], re.sub(rb'("lastDirtyTimestamp":)"(\d+)"', rb"\1\2", answer[2])
+
+
+def pages_on_heartbeats(environ: dict[str, Any], answer: Answer) -> Answer:
+    if environ["REQUEST_METHOD"] == "PUT" and answer[0].startswith("200"):
+        return answer[0], [("Content-Type", "application/json")], b"{}"
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("fault", "found_by"),
+    [
+        (registers_with_200, "a registration is answered 204 with nothing"),
+        (counts_wrong, "the hash code is that of what is listed"),
+        (forgets_deletions, "the delta shows [a cancel, json]"),
+        (single_object, "a vip lists who answers to it [json, vips]"),
+        (numbers_for_texts, "json has texts and numbers where clients expect them"),
+        (pages_on_heartbeats, "a heartbeat is answered 200 with nothing"),
+    ],
+)
+def test_a_server_with_a_fault_is_found_out(faulty: Any, fault: Any, found_by: str) -> None:
+    url = faulty(fault)
+    results = ran(chosen(INSTANT, self_preservation=False, only=found_by), Target(url, 0.05))
+    outcomes = {result.outcome for result in results.values()}
+    assert Outcome.FAILED in outcomes, results
+
+
+def test_the_sound_server_in_the_same_dress_passes_them(faulty: Any) -> None:
+    url = faulty(lambda _, answer: answer)
+    results = ran(chosen(INSTANT, self_preservation=False, only="heartbeat"), Target(url, 0.05))
+    assert {r.outcome for r in results.values()} == {Outcome.PASSED}
+
+
+def test_random_sequences_find_a_server_that_differs(server: RegistryServer, faulty: Any) -> None:
+    with pytest.raises(DisagreementError, match="the content"):
+        compare(server.base, faulty(numbers_for_texts), 30)
+
+
+def test_random_sequences_agree_through_both_workers_and_one_process(
+    server: RegistryServer, faulty: Any
+) -> None:
+    duel = compare(server.base, faulty(lambda _, answer: answer), 60)
+    assert duel.sequences >= 60
+    assert duel.exchanges > 200
+
+
+def test_a_follower_notices_a_delta_without_deletions(faulty: Any) -> None:
+    session = Session(Target(faulty(forgets_deletions), 0.05))
+    with session.running(), pytest.raises(FailedError, match=r"full fetches|the copy"):
+        follow(session, Form.JSON, 120, 1)
+
+
+def test_what_is_no_eureka_server_is_said(faulty: Any) -> None:
+    nothing = faulty(lambda *_: ("404 Not Found", [], b""))
+    assert "200 for /apps" in reachable(Target(nothing))
+    assert "an answer" in reachable(Target("http://127.0.0.1:9/eureka"))
+    with pytest.raises(ValueError, match="not the URL"):
+        reachable(Target("localhost:8761"))
+    with pytest.raises(ValueError, match="no client 'cobol'"):
+        named("python,cobol")
+
+
+# Reports.
+
+
+@pytest.fixture
+def run(faulty: Any) -> Run:
+    target = Target(faulty(registers_with_200), 0.05)
+    results = run_cases(chosen(INSTANT, self_preservation=False, only="bare port"), target, id)
+    results += run_cases(chosen(INSTANT, self_preservation=False, only="HEAD is"), target, id)
+    results += run_cases(chosen(INSTANT, self_preservation=False, only="406"), target, id)
+    return Run(target.url, results, 1.5)
+
+
+def test_junit_counts_failures_and_what_is_not_required(run: Run) -> None:
+    suite = ElementTree.fromstring(report.junit(run)).find("testsuite")
+    assert suite is not None
+    counted = {name: suite.attrib[name] for name in ("tests", "failures", "skipped")}
+    assert counted == {"tests": "5", "failures": "1", "skipped": "1"}
+    failure = suite.find("testcase/failure")
+    assert failure is not None
+    assert failure.text is not None
+    assert "POST /apps/" in failure.text
+    assert "answer: 200" in failure.text
+
+
+def test_the_page_shows_request_answer_and_expectation_and_needs_no_network(run: Run) -> None:
+    page = report.page(run)
+    assert "does not conform" in page
+    assert "the registration to be accepted with 204" in page
+    assert "Content-Type: application/json" in page
+    assert "JAX-RS answers HEAD as GET" in page
+    assert "&#34;instanceId&#34;" in page  # what servers and clients send is escaped
+    assert not re.search(r"(src|href)=|@import|url\(", page)
+
+
+def test_the_coverage_names_what_was_not_offered(run: Run) -> None:
+    document = report.coverage({"a server": run}, ["a note"])
+    assert "5 cases in 2 s: 3 passed, 1 failed, 1 not offered." in document
+    assert "a genuine server answers 400 to a bare port number" in document
+    assert "- a note" in document
+
+
+def test_no_required_case_is_no_proof() -> None:
+    assert not Run("http://x", [], 0).conforms
+
+
+# Gates.
+
+
+def test_a_gate_counts_and_can_be_shut_and_opened(server: RegistryServer) -> None:
+    server.register("GATED", "gated:1")
+    with Gatehouse() as house:
+        gate = house.gate(server.base)
+        connection = Connection(gate.url)
+        for method, path in (
+            ("GET", "/apps/"),
+            ("GET", "/apps/delta"),
+            ("PUT", "/apps/GATED/gated:1"),
+        ):
+            assert connection.send(method, path, None, {}).status == 200
+        assert [p.is_full_fetch for p in gate.passed] == [True, False, False]
+        assert [p.is_heartbeat for p in gate.passed] == [False, False, True]
+        gate.shut()
+        with pytest.raises(OSError, match=r"refused|reset"):
+            connection.send("GET", "/apps/", None, {})
+        gate.open()
+        assert connection.send("GET", "/apps/", None, {}).status == 200
+        assert len(gate.passed) == 4
+        connection.close()
+    server.eureka("DELETE", "/apps/GATED/gated:1")
+
+
+def test_a_recorded_body_is_compared_without_clock_order_and_blanks() -> None:
+    first = '{"application":[{"name":"A"},{"name":"B"}],"at":1795490524817}'
+    second = '{"application": [{"name": "B"}, {"name": "A"}], "at":1795490999999}'
+    assert content(first) == content(second)
+    assert content(first) != content(second.replace('"B"', '"C"'))
+    assert content("<a>\n <b>1</b></a>") == content("<a><b>1</b></a>")
+
+
+def test_waiting_cases_wait_beside_each_other(server: RegistryServer) -> None:
+    cases = [c for c in chosen(ALL, self_preservation=False) if c.waits]
+    began = time.monotonic()
+    results = ran(cases, Target(server.base))
+    assert {r.outcome for r in results.values()} == {Outcome.PASSED}
+    assert time.monotonic() - began < sum(r.seconds for r in results.values()) / 3
