@@ -1,4 +1,4 @@
-.PHONY: run test check bench clean help
+.PHONY: run test check conformance conformance-compare oracle bench clean help
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
@@ -27,8 +27,19 @@ check: $(VENV)/dev ## format, lint, strict types, import rules
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
+conformance: $(VENV)/dev ## what the Eureka server at URL does and does not do (ARGS="--clients all --report DIR")
+	$(VENV)/bin/python -m conformance $(URL) $(ARGS)
+
+oracle: $(VENV)/dev ## build and start a genuine server on port 8762 (ARGS="--genuine hoxton")
+	scripts/system-packages
+	$(VENV)/bin/python -m conformance.compare --serve 8762 $(ARGS)
+
+conformance-compare: $(VENV)/dev ## this server and a genuine one, side by side (ARGS="--examples 2000")
+	scripts/system-packages
+	$(VENV)/bin/python -m conformance.compare --report build/conformance $(ARGS)
+
 bench: $(VENV)/dev ## what a full fetch costs
 	$(VENV)/bin/python bench/full_fetch.py
 
 clean: ## remove what make made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build

@@ -84,7 +84,7 @@ def built_jar(folder: Path, pom: str = "pom.xml") -> Path:
     """The runnable jar of a Maven project."""
 
     def build(work: Path) -> Path:
-        command = ["mvn", "-q", "-B", "-f", pom, "package"]
+        command = ["mvn", "-q", "-B", "-Dstyle.color=never", "-f", pom, "package"]
         subprocess.run(command, cwd=work, check=True, timeout=1200)
         (jar,) = work.glob("target*/*.jar")
         return jar
@@ -186,9 +186,7 @@ KINDS = (
         "mvn",
     ),
     Kind("netflix", "Netflix eureka-client 2.0.5, Jersey 3", "plain", _netflix, "mvn", _JERSEY),
-    Kind(
-        "ribbon", "Netflix Ribbon 2.7 on eureka-client 2.0.5", "ribbon", _netflix, "mvn", _JERSEY_3
-    ),
+    Kind("ribbon", "Netflix Ribbon 2.7 on eureka-client 2.0.5", "ribbon", _netflix, "mvn", _JERSEY),
     Kind("node", "eureka-js-client 4.5", "json", _node, "npm"),
     Kind(
         "fargo-xml",

@@ -47,6 +47,9 @@ REQUIREMENTS = {
 
 # What no server can give to all of them.
 CONTRADICTIONS = (
+    "Steeltoe sends the name Amazon with the class of a plain data center. A genuine server takes "
+    "it, then answers 404 for the application and 200 without a body for every delta, for as long "
+    "as the delta remembers it. There is no case for it, since asking would do that to the server.",
     "versions__delta is a text for most clients and must be a number for one Go client "
     "(amalgam8/go-eureka-client); the Java, Spring, .NET and fargo clients take both. A text is "
     "required here.",

@@ -14,14 +14,13 @@ import logging
 import os
 import time
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 from eureka_compat import codecs, wire
 from eureka_compat.answers import Answers, EncodedAnswer, Form, encode_instance
 from eureka_compat.settings import EurekaSettings
+from exchange import Answer, BodyTooLargeError, Request
 from registry import (
     DEFAULT_NAMESPACE,
     Instance,
@@ -38,35 +37,6 @@ log = logging.getLogger("eureka")
 JSON = "application/json"
 XML = "application/xml"
 PARSE_FAILURE = "cannot parse request body"
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A request below the base path. ``headers`` has lower-case names.
-
-    ``path`` is still percent-encoded and begins without a slash; ``read_body`` reads at most the
-    given number of bytes and raises ``BodyTooLargeError`` beyond.
-    """
-
-    method: str
-    path: str
-    query: str
-    headers: Mapping[str, str]
-    read_body: Callable[[int], bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A status with a body (often none)."""
-
-    status: int
-    body: bytes = b""
-    content_type: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-class BodyTooLargeError(Exception):
-    """The body is longer than the endpoint takes."""
 
 
 class _RefusedError(Exception):

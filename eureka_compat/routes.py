@@ -7,8 +7,9 @@ from urllib.parse import quote
 
 from flask import Blueprint, Response, request
 
-from eureka_compat.protocol import Answer, BodyTooLargeError, Protocol, Request
+from eureka_compat.protocol import Protocol
 from eureka_compat.settings import EurekaSettings
+from exchange import Answer, BodyTooLargeError, Request
 from registry import Registry
 
 BASE = "/eureka"

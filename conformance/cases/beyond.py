@@ -35,21 +35,6 @@ def a_data_center_without_a_class_is_taken(s: Session) -> None:
 
 
 @case(
-    "register",
-    "Steeltoe writes the plain class with the name Amazon; R17",
-    beyond="a genuine server accepts it and can then no longer show the application",
-)
-def amazon_with_the_plain_class_can_be_read_back(s: Session) -> None:
-    sent = s.register(dataCenterInfo={"@class": PLAIN_CLASS, "name": "Amazon"})
-
-    def check() -> None:
-        for form in documents.FULL:
-            s.status(s.get(f"/apps/{sent['app']}", form), 200)
-
-    s.eventually(check)
-
-
-@case(
     "lease",
     "Lease.renew",
     beyond="a genuine server keeps a renewed instance for twice its lease (a known fault of it)",

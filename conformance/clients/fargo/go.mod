@@ -1,6 +1,6 @@
 module client
 
-go 1.22
+go 1.17
 
 require (
 	github.com/hudl/fargo v1.4.0

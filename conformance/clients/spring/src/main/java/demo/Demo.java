@@ -154,6 +154,9 @@ public class Demo {
     all.put("eureka.client.restclient.enabled", variant.equals("restclient"));
     all.put("eureka.client.webclient.enabled", variant.equals("webclient"));
 
+    // WebClient reads no answer over 256 KB unless told to, and a registry grows larger than that.
+    all.put("spring.codec.max-in-memory-size", "16MB");
+
     all.put("spring.cloud.loadbalancer.cache.ttl", "500ms");
     all.put("ribbon.ServerListRefreshInterval", 500);
     return all;

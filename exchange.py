@@ -1,0 +1,51 @@
+"""What passes between a way in and a meaning: a request, an answer, a stream. Knows no framework.
+
+The WSGI application and the event-loop worker both make a ``Request`` of what arrives and send the
+``Answer`` or ``Stream`` that comes back, so that there is one meaning behind either door.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request. ``headers`` has lower-case names; ``path`` is still percent-encoded.
+
+    ``read_body`` reads at most the given number of bytes and raises ``BodyTooLargeError`` beyond.
+    """
+
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    read_body: Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A status with a body (often none)."""
+
+    status: int
+    body: bytes = b""
+    content_type: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """An answer whose body goes on as long as its reader stays.
+
+    ``subscribe(write, end)`` begins it: ``write`` sends bytes and ``end`` ends the body, both to be
+    called in the thread that subscribed. It returns what is to be called when the reader has gone.
+    """
+
+    content_type: str
+    headers: Mapping[str, str]
+    subscribe: Callable[[Callable[[bytes], None], Callable[[], None]], Callable[[], None]]
+
+
+class BodyTooLargeError(Exception):
+    """The body is longer than the endpoint takes."""
