@@ -284,42 +284,32 @@ class Fleet:
         self._renews(s, member, since=opened)
 
     def _failover(self, s: Session, member: Member) -> None:
-        for shut, opened, session in (
-            (member.first, member.second, self._other),
-            (member.second, member.first, self._session),
-        ):
-            opened.shut()
-            opened.open()
-            shut.shut()
-            since = time.monotonic()
-            there = Session(session.target)
-            try:
-                s.eventually(partial(self._listed, there, member), MOVES_SECS)
-                s.eventually(partial(self._beats, s, opened, since), MOVES_SECS)
-            finally:
-                there.close()
-            s.eventually(
-                partial(self._sees, s, member, self._probe.app, self._probe.ids), SEES_SECS
-            )
-        self._open(member)
+        try:
+            self._moves(s, member, member.first, member.second, self._other)
+            self._moves(s, member, member.second, member.first, self._session)
+        finally:
+            # Whatever came of it, from here on there is the first server alone.
+            member.second.shut()
+            member.first.shut()
+            member.first.open()
+
+    def _moves(self, s: Session, member: Member, left: Gate, to: Gate, at: Session) -> None:
+        """One server goes and the client finds the other, with what it knows kept."""
+        to.shut()
+        to.open()
+        left.shut()
+        since = time.monotonic()
+        there = Session(at.target)
+        try:
+            s.eventually(partial(self._listed, there, member), MOVES_SECS)
+            s.eventually(partial(self._beats, s, to, since), MOVES_SECS)
+        finally:
+            there.close()
+        s.eventually(partial(self._sees, s, member, self._probe.app, self._probe.ids), SEES_SECS)
 
     def _cancel(self, s: Session, member: Member) -> None:
         member.program.stop()
-
-        def gone() -> None:
-            for session in (self._target, self._other.target):
-                there = Session(session)
-                try:
-                    if there.listing("/apps").application(member.app):
-                        raise FailedError(f"{member.id} to be gone from {session.url}")
-                finally:
-                    there.close()
-                if not self._mixed:
-                    break
-
         s.eventually(lambda: s.status(s.get(f"/apps/{member.app}"), 404), 5)
-        # The server that it left earlier lets its lease end, as with any client that fell silent.
-        s.eventually(gone, 2 * LEASE_SECS + self._target.sweep + self._target.patience)
 
     @staticmethod
     def _sees(s: Session, member: Member, app: str, wanted: list[str], once: str = "") -> None:
