@@ -139,7 +139,7 @@ KINDS = (
         "python3",
         {
             "one full fetch": "a new application in a delta makes it fetch everything again",
-            "failover": "its lock is not re-entrant: a full fetch amid a change of servers hangs it",
+            "failover": "its lock is not re-entrant; a full fetch during a move may hang it",
         },
     ),
     Kind(
