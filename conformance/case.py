@@ -82,7 +82,7 @@ class Catalogue:
     ) -> Callable[[Callable[..., None]], Callable[..., None]]:
         """Make a case of a function, or one for each entry of ``over`` (its name: its arguments).
 
-        A ``Form`` among the arguments is the case's column.
+        A ``Form`` among the arguments is the case's column, unless one is given.
         """
 
         def add(function: Callable[..., None]) -> Callable[..., None]:
@@ -93,7 +93,7 @@ class Catalogue:
                     Case(
                         f"{title} [{label}]" if label else title,
                         operation,
-                        forms[0] if forms else column,
+                        forms[0] if forms and column == "any" else column,
                         reference,
                         _bound(function, arguments),
                         beyond,

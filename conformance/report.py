@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from conformance.requirements import CONTRADICTIONS, REQUIREMENTS
 from conformance.run import Outcome, Result
 
 WIRE_COLUMNS = ("json", "xml", "json compact", "xml compact", "gzip", "any")
+TITLES = {kind.name: kind.title for kind in KINDS}
 _SHOWN = 4000
 
 
@@ -66,60 +67,49 @@ class Run:
         """Whether every required case passed, and there were some."""
         return bool(self.results) and not self.having(Outcome.FAILED)
 
-    def matrix(self, columns: Iterable[str]) -> dict[str, dict[str, Cell]]:
-        """Operations by columns; operations and columns without a case are left out."""
-        wanted = [c for c in columns if any(r.case.column == c for r in self.results)]
-        operations = dict.fromkeys(r.case.operation for r in self.results)
-        made = {
-            operation: {
-                column: Cell(
-                    tuple(
-                        r
-                        for r in self.results
-                        if r.case.operation == operation and r.case.column == column
-                    )
-                )
-                for column in wanted
-            }
-            for operation in operations
-        }
-        return {o: row for o, row in made.items() if any(cell.results for cell in row.values())}
-
     @property
     def wire(self) -> dict[str, dict[str, Cell]]:
-        return self.matrix(WIRE_COLUMNS)
+        """Operations by wire forms."""
+        found = [r for r in self.results if r.case.column in WIRE_COLUMNS]
+        forms = [c for c in WIRE_COLUMNS if any(r.case.column == c for r in found)]
+        return _matrix(found, lambda r: r.case.operation, lambda r: r.case.column, forms)
 
     @property
     def clients(self) -> dict[str, dict[str, Cell]]:
-        return self.matrix(kind.name for kind in KINDS)
+        """Clients by operations."""
+        found = [r for r in self.results if r.case.column not in WIRE_COLUMNS]
+        operations = list(dict.fromkeys(r.case.operation for r in found))
+        return _matrix(
+            found, lambda r: TITLES[r.case.column], lambda r: r.case.operation, operations
+        )
+
+
+def _matrix(
+    results: Sequence[Result],
+    row: Callable[[Result], str],
+    column: Callable[[Result], str],
+    columns: Sequence[str],
+) -> dict[str, dict[str, Cell]]:
+    made: dict[str, dict[str, Cell]] = {}
+    for result in results:
+        cells = made.setdefault(row(result), dict.fromkeys(columns, Cell()))
+        cells[column(result)] = Cell((*cells[column(result)].results, result))
+    return made
 
 
 def summary(run: Run) -> list[Table]:
-    """The matrices for the terminal: wire forms across, and clients down."""
-    styles = {"passed": "green", "failed": "bold red", "beyond": "yellow", "empty": ""}
+    """The matrices for the terminal."""
+    styles = {"passed": "green", "failed": "bold red", "beyond": "yellow"}
     tables = []
-    if run.wire:
-        table = Table(title=f"{run.url}: operation and form", title_justify="left")
-        columns = list(next(iter(run.wire.values())))
-        for name in ("operation", *columns):
+    for corner, rows in (("operation", run.wire), ("client", run.clients)):
+        if not rows:
+            continue
+        table = Table(title=run.url, title_justify="left")
+        for name in (corner, *next(iter(rows.values()))):
             table.add_column(name)
-        for operation, row in run.wire.items():
-            table.add_row(
-                operation, *(f"[{styles[c.kind]}]{c}[/]" if c.results else "" for c in row.values())
-            )
-        tables.append(table)
-    if run.clients:
-        table = Table(title=f"{run.url}: client and operation", title_justify="left")
-        operations = list(run.clients)
-        for name in ("client", *operations):
-            table.add_column(name)
-        marks = {"passed": "✓", "failed": "✗", "beyond": "○", "empty": ""}
-        for client in next(iter(run.clients.values())):
-            cells = [run.clients[operation][client] for operation in operations]
-            table.add_row(
-                client,
-                *(f"[{styles[c.kind]}]{marks[c.kind]}[/]" if c.results else "" for c in cells),
-            )
+        for name, cells in rows.items():
+            marked = (f"[{styles[c.kind]}]{c}[/]" if c.results else "" for c in cells.values())
+            table.add_row(name, *marked)
         tables.append(table)
     return tables
 
@@ -200,23 +190,10 @@ def coverage(runs: dict[str, Run], notes: Sequence[str]) -> str:
             f"{beyond} not offered.",
             "",
         ]
-        if run.wire:
-            columns = list(next(iter(run.wire.values())))
-            lines += _table(
-                ("operation", *columns),
-                [(op, *(str(c) for c in row.values())) for op, row in run.wire.items()],
-            )
-        if run.clients:
-            operations = list(run.clients)
-            titles = {kind.name: kind.title for kind in KINDS}
-            marks = {"passed": "✓", "failed": "✗", "beyond": "○", "empty": ""}
-            lines += _table(
-                ("client", *operations),
-                [
-                    (titles[c], *(marks[run.clients[o][c].kind] for o in operations))
-                    for c in next(iter(run.clients.values()))
-                ],
-            )
+        for corner, rows in (("operation", run.wire), ("client", run.clients)):
+            if rows:
+                head = (corner, *next(iter(rows.values())))
+                lines += _table(head, [(k, *map(str, row.values())) for k, row in rows.items()])
         if beyond:
             lines += ["Not offered:", ""]
             lines += [
@@ -228,11 +205,11 @@ def coverage(runs: dict[str, Run], notes: Sequence[str]) -> str:
             lines.append("")
     lines += ["## What real clients need, and how many cases hold a server to it", ""]
     every = next(iter(runs.values())).results
-    rows = []
+    needs = []
     for number, text in REQUIREMENTS.items():
         cases = sum(number in _numbers(r.case.reference) for r in every)
-        rows.append((number, text, str(cases) if cases else "none: needs a setting or an account"))
-    lines += _table(("", "a server must give", "cases"), rows)
+        needs.append((number, text, str(cases) if cases else "none: needs a setting or an account"))
+    lines += _table(("", "a server must give", "cases"), needs)
     lines += ["## What no server can give to all clients", ""]
     lines += [f"- {text}" for text in CONTRADICTIONS]
     lines += ["", "## Side by side", "", *(f"- {note}" for note in notes), ""]
