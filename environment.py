@@ -8,12 +8,16 @@ reason, rather than ignored. Source: protocol section 10.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
+from access import AccessSettings, Network
 from eureka_compat.settings import EurekaSettings
+from native_api.settings import NativeSettings
 from registry.settings import RegistrySettings
 
 _T = TypeVar("_T")
@@ -36,7 +40,22 @@ class Environment:
     store_url: str
     registry: RegistrySettings
     eureka: EurekaSettings
+    native: NativeSettings
+    access: AccessSettings
+    tls: TlsSettings
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TlsSettings:
+    """What gunicorn serves TLS with; plain HTTP without a certificate.
+
+    With ``client_ca_file`` a client must show a certificate that it signed.
+    """
+
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    client_ca_file: Path | None = None
 
 
 def _boolean(text: str) -> bool:
@@ -86,6 +105,27 @@ def _store_url(text: str) -> str:
     raise ValueError("memory: or lmdb:PATH")
 
 
+def _existing_file(text: str) -> Path:
+    path = Path(text)
+    if not path.is_file():
+        raise ValueError("a file that can be read")
+    return path
+
+
+def _secret_in_file(text: str) -> str:
+    try:
+        return _existing_file(text).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        raise ValueError("a file that can be read") from None
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    try:
+        return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ValueError("addresses or networks, such as 10.0.0.0/8, parted by commas") from None
+
+
 def _interval(text: str) -> int:
     """Seconds; the original takes 30 for a value that is not positive."""
     value = _whole(-(2**31), 2**31)(text)
@@ -123,6 +163,34 @@ _EUREKA_PROPERTIES: dict[str, tuple[str, Callable[[str], Any]]] = {
     "EUREKA_SERVER_SYNCWHENTIMESTAMPDIFFERS": ("sync_when_timestamp_differs", _boolean),
     "EUREKA_ENVIRONMENT": ("environment", str),
 }
+_NATIVE: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "REGISTRY_DEFAULT_TTL": ("default_ttl_secs", _whole(1, 86_400)),
+    "REGISTRY_MIN_TTL": ("min_ttl_secs", _whole(1, 86_400)),
+    "REGISTRY_MAX_TTL": ("max_ttl_secs", _whole(1, 86_400)),
+    "REGISTRY_MAX_SERVICE_NAME": ("max_service_name", _whole(1, 200)),
+    "REGISTRY_MAX_ENDPOINT": ("max_endpoint", _whole(1, 4096)),
+    "REGISTRY_MAX_STATUS": ("max_status", _whole(14, 200)),
+    "REGISTRY_MAX_TAGS": ("max_tags", _whole(0, 1000)),
+    "REGISTRY_MAX_METADATA_BYTES": ("max_metadata_bytes", _whole(2, 65_536)),
+    "REGISTRY_MAX_INSTANCES": ("max_instances", _whole(1, 2**31)),
+}
+_ACCESS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "REGISTRY_AUTH": ("mode", _choice("none", "trusted", "jwt", "basic")),
+    "REGISTRY_JWT_KEY": ("key", str),
+    "REGISTRY_JWT_KEY_FILE": ("key", _secret_in_file),
+    "REGISTRY_USERS_FILE": ("users_file", _existing_file),
+    "REGISTRY_AUTH_READS": ("protect_reads", _boolean),
+    "REGISTRY_AUTH_WRITES": ("protect_writes", _boolean),
+    "REGISTRY_REQUIRE_HTTPS": ("require_https", _boolean),
+    "REGISTRY_TRUSTED_PROXIES": ("trusted_proxies", _networks),
+}
+_TLS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "TLS_CERT_FILE": ("cert_file", _existing_file),
+    "TLS_KEY_FILE": ("key_file", _existing_file),
+    "TLS_CLIENT_CA_FILE": ("client_ca_file", _existing_file),
+}
+# Never shown, not even where they are wrong.
+_SECRET = frozenset({"REGISTRY_JWT_KEY"})
 _NO_CACHE = "answers always come from the current registry, so there is no cache to set"
 _NO_PEERS = "this server does not replicate to peers"
 _NO_REGIONS = "remote regions are not fetched"
@@ -183,23 +251,34 @@ def load(environ: Mapping[str, str]) -> Environment:
         try:
             return reader(value)
         except ValueError as error:
-            raise SettingError(f"{variable}={value!r}: expected {error}") from None
+            shown = "…" if name in _SECRET else repr(value)
+            raise SettingError(f"{variable}={shown}: expected {error}") from None
+
+    def table(known: Mapping[str, tuple[str, Callable[[str], Any]]]) -> dict[str, Any]:
+        return {
+            field: read(name, reader, None)
+            for name, (field, reader) in known.items()
+            if name in reduced
+        }
 
     store_url = read("STORE_URL", _store_url, "lmdb:data")
     shared = store_url != "memory:"
     workers = read("WORKERS", _whole(1, 256), (os.cpu_count() or 1) if shared else 1)
     if workers > 1 and not shared:
         raise SettingError(f"WORKERS={workers}: expected 1, for STORE_URL=memory: is not shared")
-    registry = {
-        field: read(name, reader, None)
-        for name, (field, reader) in _REGISTRY_PROPERTIES.items()
-        if name in reduced
-    }
-    eureka = {
-        field: read(name, reader, None)
-        for name, (field, reader) in _EUREKA_PROPERTIES.items()
-        if name in reduced
-    }
+    native = NativeSettings(**table(_NATIVE))
+    if not native.min_ttl_secs <= native.default_ttl_secs <= native.max_ttl_secs:
+        raise SettingError("expected REGISTRY_MIN_TTL <= REGISTRY_DEFAULT_TTL <= REGISTRY_MAX_TTL")
+    access = AccessSettings(**table(_ACCESS))
+    if access.mode == "jwt" and not access.key:
+        raise SettingError("REGISTRY_AUTH=jwt: expected REGISTRY_JWT_KEY or REGISTRY_JWT_KEY_FILE")
+    if access.mode == "basic" and access.users_file is None:
+        raise SettingError("REGISTRY_AUTH=basic: expected REGISTRY_USERS_FILE")
+    tls = TlsSettings(**table(_TLS))
+    if (tls.cert_file is None) != (tls.key_file is None):
+        raise SettingError("expected TLS_CERT_FILE and TLS_KEY_FILE, both or neither")
+    if tls.client_ca_file is not None and tls.cert_file is None:
+        raise SettingError("TLS_CLIENT_CA_FILE: expected TLS_CERT_FILE and TLS_KEY_FILE too")
     expiry = read("LEASE_EXPIRY", _choice("exact", "genuine"), "exact")
     return Environment(
         host=read("HOST", str, "0.0.0.0"),
@@ -209,8 +288,11 @@ def load(environ: Mapping[str, str]) -> Environment:
         worker_class=read("WORKER_CLASS", str, "gthread"),
         log_level=read("LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info"),
         store_url=store_url,
-        registry=RegistrySettings(lease_expiry=expiry, **registry),  # type: ignore[arg-type]  # the table names the fields
-        eureka=EurekaSettings(**eureka),
+        registry=RegistrySettings(lease_expiry=expiry, **table(_REGISTRY_PROPERTIES)),  # type: ignore[arg-type]  # a choice of the two words
+        eureka=EurekaSettings(**table(_EUREKA_PROPERTIES)),
+        native=native,
+        access=access,
+        tls=tls,
         warnings=_warnings(reduced),
     )
 
@@ -227,6 +309,8 @@ def _reduced(name: str) -> str:
 def _warnings(reduced: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:
     found = []
     for name, (variable, _) in reduced.items():
+        if name.startswith("REGISTRY_") and name not in _NATIVE and name not in _ACCESS:
+            found.append(f"{variable} has no effect here: it is not known")
         if not name.startswith(("EUREKA_SERVER_", "EUREKA_INSTANCE_REGISTRY_")):
             continue
         if name in _REGISTRY_PROPERTIES or name in _EUREKA_PROPERTIES:

@@ -15,6 +15,8 @@ class Request:
     """A request. ``headers`` has lower-case names; ``path`` is still percent-encoded.
 
     ``read_body`` reads at most the given number of bytes and raises ``BodyTooLargeError`` beyond.
+    ``scheme`` and ``peer`` are those of the connection itself, whatever a proxy tells; ``base`` is
+    the path that the whole application is mounted at.
     """
 
     method: str
@@ -22,6 +24,9 @@ class Request:
     query: str
     headers: Mapping[str, str]
     read_body: Callable[[int], bytes]
+    scheme: str = "http"
+    peer: str = ""
+    base: str = ""
 
 
 @dataclass(frozen=True, slots=True)

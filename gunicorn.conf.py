@@ -1,7 +1,11 @@
 """How gunicorn serves the application: all of it from the same environment as ``wsgi.py``."""
 
 import os
+import re
+import ssl
 import sys
+
+from gunicorn.glogging import Logger
 
 from environment import SettingError, load
 
@@ -17,6 +21,13 @@ worker_class = _environment.worker_class
 threads = _environment.threads
 loglevel = _environment.log_level
 backlog = 2048
+certfile = str(_environment.tls.cert_file or "") or None
+keyfile = str(_environment.tls.key_file or "") or None
+ca_certs = str(_environment.tls.client_ca_file or "") or None
+cert_reqs = ssl.CERT_REQUIRED if ca_certs else ssl.CERT_NONE
+# Whose word counts for the scheme is decided by REGISTRY_TRUSTED_PROXIES alone.
+forwarded_allow_ips = ""
+secure_scheme_headers: dict[str, str] = {}
 # Longer than the clients' 30 s between two requests, so that their connections stay.
 keepalive = 75
 graceful_timeout = 10
@@ -28,6 +39,22 @@ control_socket_disable = True
 # Ids may hold %2F and be long; real request lines stay far below.
 limit_request_line = 8190
 
+_TOKEN = re.compile(r"(/eureka/(?:v2/)?n/)[^/? ]+")
+
+
+class QuietLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
+    """Gunicorn's log, but for the tokens that stand in paths."""
+
+    def atoms(self, resp, req, environ, request_time):  # type: ignore[no-untyped-def]
+        """What an access line is made of."""
+        atoms = super().atoms(resp, req, environ, request_time)
+        for name in ("r", "U", "f"):
+            if isinstance(atoms.get(name), str):
+                atoms[name] = _TOKEN.sub(r"\1…", atoms[name])
+        return atoms
+
+
+logger_class = QuietLogger
 _format = {"format": "%(asctime)s %(levelname)s %(name)s [%(process)d] %(message)s"}
 logconfig_dict = {
     "version": 1,

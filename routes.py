@@ -1,39 +1,58 @@
-"""Flask's side of the protocol: it turns a WSGI request into a ``Request`` and an answer back."""
+"""Flask's side: it turns a WSGI request into a ``Request``, and an answer into a response."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
 from flask import Blueprint, Response, request
 
-from eureka_compat.protocol import Protocol
-from eureka_compat.settings import EurekaSettings
 from exchange import Answer, BodyTooLargeError, Request
-from registry import Registry
+from gateway import EUREKA, Gateway
+from native_api import api
+from native_api.problems import problem
 
-BASE = "/eureka"
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 
 
-def blueprint(registry: Registry, settings: EurekaSettings) -> Blueprint:
-    """One rule takes every path below the base, so that the protocol splits it still encoded."""
-    routes = Blueprint("eureka", __name__)
-    protocol = Protocol(registry, settings)
+def blueprint(gateway: Gateway, threads: int) -> Blueprint:
+    """One rule takes every path below each base, so that it is split still encoded.
+
+    A watch holds one of the ``threads`` of this process here; half of them at most may.
+    """
+    routes = Blueprint("registry", __name__)
+    watchers = threading.BoundedSemaphore(max(1, threads // 2))
 
     def answer(rest: str = "") -> Response:
-        return _response(protocol.answer(_request()))
+        found = gateway.answer(_request())
+        if isinstance(found, Answer):
+            return _response(found)
+        media, headers, body = found
+        if not watchers.acquire(blocking=False):
+            text = "every thread for watches is taken; poll, or use the event-loop worker"
+            return _response(problem(503, text, headers={"Retry-After": "5"}))
+        return Response(_released(body, watchers), 200, dict(headers), content_type=media)
 
-    for rule in (BASE, f"{BASE}/", f"{BASE}/<path:rest>"):
-        routes.add_url_rule(
-            rule,
-            "protocol",
-            answer,
-            methods=METHODS,
-            provide_automatic_options=False,
-            strict_slashes=False,
-        )
+    for base in (EUREKA, api.BASE):
+        for rule in (base, f"{base}/", f"{base}/<path:rest>"):
+            routes.add_url_rule(
+                rule,
+                "answer",
+                answer,
+                methods=METHODS,
+                provide_automatic_options=False,
+                strict_slashes=False,
+            )
     return routes
+
+
+def _released(body: Iterator[bytes], watchers: threading.BoundedSemaphore) -> Iterator[bytes]:
+    try:
+        yield from body
+    finally:
+        watchers.release()
 
 
 def _raw_path(environ: dict[str, Any]) -> str:
@@ -60,9 +79,16 @@ def _read_body(limit: int) -> bytes:
 
 def _request() -> Request:
     environ = request.environ
-    headers = {name.lower(): value for name, value in request.headers.items()}
-    path = _raw_path(environ)[len(BASE) :].removeprefix("/")
-    return Request(request.method, path, environ.get("QUERY_STRING", ""), headers, _read_body)
+    return Request(
+        request.method,
+        _raw_path(environ),
+        environ.get("QUERY_STRING", ""),
+        {name.lower(): value for name, value in request.headers.items()},
+        _read_body,
+        environ.get("wsgi.url_scheme", "http"),
+        environ.get("REMOTE_ADDR", ""),
+        environ.get("SCRIPT_NAME", ""),
+    )
 
 
 def _response(answer: Answer) -> Response:

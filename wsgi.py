@@ -13,15 +13,18 @@ import sys
 from flask import Flask, Response, jsonify
 from werkzeug.exceptions import HTTPException
 
-import eureka_compat
+from access import Access
 from environment import Environment, SettingError, load
+from gateway import Gateway
 from registry import Evictor, Registry, StoreError, SystemClock, open_store
+from routes import blueprint
 
 log = logging.getLogger("server")
 
 
 def create_app(environment: Environment) -> Flask:
     """The whole server in this process: loaded, evicting, ready to answer."""
+    access = Access(environment.access)
     store = open_store(environment.store_url)
     registry = Registry(store, SystemClock(), environment.registry)
     registry.start()
@@ -37,7 +40,10 @@ def create_app(environment: Environment) -> Flask:
     atexit.register(stop)
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
-    app.register_blueprint(eureka_compat.create_blueprint(registry, environment.eureka))
+    gateway = Gateway(registry, environment.eureka, environment.native, access)
+    app.register_blueprint(blueprint(gateway, environment.threads))
+    # The event-loop worker looks for these; other workers use the application alone.
+    app.fast_lane, app.tick = gateway.fast_lane, gateway.tick  # type: ignore[attr-defined]
     _add_health(app, registry)
     return app
 

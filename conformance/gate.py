@@ -48,18 +48,32 @@ class Gatehouse:
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._gates: list[Gate] = []
 
     def __enter__(self) -> Gatehouse:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        for gate in self._gates:
+            gate.shut()
+        self.wait(self._settle())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=5)
+        self._loop.close()
+
+    @staticmethod
+    async def _settle() -> None:
+        """Let what was cut off come to its end."""
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
     def gate(self, url: str) -> Gate:
         """A new open gate to the server of this URL."""
         made = Gate(url, self)
+        self._gates.append(made)
         made.open()
         return made
 

@@ -1,21 +1,6 @@
 """The Eureka v2 protocol over a registry."""
 
-from __future__ import annotations
+from eureka_compat.protocol import Protocol
+from eureka_compat.settings import EurekaSettings
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from flask import Blueprint
-
-    from eureka_compat.settings import EurekaSettings
-    from registry import Registry
-
-
-def create_blueprint(registry: Registry, settings: EurekaSettings) -> Blueprint:
-    """All endpoints under ``/eureka`` and ``/eureka/v2``."""
-    from eureka_compat.routes import blueprint
-
-    return blueprint(registry, settings)
-
-
-__all__ = ["create_blueprint"]
+__all__ = ["EurekaSettings", "Protocol"]

@@ -3,6 +3,7 @@
 from registry.errors import (
     ConflictError,
     InvalidIdentityError,
+    QuotaError,
     RegistryError,
     SourceConflictError,
     StoreError,
@@ -41,6 +42,7 @@ __all__ = [
     "InvalidIdentityError",
     "Lease",
     "Namespace",
+    "QuotaError",
     "Registry",
     "RegistryError",
     "RegistrySettings",

@@ -3,6 +3,7 @@
 RegistryError
 ├── StoreError            the store did not answer, or refused a write (full disk, say)
 ├── ConflictError         a conditional write lost a race; the registry decides again
+├── QuotaError            a namespace holds as many instances as it may
 ├── InvalidIdentityError  an application name and id too long, or holding a NUL
 └── SourceConflictError   the instance belongs to another source, which alone may change it
 
@@ -30,6 +31,14 @@ class InvalidIdentityError(RegistryError):
         super().__init__(
             f"application and instance id together must be at most {limit} bytes, without NUL"
         )
+
+
+class QuotaError(RegistryError):
+    """A namespace holds as many instances as it may; nothing was written."""
+
+    def __init__(self, limit: int) -> None:
+        """State the limit."""
+        super().__init__(f"this namespace may hold {limit} instances, and does")
 
 
 class SourceConflictError(RegistryError):

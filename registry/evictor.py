@@ -17,6 +17,7 @@ from registry.errors import StoreError
 from registry.lease import eviction_limit
 from registry.model import InstanceKey, Lease, Namespace, Revision
 from registry.registry import Registry
+from registry.view import View
 
 log = logging.getLogger("registry")
 
@@ -104,8 +105,8 @@ class Evictor:
         if not self._may_evict(namespace) or not self._something_due(namespace, now):
             return 0
         leases = registry.store.leases(namespace)
-        due = [(key, lease) for key, lease in leases if now > lease.deadline_mono_ms]
         view = registry.view(namespace)
+        due = _expired(view, leases, now)
         with view.lock:
             revision = view.revision
             gone = sum(c.evicted for c in view.recent(now) if c.at_mono_ms > now - BUDGET_WINDOW_MS)
@@ -153,7 +154,7 @@ class Evictor:
             if not self._may_evict(namespace):
                 continue
             leases = registry.store.leases(namespace)
-            due = [(key, lease) for key, lease in leases if now > lease.deadline_mono_ms + extra]
+            due = _expired(registry.view(namespace), leases, now - extra)
             limit = eviction_limit(len(leases), registry.settings.renewal_percent_threshold)
             evicted += self._evict_some(namespace, due, limit)
         return evicted
@@ -208,3 +209,13 @@ class Evictor:
             count = view.size()
         if count > settings.renewal_percent_threshold * expected or not settings.self_preservation:
             self._registry.store.set_expected_clients(namespace, count)
+
+
+def _expired(
+    view: View, leases: list[tuple[InstanceKey, Lease]], now: int
+) -> list[tuple[InstanceKey, Lease]]:
+    """The leases that are over, but for those of instances that stay."""
+    over = [(key, lease) for key, lease in leases if now > lease.deadline_mono_ms]
+    with view.lock:
+        found = [(view.get(key), key, lease) for key, lease in over]
+    return [(key, lease) for instance, key, lease in found if instance is None or instance.expires]

@@ -89,6 +89,14 @@ class Instance:
     secure_vip_address: str | None = None
     asg_name: str | None = None
     last_dirty_ms: int = 0
+    # What only sources other than Eureka have.
+    custom_status: str | None = None
+    """A word of its own for being UP."""
+    endpoint_type: str | None = None
+    endpoint_value: str | None = None
+    tags: tuple[str, ...] = ()
+    attributes: str | None = None
+    """The metadata as a JSON object, where they have types that ``metadata`` cannot hold."""
     # What the server adds.
     source: str = "eureka"
     lease_secs: int = DEFAULT_DURATION_SECS
@@ -104,6 +112,14 @@ class Instance:
     def key(self) -> InstanceKey:
         """The identity under which the registry keeps this instance."""
         return InstanceKey(self.app, self.id)
+
+    @property
+    def expires(self) -> bool:
+        """Whether it goes when its lease ends.
+
+        An instance of the native API that is out of service was put aside, and waits.
+        """
+        return self.source != "native" or self.status is not InstanceStatus.OUT_OF_SERVICE
 
 
 @dataclass(frozen=True, slots=True)

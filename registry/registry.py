@@ -14,6 +14,7 @@ from typing import TypeVar
 from registry.errors import (
     ConflictError,
     InvalidIdentityError,
+    QuotaError,
     SourceConflictError,
     StoreError,
 )
@@ -130,7 +131,8 @@ class Registry:
             if lease is None:
                 return found
             if (
-                self.clock.mono_ms() > lease.deadline_mono_ms
+                found.expires
+                and self.clock.mono_ms() > lease.deadline_mono_ms
                 and self.self_preservation(namespace).expiration_enabled
             ):
                 return None
@@ -185,10 +187,12 @@ class Registry:
         *,
         is_replication: bool = False,
         namespace: Namespace = DEFAULT_NAMESPACE,
+        quota: int | None = None,
     ) -> None:
         """List an instance, with a new lease, or replace it (protocol 7.1).
 
-        Where the listed one has a newer dirty timestamp its data stay, with the new lease. Raises
+        Where the listed one has a newer dirty timestamp its data stay, with the new lease. A new
+        one is refused where the namespace holds ``quota`` already. Raises ``QuotaError``,
         ``SourceConflictError``, ``InvalidIdentityError`` and ``StoreError``.
         """
         key = instance.key
@@ -198,6 +202,8 @@ class Registry:
         def decide(view: View) -> tuple[Commit, bool]:
             existing = view.get(key)
             _check_source(existing, instance.source)
+            if existing is None and quota is not None and view.size() >= quota:
+                raise QuotaError(quota)
             override = stored_override = view.overrides.get(key.id)
             keeps_data = existing is not None and existing.last_dirty_ms > instance.last_dirty_ms
             chosen = existing if existing is not None and keeps_data else instance

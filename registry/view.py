@@ -159,6 +159,20 @@ class View:
             self._log.popleft()
         return list(self._log)
 
+    def changes_since(self, revision: Revision) -> list[Change] | None:
+        """The changes after a revision, oldest first; None where it is too old or not known yet."""
+        if revision == self.revision:
+            return []
+        if revision > self.revision or not self._log or self._log[0].revision > revision + 1:
+            return None
+        found = []
+        for change in reversed(self._log):
+            if change.revision <= revision:
+                break
+            found.append(change)
+        found.reverse()
+        return found
+
     def recent_marker(self, now_mono_ms: int) -> tuple[Revision, Revision]:
         """What identifies the content of ``recent``: the oldest change and the newest."""
         while self._log and self._log[0].at_mono_ms < now_mono_ms - self._retention_ms:

@@ -13,12 +13,16 @@ from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eureka_compat import codecs, create_blueprint, wire
+from access import Access, AccessSettings
+from eureka_compat import codecs, wire
 from eureka_compat.answers import Form, encode_instance
 from eureka_compat.settings import EurekaSettings
+from gateway import Gateway
+from native_api.settings import NativeSettings
 from registry import Instance, Registry, RegistrySettings
 from registry.stores.memory import MemoryStore
 from registry.testing import ManualClock, sample_instance
+from routes import blueprint
 from tests.servers import JSON, instance_body
 
 XML = {"Content-Type": "application/xml", "Accept": "application/xml"}
@@ -29,7 +33,9 @@ def make_client(settings: EurekaSettings | None = None) -> FlaskClient:
     registry.start()
     app = Flask(__name__)
     app.url_map.merge_slashes = False
-    app.register_blueprint(create_blueprint(registry, settings or EurekaSettings()))
+    access = Access(AccessSettings())
+    gateway = Gateway(registry, settings or EurekaSettings(), NativeSettings(), access)
+    app.register_blueprint(blueprint(gateway, 8))
     return app.test_client()
 
 

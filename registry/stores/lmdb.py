@@ -76,6 +76,7 @@ def decode_instance(data: bytes | list[Any]) -> Instance:
         zip(_FIELDS, orjson.loads(data) if isinstance(data, bytes) else data, strict=True)
     )
     values["data_center"] = DataCenter(*values["data_center"])
+    values["tags"] = tuple(values["tags"])
     values["status"] = InstanceStatus(values["status"])
     values["overridden_status"] = InstanceStatus(values["overridden_status"])
     values["action_type"] = ActionType(values["action_type"])

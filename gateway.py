@@ -1,0 +1,143 @@
+"""From any request to its meaning: access, namespace, then the protocol or the native API.
+
+Both ways in ask this one: the WSGI application for everything, and the event-loop worker first
+for what can be answered at once (``fast_lane``).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from urllib.parse import unquote
+
+from access import Access, Grant
+from eureka_compat import EurekaSettings, Protocol
+from exchange import Answer, Request, Stream
+from native_api import api, description
+from native_api.api import NativeApi
+from native_api.problems import problem
+from native_api.settings import NativeSettings
+from registry import DEFAULT_NAMESPACE, Namespace, Registry
+
+EUREKA = "/eureka"
+MAX_NAMESPACES = 1000
+_FAST_METHODS = frozenset({"GET", "HEAD", "PUT", "DELETE"})
+_DESCRIPTIONS = {
+    f"{api.BASE}/openapi.json": description.openapi,
+    f"{api.BASE}/docs": description.page,
+}
+
+Watched = tuple[str, Mapping[str, str], Iterator[bytes]]
+
+
+class Gateway:
+    """All endpoints of the protocol and of the native API, in every namespace. Thread-safe."""
+
+    def __init__(
+        self, registry: Registry, eureka: EurekaSettings, native: NativeSettings, access: Access
+    ) -> None:
+        """Serve the registry's namespaces to those whom ``access`` lets in."""
+        self._registry = registry
+        self._eureka = eureka
+        self._native = native
+        self._access = access
+        self._lock = threading.Lock()
+        self._protocols: dict[Namespace, Protocol] = {}
+        self._apis: dict[Namespace, NativeApi] = {}
+        self._protocol(DEFAULT_NAMESPACE)
+
+    def answer(self, request: Request) -> Answer | Watched:
+        """The answer to a request below one of the two bases, in a thread that may wait."""
+        if _is_below(request.path, api.BASE):
+            return self._native_answer(request)
+        answer = self._eureka_answer(request)
+        assert answer is not None  # only a quick one may be unsure
+        return answer
+
+    def fast_lane(self, request: Request) -> Answer | Stream | None:
+        """The same answer, where it can be had without waiting; None where that is not sure.
+
+        To be called, as ``tick``, in the event loop's thread.
+        """
+        if request.method not in _FAST_METHODS:
+            return None
+        path = request.path
+        if _is_below(path, EUREKA):
+            return self._eureka_answer(request, quick=True)
+        if _is_below(path, api.BASE) and path not in _DESCRIPTIONS:
+            grant = self._access.grant(request, quick=True)
+            if not isinstance(grant, Grant):
+                return grant
+            native = self._api(grant.namespace)
+            if native is None:
+                return _too_many()
+            if native.is_watch(request):
+                return native.stream(request)
+            if request.method == "GET" or path.rstrip("/").endswith("/heartbeat"):
+                return native.answer(request)
+        return None
+
+    def tick(self) -> None:
+        """Tell the watchers of streams what has changed."""
+        for native in list(self._apis.values()):
+            native.tick()
+
+    def _eureka_answer(self, request: Request, *, quick: bool = False) -> Answer | None:
+        rest = request.path[len(EUREKA) :].removeprefix("/")
+        token = None
+        parts = rest.split("/", 3)
+        # Clients that can send no header have their token in the path, before or after the version.
+        if parts[0] == "v2" and len(parts) > 2 and parts[1] == "n":
+            token, rest = unquote(parts[2]), "/".join(parts[3:])
+        elif parts[0] == "n" and len(parts) > 1:
+            token, rest = unquote(parts[1]), "/".join(parts[2:])
+        grant = self._access.grant(request, token, quick=quick)
+        if not isinstance(grant, Grant):
+            return grant
+        protocol = self._protocol(grant.namespace)
+        if protocol is None:
+            return _too_many()
+        return protocol.answer(replace(request, path=rest))
+
+    def _native_answer(self, request: Request) -> Answer | Watched:
+        described = _DESCRIPTIONS.get(request.path)
+        if described is not None and request.method in ("GET", "HEAD"):
+            return described()
+        grant = self._access.grant(request)
+        if not isinstance(grant, Grant):
+            return grant
+        native = self._api(grant.namespace)
+        if native is None:
+            return _too_many()
+        if native.is_watch(request):
+            return native.watched(request)
+        return native.answer(request)
+
+    def _protocol(self, namespace: Namespace) -> Protocol | None:
+        found = self._protocols.get(namespace)
+        if found is None:
+            with self._lock:
+                if len(self._protocols) >= MAX_NAMESPACES:
+                    return None
+                made = Protocol(self._registry, self._eureka, namespace)
+                found = self._protocols.setdefault(namespace, made)
+        return found
+
+    def _api(self, namespace: Namespace) -> NativeApi | None:
+        found = self._apis.get(namespace)
+        if found is None:
+            with self._lock:
+                if len(self._apis) >= MAX_NAMESPACES:
+                    return None
+                made = NativeApi(self._registry, self._native, namespace)
+                found = self._apis.setdefault(namespace, made)
+        return found
+
+
+def _is_below(path: str, base: str) -> bool:
+    return path.startswith(base) and (len(path) == len(base) or path[len(base)] == "/")
+
+
+def _too_many() -> Answer:
+    return problem(403, f"there are {MAX_NAMESPACES} namespaces, and may be no more")

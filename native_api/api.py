@@ -1,0 +1,335 @@
+"""The native REST API over one namespace, as functions from a request to an answer.
+
+Source of the pattern: the Amalgam8 registry. Free of any web framework.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+import orjson
+
+from exchange import Answer, BodyTooLargeError, Request, Stream
+from native_api import form, watch
+from native_api.problems import ProblemError, problem
+from native_api.schemas import Schemas
+from native_api.settings import NativeSettings
+from registry import (
+    DEFAULT_NAMESPACE,
+    Instance,
+    InstanceStatus,
+    InvalidIdentityError,
+    Namespace,
+    QuotaError,
+    Registry,
+    SourceConflictError,
+    StoreError,
+)
+
+BASE = "/api/v1"
+_JSON = "application/json"
+_MAX_BODY_BYTES = 64 * 1024
+_COLUMNS = (
+    *("id", "service_name", "endpoint", "status", "tags", "metadata", "ttl"),
+    *("source", "last_heartbeat", "revision"),
+)
+_DEFAULT_WAIT_SECS, _MAX_WAIT_SECS = 30, 300
+
+
+class NativeApi:
+    """The API over one namespace. Thread-safe but for ``stream`` and ``tick``: one thread's."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        settings: NativeSettings,
+        namespace: Namespace = DEFAULT_NAMESPACE,
+    ) -> None:
+        """Serve ``namespace``."""
+        self._registry = registry
+        self._settings = settings
+        self._namespace = namespace
+        self._schemas = Schemas(settings)
+        self._hub = watch.Hub(registry, namespace)
+
+    def answer(self, request: Request) -> Answer:
+        """The answer to any request below ``/api/v1``; never raises for what a client sent."""
+        try:
+            answer = self._dispatch(request)
+        except ProblemError as refused:
+            return refused.answer
+        except SourceConflictError as error:
+            return problem(409, str(error))
+        except QuotaError as error:
+            return problem(403, str(error))
+        except InvalidIdentityError as error:
+            return problem(400, str(error), errors={"service_name": str(error)})
+        except BodyTooLargeError:
+            return problem(413, f"the body is longer than {_MAX_BODY_BYTES} bytes")
+        except StoreError as error:
+            return problem(503, str(error), headers={"Retry-After": "1"})
+        return answer
+
+    def is_watch(self, request: Request) -> bool:
+        """Whether the request is answered by ``stream`` (or, in a thread, by ``watched``)."""
+        path = request.path[len(BASE) :].rstrip("/")
+        return request.method == "GET" and path == "/watch"
+
+    def stream(self, request: Request) -> Answer | Stream:
+        """A watch that costs no thread; to be called, as ``tick``, in the event loop's thread."""
+        try:
+            since, service, wait_secs = self._watch_query(request)
+        except ProblemError as refused:
+            return refused.answer
+        is_poll = _wants_json(request)
+
+        def subscribe(write: Any, end: Any) -> Any:
+            until = time.monotonic() + wait_secs if is_poll else None
+            return self._hub.join(watch.Watcher(write, end, service, until), since)
+
+        return Stream(_JSON if is_poll else "text/event-stream", _NO_CACHE, subscribe)
+
+    def tick(self) -> None:
+        """Tell the watchers of ``stream`` what has changed."""
+        self._hub.tick()
+
+    def watched(self, request: Request) -> Answer | tuple[str, Mapping[str, str], Any]:
+        """A watch in a thread of its own: a media type, headers and an iterator of bytes."""
+        try:
+            since, service, wait_secs = self._watch_query(request)
+        except ProblemError as refused:
+            return refused.answer
+        if _wants_json(request):
+            body = watch.polled(self._registry, self._namespace, since, service, wait_secs)
+            return Answer(200, body, _JSON, _NO_CACHE)
+        events = watch.streamed(self._registry, self._namespace, since, service)
+        return "text/event-stream", _NO_CACHE, events
+
+    def _dispatch(self, request: Request) -> Answer:
+        parts = [unquote(p) for p in request.path[len(BASE) :].strip("/").split("/")]
+        method = "GET" if request.method == "HEAD" else request.method
+        match parts:
+            case ["instances"]:
+                handlers = {"GET": self._list, "POST": self._register}
+            case ["instances", *identity, "heartbeat"] if identity:
+                handlers = {"PUT": self._heartbeat}
+                parts = ["instances", "/".join(identity)]
+            case ["instances", *identity] if identity:
+                handlers = {"GET": self._show, "PUT": self._change, "DELETE": self._deregister}
+                parts = ["instances", "/".join(identity)]
+            case ["services"]:
+                handlers = {"GET": self._services}
+            case ["services", _]:
+                handlers = {"GET": self._service}
+            case ["watch"]:
+                handlers = {}
+            case _:
+                return problem(404, "there is nothing at this path")
+        handler = handlers.get(method)
+        if handler is None:
+            allowed = {*handlers, "HEAD"} if "GET" in handlers else set(handlers)
+            allow = ", ".join(sorted(allowed or {"GET"}))
+            return problem(405, f"allowed here: {allow}", headers={"Allow": allow})
+        return handler(request, parts[-1])
+
+    # Instances
+
+    def _register(self, request: Request, name: str) -> Answer:
+        settings = self._settings
+        data = self._schemas.read_registration(request.read_body(_MAX_BODY_BYTES))
+        endpoint = form.parsed_endpoint(data["endpoint"]["type"], data["endpoint"]["value"])
+        ttl = data.get("ttl", settings.default_ttl_secs)
+        instance = form.complete(
+            service_name=data["service_name"],
+            endpoint=endpoint,
+            ttl_secs=ttl,
+            address=form.literal_address(endpoint.host, otherwise=request.peer),
+            status=data.get("status", "UP"),
+            tags=data.get("tags", ()),
+            metadata=data.get("metadata"),
+            last_dirty_ms=self._registry.clock.wall_ms(),
+        )
+        self._write(instance, quota=settings.max_instances)
+        location = f"{_own_path(request)}/instances/{instance.id}"
+        links = {"self": location, "heartbeat": f"{location}/heartbeat"}
+        body = {"id": instance.id, "ttl": ttl, "links": links}
+        return Answer(201, orjson.dumps(body), _JSON, {"Location": location})
+
+    def _write(self, instance: Instance, quota: int | None = None) -> None:
+        # Told as by a peer: what the instance says of itself counts, below an operator's override.
+        self._registry.register(
+            instance, is_replication=True, namespace=self._namespace, quota=quota
+        )
+
+    def _heartbeat(self, request: Request, name: str) -> Answer:
+        instance = self._known(name)
+        if instance.source != form.SOURCE:
+            raise ProblemError(problem(409, _belongs(instance)))
+        renewed = self._registry.renew(
+            instance.app, instance.id, source=form.SOURCE, namespace=self._namespace
+        )
+        if renewed is None:
+            raise ProblemError(_gone(name))
+        return _json({"id": instance.id, "ttl": instance.duration_secs})
+
+    def _show(self, request: Request, name: str) -> Answer:
+        return _json(_columns(request, form.shown(self._known(name))))
+
+    def _change(self, request: Request, name: str) -> Answer:
+        change = self._schemas.read_change(request.read_body(_MAX_BODY_BYTES))
+        instance = self._known(name)
+        if instance.source != form.SOURCE:
+            self._override(instance, change)
+        else:
+            self._replace(instance, change)
+        return _json(form.shown(self._known(name)))
+
+    def _replace(self, instance: Instance, change: Mapping[str, Any]) -> None:
+        """The instance with these fields; its status takes the place of any override."""
+        if "status" in change and instance.overridden_status is not InstanceStatus.UNKNOWN:
+            self._registry.remove_override(
+                instance.app, instance.id, instance.status, namespace=self._namespace
+            )
+        endpoint = form.parsed_endpoint(instance.endpoint_type or "", instance.endpoint_value or "")
+        changed = form.complete(
+            service_name=instance.app,
+            endpoint=endpoint,
+            ttl_secs=instance.duration_secs,
+            address=instance.ip_addr,
+            status=change.get("status", form.shown_status(instance)),
+            tags=change.get("tags", form.shown_tags(instance)),
+            metadata=change.get("metadata", form.shown_metadata(instance)),
+            last_dirty_ms=max(instance.last_dirty_ms, self._registry.clock.wall_ms()),
+        )
+        self._write(changed)
+
+    def _override(self, instance: Instance, change: Mapping[str, Any]) -> None:
+        """Of another's instance an operator may set the status, which Eureka clients see too."""
+        if set(change) != {"status"}:
+            raise ProblemError(problem(409, f"{_belongs(instance)}; only its status can be set"))
+        try:
+            status = InstanceStatus(change["status"])
+        except ValueError:
+            words = ", ".join(InstanceStatus)
+            text = f"a Eureka instance has one of {words}"
+            raise ProblemError(problem(400, text, errors={"status": text})) from None
+        self._registry.set_override(instance.app, instance.id, status, namespace=self._namespace)
+
+    def _deregister(self, request: Request, name: str) -> Answer:
+        instance = self._known(name)
+        if instance.source != form.SOURCE:
+            raise ProblemError(problem(409, _belongs(instance)))
+        gone = self._registry.cancel(
+            instance.app, instance.id, source=form.SOURCE, namespace=self._namespace
+        )
+        if not gone:
+            raise ProblemError(_gone(name))
+        return Answer(200)
+
+    def _known(self, instance_id: str) -> Instance:
+        instance = self._registry.instance_by_id(instance_id, self._namespace)
+        if instance is None:
+            raise ProblemError(_gone(instance_id))
+        return instance
+
+    # Lists
+
+    def _list(self, request: Request, name: str) -> Answer:
+        query = _query(request)
+        return self._listed(request, query.get("service_name"))
+
+    def _services(self, request: Request, name: str) -> Answer:
+        view = self._registry.view(self._namespace)
+        with view.lock:
+            names = sorted(app.lower() for app in view.applications)
+        return _json({"services": names})
+
+    def _service(self, request: Request, name: str) -> Answer:
+        view = self._registry.view(self._namespace)
+        with view.lock:
+            known = name.upper() in view.applications
+        if not known:
+            return problem(404, f"no instance of {name!r} is registered")
+        return self._listed(request, name)
+
+    def _listed(self, request: Request, service: str | None) -> Answer:
+        query = _query(request)
+        tags = {tag for tag in query.get("tags", "").split(",") if tag}
+        wanted = query.get("status")
+        view = self._registry.view(self._namespace)
+        with view.lock:
+            if service is None:
+                found = [i for a in view.applications.values() for i in a.values()]
+            else:
+                found = list(view.applications.get(service.upper(), {}).values())
+        listed = [
+            _columns(request, form.shown(instance))
+            for instance in found
+            if _has_status(instance, wanted) and tags <= set(form.shown_tags(instance))
+        ]
+        return _json({"instances": listed})
+
+    def _watch_query(self, request: Request) -> tuple[int | None, str | None, float]:
+        query = _query(request)
+        told = request.headers.get("last-event-id") or query.get("since")
+        since = None if told is None else _whole("since", told, 0, 2**63)
+        wait = _whole("wait", query.get("wait", str(_DEFAULT_WAIT_SECS)), 0, _MAX_WAIT_SECS)
+        service = query.get("service_name")
+        return since, service.lower() if service else None, float(wait)
+
+
+_NO_CACHE = {"Cache-Control": "no-store"}
+
+
+def _has_status(instance: Instance, wanted: str | None) -> bool:
+    if wanted is None:
+        return form.is_usable(instance)
+    return wanted == "ALL" or form.shown_status(instance) == wanted
+
+
+def _columns(request: Request, shown: dict[str, Any]) -> dict[str, Any]:
+    named = _query(request).get("fields")
+    if named is None:
+        return shown
+    columns = [name for name in named.split(",") if name]
+    unknown = [name for name in columns if name not in _COLUMNS]
+    if unknown or not columns:
+        text = f"some of {', '.join(_COLUMNS)}"
+        raise ProblemError(problem(400, f"no such field: {named!r}", errors={"fields": text}))
+    return {name: shown[name] for name in columns}
+
+
+def _whole(name: str, text: str, low: int, high: int) -> int:
+    if text.isascii() and text.isdigit() and low <= int(text) <= high:
+        return int(text)
+    expected = f"a whole number from {low} to {high}"
+    raise ProblemError(problem(400, f"{name}: expected {expected}", errors={name: expected}))
+
+
+def _query(request: Request) -> dict[str, str]:
+    return dict(parse_qsl(request.query, keep_blank_values=True))
+
+
+def _wants_json(request: Request) -> bool:
+    accept = request.headers.get("accept", "")
+    return "json" in accept and "text/event-stream" not in accept
+
+
+def _own_path(request: Request) -> str:
+    """The API's base as this client reached it."""
+    return request.base + BASE
+
+
+def _json(document: Any) -> Answer:
+    return Answer(200, orjson.dumps(document), _JSON)
+
+
+def _gone(instance_id: str) -> Answer:
+    return problem(410, f"no instance {instance_id!r} is registered; register it again")
+
+
+def _belongs(instance: Instance) -> str:
+    return f"{instance.id!r} belongs to the source {instance.source!r}"
