@@ -288,10 +288,7 @@ class Fleet:
             self._moves(s, member, member.first, member.second, self._other)
             self._moves(s, member, member.second, member.first, self._session)
         finally:
-            # Whatever came of it, from here on there is the first server alone.
-            member.second.shut()
-            member.first.shut()
-            member.first.open()
+            self._open(member)
 
     def _moves(self, s: Session, member: Member, left: Gate, to: Gate, at: Session) -> None:
         """One server goes and the client finds the other, with what it knows kept."""
@@ -309,7 +306,20 @@ class Fleet:
 
     def _cancel(self, s: Session, member: Member) -> None:
         member.program.stop()
-        s.eventually(lambda: s.status(s.get(f"/apps/{member.app}"), 404), 5)
+        # It says goodbye to the server that it last used, whichever of the two that is.
+        ways = ((member.first, self._session), (member.second, self._other))
+        told = [at.target for gate, at in ways if any(p.method == "DELETE" for p in gate.passed)]
+        s.require(bool(told), "a DELETE to one of its servers")
+        for target in told:
+            there = Session(target)
+            try:
+                there.eventually(partial(self._gone, there, member), 5)
+            finally:
+                there.close()
+
+    @staticmethod
+    def _gone(s: Session, member: Member) -> None:
+        s.status(s.get(f"/apps/{member.app}"), 404)
 
     @staticmethod
     def _sees(s: Session, member: Member, app: str, wanted: list[str], once: str = "") -> None:

@@ -25,14 +25,14 @@ class Schemas:
 
     def __init__(self, settings: NativeSettings) -> None:
         """Build them once; ``read_*`` may be called from any thread."""
-        status = fields.String(
+        status_field = fields.String(
             validate=[
                 validate.Length(1, settings.max_status),
                 _WORD,
                 validate.NoneOf(_RESERVED, error="this word is reserved"),
             ]
         )
-        tags = fields.List(
+        tags_field = fields.List(
             fields.String(
                 required=True,
                 validate=[
@@ -69,8 +69,8 @@ class Schemas:
             class Meta:
                 unknown = RAISE
 
-            status_ = status
-            tags_ = tags
+            status = status_field
+            tags = tags_field
             metadata = fields.Dict(keys=fields.String(validate=[validate.Length(1, 128), _TEXT]))
 
             @validates_schema

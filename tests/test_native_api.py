@@ -1,0 +1,592 @@
+"""The native API on a clock set by hand: what it takes, shows and refuses, and what Eureka sees."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from hypothesis import given
+from hypothesis import strategies as st
+from werkzeug.test import TestResponse
+
+from access import Access, AccessSettings
+from eureka_compat.settings import EurekaSettings
+from exchange import Request
+from gateway import Gateway
+from native_api import form, watch
+from native_api.api import NativeApi
+from native_api.settings import NativeSettings
+from registry import DEFAULT_NAMESPACE, Evictor, Registry, RegistrySettings
+from registry.stores.memory import MemoryStore
+from registry.testing import ManualClock
+from routes import blueprint
+from tests.servers import JSON, instance_body
+
+BASE = "/api/v1"
+
+
+class World:
+    """A server in this process, with its clock in the test's hand."""
+
+    def __init__(self, **native: Any) -> None:
+        self.clock = ManualClock()
+        settings = RegistrySettings(self_preservation=False)
+        self.registry = Registry(MemoryStore(), self.clock, settings)
+        self.registry.start()
+        self.evictor = Evictor(self.registry)
+        access = Access(AccessSettings())
+        gateway = Gateway(self.registry, EurekaSettings(), NativeSettings(**native), access)
+        app = Flask(__name__, static_folder=None)
+        app.url_map.merge_slashes = False
+        app.register_blueprint(blueprint(gateway, 8))
+        self.client: FlaskClient = app.test_client()
+
+    def send(self, method: str, path: str, document: Any = None) -> TestResponse:
+        data = None if document is None else json.dumps(document)
+        return self.client.open(BASE + path, method=method, data=data)
+
+    def register(self, service: str = "reviews", **fields: Any) -> str:
+        document = {"service_name": service, "endpoint": {"type": "http", "value": "10.0.0.7:9080"}}
+        reply = self.send("POST", "/instances", document | fields)
+        assert reply.status_code == 201, reply.text
+        return str(reply.json["id"])
+
+    def shown(self, instance_id: str) -> dict[str, Any]:
+        reply = self.send("GET", f"/instances/{instance_id}")
+        assert reply.status_code == 200, reply.text
+        return dict(reply.json)
+
+    def eureka(self, method: str, path: str, body: str | None = None) -> TestResponse:
+        return self.client.open(f"/eureka{path}", method=method, data=body, headers=JSON)
+
+    def eureka_instance(self, app: str = "REVIEWS") -> dict[str, Any]:
+        reply = self.eureka("GET", f"/apps/{app}")
+        assert reply.status_code == 200
+        (instance,) = reply.json["application"]["instance"]
+        return dict(instance)
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time go by with the evictor's passes in it, as they come while the server runs."""
+        for _ in range(int(seconds)):
+            self.clock.advance(1000)
+            self.evictor.run_once()
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def problem(reply: TestResponse, status: int) -> dict[str, str]:
+    assert reply.status_code == status, reply.text
+    assert reply.content_type == "application/problem+json"
+    assert reply.json["status"] == status
+    return {e["field"]: e["message"] for e in reply.json.get("errors", [])}
+
+
+def test_a_registration_is_answered_with_its_id_lease_and_links(world: World) -> None:
+    document = {"service_name": "reviews", "endpoint": {"type": "tcp", "value": "10.0.0.1:5"}}
+    reply = world.send("POST", "/instances", document | {"ttl": 60})
+    assert reply.status_code == 201
+    identity = reply.json["id"]
+    link = f"{BASE}/instances/{identity}"
+    assert reply.json == {
+        "id": identity,
+        "ttl": 60,
+        "links": {"self": link, "heartbeat": f"{link}/heartbeat"},
+    }
+    assert reply.headers["Location"] == link
+    assert world.client.get(link).json["endpoint"] == document["endpoint"]
+
+
+def test_registering_twice_is_once_and_another_endpoint_is_another(world: World) -> None:
+    first = world.register()
+    assert world.register("Reviews") == first
+    other = world.register(endpoint={"type": "http", "value": "10.0.0.8:9080"})
+    assert other != first
+    listed = world.send("GET", "/instances?fields=id").json["instances"]
+    assert sorted(i["id"] for i in listed) == sorted([first, other])
+
+
+def test_what_was_registered_is_shown_with_its_types(world: World) -> None:
+    metadata = {"zone": "a", "weight": 3, "deep": {"list": [1, None, True]}}
+    identity = world.register(tags=["v2", "canary"], metadata=metadata, status="STARTING", ttl=45)
+    shown = world.shown(identity)
+    assert shown.pop("last_heartbeat") == world.clock.wall_ms()
+    assert shown == {
+        "id": identity,
+        "service_name": "reviews",
+        "endpoint": {"type": "http", "value": "10.0.0.7:9080"},
+        "status": "STARTING",
+        "tags": ["v2", "canary"],
+        "metadata": metadata,
+        "ttl": 45,
+        "source": "native",
+        "revision": 1,
+    }
+
+
+def test_a_heartbeat_renews_and_silence_ends_it(world: World) -> None:
+    identity = world.register(ttl=10)
+    world.pass_time(8)
+    assert world.send("PUT", f"/instances/{identity}/heartbeat").status_code == 200
+    world.pass_time(8)
+    assert world.shown(identity)["status"] == "UP"
+    world.pass_time(4)
+    problem(world.send("PUT", f"/instances/{identity}/heartbeat"), 410)
+    problem(world.send("GET", f"/instances/{identity}"), 410)
+    assert world.register() == identity
+
+
+def test_what_is_out_of_service_waits_without_heartbeats(world: World) -> None:
+    identity = world.register(ttl=10, status="OUT_OF_SERVICE")
+    world.pass_time(300)
+    assert world.shown(identity)["status"] == "OUT_OF_SERVICE"
+    reply = world.send("PUT", f"/instances/{identity}", {"status": "UP"})
+    assert reply.json["status"] == "UP"
+    world.pass_time(8)
+    assert world.shown(identity)["status"] == "UP"
+    world.pass_time(4)
+    problem(world.send("GET", f"/instances/{identity}"), 410)
+
+
+def test_deregistering_is_final(world: World) -> None:
+    identity = world.register()
+    assert world.send("DELETE", f"/instances/{identity}").status_code == 200
+    problem(world.send("DELETE", f"/instances/{identity}"), 410)
+    assert world.send("GET", "/services").json == {"services": []}
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "value"),
+    [
+        ({"status": "OUT_OF_SERVICE"}, "status", "OUT_OF_SERVICE"),
+        ({"status": "UP"}, "status", "UP"),
+        ({"status": "draining"}, "status", "draining"),
+        ({"tags": []}, "tags", []),
+        ({"tags": ["v3"]}, "tags", ["v3"]),
+        ({"metadata": {"new": [1]}}, "metadata", {"new": [1]}),
+    ],
+)
+def test_fields_are_replaced_and_the_others_stay(
+    world: World, change: dict[str, Any], field: str, value: Any
+) -> None:
+    identity = world.register(tags=["v2"], metadata={"n": 1}, status="STARTING")
+    before = world.shown(identity)
+    after = world.send("PUT", f"/instances/{identity}", change).json
+    assert after[field] == value
+    for name in ("status", "tags", "metadata", "endpoint", "ttl"):
+        if name != field:
+            assert after[name] == before[name], name
+
+
+def test_a_list_shows_what_can_be_used_unless_asked_for_more(world: World) -> None:
+    for number, status in enumerate(("UP", "STARTING", "OUT_OF_SERVICE", "DOWN", "canary")):
+        endpoint = {"type": "http", "value": f"10.0.0.{number}:80"}
+        world.register(endpoint=endpoint, status=status)
+
+    def statuses(query: str) -> list[str]:
+        listed = world.send("GET", f"/instances{query}").json["instances"]
+        return sorted(i["status"] for i in listed)
+
+    assert statuses("") == ["UP", "canary"]
+    assert statuses("?status=ALL") == ["DOWN", "OUT_OF_SERVICE", "STARTING", "UP", "canary"]
+    assert statuses("?status=STARTING") == ["STARTING"]
+    assert statuses("?status=canary") == ["canary"]
+    assert statuses("?status=other") == []
+
+
+def test_a_list_is_narrowed_by_service_and_tags_and_shows_the_named_fields(world: World) -> None:
+    both = world.register(tags=["a", "b"])
+    world.register(endpoint={"type": "http", "value": "10.0.0.8"}, tags=["a"])
+    world.register("other", tags=["a", "b"])
+    reply = world.send("GET", "/instances?service_name=REVIEWS&tags=b,a&fields=id,tags")
+    assert reply.json == {"instances": [{"id": both, "tags": ["a", "b"]}]}
+    assert world.send("GET", "/services").json == {"services": ["other", "reviews"]}
+    assert len(world.send("GET", "/services/reviews").json["instances"]) == 2
+    problem(world.send("GET", "/services/nobody"), 404)
+
+
+@pytest.mark.parametrize(
+    ("document", "field"),
+    [
+        ({"service_name": ""}, "service_name"),
+        ({"service_name": "a" * 65}, "service_name"),
+        ({"service_name": "a b"}, "service_name"),
+        ({"service_name": 5}, "service_name"),
+        ({"service_name": None}, "service_name"),
+        ({"endpoint": None}, "endpoint"),
+        ({"endpoint": {"type": "http"}}, "endpoint.value"),
+        ({"endpoint": {"type": "ftp", "value": "h:1"}}, "endpoint.type"),
+        ({"endpoint": {"type": "http", "value": "h:http"}}, "endpoint.value"),
+        ({"endpoint": {"type": "http", "value": "https://h"}}, "endpoint.value"),
+        ({"endpoint": {"type": "http", "value": "http://u:p@h/"}}, "endpoint.value"),
+        ({"endpoint": {"type": "http", "value": "a" * 129}}, "endpoint.value"),
+        ({"endpoint": {"type": "tcp", "value": "h"}}, "endpoint.value"),
+        ({"endpoint": {"type": "tcp", "value": "h:1/path"}}, "endpoint.value"),
+        ({"endpoint": {"type": "http", "value": "h", "x": 1}}, "endpoint.x"),
+        ({"ttl": 9}, "ttl"),
+        ({"ttl": 601}, "ttl"),
+        ({"ttl": "30"}, "ttl"),
+        ({"ttl": 30.5}, "ttl"),
+        ({"ttl": True}, "ttl"),
+        ({"status": ""}, "status"),
+        ({"status": "a" * 33}, "status"),
+        ({"status": "UNKNOWN"}, "status"),
+        ({"status": "ALL"}, "status"),
+        ({"status": "a b"}, "status"),
+        ({"tags": "v2"}, "tags"),
+        ({"tags": ["a,b"]}, "tags.0"),
+        ({"tags": ["t"] * 33}, "tags"),
+        ({"metadata": [1]}, "metadata"),
+        ({"metadata": {"a": "x" * 1024}}, "metadata"),
+        ({"metadata": {"": 1}}, "metadata"),
+        ({"nonsense": 1}, "nonsense"),
+    ],
+)
+def test_a_bad_field_is_named_and_nothing_changes(
+    world: World, document: dict[str, Any], field: str
+) -> None:
+    good = {"service_name": "x", "endpoint": {"type": "http", "value": "10.0.0.1:80"}}
+    errors = problem(world.send("POST", "/instances", good | document), 400)
+    assert any(name.startswith(field) for name in errors), errors
+    assert world.send("GET", "/instances?status=ALL").json == {"instances": []}
+
+
+@pytest.mark.parametrize("body", ["", "{", "[]", "5", '{"a":', "\xff"])
+def test_what_is_no_json_object_is_a_400(world: World, body: str) -> None:
+    reply = world.client.post(f"{BASE}/instances", data=body.encode("latin-1"))
+    problem(reply, 400)
+
+
+def test_bodies_queries_methods_and_paths_have_their_refusals(world: World) -> None:
+    identity = world.register()
+    problem(world.client.post(f"{BASE}/instances", data=b"x" * 70_000), 413)
+    problem(world.send("PUT", f"/instances/{identity}", {}), 400)
+    assert problem(world.send("GET", "/instances?fields=secret"), 400) != {}
+    assert problem(world.send("GET", "/watch?since=x"), 400) != {}
+    assert problem(world.send("GET", "/watch?wait=301"), 400) != {}
+    assert world.send("PATCH", "/instances").headers["Allow"] == "GET, HEAD, POST"
+    problem(world.send("DELETE", "/services"), 405)
+    problem(world.send("GET", "/nothing"), 404)
+    problem(world.send("GET", "/"), 404)
+
+
+def test_a_full_namespace_refuses_the_next_and_renews_the_others() -> None:
+    world = World(max_instances=2)
+    first = world.register()
+    world.eureka("POST", "/apps/E", instance_body("E", "e:1"))
+    other = {"service_name": "x", "endpoint": {"type": "http", "value": "10.0.0.9"}}
+    problem(world.send("POST", "/instances", other), 403)
+    assert world.register() == first
+    assert world.send("PUT", f"/instances/{first}/heartbeat").status_code == 200
+
+
+# What Eureka clients see of it.
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "host", "port", "secure", "url"),
+    [
+        (("http", "10.0.0.7:9080"), "10.0.0.7", (9080, "true"), (443, "false"), "http://10.0.0.7:9080/"),
+        (("http", "10.0.0.7"), "10.0.0.7", (80, "true"), (443, "false"), "http://10.0.0.7:80/"),
+        (("http", "http://10.0.0.7:81/a"), "10.0.0.7", (81, "true"), (443, "false"), "http://10.0.0.7:81/a/"),
+        (("https", "10.0.0.7"), "10.0.0.7", (80, "false"), (443, "true"), "https://10.0.0.7:443/"),
+        (("https", "[::1]:8443"), "::1", (80, "false"), (8443, "true"), "https://[::1]:8443/"),
+        (("tcp", "10.0.0.7:5432"), "10.0.0.7", (5432, "true"), (443, "false"), None),
+        (("udp", "10.0.0.7:53"), "10.0.0.7", (53, "true"), (443, "false"), None),
+        (("user", "/run/x.sock"), "/run/x.sock", (80, "false"), (443, "false"), None),
+    ],
+)  # fmt: skip
+def test_it_is_a_whole_instance_to_eureka_clients(
+    world: World,
+    endpoint: tuple[str, str],
+    host: str,
+    port: tuple[int, str],
+    secure: tuple[int, str],
+    url: str | None,
+) -> None:
+    kind, value = endpoint
+    world.register("Reviews", endpoint={"type": kind, "value": value}, metadata={"zone": "z"})
+    seen = world.eureka_instance()
+    assert (seen["hostName"], seen["vipAddress"], seen["secureVipAddress"]) == (
+        host,
+        "reviews",
+        "reviews",
+    )
+    assert (seen["port"]["$"], seen["port"]["@enabled"]) == port
+    assert (seen["securePort"]["$"], seen["securePort"]["@enabled"]) == secure
+    assert seen.get("homePageUrl") == url
+    assert seen.get("healthCheckUrl") == (None if url is None else url + "health")
+    assert seen.get("statusPageUrl") == (None if url is None else url + "info")
+    assert seen["dataCenterInfo"]["name"] == "MyOwn"
+    assert seen["metadata"]["zone"] == "z"
+    assert seen["ipAddr"].replace(".", "").replace(":", "").isalnum()
+
+
+def test_a_name_is_resolved_to_a_literal_address(world: World) -> None:
+    world.register(endpoint={"type": "http", "value": "localhost:80"})
+    seen = world.eureka_instance()
+    assert (seen["hostName"], seen["ipAddr"]) == ("localhost", "127.0.0.1")
+
+
+def test_a_name_that_nobody_knows_has_the_senders_address(world: World) -> None:
+    world.register(endpoint={"type": "http", "value": "no-such-host.invalid:80"})
+    assert world.eureka_instance()["ipAddr"] == "127.0.0.1"
+
+
+def test_urls_in_the_metadata_replace_the_guessed_ones(world: World) -> None:
+    world.register(metadata={"health_check_url": "http://h/up", "status_page_url": "http://h/s"})
+    seen = world.eureka_instance()
+    assert (seen["healthCheckUrl"], seen["statusPageUrl"]) == ("http://h/up", "http://h/s")
+
+
+def test_it_counts_in_delta_and_hash_code(world: World) -> None:
+    identity = world.register()
+    delta = world.eureka("GET", "/apps/delta").json["applications"]
+    assert delta["apps__hashcode"] == "UP_1_"
+    assert delta["application"][0]["instance"][0]["actionType"] == "ADDED"
+    world.send("PUT", f"/instances/{identity}", {"status": "OUT_OF_SERVICE"})
+    assert (
+        world.eureka("GET", "/apps").json["applications"]["apps__hashcode"] == "OUT_OF_SERVICE_1_"
+    )
+    world.send("DELETE", f"/instances/{identity}")
+    delta = world.eureka("GET", "/apps/delta").json["applications"]
+    assert delta["apps__hashcode"] == ""
+    assert delta["application"][0]["instance"][0]["actionType"] == "DELETED"
+
+
+def test_a_status_set_on_one_side_shows_on_the_other(world: World) -> None:
+    identity = world.register()
+    path = f"/apps/REVIEWS/{identity}/status"
+    assert world.eureka("PUT", f"{path}?value=OUT_OF_SERVICE").status_code == 200
+    assert world.shown(identity)["status"] == "OUT_OF_SERVICE"
+    # The instance's own word does not beat the operator's; an operator's on this side does.
+    world.register()
+    assert world.shown(identity)["status"] == "OUT_OF_SERVICE"
+    world.send("PUT", f"/instances/{identity}", {"status": "UP"})
+    assert world.eureka_instance()["status"] == "UP"
+    assert world.eureka_instance()["overriddenStatus"] == "UNKNOWN"
+
+
+def test_a_custom_status_is_up_to_eureka_and_hidden_by_an_override(world: World) -> None:
+    identity = world.register(status="canary")
+    assert world.eureka_instance()["status"] == "UP"
+    world.eureka("PUT", f"/apps/REVIEWS/{identity}/status?value=DOWN")
+    assert world.shown(identity)["status"] == "DOWN"
+    world.eureka("DELETE", f"/apps/REVIEWS/{identity}/status?value=UP")
+    assert world.shown(identity)["status"] == "canary"
+
+
+def test_tags_and_metadata_cross_over(world: World) -> None:
+    identity = world.register(tags=["v2"], metadata={"n": 1, "deep": {"a": [1]}})
+    assert world.eureka_instance()["metadata"] == {"n": "1", "deep": '{"a":[1]}', "tags": "v2"}
+    world.eureka("PUT", f"/apps/REVIEWS/{identity}/metadata?n=2&new=x")
+    assert world.shown(identity)["metadata"] == {"n": "2", "deep": {"a": [1]}, "new": "x"}
+    assert world.shown(identity)["tags"] == ["v2"]
+
+
+def test_a_eureka_instance_is_listed_and_only_its_status_can_be_set(world: World) -> None:
+    body = instance_body("SHOP", "shop:1", metadata={"zone": "a", "tags": "v1, blue"})
+    world.eureka("POST", "/apps/SHOP", body)
+    shown = world.shown("shop:1")
+    assert shown["endpoint"] == {"type": "http", "value": "host.local:8080"}
+    assert (shown["tags"], shown["source"], shown["ttl"]) == (["v1", "blue"], "eureka", 90)
+    assert world.send("PUT", "/instances/shop:1", {"status": "OUT_OF_SERVICE"}).status_code == 200
+    assert world.eureka_instance("SHOP")["overriddenStatus"] == "OUT_OF_SERVICE"
+    problem(world.send("PUT", "/instances/shop:1", {"status": "canary"}), 400)
+    problem(world.send("PUT", "/instances/shop:1", {"tags": ["x"]}), 409)
+    problem(world.send("PUT", "/instances/shop:1/heartbeat"), 409)
+    problem(world.send("DELETE", "/instances/shop:1"), 409)
+
+
+def test_eureka_clients_cannot_take_a_native_instance_over(world: World) -> None:
+    identity = world.register()
+    body = instance_body("REVIEWS", identity)
+    assert world.eureka("POST", "/apps/REVIEWS", body).status_code == 409
+    assert world.eureka("PUT", f"/apps/REVIEWS/{identity}").status_code == 404
+    assert world.eureka("DELETE", f"/apps/REVIEWS/{identity}").status_code == 404
+    assert world.shown(identity)["source"] == "native"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+names = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=6
+)
+
+
+@given(metadata=st.dictionaries(names, json_values, max_size=3))
+def test_any_metadata_comes_back_and_is_text_to_eureka(metadata: dict[str, Any]) -> None:
+    endpoint = form.parsed_endpoint("http", "10.0.0.1:80")
+    instance = form.complete(
+        service_name="s", endpoint=endpoint, ttl_secs=30, address="10.0.0.1", metadata=metadata
+    )
+    assert form.shown_metadata(instance) == metadata
+    assert all(isinstance(value, str) for value in instance.metadata.values())
+
+
+# Watches.
+
+
+class Reader:
+    """What a watch writes, kept."""
+
+    def __init__(self, world: World, query: str = "", **headers: str) -> None:
+        self.written = b""
+        self.ended = False
+        self.api = NativeApi(world.registry, NativeSettings())
+        request = Request("GET", f"{BASE}/watch", query, headers, lambda _: b"")
+        stream: Any = self.api.stream(request)
+        self.content_type = stream.content_type
+        self.leave: Callable[[], None] = stream.subscribe(self._write, self._end)
+
+    def _write(self, data: bytes) -> None:
+        assert not self.ended
+        self.written += data
+
+    def _end(self) -> None:
+        self.ended = True
+
+    def events(self) -> list[tuple[str, str, Any]]:
+        """(id, event, data) of each event told so far."""
+        found = []
+        for block in self.written.decode().split("\n\n"):
+            fields = dict(line.split(": ", 1) for line in block.split("\n") if ": " in line)
+            if "event" in fields:
+                found.append((fields["id"], fields["event"], json.loads(fields["data"])))
+        self.written = b""
+        return found
+
+
+def test_a_watch_begins_with_a_snapshot_and_goes_on_with_each_change(world: World) -> None:
+    identity = world.register()
+    reader = Reader(world)
+    assert reader.content_type == "text/event-stream"
+    ((revision, name, data),) = reader.events()
+    assert (revision, name, [i["id"] for i in data]) == ("1", "snapshot", [identity])
+    world.send("PUT", f"/instances/{identity}", {"status": "draining"})
+    world.eureka("PUT", f"/apps/REVIEWS/{identity}/status?value=DOWN")
+    world.send("DELETE", f"/instances/{identity}")
+    reader.api.tick()
+    told = [(number, name, data["status"]) for number, name, data in reader.events()]
+    assert told == [("2", "added", "draining"), ("3", "modified", "DOWN"), ("4", "deleted", "DOWN")]
+    reader.leave()
+    world.register()
+    reader.api.tick()
+    assert reader.written == b""
+
+
+def test_an_eviction_is_told_as_such(world: World) -> None:
+    world.register(ttl=10)
+    reader = Reader(world, "since=1")
+    world.pass_time(12)
+    reader.api.tick()
+    assert [name for _, name, _ in reader.events()] == ["evicted"]
+
+
+def test_a_watch_resumes_after_the_last_event_that_was_seen(world: World) -> None:
+    identity = world.register()
+    world.register("other")
+    world.send("DELETE", f"/instances/{identity}")
+    reader = Reader(world, "since=99", **{"last-event-id": "1"})
+    assert [(n, name) for n, name, _ in reader.events()] == [("2", "added"), ("3", "deleted")]
+    assert Reader(world, "since=3").events() == []
+
+
+@pytest.mark.parametrize("since", ["0", "99"])
+def test_a_revision_that_is_not_known_gets_a_snapshot(world: World, since: str) -> None:
+    world.register()
+    world.pass_time(400)  # the change log has forgotten it
+    world.register("other")
+    if since == "0":
+        world.registry.view().recent(world.clock.mono_ms())
+    assert [name for _, name, _ in Reader(world, f"since={since}").events()] == ["snapshot"]
+
+
+def test_a_watch_of_one_service_hears_of_no_other(world: World) -> None:
+    reader = Reader(world, "service_name=Reviews&since=0")
+    world.register("other")
+    reader.api.tick()
+    assert reader.events() == []
+    world.register("reviews")
+    reader.api.tick()
+    assert [data["service_name"] for _, _, data in reader.events()] == ["reviews"]
+
+
+def test_a_quiet_watch_is_told_the_revision_from_time_to_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = Reader(world, "since=0&service_name=reviews")
+    world.register("other")
+    reader.api.tick()
+    reader.written = b""
+    monkeypatch.setattr(watch, "KEEP_ALIVE_SECS", 0.0)
+    monkeypatch.setattr("native_api.watch.time.monotonic", lambda: 1e9)
+    reader.api.tick()
+    assert reader.written == b"id: 1\n: still here\n\n"
+
+
+def test_a_long_poll_ends_with_what_was_missed(world: World) -> None:
+    world.register()
+    world.register("other")
+    reader = Reader(world, "since=0", accept="application/json")
+    assert reader.ended
+    answer = json.loads(reader.written)
+    assert answer["revision"] == 2
+    assert [e["event"] for e in answer["events"]] == ["added", "added"]
+
+
+def test_a_long_poll_waits_for_the_first_change(world: World) -> None:
+    reader = Reader(world, "since=0&service_name=reviews", accept="application/json")
+    world.register("other")
+    reader.api.tick()
+    assert not reader.ended
+    world.register("reviews")
+    reader.api.tick()
+    assert reader.ended
+    assert json.loads(reader.written)["revision"] == 2
+
+
+def test_a_long_poll_that_waited_in_vain_says_so(world: World) -> None:
+    reply = world.send("GET", "/watch?since=0&wait=0")
+    assert reply.content_type == "text/event-stream"
+    reply = world.client.get(f"{BASE}/watch?since=0&wait=0", headers={"Accept": "application/json"})
+    assert reply.json == {"revision": 0, "events": []}
+
+
+def test_a_watch_in_a_thread_tells_the_same(world: World) -> None:
+    identity = world.register()
+    events = watch.streamed(world.registry, DEFAULT_NAMESPACE, None, None)
+    assert next(events).startswith(b"id: 1\nevent: snapshot\ndata: [{")
+    world.send("DELETE", f"/instances/{identity}")
+    assert next(events).startswith(b"id: 2\nevent: deleted\ndata: {")
+
+
+def test_half_of_the_threads_may_watch(world: World) -> None:
+    replies = [world.client.get(f"{BASE}/watch", buffered=False) for _ in range(5)]
+    assert [reply.status_code for reply in replies] == [200, 200, 200, 200, 503]
+    for reply in replies:
+        reply.close()
+    assert world.client.get(f"{BASE}/watch", buffered=False).status_code == 200
+
+
+# Description.
+
+
+def test_the_description_and_its_page_are_served_without_reaching_out(world: World) -> None:
+    document = world.send("GET", "/openapi.json").json
+    assert document["openapi"] == "3.1.0"
+    page = world.send("GET", "/docs")
+    assert page.content_type == "text/html; charset=utf-8"
+    for sign in ("://", "@import", "src="):
+        assert sign not in page.text
