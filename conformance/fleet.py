@@ -121,6 +121,7 @@ class Fleet:
                 self._house.gate(self._target.url),
                 self._house.gate(self._other.target.url),
             )
+            second.shut()  # nobody's way before the failover
             bases = [first.url, second.url]
             program = Program(kind, bases, app, f"{app}:one", self._folder)
             self.members.append(Member(kind, app, f"{app}:one", first, second, program))
@@ -265,21 +266,21 @@ class Fleet:
 
     def _outage(self, s: Session, member: Member) -> None:
         self._listed(s, member)
-        self._shut(member)
+        member.first.shut()
         time.sleep(AWAY_SECS)
         self._listed(s, member)
         opened = time.monotonic()
-        self._open(member)
+        member.first.open()
         self._renews(s, member, since=opened)
         self._listed(s, member)
 
     def _restart(self, s: Session, member: Member) -> None:
         self._listed(s, member)
-        self._shut(member)
+        member.first.shut()
         s.status(s.send("DELETE", f"/apps/{member.app}/{member.id}"), 200)
         time.sleep(1)
         opened = time.monotonic()
-        self._open(member)
+        member.first.open()
         s.eventually(lambda: self._listed(s, member), MOVES_SECS)
         self._renews(s, member, since=opened)
 
@@ -288,7 +289,9 @@ class Fleet:
             self._moves(s, member, member.first, member.second, self._other)
             self._moves(s, member, member.second, member.first, self._session)
         finally:
-            self._open(member)
+            for gate in (member.first, member.second):
+                gate.shut()
+                gate.open()
 
     def _moves(self, s: Session, member: Member, left: Gate, to: Gate, at: Session) -> None:
         """One server goes and the client finds the other, with what it knows kept."""
@@ -339,14 +342,3 @@ class Fleet:
             ),
             SEES_SECS,
         )
-
-    @staticmethod
-    def _shut(member: Member) -> None:
-        member.first.shut()
-        member.second.shut()
-
-    @staticmethod
-    def _open(member: Member) -> None:
-        for gate in (member.first, member.second):
-            gate.shut()
-            gate.open()

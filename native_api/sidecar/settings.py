@@ -1,0 +1,293 @@
+"""The sidecar's settings: a file, the environment and flags, the later one counting."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class SettingError(ValueError):
+    """A setting that cannot be used; the text names it and what was expected."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckSettings:
+    """One health check. Seconds are seconds; ``failures`` and ``successes`` are in a row."""
+
+    type: str
+    url: str = ""
+    method: str = "GET"
+    expect: int = 200
+    ca_file: str = ""
+    address: str = ""
+    command: tuple[str, ...] = ()
+    interval: float = 5.0
+    timeout: float = 2.0
+    failures: int = 3
+    successes: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildSettings:
+    """One process to start; ``on_exit`` is what its end means: terminate all, or ignore."""
+
+    command: tuple[str, ...]
+    on_exit: str = "terminate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that is set from outside; the table below says what each means."""
+
+    registries: tuple[str, ...]
+    protocol: str = "native"
+    service_name: str
+    endpoint_type: str = "http"
+    endpoint: str
+    ttl: int = 30
+    tags: tuple[str, ...] = ()
+    metadata: Mapping[str, Any]
+    checks: tuple[CheckSettings, ...] = ()
+    on_unhealthy: str = "silence"
+    supervise: tuple[ChildSettings, ...] = ()
+    grace: float = 10.0
+    token: str = ""
+    token_file: str = ""
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    timeout: float = 3.0
+    max_backoff: float = 30.0
+    log_level: str = "info"
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("a text")
+    return value
+
+
+def _choice(*words: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value not in words:
+            raise ValueError(" or ".join(words))
+        return str(value)
+
+    return read
+
+
+def _number(low: float, high: float) -> Callable[[Any], float]:
+    def read(value: Any) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = low - 1
+        if isinstance(value, bool) or not low <= number <= high:
+            raise ValueError(f"a number from {low:g} to {high:g}")
+        return number
+
+    return read
+
+
+def _whole(low: int, high: int) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        number = _number(low, high)(value)
+        if number != int(number):
+            raise ValueError(f"a whole number from {low} to {high}")
+        return int(number)
+
+    return read
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    found = value.split(",") if isinstance(value, str) else value
+    if not isinstance(found, list | tuple) or not all(isinstance(v, str) and v for v in found):
+        raise ValueError("texts, parted by commas or as a list")
+    return tuple(v.strip() for v in found)
+
+
+def _urls(value: Any) -> tuple[str, ...]:
+    urls = tuple(url.rstrip("/") for url in _texts(value))
+    if not urls or not all(url.startswith(("http://", "https://")) for url in urls):
+        raise ValueError("URLs that begin with http:// or https://")
+    return urls
+
+
+def _structure(value: Any) -> Any:
+    """What flags and variables hold as JSON or YAML."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"JSON or YAML: {' '.join(str(error).split())}") from None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    found = _structure(value)
+    if not isinstance(found, dict):
+        raise ValueError("a mapping")
+    return found
+
+
+def _list(value: Any) -> list[Mapping[str, Any]]:
+    found = _structure(value)
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise ValueError("a list of mappings")
+    return found
+
+
+def _command(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+        raise ValueError("a list of texts, the program first")
+    return tuple(value)
+
+
+_CHECK: dict[str, Callable[[Any], Any]] = {
+    "type": _choice("http", "https", "tcp", "command"),
+    "url": _text,
+    "method": _choice("GET", "HEAD", "POST", "PUT", "OPTIONS"),
+    "expect": _whole(100, 599),
+    "ca_file": _text,
+    "address": _text,
+    "command": _command,
+    "interval": _number(0.05, 3600),
+    "timeout": _number(0.05, 600),
+    "failures": _whole(1, 1000),
+    "successes": _whole(1, 1000),
+}
+_NEEDED = {"http": "url", "https": "url", "tcp": "address", "command": "command"}
+_CHILD: dict[str, Callable[[Any], Any]] = {
+    "command": _command,
+    "on_exit": _choice("terminate", "ignore"),
+}
+
+
+def _entry(kind: type, readers: Mapping[str, Callable[[Any], Any]], entry: Any) -> Any:
+    made = {}
+    for name, value in entry.items():
+        if name not in readers:
+            raise ValueError(f"no {name!r}; there are {', '.join(readers)}")
+        try:
+            made[name] = readers[name](value)
+        except ValueError as error:
+            raise ValueError(f"in {name}: {error}") from None
+    try:
+        return kind(**made)
+    except TypeError:
+        missing = [
+            f.name for f in fields(kind) if f.name in ("type", "command") and f.name not in made
+        ]
+        raise ValueError(f"a {missing[0]}") from None
+
+
+def _checks(value: Any) -> tuple[CheckSettings, ...]:
+    found = []
+    for entry in _list(value):
+        check: CheckSettings = _entry(CheckSettings, _CHECK, entry)
+        needed = _NEEDED[check.type]
+        if not getattr(check, needed):
+            raise ValueError(f"a {needed} for a {check.type} check")
+        if needed == "url" and not check.url.startswith(f"{check.type}://"):
+            raise ValueError(f"a url that begins with {check.type}://")
+        if needed == "address" and not check.address.rpartition(":")[2].isdigit():
+            raise ValueError("an address such as host:port")
+        found.append(check)
+    return tuple(found)
+
+
+def _children(value: Any) -> tuple[ChildSettings, ...]:
+    return tuple(_entry(ChildSettings, _CHILD, entry) for entry in _list(value))
+
+
+# Name: its reader, and what it means.
+TABLE: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "registries": (_urls, "base URLs of the registry, tried in turn"),
+    "protocol": (_choice("native", "eureka"), "what the registry speaks (native)"),
+    "service_name": (_text, "the service that the instance belongs to"),
+    "endpoint_type": (_choice("http", "https", "tcp", "udp", "user"), "http unless told"),
+    "endpoint": (_text, "where the instance is reached: host:port, or a URL"),
+    "ttl": (_whole(3, 86_400), "seconds that it stays without a heartbeat (30)"),
+    "tags": (_texts, "tags, parted by commas"),
+    "metadata": (_mapping, "a JSON or YAML mapping"),
+    "checks": (_checks, "health checks, a JSON or YAML list"),
+    "on_unhealthy": (
+        _choice("silence", "out_of_service"),
+        "while unwell: stop renewing (silence), or report it",
+    ),
+    "supervise": (_children, "processes to start, a JSON or YAML list"),
+    "grace": (_number(0, 3600), "seconds that children have to end (10)"),
+    "token": (_text, "sent as a bearer token"),
+    "token_file": (_text, "a file with the token, read again when it changes"),
+    "ca_file": (_text, "who may have signed the registry's certificate"),
+    "cert_file": (_text, "the sidecar's own certificate"),
+    "key_file": (_text, "its key"),
+    "timeout": (_number(0.05, 60), "seconds for one request to the registry (3)"),
+    "max_backoff": (_number(0.1, 3600), "the longest pause between two tries (30)"),
+    "log_level": (_choice("debug", "info", "warning", "error"), "info unless told"),
+}
+_SECRET = frozenset({"token"})
+
+
+def load(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
+    """The settings; ``SettingError`` with one line for the first that is wrong.
+
+    What follows ``--`` is a command to supervise, whose end is the sidecar's.
+    """
+    given, command = _split(list(arguments))
+    parser = argparse.ArgumentParser(prog="python -m native_api.sidecar", description=__doc__)
+    parser.add_argument("--config", metavar="FILE", help="a YAML file with these names")
+    for name, (_, meaning) in TABLE.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=meaning)
+    flags = {k: v for k, v in vars(parser.parse_args(given)).items() if v is not None}
+    config = flags.pop("config", environ.get("SIDECAR_CONFIG"))
+    values: dict[str, tuple[str, Any]] = {}
+    if config is not None:
+        values |= {k: (f"{k} in {config}", v) for k, v in _file(Path(config)).items()}
+    for variable, value in environ.items():
+        name = variable.removeprefix("SIDECAR_").lower()
+        if variable.startswith("SIDECAR_") and name != "config":
+            if name not in TABLE:
+                raise SettingError(f"{variable}: there is no such setting")
+            values[name] = (variable, value)
+    values |= {k: (f"--{k.replace('_', '-')}", v) for k, v in flags.items()}
+    read: dict[str, Any] = {"metadata": {}}
+    for name, (where, value) in values.items():
+        try:
+            read[name] = TABLE[name][0](value)
+        except ValueError as error:
+            shown = "…" if name in _SECRET else json.dumps(value, default=str)
+            raise SettingError(f"{where}={shown}: expected {error}") from None
+    for needed in ("registries", "service_name", "endpoint"):
+        if needed not in read:
+            raise SettingError(f"{needed} is missing: set it in the file, SIDECAR_… or by a flag")
+    if command:
+        child = ChildSettings(command=tuple(command))
+        read["supervise"] = (child, *read.get("supervise", ()))
+    return Settings(**read)
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    if "--" not in arguments:
+        return arguments, []
+    place = arguments.index("--")
+    return arguments[:place], arguments[place + 1 :]
+
+
+def _file(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise SettingError(f"{path}: expected a mapping of settings")
+    for name in found:
+        if name not in TABLE:
+            raise SettingError(f"{name} in {path}: there is no such setting")
+    return found
