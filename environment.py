@@ -285,7 +285,7 @@ def load(environ: Mapping[str, str]) -> Environment:
         port=read("PORT", _whole(1, 65535), read("SERVER_PORT", _whole(1, 65535), 8761)),
         workers=workers,
         threads=read("THREADS", _whole(1, 1024), 8),
-        worker_class=read("WORKER_CLASS", str, "gthread"),
+        worker_class=read("WORKER_CLASS", str, "worker.EventLoopWorker"),
         log_level=read("LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info"),
         store_url=store_url,
         registry=RegistrySettings(lease_expiry=expiry, **table(_REGISTRY_PROPERTIES)),  # type: ignore[arg-type]  # a choice of the two words

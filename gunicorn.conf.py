@@ -21,6 +21,8 @@ worker_class = _environment.worker_class
 threads = _environment.threads
 loglevel = _environment.log_level
 backlog = 2048
+# Watches hold their connections, at a few kilobytes each.
+worker_connections = 20_000
 certfile = str(_environment.tls.cert_file or "") or None
 keyfile = str(_environment.tls.key_file or "") or None
 ca_certs = str(_environment.tls.client_ca_file or "") or None

@@ -140,6 +140,7 @@ KINDS = (
         {
             "one full fetch": "a new application in a delta makes it fetch everything again",
             "failover": "its lock is not re-entrant; a full fetch during a move may hang it",
+            "cancel": "where a move has hung it, it cannot say goodbye any more",
         },
     ),
     Kind(
