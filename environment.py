@@ -37,6 +37,7 @@ class Environment:
     threads: int
     worker_class: str
     log_level: str
+    access_log: bool
     store_url: str
     registry: RegistrySettings
     eureka: EurekaSettings
@@ -287,6 +288,7 @@ def load(environ: Mapping[str, str]) -> Environment:
         threads=read("THREADS", _whole(1, 1024), 8),
         worker_class=read("WORKER_CLASS", str, "worker.EventLoopWorker"),
         log_level=read("LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info"),
+        access_log=read("ACCESS_LOG", _boolean, False),
         store_url=store_url,
         registry=RegistrySettings(lease_expiry=expiry, **table(_REGISTRY_PROPERTIES)),  # type: ignore[arg-type]  # a choice of the two words
         eureka=EurekaSettings(**table(_EUREKA_PROPERTIES)),

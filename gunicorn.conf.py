@@ -72,7 +72,11 @@ logconfig_dict = {
     "root": {"level": loglevel.upper(), "handlers": ["stderr"]},
     "loggers": {
         "gunicorn.error": {"level": loglevel.upper(), "handlers": ["stderr"], "propagate": False},
-        "gunicorn.access": {"level": "CRITICAL", "handlers": ["stderr"], "propagate": False},
+        "gunicorn.access": {
+            "level": "INFO" if _environment.access_log else "CRITICAL",
+            "handlers": ["stderr"],
+            "propagate": False,
+        },
     },
 }
 
@@ -81,3 +85,7 @@ def when_ready(server):  # type: ignore[no-untyped-def]  # gunicorn's hook
     """Name each setting of the operator's that changes nothing here."""
     for warning in _environment.warnings:
         server.log.warning(warning)
+
+
+def pre_request(worker, req):  # type: ignore[no-untyped-def]  # gunicorn's hook
+    """Nothing: the hook's default logs each path, and a token may stand in it."""

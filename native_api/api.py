@@ -6,7 +6,7 @@ Source of the pattern: the Amalgam8 registry. Free of any web framework.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
@@ -176,7 +176,9 @@ class NativeApi:
         return _json({"id": instance.id, "ttl": instance.duration_secs})
 
     def _show(self, request: Request, name: str) -> Answer:
-        return _json(_columns(request, form.shown(self._known(name))))
+        columns = _columns(request)
+        shown = form.shown(self._known(name))
+        return _json({column: shown[column] for column in columns})
 
     def _change(self, request: Request, name: str) -> Answer:
         change = self._schemas.read_change(request.read_body(_MAX_BODY_BYTES))
@@ -257,6 +259,7 @@ class NativeApi:
 
     def _listed(self, request: Request, service: str | None) -> Answer:
         query = _query(request)
+        columns = _columns(request)
         tags = {tag for tag in query.get("tags", "").split(",") if tag}
         wanted = query.get("status")
         view = self._registry.view(self._namespace)
@@ -266,8 +269,8 @@ class NativeApi:
             else:
                 found = list(view.applications.get(service.upper(), {}).values())
         listed = [
-            _columns(request, form.shown(instance))
-            for instance in found
+            {name: shown[name] for name in columns}
+            for instance, shown in ((i, form.shown(i)) for i in found)
             if _has_status(instance, wanted) and tags <= set(form.shown_tags(instance))
         ]
         return _json({"instances": listed})
@@ -290,16 +293,16 @@ def _has_status(instance: Instance, wanted: str | None) -> bool:
     return wanted == "ALL" or form.shown_status(instance) == wanted
 
 
-def _columns(request: Request, shown: dict[str, Any]) -> dict[str, Any]:
+def _columns(request: Request) -> Sequence[str]:
+    """The fields that are asked for: all, or the named ones."""
     named = _query(request).get("fields")
     if named is None:
-        return shown
-    columns = [name for name in named.split(",") if name]
-    unknown = [name for name in columns if name not in _COLUMNS]
-    if unknown or not columns:
+        return _COLUMNS
+    columns = named.split(",")
+    if not all(name in _COLUMNS for name in columns):
         text = f"some of {', '.join(_COLUMNS)}"
         raise ProblemError(problem(400, f"no such field: {named!r}", errors={"fields": text}))
-    return {name: shown[name] for name in columns}
+    return columns
 
 
 def _whole(name: str, text: str, low: int, high: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import ipaddress
+import re
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _NO_ADDRESS = "0.0.0.0"
 _RESOLVED_FOR_SECS = 30
 _TAGS = "tags"
+_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\Z")
+_PATH = re.compile(r"[A-Za-z0-9._~/-]*\Z")
 
 
 class EndpointError(ValueError):
@@ -61,8 +64,10 @@ def parsed_endpoint(kind: str, value: str) -> Endpoint:
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise EndpointError(f"not host:port or a URL: {error}") from None
-    if not host or parts.username is not None or any(c.isspace() for c in value):
+    if not host or not _is_host(host) or parts.username is not None:
         raise EndpointError("not host:port or a URL")
+    if not _PATH.match(parts.path) or parts.query or parts.fragment or rest[-1:] in "?#":
+        raise EndpointError("a path has letters, digits, and . _ ~ / - only, and no query")
     if port is None:
         port = _DEFAULT_PORTS.get(kind)
     if not port:
@@ -72,9 +77,18 @@ def parsed_endpoint(kind: str, value: str) -> Endpoint:
         shown = f"[{host}]" if ":" in host else host
         path = parts.path if parts.path.endswith("/") else f"{parts.path}/"
         url = f"{kind}://{shown}:{port}{path}"
-    elif parts.path not in ("", "/") or parts.query:
+    elif parts.path:
         raise EndpointError(f"a {kind} endpoint is host:port")
     return Endpoint(kind, value, host, port, url)
+
+
+def _is_host(host: str) -> bool:
+    if _HOST.match(host):
+        return True
+    try:
+        return ipaddress.ip_address(host).version == 6
+    except ValueError:
+        return False
 
 
 def instance_id(service_name: str, endpoint: Endpoint) -> str:

@@ -20,6 +20,17 @@ _WORD = validate.Regexp(
 _TEXT = validate.Regexp(r"[^\x00-\x1f\x7f]*\Z", error="no control characters")
 
 
+class _Whole(fields.Integer):
+    """A JSON number without a fraction: ``30`` and ``30.0``, but neither a text nor a switch."""
+
+    def _validated(self, value: Any) -> int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.make_error("invalid")
+        return value
+
+
 class Schemas:
     """The schemas for one set of limits."""
 
@@ -86,9 +97,7 @@ class Schemas:
                 required=True, validate=[validate.Length(1, settings.max_service_name), _WORD]
             )
             endpoint = fields.Nested(EndpointSchema, required=True)
-            ttl = fields.Integer(
-                strict=True, validate=validate.Range(settings.min_ttl_secs, settings.max_ttl_secs)
-            )
+            ttl = _Whole(validate=validate.Range(settings.min_ttl_secs, settings.max_ttl_secs))
 
         self._registration = RegistrationSchema()
         self._change = ChangeSchema()

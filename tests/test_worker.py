@@ -524,24 +524,6 @@ def test_an_access_line_is_written_where_asked_for(serve: Callable[..., Served])
     assert '"GET /fast?a=b HTTP/1.1" 200' in served.log.read_text()
 
 
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An authority, a server's certificate for localhost, and a client's."""
-    folder = tmp_path_factory.mktemp("certificates")
-    quiet: dict[str, Any] = {"cwd": folder, "check": True, "capture_output": True}
-    new = ["openssl", "req", "-newkey", "rsa:2048", "-nodes"]
-    authority = ["-x509", "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=ca"]
-    subprocess.run([*new, *authority], **quiet)
-    for name in ("server", "client"):
-        request = ["-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", "/CN=localhost"]
-        subprocess.run([*new, *request], **quiet)
-        (folder / "san").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
-        signing = ["openssl", "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem"]
-        rest = ["-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "san"]
-        subprocess.run([*signing, *rest, "-out", f"{name}.pem"], **quiet)
-    return folder
-
-
 def test_tls_and_client_certificates(serve: Callable[..., Served], certificates: Path) -> None:
     own = ["--certfile", str(certificates / "server.pem"), "--keyfile"]
     own += [str(certificates / "server.key"), "--ca-certs", str(certificates / "ca.pem")]

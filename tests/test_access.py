@@ -1,0 +1,327 @@
+"""Who may read and write which namespace, on both sides, by header and by path."""
+
+from __future__ import annotations
+
+import base64
+import time
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.security import generate_password_hash
+from werkzeug.test import TestResponse
+
+from access import Access, AccessError, AccessSettings
+from environment import SettingError, load
+from eureka_compat.settings import EurekaSettings
+from exchange import Answer, Request
+from gateway import Gateway
+from native_api.settings import NativeSettings
+from registry import Registry, RegistrySettings
+from registry.stores.memory import MemoryStore
+from registry.testing import ManualClock
+from routes import blueprint
+from tests.servers import JSON, instance_body
+
+KEY = "a key of more than thirty-two characters"
+QUICK_HASH = "pbkdf2:sha256:1"
+
+
+def client_of(**settings: Any) -> FlaskClient:
+    registry = Registry(MemoryStore(), ManualClock(), RegistrySettings(self_preservation=False))
+    registry.start()
+    access = Access(AccessSettings(**settings))
+    app = Flask(__name__, static_folder=None)
+    app.register_blueprint(
+        blueprint(Gateway(registry, EurekaSettings(), NativeSettings(), access), 8)
+    )
+    return app.test_client()
+
+
+def basic(name: str, password: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()}
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def signed(key: Any = KEY, algorithm: str = "HS256", **claims: Any) -> str:
+    made = {"namespace": "red", "exp": time.time() + 60} | claims
+    return jwt.encode({k: v for k, v in made.items() if v is not None}, key, algorithm)
+
+
+def register(client: FlaskClient, app: str, headers: dict[str, str], base: str = "/eureka") -> int:
+    body = instance_body(app, f"{app.lower()}:1")
+    return client.post(f"{base}/apps/{app}", data=body, headers=JSON | headers).status_code
+
+
+def apps(client: FlaskClient, headers: dict[str, str], base: str = "/eureka") -> list[str]:
+    reply = client.get(f"{base}/apps", headers=JSON | headers)
+    assert reply.status_code == 200, reply.status
+    return sorted(a["name"] for a in reply.json["applications"]["application"])
+
+
+def is_challenge(reply: TestResponse, scheme: str) -> bool:
+    return (
+        reply.status_code == 401
+        and reply.headers["WWW-Authenticate"].startswith(scheme)
+        and len(reply.data) == 0
+    )
+
+
+def test_without_accounts_there_is_one_open_namespace() -> None:
+    client = client_of()
+    assert register(client, "SHOP", {}) == 204
+    assert apps(client, bearer("whatever")) == ["SHOP"]
+    assert client.get("/eureka/n/red/apps", headers=JSON).status_code == 404
+
+
+def test_trusted_tokens_are_namespaces_that_never_see_each_other() -> None:
+    client = client_of(mode="trusted")
+    red, blue = bearer("red"), basic("blue", "")
+    assert register(client, "SHOP", red) == 204
+    assert register(client, "SHOP", blue) == 204
+    assert register(client, "CART", blue) == 204
+    assert apps(client, red) == ["SHOP"]
+    assert apps(client, blue) == ["CART", "SHOP"]
+    for headers, code in ((red, "UP_1_"), (blue, "UP_2_")):
+        delta = client.get("/eureka/apps/delta", headers=JSON | headers).json["applications"]
+        assert delta["apps__hashcode"] == code
+        assert client.get("/api/v1/services", headers=headers).json["services"] == [
+            name.lower() for name in apps(client, headers)
+        ]
+    assert client.delete("/eureka/apps/CART/cart:1", headers=red).status_code == 404
+    assert client.get("/eureka/instances/cart:1", headers=JSON | red).status_code == 404
+    assert is_challenge(client.get("/eureka/apps"), "Bearer")
+
+
+@pytest.mark.parametrize("base", ["/eureka/n/red", "/eureka/n/red/v2", "/eureka/v2/n/red"])
+def test_a_namespace_is_reached_by_path_where_no_header_can_be_sent(base: str) -> None:
+    client = client_of(mode="trusted")
+    assert register(client, "SHOP", {}, base) == 204
+    assert apps(client, {}, base) == ["SHOP"]
+    assert client.put(f"{base}/apps/SHOP/shop:1").status_code == 200
+    assert apps(client, bearer("red")) == ["SHOP"]
+    assert apps(client, {}, base.replace("red", "blue")) == []
+
+
+@pytest.mark.parametrize("token", ["", "a b", "../x", "é", "x" * 65, ".hidden"])
+def test_a_namespace_has_a_name_that_can_be_kept(token: str) -> None:
+    client = client_of(mode="trusted")
+    encoded = "".join(f"%{byte:02x}" for byte in token.encode())
+    assert client.get(f"/eureka/n/{encoded}/apps").status_code == 401
+
+
+def test_a_signed_token_names_its_namespace() -> None:
+    client = client_of(mode="jwt", key=KEY)
+    token = signed()
+    assert register(client, "SHOP", bearer(token)) == 204
+    assert apps(client, basic("any", token)) == ["SHOP"]
+    assert apps(client, {}, f"/eureka/n/{token}") == ["SHOP"]
+    assert apps(client, bearer(signed(namespace="blue"))) == []
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "nonsense",
+        "",
+        signed("another key of more than thirty-two letters"),
+        signed(exp=time.time() - 60),
+        signed(exp=None),
+        signed(namespace=None),
+        signed(namespace=5),
+        signed(namespace="a b"),
+        jwt.encode({"namespace": "red", "exp": time.time() + 60}, "", "none"),
+    ],
+)
+def test_a_token_that_does_not_hold_is_a_401(token: str) -> None:
+    client = client_of(mode="jwt", key=KEY)
+    assert is_challenge(client.get("/eureka/apps", headers=bearer(token)), "Bearer")
+    assert is_challenge(client.put("/eureka/apps/A/a", headers=bearer(token)), "Bearer")
+
+
+def test_a_token_ends_when_it_says_though_it_was_seen_before() -> None:
+    access = Access(AccessSettings(mode="jwt", key=KEY))
+    request = Request(
+        "GET", "/", "", {"authorization": f"Bearer {signed(exp=time.time() + 1)}"}, bytes
+    )
+    assert not isinstance(access.grant(request), Answer)
+    time.sleep(1.1)
+    refused = access.grant(request)
+    assert isinstance(refused, Answer)
+    assert refused.status == 401
+
+
+def test_tokens_signed_with_a_private_key_are_checked_with_the_public_one() -> None:
+    private = rsa.generate_private_key(65537, 2048)
+    public = (
+        private.public_key()
+        .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        .decode()
+    )
+    client = client_of(mode="jwt", key=public)
+    assert apps(client, bearer(signed(private, "RS256"))) == []
+    # The public key is no secret: a token signed with it as one must not hold.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jwt.algorithms.HMACAlgorithm.prepare_key", lambda _, key: key.encode())
+        forged = signed(public, "HS256")
+    assert client.get("/eureka/apps", headers=bearer(forged)).status_code == 401
+
+
+def test_an_administrator_may_name_another_namespace_and_others_may_not() -> None:
+    client = client_of(mode="jwt", key=KEY)
+    other = {"Registry-Namespace": "blue"}
+    assert register(client, "SHOP", bearer(signed(role="admin")) | other) == 204
+    assert apps(client, bearer(signed(namespace="blue"))) == ["SHOP"]
+    assert apps(client, bearer(signed()) | {"Registry-Namespace": "red"}) == []
+    refused = client.get("/eureka/apps", headers=bearer(signed()) | other)
+    assert (refused.status_code, refused.data) == (403, b"")
+    bad = bearer(signed(role="admin")) | {"Registry-Namespace": "a b"}
+    assert client.get("/eureka/apps", headers=bad).status_code == 403
+
+
+@pytest.fixture
+def users(tmp_path: Path) -> Path:
+    path = tmp_path / "users"
+    lines = (
+        "# name namespace role hash",
+        f"ann red user {generate_password_hash('secret', QUICK_HASH)}",
+        f"bob blue admin {generate_password_hash('p:w', QUICK_HASH)}",
+    )
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_users_have_their_namespace(users: Path) -> None:
+    client = client_of(mode="basic", users_file=users)
+    assert register(client, "SHOP", basic("ann", "secret")) == 204
+    assert apps(client, basic("ann", "secret")) == ["SHOP"]
+    assert apps(client, basic("bob", "p:w")) == []
+    assert apps(client, basic("bob", "p:w") | {"Registry-Namespace": "red"}) == ["SHOP"]
+    assert apps(client, {}, "/eureka/n/ann%3Asecret") == ["SHOP"]
+    for headers in (
+        basic("ann", "wrong"),
+        basic("ann", ""),
+        basic("eve", "secret"),
+        bearer("secret"),
+        {"Authorization": "Basic !"},
+        {"Authorization": "Basic"},
+        {},
+    ):
+        assert is_challenge(client.get("/eureka/apps", headers=headers), "Basic"), headers
+
+
+def test_a_changed_users_file_counts_and_a_broken_one_does_not(
+    users: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = client_of(mode="basic", users_file=users)
+    monkeypatch.setattr("access._REREAD_SECS", 0.0)
+    assert apps(client, basic("ann", "secret")) == []
+    users.write_text(f"ann red user {generate_password_hash('changed', QUICK_HASH)}\n")
+    assert client.get("/eureka/apps", headers=basic("ann", "secret")).status_code == 401
+    assert apps(client, basic("ann", "changed")) == []
+    users.write_text("broken")
+    assert apps(client, basic("ann", "changed")) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "ann red user", "ann red boss a$b$c", "ann a/b user a$b$c", "a r user a$b$c\n" * 2]
+)
+def test_users_that_cannot_be_read_are_refused_at_the_start(tmp_path: Path, text: str) -> None:
+    (tmp_path / "users").write_text(text)
+    with pytest.raises(AccessError, match="users"):
+        Access(AccessSettings(mode="basic", users_file=tmp_path / "users"))
+
+
+@pytest.mark.parametrize(
+    ("protect", "read", "write"),
+    [
+        ({"protect_reads": False}, 200, 401),
+        ({"protect_writes": False}, 401, 204),
+        ({"protect_reads": False, "protect_writes": False}, 200, 204),
+        ({}, 401, 401),
+    ],
+)
+def test_reads_and_writes_are_protected_apart(
+    protect: dict[str, bool], read: int, write: int
+) -> None:
+    client = client_of(mode="trusted", **protect)
+    assert client.get("/eureka/apps").status_code == read
+    assert register(client, "SHOP", {}) == write
+    # Whoever shows a token means it.
+    assert client.get("/eureka/apps", headers=bearer("a b")).status_code == 401
+
+
+def test_plain_http_is_refused_where_https_is_asked_for() -> None:
+    client = client_of(require_https=True)
+    assert client.get("/eureka/apps").status_code == 403
+    assert client.get("/eureka/apps", headers={"X-Forwarded-Proto": "https"}).status_code == 403
+    assert client.get("/eureka/apps", base_url="https://localhost").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("told", "status"),
+    [("https", 200), ("http", 403), ("https, http", 403), ("http, https", 200), ("", 403)],
+)
+def test_a_named_proxys_last_word_counts(told: str, status: int) -> None:
+    proxies = load({"REGISTRY_TRUSTED_PROXIES": "127.0.0.0/8, ::1"}).access.trusted_proxies
+    client = client_of(require_https=True, trusted_proxies=proxies)
+    headers = {"X-Forwarded-Proto": told}
+    assert client.get("/eureka/apps", headers=headers).status_code == status
+    stranger = {"REMOTE_ADDR": "10.0.0.1"}
+    reply = client.get("/eureka/apps", headers=headers, environ_overrides=stranger)
+    assert reply.status_code == 403
+
+
+def test_the_description_and_health_need_no_account() -> None:
+    client = client_of(mode="trusted")
+    assert client.get("/api/v1/openapi.json").status_code == 200
+    assert client.get("/api/v1/docs").status_code == 200
+
+
+def test_a_password_not_seen_before_is_not_looked_at_in_the_fast_lane(users: Path) -> None:
+    access = Access(AccessSettings(mode="basic", users_file=users))
+    request = Request(
+        "GET", "/", "", {"authorization": basic("ann", "secret")["Authorization"]}, bytes
+    )
+    assert access.grant(request, quick=True) is None
+    assert not isinstance(access.grant(request), Answer)
+    assert access.grant(request, quick=True) is not None
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({"REGISTRY_AUTH": "magic"}, "REGISTRY_AUTH"),
+        ({"REGISTRY_AUTH": "jwt"}, "REGISTRY_JWT_KEY"),
+        ({"REGISTRY_AUTH": "basic"}, "REGISTRY_USERS_FILE"),
+        ({"REGISTRY_AUTH": "basic", "REGISTRY_USERS_FILE": "/nowhere"}, "REGISTRY_USERS_FILE"),
+        ({"REGISTRY_TRUSTED_PROXIES": "proxy"}, "REGISTRY_TRUSTED_PROXIES"),
+        ({"REGISTRY_REQUIRE_HTTPS": "maybe"}, "REGISTRY_REQUIRE_HTTPS"),
+        ({"REGISTRY_MIN_TTL": "90"}, "REGISTRY_MIN_TTL"),
+        ({"REGISTRY_MAX_ENDPOINT": "0"}, "REGISTRY_MAX_ENDPOINT"),
+        ({"TLS_CERT_FILE": "/etc/hostname"}, "TLS_KEY_FILE"),
+        ({"TLS_CLIENT_CA_FILE": "/etc/hostname"}, "TLS_CERT_FILE"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(environ: dict[str, str], told: str) -> None:
+    with pytest.raises(SettingError, match=told):
+        load(environ)
+
+
+def test_a_short_key_is_refused() -> None:
+    with pytest.raises(AccessError, match="32 characters"):
+        Access(AccessSettings(mode="jwt", key="short"))
+
+
+def test_an_unknown_variable_of_ours_is_warned_of() -> None:
+    assert load({"REGISTRY_COLOUR": "red"}).warnings == (
+        "REGISTRY_COLOUR has no effect here: it is not known",
+    )

@@ -1,0 +1,300 @@
+"""The native API and accounts with real processes: Spring clients, a thousand watchers, TLS."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from werkzeug.security import generate_password_hash
+
+from conformance.case import Session, Target
+from conformance.documents import Form
+from conformance.follower import Follower
+from conformance.programs import Kind, Program, named
+from tests.servers import JSON, RegistryServer, instance_body, send, wait_until
+
+API = "/api/v1"
+WATCHERS = 1000
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RegistryServer]:
+    with RegistryServer(tmp_path) as running:
+        yield running
+
+
+def register(server: RegistryServer, service: str, port: int, **fields: Any) -> str:
+    document = {"service_name": service, "endpoint": {"type": "http", "value": f"localhost:{port}"}}
+    reply = server.send("POST", f"{API}/instances", json.dumps(document | fields))
+    assert reply.status == 201, reply
+    return str(reply.json()["id"])
+
+
+def serve(text: str) -> ThreadingHTTPServer:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    return made
+
+
+def started(
+    kind: str, base: str, instance_id: str, folder: Path, options: tuple[str, ...] = ()
+) -> Program:
+    (found,) = named(kind)
+
+    def command() -> list[str]:
+        java, *rest = found.command()
+        return [java, *options, *rest]
+
+    optioned = Kind(found.name, found.title, found.variant, command, found.tool)
+    return Program(optioned, [base], instance_id.split(":")[0], instance_id, folder)
+
+
+def test_a_spring_client_balances_over_natively_registered_instances(
+    server: RegistryServer, tmp_path: Path
+) -> None:
+    servers = {name: serve(name) for name in ("one", "two")}
+    ids = {n: register(server, "Ratings", s.server_port, ttl=600) for n, s in servers.items()}
+    client = started("spring-2025.0-resttemplate", server.base, "caller:1", tmp_path)
+    try:
+        wait_until(client.is_ready, 90, "the client")
+        wait_until(lambda: client.chosen("ratings") == {"one", "two"}, 15, "both to be called")
+        assert client.instances("ratings") == sorted(ids.values())
+        server.send("PUT", f"{API}/instances/{ids['two']}", '{"status": "OUT_OF_SERVICE"}')
+        wait_until(lambda: client.chosen("ratings") == {"one"}, 15, "one to be drained")
+        server.send("PUT", f"{API}/instances/{ids['two']}", '{"status": "canary"}')
+        wait_until(lambda: client.chosen("ratings") == {"one", "two"}, 15, "it back")
+        server.send("DELETE", f"{API}/instances/{ids['one']}")
+        wait_until(lambda: client.chosen("ratings") == {"two"}, 15, "one to be gone")
+        listed = server.send("GET", f"{API}/services/caller").json()["instances"]
+        assert [i["id"] for i in listed] == ["caller:1"]
+    finally:
+        client.end()
+        for made in servers.values():
+            made.shutdown()
+
+
+def test_two_namespaces_under_load_never_mix(tmp_path: Path) -> None:
+    """A delta follower in each, while both change as fast as they can through all workers."""
+    with RegistryServer(tmp_path, env={"REGISTRY_AUTH": "trusted"}) as server:
+        errors: list[str] = []
+        done = threading.Event()
+
+        def write(namespace: str, seed: int) -> None:
+            headers = JSON | {"Authorization": f"Bearer {namespace}"}
+            number = 0
+            while not done.is_set():
+                number += 1
+                name = f"{namespace}-{seed}-{number % 20}"
+                body = instance_body(f"APP-{namespace}", name, lastDirtyTimestamp=str(number))
+                reply = server.eureka("POST", f"/apps/APP-{namespace}", body, headers)
+                if reply.status != 204:
+                    errors.append(f"{namespace}: {reply.status}")
+                if number % 3 == 0:
+                    server.eureka("DELETE", f"/apps/APP-{namespace}/{name}", None, headers)
+
+        def follow(namespace: str) -> None:
+            session = Session(Target(f"{server.base}/n/{namespace}"))
+            follower = Follower(session, Form.JSON)
+            follower.fetch_all()
+            while not done.is_set():
+                follower.fetch_delta()
+                strange = [k for k in follower.instances if k[0] != f"APP-{namespace.upper()}"]
+                if strange:
+                    errors.append(f"{namespace} saw {strange}")
+            if follower.full_fetches != 1:
+                errors.append(f"{namespace}: {follower.mismatches[:3]}")
+            session.close()
+
+        threads = []
+        for namespace in ("red", "blue"):
+            threads.append(threading.Thread(target=follow, args=(namespace,)))
+            threads += [threading.Thread(target=write, args=(namespace, n)) for n in (1, 2)]
+        for thread in threads:
+            thread.start()
+        time.sleep(4)
+        done.set()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        # The same after a restart: each in its own again.
+        before = ids_in(server, "red")
+        server.kill9()
+        server.start()
+        assert ids_in(server, "red") == before
+        assert before
+        assert ids_in(server, "green") == []
+
+
+def ids_in(server: RegistryServer, namespace: str) -> list[str]:
+    headers = {"Authorization": f"Bearer {namespace}"}
+    listed = server.send("GET", f"{API}/instances?fields=id", None, headers).json()["instances"]
+    return sorted(i["id"] for i in listed)
+
+
+def test_a_thousand_watchers_cost_no_thread_and_hear_of_a_change_at_once(
+    server: RegistryServer,
+) -> None:
+    register(server, "first", 1)
+    memory = server.pss_bytes()
+    threads = sum(len(os.listdir(f"/proc/{pid}/task")) for pid in server.worker_pids())
+    request = f"GET {API}/watch?since=1 HTTP/1.1\r\nHost: h\r\n\r\n".encode()
+    watchers = []
+    for _ in range(WATCHERS):
+        watcher = socket.create_connection(("127.0.0.1", server.port))
+        watcher.sendall(request)
+        watchers.append(watcher)
+    selector = selectors.DefaultSelector()
+    for watcher in watchers:
+        received = b""
+        while b"still here" not in received:
+            received += watcher.recv(4096)
+        watcher.setblocking(False)
+        selector.register(watcher, selectors.EVENT_READ)
+    grown = server.pss_bytes() - memory
+    more_threads = sum(len(os.listdir(f"/proc/{pid}/task")) for pid in server.worker_pids())
+    delays = []
+    for number in range(5):
+        time.sleep(0.1)
+        began = time.monotonic()
+        register(server, f"changed-{number}", 2)
+        heard: set[int] = set()
+        while len(heard) < WATCHERS:
+            assert time.monotonic() - began < 10, f"only {len(heard)} heard"
+            for key, _ in selector.select(1):
+                if f"changed-{number}".encode() in key.fileobj.recv(65536):  # type: ignore[union-attr]
+                    heard.add(key.fd)
+        delays.append(time.monotonic() - began)
+    for watcher in watchers:
+        watcher.close()
+    last = sorted(delays)[len(delays) // 2]
+    print(
+        f"{WATCHERS} watchers: {grown / WATCHERS / 1024:.1f} KiB each, {last * 1000:.0f} ms from"
+        f" a request that changes something to the last of them (median of {len(delays)})"
+    )
+    assert more_threads - threads <= 2 * 8  # the pools of two workers, and nothing else
+    assert grown / WATCHERS < 64 * 1024
+    assert last < 2
+
+
+def test_the_description_holds_against_generated_requests(server: RegistryServer) -> None:
+    """Schemathesis plays what the OpenAPI document allows, and what it does not."""
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "schemathesis.cli"),
+            *("--config-file", str(Path(__file__).parent / "schemathesis.toml"), "run"),
+            *(f"{server.root}{API}/openapi.json", "--checks", "all", "--max-examples", "40"),
+            # A watch without end would be read to its end.
+            *("--exclude-path", "/watch", "--phases", "examples,coverage,fuzzing,stateful"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+    assert "passed" in run.stdout
+
+
+def test_a_spring_client_speaks_tls_with_its_own_certificate(
+    tmp_path: Path, certificates: Path
+) -> None:
+    env = {
+        "TLS_CERT_FILE": str(certificates / "server.pem"),
+        "TLS_KEY_FILE": str(certificates / "server.key"),
+        "TLS_CLIENT_CA_FILE": str(certificates / "ca.pem"),
+        "REGISTRY_REQUIRE_HTTPS": "true",
+    }
+    server = RegistryServer(tmp_path, env=env)
+    stores = {name: tmp_path / f"{name}.p12" for name in ("key", "trust")}
+    own = ["-in", str(certificates / "client.pem"), "-inkey", str(certificates / "client.key")]
+    out = ["-out", str(stores["key"]), "-passout", "pass:changeit"]
+    subprocess.run(["openssl", "pkcs12", "-export", *own, *out], check=True)
+    # OpenSSL marks no certificate in a store as trusted; the JDK's own tool does.
+    subprocess.run(
+        [
+            *("keytool", "-importcert", "-noprompt", "-alias", "ca", "-storetype", "PKCS12"),
+            *("-file", str(certificates / "ca.pem"), "-keystore", str(stores["trust"])),
+            *("-storepass", "changeit"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    options = (
+        "-Deureka.client.tls.enabled=true",
+        f"-Deureka.client.tls.key-store=file:{stores['key']}",
+        "-Deureka.client.tls.key-store-type=PKCS12",
+        "-Deureka.client.tls.key-store-password=changeit",
+        "-Deureka.client.tls.key-password=changeit",
+        f"-Deureka.client.tls.trust-store=file:{stores['trust']}",
+        "-Deureka.client.tls.trust-store-type=PKCS12",
+        "-Deureka.client.tls.trust-store-password=changeit",
+    )
+    server.launch()
+    base = f"https://localhost:{server.port}/eureka"
+    client = None
+    try:
+        wait_until(lambda: "Booting worker" in server.log(), 15, "the server")
+        client = started("spring-2025.0-restclient", base, "secure:1", tmp_path, options)
+        wait_until(client.is_ready, 90, "the client")
+        wait_until(lambda: client.instances("secure") == ["secure:1"], 20, "it to see itself")
+        with pytest.raises(OSError, match=r".*"):
+            send(server.port, "GET", "/eureka/apps")  # plain HTTP finds nobody there
+    finally:
+        if client is not None:
+            client.end()
+        server.kill9()
+
+
+def test_a_spring_client_with_a_password_reaches_its_namespace_and_no_log_tells_it(
+    tmp_path: Path,
+) -> None:
+    users = tmp_path / "users"
+    users.write_text(f"ann red user {generate_password_hash('s3same', 'pbkdf2:sha256:1000')}\n")
+    env = {"REGISTRY_AUTH": "basic", "REGISTRY_USERS_FILE": str(users), "LOG_LEVEL": "debug"}
+    with RegistryServer(tmp_path, env=env) as server:
+        base = server.base.replace("://", "://ann:s3same@")
+        client = started("spring-2025.0-resttemplate", base, "mine:1", tmp_path)
+        by_path = started(
+            "spring-2025.0-webclient", f"{server.base}/n/ann:s3same", "two:1", tmp_path
+        )
+        try:
+            for program in (client, by_path):
+                wait_until(program.is_ready, 90, "the clients")
+            wait_until(lambda: client.instances("two") == ["two:1"], 20, "it to see the other")
+            assert server.eureka("GET", "/apps", None, JSON).status == 401
+        finally:
+            client.end()
+            by_path.end()
+        assert "s3same" not in server.log()
+
+
+def test_a_token_in_a_path_is_masked_in_the_access_log(tmp_path: Path) -> None:
+    env = {"REGISTRY_AUTH": "trusted", "ACCESS_LOG": "true"}
+    for worker in ("worker.EventLoopWorker", "gthread"):
+        folder = tmp_path / worker
+        folder.mkdir()
+        with RegistryServer(folder, env=env | {"WORKER_CLASS": worker}) as server:
+            assert server.send("GET", "/eureka/n/secret-name/apps").status == 200
+            wait_until(lambda s=server: "/eureka/n/…/apps" in s.log(), 5, "the line")
+            assert "secret-name" not in server.log()
