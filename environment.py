@@ -286,7 +286,7 @@ def load(environ: Mapping[str, str]) -> Environment:
         port=read("PORT", _whole(1, 65535), read("SERVER_PORT", _whole(1, 65535), 8761)),
         workers=workers,
         threads=read("THREADS", _whole(1, 1024), 8),
-        worker_class=read("WORKER_CLASS", str, "worker.EventLoopWorker"),
+        worker_class=read("WORKER_CLASS", str, "eventloop.EventLoopWorker"),
         log_level=read("LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info"),
         access_log=read("ACCESS_LOG", _boolean, False),
         store_url=store_url,

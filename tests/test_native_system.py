@@ -291,7 +291,7 @@ def test_a_spring_client_with_a_password_reaches_its_namespace_and_no_log_tells_
 
 def test_a_token_in_a_path_is_masked_in_the_access_log(tmp_path: Path) -> None:
     env = {"REGISTRY_AUTH": "trusted", "ACCESS_LOG": "true"}
-    for worker in ("worker.EventLoopWorker", "gthread"):
+    for worker in ("eventloop.EventLoopWorker", "gthread"):
         folder = tmp_path / worker
         folder.mkdir()
         with RegistryServer(folder, env=env | {"WORKER_CLASS": worker}) as server:

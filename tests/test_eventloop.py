@@ -120,7 +120,11 @@ class Served:
     """A gunicorn of its own for the small application above."""
 
     def __init__(
-        self, folder: Path, *options: str, worker: str = "worker.EventLoopWorker", fast: bool = True
+        self,
+        folder: Path,
+        *options: str,
+        worker: str = "eventloop.EventLoopWorker",
+        fast: bool = True,
     ) -> None:
         self.folder = folder
         (folder / "small.py").write_text(f"FAST = {fast}\n{textwrap.dedent(APPLICATION)}")
@@ -198,14 +202,14 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
         served.end()
 
 
-@pytest.fixture(scope="module", params=["worker.EventLoopWorker", "gthread", "no fast lane"])
+@pytest.fixture(scope="module", params=["eventloop.EventLoopWorker", "gthread", "no fast lane"])
 def any_worker(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
     name = request.param
     served = Served(
         tmp_path_factory.mktemp("any"),
-        worker="gthread" if name == "gthread" else "worker.EventLoopWorker",
+        worker="gthread" if name == "gthread" else "eventloop.EventLoopWorker",
         fast=name != "no fast lane",
     )
     yield served
