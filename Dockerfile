@@ -4,7 +4,8 @@ COPY requirements.lock .
 RUN pip install --no-cache-dir --require-hashes -r requirements.lock
 COPY registry registry
 COPY eureka_compat eureka_compat
-COPY environment.py gunicorn.conf.py wsgi.py ./
+COPY native_api native_api
+COPY access.py environment.py eventloop.py exchange.py gateway.py gunicorn.conf.py routes.py wsgi.py ./
 RUN useradd --system --create-home eureka && mkdir /data && chown eureka /data
 USER eureka
 ENV STORE_URL=lmdb:/data
