@@ -1,20 +1,20 @@
 """Encoded answers, made once per change.
 
-Each instance is encoded once per format when it changes; an application's bytes are the join of its
-instances, a whole answer the join of its applications, kept with its gzip form until the revision
-moves. A request on an unchanged registry costs a look-up. Delta, hash code and version come from
-one moment, because all is read under the view's lock.
+Each instance is encoded once per format when it changes. Applications are gathered in buckets of
+some 64 instances, each a piece of the body with its compressed form, so that a change costs the
+joining and compressing of one bucket. A whole answer is put together from them, plain or
+compressed, and kept until the revision moves: a request on an unchanged registry costs a look-up.
+Delta, hash code and version come from one moment, because all is read under the view's lock.
 """
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from eureka_compat import codecs, wire
+from eureka_compat.pieces import EncodedAnswer, Piece
 from registry import (
     Instance,
     InstanceKey,
@@ -25,8 +25,8 @@ from registry import (
     View,
 )
 
-GZIP_LEVEL = 5
 _KEPT_ANSWERS = 256
+_BUCKET_INSTANCES = 64
 
 
 class Form(Enum):
@@ -46,20 +46,6 @@ class Form(Enum):
     def is_compact(self) -> bool:
         """Whether instances are in their short form."""
         return self in (Form.COMPACT_JSON, Form.COMPACT_XML)
-
-
-@dataclass(slots=True)
-class EncodedAnswer:
-    """A body, and its gzip form once somebody asked for it."""
-
-    body: bytes
-    _gzipped: bytes | None = None
-
-    def gzipped(self) -> bytes:
-        """The body compressed, made once."""
-        if self._gzipped is None:
-            self._gzipped = gzip.compress(self.body, GZIP_LEVEL, mtime=0)
-        return self._gzipped
 
 
 def hash_code(counts: Iterable[tuple[InstanceStatus, int]]) -> str:
@@ -84,7 +70,7 @@ class Answers:
         self._namespace = namespace
         self._answers: dict[Any, tuple[Any, EncodedAnswer]] = {}
         self._fragments: dict[InstanceKey, tuple[Revision, dict[Any, bytes]]] = {}
-        self._joined: dict[tuple[str, Form], tuple[Revision, bytes]] = {}
+        self._buckets: dict[Form, list[tuple[Any, Piece]]] = {}
 
     def applications(self, form: Form) -> EncodedAnswer:
         """Everything: ``GET apps``."""
@@ -95,21 +81,33 @@ class Answers:
         with view.lock:
             if len(self._fragments) > 2 * view.size() + 1000:
                 self._fragments.clear()
-                self._joined.clear()
-            joined = [self._application(view, app, form) for app in view.applications]
+            joined = self._in_buckets(view, form)
             code = hash_code(view.status_counts.items())
-            answer = EncodedAnswer(_wrap(joined, "1", code, form))
+            answer = _wrapped(joined, "1", code, form)
             self._answers["apps", form] = (view.revision, answer)
             return answer
 
-    def _application(self, view: View, app: str, form: Form) -> bytes:
-        revision = view.application_revisions[app]
-        kept = self._joined.get((app, form))
-        if kept is not None and kept[0] == revision:
-            return kept[1]
-        body = self._join(app, view.applications[app].values(), form, depth=1)
-        self._joined[app, form] = (revision, body)
-        return body
+    def _in_buckets(self, view: View, form: Form) -> list[Piece]:
+        """All applications; a bucket in which nothing changed is the piece that it was."""
+        # A power of two, so that a growing registry splits its buckets and seldom mixes them anew.
+        count = 1 << max(0, (view.size() // _BUCKET_INSTANCES).bit_length())
+        apps_of: list[list[str]] = [[] for _ in range(count)]
+        for app in view.applications:
+            apps_of[hash(app) & (count - 1)].append(app)
+        buckets = self._buckets.get(form, [])
+        if len(buckets) != count:
+            buckets = [(None, Piece(b""))] * count
+        revisions = view.application_revisions
+        for place, apps in enumerate(apps_of):
+            # Each change raises a revision; one that takes an application away lowers the count.
+            marker = (len(apps), sum([revisions[app] for app in apps]))
+            if buckets[place][0] != marker:
+                joined = [
+                    self._join(app, view.applications[app].values(), form, depth=1) for app in apps
+                ]
+                buckets[place] = (marker, _in_list(joined, form))
+        self._buckets[form] = buckets
+        return [piece for _, piece in buckets if piece.raw]
 
     def delta(self, form: Form) -> EncodedAnswer:
         """What changed in the retention window: ``GET apps/delta``."""
@@ -130,7 +128,7 @@ class Answers:
                     instances[change.instance.id] = change.instance
             joined = [self._join(app, found.values(), form, 1) for app, found in apps.items()]
             code = hash_code(view.status_counts.items())
-            answer = EncodedAnswer(_wrap(joined, str(view.revision + 1), code, form))
+            answer = _wrapped([_in_list(joined, form)], str(view.revision + 1), code, form)
             self._answers["delta", form] = (marker, answer)
             return answer
 
@@ -149,7 +147,7 @@ class Answers:
             body = self._join(app, instances.values(), form, depth=0)
             if form.is_json:
                 body = b'{"application":' + body + b"}"
-            answer = EncodedAnswer(body.rstrip(b"\n"))
+            answer = EncodedAnswer([Piece(body.rstrip(b"\n"))])
             self._keep((app, form), revision, answer)
             return answer
 
@@ -166,7 +164,8 @@ class Answers:
                 apps.setdefault(instance.app, []).append(instance)
                 counts[instance.status] = counts.get(instance.status, 0) + 1
             joined = [self._join(app, found, form, 1) for app, found in apps.items()]
-            answer = EncodedAnswer(_wrap(joined, "-1", hash_code(counts.items()), form))
+            code = hash_code(counts.items())
+            answer = _wrapped([_in_list(joined, form)], "-1", code, form)
             self._keep((vip, secure, form), view.revision, answer)
             return answer
 
@@ -211,18 +210,32 @@ class Answers:
         return fragment
 
 
-def _wrap(applications: list[bytes], version: str, code: str, form: Form) -> bytes:
-    version_bytes, code_bytes = version.encode(), code.encode()
+def _in_list(applications: list[bytes], form: Form) -> Piece:
+    """Applications as they stand in a list: in JSON each with a comma before it."""
+    if form.is_json and applications:
+        return Piece(b"," + b",".join(applications))
+    return Piece(b"".join(applications))
+
+
+def _wrapped(applications: list[Piece], version: str, code: str, form: Form) -> EncodedAnswer:
+    opening, closing = _frame(version.encode(), code.encode(), form)
+    if form.is_json and applications:
+        # The first has no comma before it; what is before it changes with every answer anyway.
+        opening += applications[0].raw[1:]
+        applications = applications[1:]
+    return EncodedAnswer([Piece(opening), *applications, Piece(closing)])
+
+
+def _frame(version: bytes, code: bytes, form: Form) -> tuple[bytes, bytes]:
+    """What stands before and after the applications."""
     if form.is_json:
-        content = b'"application":[' + b",".join(applications) + b"]"
-        numbers = b'"versions__delta":"%b","apps__hashcode":"%b"' % (version_bytes, code_bytes)
-        parts = (content, numbers) if form.is_compact else (numbers, content)
-        return b'{"applications":{' + b",".join(parts) + b"}}"
-    numbers = b"<versions__delta>%b</versions__delta>" % version_bytes
-    numbers_code = b"<apps__hashcode>%b</apps__hashcode>" % code_bytes
-    body = b"".join(applications)
+        numbers = b'"versions__delta":"%b","apps__hashcode":"%b"' % (version, code)
+        if form.is_compact:
+            return b'{"applications":{"application":[', b"]," + numbers + b"}}"
+        return b'{"applications":{' + numbers + b',"application":[', b"]}}"
+    numbers = b"<versions__delta>%b</versions__delta>" % version
+    numbers_code = b"<apps__hashcode>%b</apps__hashcode>" % code
     if form.is_compact:
-        return b"<applications>" + body + numbers + numbers_code + b"</applications>"
-    return (
-        b"<applications>\n  " + numbers + b"\n  " + numbers_code + b"\n" + body + b"</applications>"
-    )
+        return b"<applications>", numbers + numbers_code + b"</applications>"
+    opening = b"<applications>\n  " + numbers + b"\n  " + numbers_code + b"\n"
+    return opening, b"</applications>"

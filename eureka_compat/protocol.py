@@ -18,7 +18,8 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 from eureka_compat import codecs, wire
-from eureka_compat.answers import Answers, EncodedAnswer, Form, encode_instance
+from eureka_compat.answers import Answers, Form, encode_instance
+from eureka_compat.pieces import EncodedAnswer
 from eureka_compat.settings import EurekaSettings
 from exchange import Answer, BodyTooLargeError, Request
 from registry import (

@@ -2,45 +2,46 @@
 
 from __future__ import annotations
 
-import http.client
 import logging
-import socket
+import os
+import signal
 import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from native_api.sidecar.settings import CheckSettings
+from native_api.sidecar.wire import Deadline, ExchangeError, Site, connect, exchange
 
 log = logging.getLogger("sidecar.health")
 
 
 class Spawner(Protocol):
-    """Starts processes whose ends are left to whoever started them."""
+    """Starts processes and takes note of their ends."""
 
     def spawn(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
-        """The started process; ``OSError`` where it cannot be started."""
+        """The process, in a group of its own; ``OSError`` where it cannot be started."""
         ...
 
     def ended(self, process: subprocess.Popen[bytes]) -> None:
-        """Its end was taken note of."""
+        """Its end is known to whoever had it started."""
         ...
 
 
 def probe(settings: CheckSettings, spawner: Spawner) -> str | None:
-    """Run a check once: None where it passes, else why not."""
+    """Run a check once: None where it passes, else why not. Over by its timeout, whatever comes."""
     try:
         if settings.type == "tcp":
             host, _, port = settings.address.rpartition(":")
-            socket.create_connection((host.strip("[]"), int(port)), settings.timeout).close()
+            connect(host.strip("[]"), int(port), Deadline(settings.timeout)).close()
             return None
         if settings.type == "command":
             return _run(settings, spawner)
         return _request(settings)
-    except (OSError, http.client.HTTPException, subprocess.SubprocessError) as error:
+    except (OSError, ExchangeError) as error:
         return str(error) or type(error).__name__
 
 
@@ -49,32 +50,39 @@ def _run(settings: CheckSettings, spawner: Spawner) -> str | None:
     try:
         code = process.wait(settings.timeout)
     except subprocess.TimeoutExpired:
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it started hangs with it
         process.wait()
-        return f"no end within {settings.timeout:g} s"
+        return f"timed out: no end within {settings.timeout:g} s"
     finally:
         spawner.ended(process)
     return None if code == 0 else f"exit status {code}"
 
 
 def _request(settings: CheckSettings) -> str | None:
-    parts = urlsplit(settings.url)
-    host = parts.hostname or ""
-    connection: http.client.HTTPConnection
-    if settings.type == "https":
+    site = Site.of(settings.url)
+    context = None
+    if site.is_secure:
         context = ssl.create_default_context(cafile=settings.ca_file or None)
-        connection = http.client.HTTPSConnection(
-            host, parts.port, timeout=settings.timeout, context=context
-        )
-    else:
-        connection = http.client.HTTPConnection(host, parts.port, timeout=settings.timeout)
-    try:
-        path = parts.path or "/"
-        connection.request(settings.method, f"{path}?{parts.query}" if parts.query else path)
-        status = connection.getresponse().status
-    finally:
-        connection.close()
+    headers = {"Connection": "close"}
+    if site.authorization:
+        headers["Authorization"] = site.authorization
+    status, _ = exchange(
+        site,
+        settings.method,
+        site.path or "/",
+        timeout=settings.timeout,
+        headers=headers,
+        context=context,
+    )
     return None if status == settings.expect else f"status {status}"
+
+
+def shown(settings: CheckSettings) -> str:
+    """What a check looks at, for the log."""
+    if settings.url:
+        return Site.of(settings.url).shown
+    return settings.address or " ".join(settings.command)
 
 
 class Tally:
@@ -130,12 +138,19 @@ class Health:
     def _watch(self, settings: CheckSettings, tally: Tally) -> None:
         while not self._stopping.is_set():
             began = time.monotonic()
-            reason = probe(settings, self._spawner)
+            reason = self._result(settings)
             if tally.note(reason):
-                shown = settings.url or settings.address or " ".join(settings.command)
                 if tally.well:
-                    log.info("%s is well", shown)
+                    log.info("%s is well", shown(settings))
                 else:
-                    log.warning("%s is unwell: %s", shown, reason)
+                    log.warning("%s is unwell: %s", shown(settings), reason)
                 self._changed()
             self._stopping.wait(max(0.0, settings.interval - (time.monotonic() - began)))
+
+    def _result(self, settings: CheckSettings) -> str | None:
+        try:
+            return probe(settings, self._spawner)
+        except Exception as error:
+            # A check that cannot be made passes nothing, and must not end in silence.
+            log.exception("a check failed by a defect of the sidecar")
+            return type(error).__name__

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import http.client
 import json
 import ssl
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, urlsplit
 
-from native_api.sidecar.settings import Settings
+from native_api.sidecar.settings import Settings, read_token
+from native_api.sidecar.wire import ExchangeError, Site, basic, exchange, one_line
 
 _TRY_AGAIN = frozenset({408, 425, 429})
 _LONGEST_ANSWER = 64 * 1024
@@ -30,13 +28,13 @@ class UnreachableError(Exception):
 
 
 class RegistryProtocol(Protocol):
-    """One registry as the sidecar uses it.
+    """One registry as the sidecar uses it; ``name`` is its URL without credentials.
 
     Each method raises ``RefusedError`` and ``UnreachableError``, and all but ``register`` also
     ``GoneError``. Registering again what is registered changes nothing but its lease.
     """
 
-    url: str
+    name: str
 
     def register(self, *, in_service: bool) -> None:
         """Register the instance, or its state anew."""
@@ -59,71 +57,78 @@ class Transport:
     """Requests to one registry, each on a connection of its own: it may have moved meanwhile."""
 
     def __init__(self, url: str, settings: Settings) -> None:
-        parts = urlsplit(url)
-        self._host, self._port = parts.hostname or "", parts.port
-        self._is_secure = parts.scheme == "https"
-        self._prefix = parts.path.rstrip("/")
-        self._user = (unquote(parts.username or ""), unquote(parts.password or ""))
+        self._site = Site.of(url)
+        self._prefix = self._site.path.rstrip("/")
         self._settings = settings
+        self.name = self._site.shown
 
     def send(self, method: str, path: str, document: Any = None) -> tuple[int, bytes]:
         """The answer's status and body; ``RefusedError`` and ``UnreachableError``."""
         body = None if document is None else json.dumps(document).encode()
-        headers = {"Accept": "application/json", "Connection": "close", **self._credentials()}
+        authorization = self._authorization()
+        headers = {"Accept": "application/json", "Connection": "close"}
+        if authorization:
+            headers["Authorization"] = authorization
         if body is not None:
             headers["Content-Type"] = "application/json"
         try:
-            connection = self._connection()
-            try:
-                connection.request(method, self._prefix + path, body, headers)
-                response = connection.getresponse()
-                status, answer = response.status, response.read(_LONGEST_ANSWER)
-            finally:
-                connection.close()
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise UnreachableError(str(error) or type(error).__name__) from None
+            status, answer = exchange(
+                self._site,
+                method,
+                self._prefix + path,
+                timeout=self._settings.timeout,
+                body=body,
+                headers=headers,
+                context=self._context(),
+            )
+        except (ExchangeError, OSError) as error:
+            raise UnreachableError(str(error)) from None
         if status in _TRY_AGAIN or status >= 500 or status < 200:
             raise UnreachableError(f"status {status}")
         if 300 <= status < 400:
             raise UnreachableError(f"status {status}: this is not the registry's own URL")
         if status >= 400 and status not in (404, 410):
-            raise RefusedError(f"status {status}: {answer[:300].decode('utf-8', 'replace')}")
+            raise RefusedError(f"status {status}: {self._quoted(answer, authorization)}")
         return status, answer
 
-    def _connection(self) -> http.client.HTTPConnection:
+    def _context(self) -> ssl.SSLContext | None:
+        """Made each time, since whoever renews a certificate replaces its file."""
         settings = self._settings
-        if not self._is_secure:
-            return http.client.HTTPConnection(self._host, self._port, timeout=settings.timeout)
+        if not self._site.is_secure:
+            return None
         context = ssl.create_default_context(cafile=settings.ca_file or None)
         if settings.cert_file:
             context.load_cert_chain(settings.cert_file, settings.key_file or None)
-        return http.client.HTTPSConnection(
-            self._host, self._port, timeout=settings.timeout, context=context
-        )
+        return context
 
-    def _credentials(self) -> Mapping[str, str]:
-        token = self._settings.token
-        if self._settings.token_file:
+    def _authorization(self) -> str:
+        settings = self._settings
+        if settings.token_file:
             # Read each time: whoever renews it replaces the file.
             try:
-                token = Path(self._settings.token_file).read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise UnreachableError(f"the token cannot be read: {error}") from None
-        if token:
-            return {"Authorization": f"Bearer {token}"}
-        name, password = self._user
-        if name:
-            encoded = base64.b64encode(f"{name}:{password}".encode()).decode()
-            return {"Authorization": f"Basic {encoded}"}
-        return {}
+                return "Bearer " + read_token(Path(settings.token_file).read_text(encoding="ascii"))
+            except OSError as error:
+                raise UnreachableError(f"the token cannot be read: {error.strerror}") from None
+            except ValueError:
+                raise UnreachableError("the token's file holds no token") from None
+        if settings.token:
+            return f"Bearer {settings.token}"
+        return self._site.authorization or basic(settings.username, settings.password)
+
+    @staticmethod
+    def _quoted(answer: bytes, authorization: str) -> str:
+        """A refusal's text; a server may repeat in it what it was sent."""
+        text = one_line(answer.decode("utf-8", "replace"))
+        secret = authorization.partition(" ")[2]
+        return "(it repeats the credentials)" if secret and secret in text else text
 
 
 class NativeProtocol:
     """The native REST API."""
 
     def __init__(self, url: str, settings: Settings) -> None:
-        self.url = url
         self._transport = Transport(url, settings)
+        self.name = self._transport.name
         self._settings = settings
         self._id = ""
 
@@ -139,9 +144,13 @@ class NativeProtocol:
         }
         status, answer = self._transport.send("POST", "/instances", document)
         try:
-            self._id = str(json.loads(answer)["id"])
-        except (ValueError, KeyError, TypeError):
-            raise UnreachableError(f"status {status} without an id: not a registry") from None
+            found = json.loads(answer)["id"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            found = None
+        if not found or not isinstance(found, str):
+            raise UnreachableError(f"status {status} without an id: not a registry")
+        # Where it is renewed follows from it; a link may lead to a host that is not trusted.
+        self._id = found
 
     def renew(self) -> None:
         self._on_instance("PUT", "/heartbeat")
@@ -164,8 +173,8 @@ class EurekaProtocol:
     """Eureka v2, as a Java client speaks it."""
 
     def __init__(self, url: str, settings: Settings) -> None:
-        self.url = url
         self._transport = Transport(url, settings)
+        self.name = self._transport.name
         self._settings = settings
         text = settings.endpoint
         scheme = "https" if settings.endpoint_type == "https" else "http"
@@ -176,7 +185,9 @@ class EurekaProtocol:
         self._is_secure = scheme == "https"
         name = settings.service_name
         self._app = f"/apps/{quote(name.upper(), safe='')}"
-        self._id = f"{self._host}:{name.lower()}:{self._port}"
+        self._id = settings.instance_id or f"{self._host}:{name.lower()}:{self._port}"
+        # What it overrides it has to take back; otherwise an override is an operator's alone.
+        self._overrides = settings.on_unhealthy == "out_of_service"
         self._path = f"{self._app}/{quote(self._id, safe=':')}"
 
     def register(self, *, in_service: bool) -> None:
@@ -216,6 +227,9 @@ class EurekaProtocol:
             raise UnreachableError(f"status {status} for a registration: not a Eureka server")
         if not in_service:
             self.set_in_service(False)
+        elif self._overrides:
+            # One that a sidecar before this one left behind would outlast the registration.
+            self.set_in_service(True)
 
     def renew(self) -> None:
         self._on_instance("PUT", "?status=UP")

@@ -2,51 +2,63 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 from native_api.sidecar.settings import ChildSettings
 
 log = logging.getLogger("sidecar.supervisor")
 
-FORWARDED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _POLL_SECS = 0.05
+_LAST_WAIT_SECS = 5.0  # for what does not even end when killed, as in a hung file system
+_FAR_TOO_MANY_SPINS = 10_000
 
 
 class Supervisor:
     """Starts processes, passes signals on, and takes note of every end.
 
-    Orphans that the kernel hands to a first process are reaped too. The ends of processes from
-    ``spawn`` are their callers' to note.
+    Orphans that the kernel hands to a first process are reaped too. Needs nothing of ``/proc``.
     """
 
-    def __init__(self, children: Sequence[ChildSettings], grace_secs: float) -> None:
+    def __init__(
+        self,
+        children: Sequence[ChildSettings],
+        grace_secs: float,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        """``environ`` is what all processes are given; its own where there is none."""
         self._settings = children
         self._grace = grace_secs
-        self._children: dict[int, tuple[subprocess.Popen[bytes], ChildSettings]] = {}
-        self._spawned: set[int] = set()
+        self._environ = environ
+        self._children: dict[int, tuple[int, subprocess.Popen[bytes]]] = {}
+        self._spawned: dict[int, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
-        self.exit_code: int | None = None
+        self._codes: dict[int, int] = {}
+        self._first_end: int | None = None
 
     def start(self) -> None:
         """Start all children; ``OSError`` where one cannot be, with the others ended again."""
-        for settings in self._settings:
+        for number, settings in enumerate(self._settings):
             try:
                 with self._lock:
                     # A group of its own, so that what it starts gets its signals too.
-                    process = subprocess.Popen(settings.command, process_group=0)
-                    self._children[process.pid] = (process, settings)
+                    process = subprocess.Popen(
+                        settings.command, process_group=0, env=self._environ
+                    )
+                    self._children[process.pid] = (number, process)
             except OSError:
                 self.end()
                 raise
             log.info("started %s as %d", settings.command[0], process.pid)
+            if number == 0:
+                _hand_over_terminal(process.pid)
 
     def spawn(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
         with self._lock:
@@ -55,64 +67,116 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
+                process_group=0,
+                env=self._environ,
             )
-            self._spawned.add(process.pid)
+            self._spawned[process.pid] = process
         return process
 
     def ended(self, process: subprocess.Popen[bytes]) -> None:
         with self._lock:
-            self._spawned.discard(process.pid)
+            self._spawned.pop(process.pid, None)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a child whose end counts has ended."""
+        return self._first_end is not None
+
+    @property
+    def exit_code(self) -> int:
+        """That of the child that ended it all, or of the first one where all were told to end."""
+        if self._first_end is not None:
+            return self._codes[self._first_end]
+        return self._codes[min(self._codes)] if self._codes else 0
 
     def forward(self, number: int) -> None:
         """Pass a signal on to all children and what they started."""
-        for pid in list(self._children):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, number)
+        with self._lock:  # or one could be reaped meanwhile, and its number be another's
+            for pid in self._children:
+                _tell(pid, number)
 
-    def reap(self) -> bool:
-        """Take note of every end; whether one of them ends the sidecar."""
-        with self._lock:
-            for pid in _own_children():
-                if pid in self._spawned:
-                    continue
-                self._reap(pid)
-        return self.exit_code is not None
+    def reap(self) -> None:
+        """Take note of every end."""
+        for _ in range(_FAR_TOO_MANY_SPINS):
+            with self._lock:
+                try:
+                    # Looked at and left there: a known process is asked through its own object.
+                    found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                except ChildProcessError:
+                    return
+                if found is None:
+                    return
+                self._note(found.si_pid)
 
-    def _reap(self, pid: int) -> None:
-        child = self._children.get(pid)
-        if child is None:
-            with contextlib.suppress(ChildProcessError):
+    def _note(self, pid: int) -> None:
+        if pid in self._spawned:
+            # Whoever waits for it learns of it; None where it is just being told by the kernel.
+            self._spawned[pid].poll()
+            return
+        if pid not in self._children:
+            with suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
             return
-        process, settings = child
+        number, process = self._children[pid]
         code = process.poll()
         if code is None:
             return
         del self._children[pid]
+        settings = self._settings[number]
         told = code if code >= 0 else 128 - code
         log.info("%s ended with %d", settings.command[0], told)
-        if settings.on_exit == "terminate" and self.exit_code is None:
-            self.exit_code = told
+        if settings.on_exit == "terminate":
+            self._codes[number] = told
 
-    def end(self) -> None:
-        """Ask the children to end, wait, and kill what is left."""
-        self.forward(signal.SIGTERM)
-        deadline = time.monotonic() + self._grace
-        while self._children and time.monotonic() < deadline:
-            self.reap()
-            time.sleep(_POLL_SECS)
+    def look(self) -> bool:
+        """Reap; whether a child that counts has ended by itself."""
+        self.reap()
+        if self._codes and self._first_end is None:
+            self._first_end = min(self._codes)
+        return self.is_over
+
+    def end(
+        self, number: int = signal.SIGTERM, wait: Callable[[float], None] = time.sleep
+    ) -> None:
+        """Tell the children to end, wait, and kill what is left; ``wait`` is called meanwhile."""
+        self.forward(number)
+        self._wait(self._grace, wait)
         if self._children:
             log.warning("killing what did not end within %g s", self._grace)
             self.forward(signal.SIGKILL)
-        while self._children:
+            self._wait(_LAST_WAIT_SECS, wait)
+        with self._lock:
+            for pid in self._spawned:
+                _tell(pid, signal.SIGKILL)
+
+    def _wait(self, secs: float, wait: Callable[[float], None]) -> None:
+        deadline = time.monotonic() + secs
+        while True:
             self.reap()
-            time.sleep(_POLL_SECS)
+            if not self._children or time.monotonic() >= deadline:
+                return
+            wait(_POLL_SECS)
 
 
-def _own_children() -> list[int]:
-    """The kernel's list: also those that were adopted."""
-    found: list[int] = []
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):
-            found += map(int, (task / "children").read_text().split())
-    return found
+def _tell(group: int, number: int) -> None:
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        pass
+    except PermissionError:
+        log.warning("%d runs as another user and cannot be told %d", group, number)
+
+
+def _hand_over_terminal(group: int) -> None:
+    """Where there is a terminal, it is the application's: a group behind could not read from it."""
+    if not sys.stdin or not sys.stdin.isatty():
+        return
+    before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    try:
+        with suppress(OSError):  # it may not be ours
+            if os.tcgetpgrp(sys.stdin.fileno()) != os.getpgrp():
+                return  # somebody else's at the moment, who would miss it
+            os.tcsetpgrp(sys.stdin.fileno(), group)
+            os.killpg(group, signal.SIGCONT)  # it may have tried already, and been stopped
+    finally:
+        signal.signal(signal.SIGTTOU, before)

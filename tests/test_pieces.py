@@ -1,0 +1,64 @@
+"""Bodies put together from pieces that were compressed apart."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eureka_compat.answers import Answers, Form
+from eureka_compat.pieces import EncodedAnswer, Piece
+from registry import DEFAULT_NAMESPACE, Registry, RegistrySettings
+from registry.stores.memory import MemoryStore
+from registry.testing import ManualClock, sample_instance
+
+
+@given(parts=st.lists(st.binary(max_size=300), max_size=8))
+def test_pieces_compressed_apart_are_one_gzip_stream(parts: list[bytes]) -> None:
+    answer = EncodedAnswer([Piece(part) for part in parts])
+    assert gzip.decompress(answer.gzipped()) == b"".join(parts) == answer.body
+
+
+def test_what_repeats_over_many_pieces_is_still_one_stream() -> None:
+    pieces = [Piece(b"x" * 70_000), Piece(bytes(range(256)) * 500)] * 3
+    answer = EncodedAnswer(pieces)
+    assert gzip.decompress(answer.gzipped()) == answer.body
+
+
+@given(
+    steps=st.lists(
+        st.tuples(st.integers(0, 12), st.integers(0, 40), st.booleans()), min_size=1, max_size=60
+    ),
+    form=st.sampled_from(list(Form)),
+)
+def test_kept_pieces_always_make_the_answer_that_fresh_ones_make(
+    steps: list[tuple[int, int, bool]], form: Form
+) -> None:
+    """Whatever came and went between two answers, none shows what is no longer so."""
+    registry = Registry(MemoryStore(), ManualClock(), RegistrySettings())
+    registry.start()
+    kept = Answers(registry, DEFAULT_NAMESPACE)
+    for number, (app, instance, stays) in enumerate(steps):
+        name = f"i{instance}"
+        if stays:
+            registry.register(sample_instance(f"A{app}", name, last_dirty_ms=number))
+        else:
+            registry.cancel(f"A{app}", name)
+        got = kept.applications(form)
+        fresh = Answers(registry, DEFAULT_NAMESPACE).applications(form)
+        assert got.body == fresh.body
+        assert gzip.decompress(got.gzipped()) == got.body
+
+
+def test_a_growing_registry_lists_everybody_once() -> None:
+    registry = Registry(MemoryStore(), ManualClock(), RegistrySettings())
+    registry.start()
+    answers = Answers(registry, DEFAULT_NAMESPACE)
+    for number in range(700):
+        registry.register(sample_instance(f"A{number // 3}", f"i{number}"))
+        if number % 50 == 0 or number == 699:
+            applications = json.loads(answers.applications(Form.JSON).body)["applications"]
+            ids = [i["instanceId"] for a in applications["application"] for i in a["instance"]]
+            assert sorted(ids) == sorted(f"i{n}" for n in range(number + 1))
