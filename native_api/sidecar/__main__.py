@@ -14,22 +14,23 @@ from collections.abc import Mapping, Sequence
 from native_api.sidecar.checks import Health
 from native_api.sidecar.protocols import protocols
 from native_api.sidecar.registration import Keeper, Registration
-from native_api.sidecar.settings import SettingError, Settings, load
-from native_api.sidecar.supervisor import FORWARDED, Supervisor
+from native_api.sidecar.settings import SettingError, Settings, load, without_secrets
+from native_api.sidecar.supervisor import Supervisor
 
 log = logging.getLogger("sidecar")
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
+_FORWARDED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _LOOK_SECS = 1.0
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, environ: Mapping[str, str]) -> int:
     """Stand by until told to stop or until a child's end ends it; the exit code."""
-    woken = _signals()
-    supervisor = Supervisor(settings.supervise, settings.grace)
+    signals = Signals()
+    supervisor = Supervisor(settings.supervise, settings.grace, without_secrets(environ))
     registration = Registration(
         protocols(settings),
-        ttl_secs=settings.ttl,
+        interval_secs=settings.ttl * settings.renew_fraction,
         reports_illness=settings.on_unhealthy == "out_of_service",
         max_backoff_secs=settings.max_backoff,
         chance=random.Random(),
@@ -40,39 +41,54 @@ def run(settings: Settings) -> int:
         supervisor.start()
     except OSError as error:
         log.error("cannot start %s", error)
-        return 127
+        return 126 if isinstance(error, PermissionError) else 127
     health.start()
     keeper.start()
-    _stand_by(woken, supervisor)
-    # First out of the registry, so that nobody is sent to an instance that is ending.
-    keeper.stop(timeout=settings.timeout * (len(settings.registries) + 1))
+    told = _stand_by(signals, supervisor)
+    # First out of the registry, so that nobody is sent to an instance that is ending; but one
+    # that does not answer must not use up the time that an orchestrator gives to the children.
+    keeper.stop(timeout=settings.timeout)
     health.stop()
-    supervisor.end()
-    return supervisor.exit_code or 0
+
+    def pass_on(secs: float) -> None:
+        for number in signals.take(secs):
+            supervisor.forward(number)
+
+    supervisor.end(told, wait=pass_on)
+    keeper.stop(timeout=settings.timeout)
+    return supervisor.exit_code
 
 
-def _signals() -> socket.socket:
-    """A socket that holds the number of each signal that came."""
-    reading, writing = socket.socketpair()
-    reading.setblocking(False)
-    writing.setblocking(False)
-    signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-    for number in (*_STOPPING, *FORWARDED, signal.SIGCHLD):
-        # Without a handler of Python's own, nothing is written for it.
-        signal.signal(number, lambda *_, kept=writing: None)
-    return reading
+class Signals:
+    """The signals that came, in their order."""
+
+    def __init__(self) -> None:
+        """From here on they are kept instead of acted upon."""
+        self._reading, self._writing = socket.socketpair()
+        self._reading.setblocking(False)
+        self._writing.setblocking(False)
+        signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
+        for number in (*_STOPPING, *_FORWARDED, signal.SIGCHLD):
+            # Without a handler of Python's own, nothing is written for it.
+            signal.signal(number, lambda *_: None)
+
+    def take(self, secs: float) -> list[int]:
+        """Those to act upon, at once where there are some; a child's end cuts the time short."""
+        if not select.select([self._reading], [], [], secs)[0]:
+            return []
+        known = (*_STOPPING, *_FORWARDED)
+        return [number for number in self._reading.recv(4096) if number in known]
 
 
-def _stand_by(woken: socket.socket, supervisor: Supervisor) -> None:
-    while not supervisor.reap():
-        if not select.select([woken], [], [], _LOOK_SECS)[0]:
-            continue
-        for number in woken.recv(4096):
+def _stand_by(signals: Signals, supervisor: Supervisor) -> int:
+    """Until it is over; the signal that the children are to be told."""
+    while not supervisor.look():
+        for number in signals.take(_LOOK_SECS):
             if number in _STOPPING:
                 log.info("stopping: %s", signal.Signals(number).name)
-                return
-            if number in FORWARDED:
-                supervisor.forward(number)
+                return number
+            supervisor.forward(number)
+    return signal.SIGTERM
 
 
 def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -87,7 +103,7 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
         stream=sys.stderr,
     )
-    return run(settings)
+    return run(settings, environ)
 
 
 if __name__ == "__main__":

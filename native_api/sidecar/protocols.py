@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import ssl
 from pathlib import Path
@@ -118,9 +119,14 @@ class Transport:
     @staticmethod
     def _quoted(answer: bytes, authorization: str) -> str:
         """A refusal's text; a server may repeat in it what it was sent."""
-        text = one_line(answer.decode("utf-8", "replace"))
-        secret = authorization.partition(" ")[2]
-        return "(it repeats the credentials)" if secret and secret in text else text
+        text = answer.decode("utf-8", "replace")
+        kind, _, secret = authorization.partition(" ")
+        secrets = [secret]
+        if kind == "Basic":
+            secrets.append(base64.b64decode(secret).decode().partition(":")[2])
+        if any(secret and secret in text for secret in secrets):
+            return "(not shown: it repeats the credentials)"
+        return one_line(text)
 
 
 class NativeProtocol:

@@ -23,6 +23,7 @@ log = logging.getLogger("sidecar.registration")
 
 _FIRST_PAUSE_SECS = 0.25
 _LOOK_AGAIN_SECS = 1.0
+_AFTER_DEFECT_SECS = 5.0
 
 
 class Registration:
@@ -32,21 +33,25 @@ class Registration:
         self,
         registries: Sequence[RegistryProtocol],
         *,
-        ttl_secs: float,
+        interval_secs: float,
         reports_illness: bool,
         max_backoff_secs: float,
         chance: random.Random,
     ) -> None:
-        """``reports_illness``: told out of service while unwell; otherwise its lease runs out."""
+        """Renew at that interval at the latest.
+
+        ``reports_illness``: told out of service while unwell; otherwise its lease runs out.
+        """
         self._registries = registries
         self._current = 0
-        self._interval = ttl_secs / 3
+        self._interval = interval_secs
         self._reports_illness = reports_illness
         self._max_backoff = max_backoff_secs
         self._chance = chance
-        self._failures = 0
-        self._last_problem = ""
+        self._failures = self._refusals = 0
+        self._problems: dict[str, str] = {}
         self._due = 0.0
+        self._may_be_known = False
         self.registered = False
         self.in_service = True
 
@@ -71,33 +76,43 @@ class Registration:
         registry = self._registries[self._current]
         try:
             if not self.registered:
+                # Even where the answer is lost: the request may have come through.
+                self._may_be_known = True
                 registry.register(in_service=wants_service)
                 self.registered, self.in_service = True, wants_service
-                log.info("registered at %s", registry.url)
+                log.info("registered at %s", registry.name)
             elif changed:
                 registry.set_in_service(wants_service)
                 self.in_service = wants_service
-                log.info("told %s: %s", registry.url, "in" if wants_service else "out of service")
+                log.info("told %s: %s", registry.name, "in" if wants_service else "out of service")
             else:
                 registry.renew()
         except GoneError:
             self.registered = False
-            log.warning("%s does not know the instance; it is registered again", registry.url)
+            log.warning("%s does not know the instance; it is registered again", registry.name)
             # At once, unless that is what happens again and again.
             return self._pause(first=0.0)
         except RefusedError as error:
-            self._told(f"refused by {registry.url}: {error}", logging.ERROR)
-            self._current = (self._current + 1) % len(self._registries)
-            self._failures += 1
-            return self._max_backoff * self._chance.uniform(0.5, 1.0)
+            self._told(registry.name, f"refused by {registry.name}: {error}", logging.ERROR)
+            return self._after_refusal()
         except UnreachableError as error:
-            self._told(f"{registry.url} cannot be reached: {error}", logging.WARNING)
+            text = f"{registry.name} cannot be reached: {error}"
+            self._told(registry.name, text, logging.WARNING)
             self._current = (self._current + 1) % len(self._registries)
             return self._pause(first=_FIRST_PAUSE_SECS)
-        if self._failures and self._last_problem:
-            log.info("%s answers again", registry.url)
-        self._failures, self._last_problem = 0, ""
+        if self._problems.pop(registry.name, None):
+            log.info("%s answers again", registry.name)
+        self._failures = self._refusals = 0
         return self._interval * self._chance.uniform(0.8, 1.0)
+
+    def _after_refusal(self) -> float:
+        """Another registry may know the account: slow only once all of them have refused."""
+        self._current = (self._current + 1) % len(self._registries)
+        self._refusals += 1
+        pause = self._pause(first=_FIRST_PAUSE_SECS)
+        if self._refusals % len(self._registries):
+            return pause
+        return self._max_backoff * self._chance.uniform(0.5, 1.0)
 
     def _pause(self, first: float) -> float:
         """Longer after each failure, and never all at the same moment."""
@@ -107,26 +122,29 @@ class Registration:
         pause = first if self._failures == 1 else _FIRST_PAUSE_SECS * 2.0**exponent
         return min(longest, pause) * self._chance.uniform(0.5, 1.0)
 
-    def _told(self, problem: str, level: int) -> None:
-        if problem != self._last_problem:
+    def _told(self, name: str, problem: str, level: int) -> None:
+        """Once: an outage is long, and says the same with each try."""
+        if self._problems.get(name) != problem:
             log.log(level, problem)
-        self._last_problem = problem
+        self._problems[name] = problem
 
     def end(self) -> None:
         """Deregister, wherever that can be done: the one used last first."""
-        if not self.registered:
+        if not self._may_be_known:
             return
         count = len(self._registries)
         for offset in range(count):
             registry = self._registries[(self._current + offset) % count]
             try:
                 registry.deregister()
-            except (GoneError, RefusedError, UnreachableError) as error:
-                log.warning("not deregistered at %s: %s", registry.url, error or "not known there")
+            except GoneError:
+                continue  # never registered with this one, or gone before
+            except (RefusedError, UnreachableError) as error:
+                log.warning("not deregistered at %s: %s", registry.name, error)
                 continue
-            log.info("deregistered at %s", registry.url)
+            log.info("deregistered at %s", registry.name)
             break
-        self.registered = False
+        self.registered = self._may_be_known = False
 
 
 class Keeper:
@@ -147,14 +165,21 @@ class Keeper:
         self._wake.set()
 
     def stop(self, timeout: float) -> None:
-        """Deregister and come to an end; what takes longer is left to the lease."""
+        """Deregister and come to an end; what takes longer goes on, or is left to the lease."""
         self._stopping = True
         self._wake.set()
         self._thread.join(timeout)
 
     def _run(self) -> None:
         while not self._stopping:
-            pause = self._registration.step(time.monotonic(), self._verdict())
-            self._wake.wait(pause)
+            self._wake.wait(self._step())
             self._wake.clear()
         self._registration.end()
+
+    def _step(self) -> float:
+        try:
+            return self._registration.step(time.monotonic(), self._verdict())
+        except Exception:
+            # A thread that ended here would leave a program that looks alive and renews nothing.
+            log.exception("a step failed by a defect of the sidecar; it is tried again")
+            return _AFTER_DEFECT_SECS

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 import yaml
+
+from native_api.sidecar.wire import Site
 
 
 class SettingError(ValueError):
@@ -50,13 +54,17 @@ class Settings:
     service_name: str
     endpoint_type: str = "http"
     endpoint: str
+    instance_id: str = ""
     ttl: int = 30
+    renew_fraction: float = 1 / 3
     tags: tuple[str, ...] = ()
     metadata: Mapping[str, Any]
     checks: tuple[CheckSettings, ...] = ()
     on_unhealthy: str = "silence"
     supervise: tuple[ChildSettings, ...] = ()
     grace: float = 10.0
+    username: str = ""
+    password: str = ""
     token: str = ""
     token_file: str = ""
     ca_file: str = ""
@@ -112,11 +120,47 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(v.strip() for v in found)
 
 
+def read_token(value: Any) -> str:
+    """A token that a header can carry; ``ValueError`` says nothing of it."""
+    if not isinstance(value, str) or not re.fullmatch(r"[!-~]+", value.strip()):
+        raise ValueError("a text of printable ASCII without blanks")
+    return value.strip()
+
+
 def _urls(value: Any) -> tuple[str, ...]:
     urls = tuple(url.rstrip("/") for url in _texts(value))
-    if not urls or not all(url.startswith(("http://", "https://")) for url in urls):
-        raise ValueError("URLs that begin with http:// or https://")
+    if not urls or any("?" in url for url in urls):
+        raise ValueError("URLs without a query")
+    for url in urls:
+        Site.of(url)
     return urls
+
+
+def _readable(value: Any) -> str:
+    try:
+        with Path(_text(value)).open("rb"):
+            return str(value)
+    except OSError:
+        raise ValueError("a file that can be read") from None
+
+
+def _endpoint(kind: str, text: str) -> None:
+    """Whether others could make sense of it: an instance that nobody can call is a mistake."""
+    if kind == "user":
+        return
+    scheme, found, _ = text.partition("://")
+    is_web = kind in ("http", "https")
+    try:
+        parts = urlsplit(text if found else f"{kind}://{text}")
+        port = parts.port
+    except ValueError:
+        port, parts = 0, urlsplit("")
+    fits = (not found or (is_web and scheme == kind)) and "@" not in parts.netloc
+    if not fits or not parts.hostname or port == 0 or (port is None and not (is_web and found)):
+        raise SettingError(
+            f"endpoint={json.dumps(text)}: expected "
+            + (f"host:port or a URL that begins with {kind}://" if is_web else "host:port")
+        )
 
 
 def _structure(value: Any) -> Any:
@@ -126,13 +170,24 @@ def _structure(value: Any) -> Any:
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise ValueError(f"JSON or YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"JSON or YAML ({_problem(error)})") from None
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """Where it is wrong, without the line itself: that may hold a secret."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return "it cannot be read"
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     found = _structure(value)
-    if not isinstance(found, dict):
-        raise ValueError("a mapping")
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise ValueError("a mapping with texts as its keys")
+    try:
+        json.dumps(found, allow_nan=False)
+    except (TypeError, ValueError):
+        raise ValueError("values that JSON has; dates and the like in quotes") from None
     return found
 
 
@@ -154,7 +209,7 @@ _CHECK: dict[str, Callable[[Any], Any]] = {
     "url": _text,
     "method": _choice("GET", "HEAD", "POST", "PUT", "OPTIONS"),
     "expect": _whole(100, 599),
-    "ca_file": _text,
+    "ca_file": _readable,
     "address": _text,
     "command": _command,
     "interval": _number(0.05, 3600),
@@ -196,10 +251,18 @@ def _checks(value: Any) -> tuple[CheckSettings, ...]:
             raise ValueError(f"a {needed} for a {check.type} check")
         if needed == "url" and not check.url.startswith(f"{check.type}://"):
             raise ValueError(f"a url that begins with {check.type}://")
-        if needed == "address" and not check.address.rpartition(":")[2].isdigit():
-            raise ValueError("an address such as host:port")
+        if check.url:
+            Site.of(check.url)
+        if check.address:
+            _tcp_address(check.address)
         found.append(check)
     return tuple(found)
+
+
+def _tcp_address(text: str) -> None:
+    host, _, port = text.rpartition(":")
+    if not host or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65_536:
+        raise ValueError("an address such as host:port")
 
 
 def _children(value: Any) -> tuple[ChildSettings, ...]:
@@ -213,7 +276,9 @@ TABLE: dict[str, tuple[Callable[[Any], Any], str]] = {
     "service_name": (_text, "the service that the instance belongs to"),
     "endpoint_type": (_choice("http", "https", "tcp", "udp", "user"), "http unless told"),
     "endpoint": (_text, "where the instance is reached: host:port, or a URL"),
+    "instance_id": (_text, "its id at a Eureka server (host:service:port)"),
     "ttl": (_whole(3, 86_400), "seconds that it stays without a heartbeat (30)"),
+    "renew_fraction": (_number(0.05, 0.9), "renewed after this share of the ttl (a third)"),
     "tags": (_texts, "tags, parted by commas"),
     "metadata": (_mapping, "a JSON or YAML mapping"),
     "checks": (_checks, "health checks, a JSON or YAML list"),
@@ -223,16 +288,18 @@ TABLE: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "supervise": (_children, "processes to start, a JSON or YAML list"),
     "grace": (_number(0, 3600), "seconds that children have to end (10)"),
-    "token": (_text, "sent as a bearer token"),
+    "username": (_text, "of an account at the registry (the URL may name it too)"),
+    "password": (_text, "its password"),
+    "token": (read_token, "sent as a bearer token"),
     "token_file": (_text, "a file with the token, read again when it changes"),
-    "ca_file": (_text, "who may have signed the registry's certificate"),
-    "cert_file": (_text, "the sidecar's own certificate"),
-    "key_file": (_text, "its key"),
+    "ca_file": (_readable, "who may have signed the registry's certificate"),
+    "cert_file": (_readable, "the sidecar's own certificate"),
+    "key_file": (_readable, "its key"),
     "timeout": (_number(0.05, 60), "seconds for one request to the registry (3)"),
     "max_backoff": (_number(0.1, 3600), "the longest pause between two tries (30)"),
     "log_level": (_choice("debug", "info", "warning", "error"), "info unless told"),
 }
-_SECRET = frozenset({"token"})
+_SECRET = frozenset({"token", "password"})
 
 
 def load(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
@@ -241,11 +308,7 @@ def load(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
     What follows ``--`` is a command to supervise, whose end is the sidecar's.
     """
     given, command = _split(list(arguments))
-    parser = argparse.ArgumentParser(prog="python -m native_api.sidecar", description=__doc__)
-    parser.add_argument("--config", metavar="FILE", help="a YAML file with these names")
-    for name, (_, meaning) in TABLE.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=meaning)
-    flags = {k: v for k, v in vars(parser.parse_args(given)).items() if v is not None}
+    flags = _flags(given)
     config = flags.pop("config", environ.get("SIDECAR_CONFIG"))
     values: dict[str, tuple[str, Any]] = {}
     if config is not None:
@@ -262,15 +325,65 @@ def load(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         try:
             read[name] = TABLE[name][0](value)
         except ValueError as error:
-            shown = "…" if name in _SECRET else json.dumps(value, default=str)
+            shown = json.dumps(value, default=str, ensure_ascii=False)
+            # An @ is where a URL has credentials before it.
+            if name in _SECRET or "@" in shown:
+                shown = "…"
             raise SettingError(f"{where}={shown}: expected {error}") from None
     for needed in ("registries", "service_name", "endpoint"):
         if needed not in read:
             raise SettingError(f"{needed} is missing: set it in the file, SIDECAR_… or by a flag")
+    _endpoint(read.get("endpoint_type", "http"), read["endpoint"])
+    _agree(read)
     if command:
         child = ChildSettings(command=tuple(command))
         read["supervise"] = (child, *read.get("supervise", ()))
     return Settings(**read)
+
+
+def _agree(read: Mapping[str, Any]) -> None:
+    """``SettingError`` where two settings contradict each other."""
+    accounts = [name for name in ("token", "token_file", "username") if name in read]
+    if len(accounts) > 1:
+        raise SettingError(f"{' and '.join(accounts)}: expected one of them")
+    if "password" in read and "username" not in read:
+        raise SettingError("password: expected username too")
+    if "key_file" in read and "cert_file" not in read:
+        raise SettingError("key_file: expected cert_file too")
+    is_eureka = read.get("protocol") == "eureka"
+    if "instance_id" in read and not is_eureka:
+        raise SettingError("instance_id: expected protocol eureka; the native API gives ids itself")
+    if is_eureka and read.get("endpoint_type") == "user":
+        raise SettingError("endpoint_type user: expected a host and a port for protocol eureka")
+
+
+def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    """What children are given: they have no use for the sidecar's credentials."""
+    secret = {f"SIDECAR_{name.upper()}" for name in (*_SECRET, "registries")}
+    return {name: value for name, value in environ.items() if name.upper() not in secret}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SettingError(message)
+
+
+def _flags(arguments: list[str]) -> dict[str, str]:
+    parser = _Parser(
+        prog="python -m native_api.sidecar",
+        usage="%(prog)s [--config FILE] [--SETTING VALUE …] [-- COMMAND …]",
+        description=__doc__,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="a YAML file with these names")
+    for name, (_, meaning) in TABLE.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=meaning)
+    found, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        # Not its value: that may be a secret after a flag that is misspelt.
+        named = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+        raise SettingError(f"{named[0]}: there is no such flag" if named else "expected flags only")
+    return {k: v for k, v in vars(found).items() if v is not None}
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -283,8 +396,12 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 def _file(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise SettingError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingError(f"{path}: expected UTF-8") from None
+    except yaml.YAMLError as error:
+        raise SettingError(f"{path}: expected YAML ({_problem(error)})") from None
     if not isinstance(found, dict):
         raise SettingError(f"{path}: expected a mapping of settings")
     for name in found:

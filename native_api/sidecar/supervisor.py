@@ -49,9 +49,7 @@ class Supervisor:
             try:
                 with self._lock:
                     # A group of its own, so that what it starts gets its signals too.
-                    process = subprocess.Popen(
-                        settings.command, process_group=0, env=self._environ
-                    )
+                    process = subprocess.Popen(settings.command, process_group=0, env=self._environ)
                     self._children[process.pid] = (number, process)
             except OSError:
                 self.end()
@@ -135,9 +133,7 @@ class Supervisor:
             self._first_end = min(self._codes)
         return self.is_over
 
-    def end(
-        self, number: int = signal.SIGTERM, wait: Callable[[float], None] = time.sleep
-    ) -> None:
+    def end(self, number: int = signal.SIGTERM, wait: Callable[[float], None] = time.sleep) -> None:
         """Tell the children to end, wait, and kill what is left; ``wait`` is called meanwhile."""
         self.forward(number)
         self._wait(self._grace, wait)

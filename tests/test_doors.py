@@ -1,0 +1,125 @@
+"""One meaning behind either door: the same requests, byte for byte the same answers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from conformance.case import unique
+from conformance.cases.recorded import masked
+from conformance.differential import TAIL, Request, requests
+from conformance.documents import Form
+from conformance.http import Connection, Exchange
+from tests.servers import RegistryServer
+
+LISTS = (
+    "/eureka/apps",
+    "/eureka/apps/",
+    "/eureka/apps/delta",
+    "/eureka/v2/apps/delta",
+    "/eureka/vips/v~",
+)
+ACCEPTED = ("application/json", "application/xml", "text/plain", "*/*", "application/json, */*")
+ODD = (
+    ("GET", "/eureka/apps/Da~/i~:1"),
+    ("HEAD", "/eureka/apps"),
+    ("OPTIONS", "/eureka/apps"),
+    ("PATCH", "/eureka/apps"),
+    ("GET", "/eureka/nothing"),
+    ("GET", "/eureka"),
+    ("PUT", "/eureka/apps/Da~/i~:1?lastDirtyTimestamp=x"),
+    ("GET", "/api/v1/services"),
+    ("GET", "/api/v1/instances?status=ALL&fields=id,status,tags"),
+    ("GET", "/api/v1/instances?fields=none"),
+    ("GET", "/api/v1/instances/i~:1?fields=id,endpoint,metadata"),
+    ("PUT", "/api/v1/instances/i~:1/heartbeat"),
+    ("PUT", "/api/v1/instances/nobody/heartbeat"),
+    ("GET", "/api/v1/watch?since=x"),
+    ("GET", "/api/v1/openapi.json"),
+    ("GET", "/health/live"),
+    ("GET", "/nothing"),
+)
+# Each server's own clock, and headers that say how the connection goes on.
+WORKED_OUT = re.compile(r'"(last_heartbeat|revision)":\d+')
+CONNECTION = {"date", "connection", "server", "transfer-encoding"}
+
+
+@st.composite
+def any_request(draw: st.DrawFn) -> Request:
+    """A change, a list, or something odd."""
+    kind = draw(st.integers(0, 9))
+    if kind < 5:
+        made = draw(requests())
+        return Request(made.method, "/eureka" + made.path, made.body, made.headers)
+    headers = [("Accept", draw(st.sampled_from(ACCEPTED)))]
+    if draw(st.booleans()):
+        headers.append(("Accept-Encoding", "gzip"))
+    if draw(st.booleans()):
+        headers.append(("X-Eureka-Accept", "compact"))
+    if kind < 8:
+        return Request("GET", draw(st.sampled_from(LISTS)), None, tuple(headers))
+    method, path = draw(st.sampled_from(ODD))
+    return Request(method, path, None, tuple(headers))
+
+
+def told(exchange: Exchange) -> tuple[int, dict[str, str], str]:
+    """What must be the same: the status, the headers that mean something, and the bytes."""
+    headers = {k: v for k, v in exchange.headers.items() if k not in CONNECTION}
+    if exchange.headers.get("content-encoding") == "gzip":
+        headers.pop("content-length", None)  # clock readings compress to other lengths
+    return exchange.status, headers, WORKED_OUT.sub(r'"\1":0', masked(exchange.body))
+
+
+@pytest.fixture(scope="module")
+def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Connection, Connection]]:
+    """The event loop with its fast lane, and Flask alone in gthread."""
+    same = {"PYTHONHASHSEED": "1"}  # applications are listed in the order of their hashes
+    fast = RegistryServer(tmp_path_factory.mktemp("fast"), env=same)
+    slow = RegistryServer(tmp_path_factory.mktemp("slow"), env=same | {"WORKER_CLASS": "gthread"})
+    with fast, slow:
+        yield Connection(fast.root), Connection(slow.root)
+
+
+def test_the_fast_lane_and_flask_alone_answer_alike(doors: tuple[Connection, Connection]) -> None:
+    seen: dict[int, int] = {}
+
+    @settings(
+        max_examples=150,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, Phase.shrink],
+    )
+    @given(st.lists(any_request(), min_size=3, max_size=15))
+    def play(sequence: list[Request]) -> None:
+        tail = unique("")
+        for request in sequence:
+            named = request.named(tail)
+            answers = [
+                told(door.send(named.method, named.path, named.body, dict(named.headers)))
+                for door in doors
+            ]
+            assert answers[0] == answers[1], named
+            seen[answers[0][0]] = seen.get(answers[0][0], 0) + 1
+
+    play()
+    # The requests were of all kinds, and most had an answer worth comparing.
+    assert {200, 204, 400, 404, 405, 406} <= set(seen)
+    assert seen[200] > sum(seen.values()) / 3
+
+
+def test_registrations_of_both_apis_are_seen_alike(doors: tuple[Connection, Connection]) -> None:
+    document = {"service_name": "alike", "endpoint": {"type": "https", "value": "10.0.0.1:8443/a"}}
+    for door in doors:
+        assert door.send("POST", "/api/v1/instances", json.dumps(document), {}).status == 201
+    for path in ("/eureka/apps/ALIKE", "/eureka/vips/alike", "/api/v1/services/alike"):
+        for form in Form:
+            answers = [told(door.send("GET", path, None, form.headers)) for door in doors]
+            assert answers[0] == answers[1]
+            assert answers[0][0] == 200
+            assert TAIL not in answers[0][2]
