@@ -46,7 +46,7 @@ _HOUSEKEEPING_SECS = 1.0
 _FIRST_REQUEST_SECS = 1.0
 _STATUS = {s.value: f"{s.value} {s.phrase}".encode() for s in http.HTTPStatus}
 _BODILESS = frozenset({204, 304})
-_NO_BODY_SENT = b""
+_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"expect"})
 
 HeaderList = list[tuple[bytes, bytes]]
 
@@ -83,7 +83,7 @@ class Connection(asyncio.Protocol):
         "_body_bytes",
         "_broken",
         "_busy",
-        "_header_bytes",
+        "_framing",
         "_leave",
         "_parser",
         "_paused",
@@ -103,7 +103,7 @@ class Connection(asyncio.Protocol):
         self._request = Received()
         self._body: IO[bytes] | None = None
         self._body_bytes = 0
-        self._header_bytes = 0
+        self._framing: HeaderList = []
         self._queue: deque[Received] = deque()
         self._busy = False
         self._paused = False
@@ -160,7 +160,8 @@ class Connection(asyncio.Protocol):
         self._request = Received()
         self._request.began = time.monotonic()
         self._body = None
-        self._body_bytes = self._header_bytes = 0
+        self._body_bytes = 0
+        self._framing.clear()
 
     def on_url(self, url: bytes) -> None:
         self._request.target += url
@@ -174,20 +175,27 @@ class Connection(asyncio.Protocol):
             or len(name) + len(value) > self._worker.max_header_bytes
         ):
             raise _RefusedError(431)
-        headers.append((name.lower(), value))
+        name = name.lower()
+        if name in _FRAMING:
+            self._framing.append((name, value))
+        headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         request = self._request
         request.method = self._parser.get_method().decode("ascii")
         request.version = self._parser.get_http_version()
         request.keep_alive = self._parser.should_keep_alive()
-        lengths = {value for name, value in request.headers if name == b"content-length"}
-        chunked = any(name == b"transfer-encoding" for name, _ in request.headers)
+        if self._framing:
+            self._check_framing(request)
+
+    def _check_framing(self, request: Received) -> None:
+        lengths = {value for name, value in self._framing if name == b"content-length"}
+        chunked = any(name == b"transfer-encoding" for name, _ in self._framing)
         if len(lengths) > 1 or (lengths and chunked):
             raise _RefusedError(400)  # two readings of where the next request begins
         if lengths and int(next(iter(lengths))) > MAX_BODY_BYTES:
             raise _RefusedError(413)
-        expects = (b"expect", b"100-continue") in request.headers and request.version != "1.0"
+        expects = (b"expect", b"100-continue") in self._framing and request.version != "1.0"
         if expects and not self._busy:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from urllib.parse import unquote
 
 from access import Access, Grant
@@ -22,7 +21,9 @@ from registry import DEFAULT_NAMESPACE, Namespace, Registry
 
 EUREKA = "/eureka"
 MAX_NAMESPACES = 1000
-_FAST_METHODS = frozenset({"GET", "HEAD", "PUT", "DELETE"})
+_FAST_METHODS = frozenset({"GET", "HEAD", "PUT", "DELETE", "POST"})
+# A registration is read in the loop; a peer's batch of hundreds would hold the others up.
+_FAST_BODY_BYTES = 16 * 1024
 _DESCRIPTIONS = {
     f"{api.BASE}/openapi.json": description.openapi,
     f"{api.BASE}/docs": description.page,
@@ -64,6 +65,9 @@ class Gateway:
             return None
         path = request.path
         if _is_below(path, EUREKA):
+            length = request.headers.get("content-length", "0")
+            if "transfer-encoding" in request.headers or int(length) > _FAST_BODY_BYTES:
+                return None
             return self._eureka_answer(request, quick=True)
         if _is_below(path, api.BASE) and path not in _DESCRIPTIONS:
             grant = self._access.grant(request, quick=True)
@@ -98,7 +102,17 @@ class Gateway:
         protocol = self._protocol(grant.namespace)
         if protocol is None:
             return _too_many()
-        return protocol.answer(replace(request, path=rest))
+        below = Request(
+            request.method,
+            rest,
+            request.query,
+            request.headers,
+            request.read_body,
+            request.scheme,
+            request.peer,
+            request.base,
+        )
+        return protocol.answer(below)
 
     def _native_answer(self, request: Request) -> Answer | Watched:
         described = _DESCRIPTIONS.get(request.path)

@@ -7,6 +7,7 @@ application in ``apps/APP/…`` is the id even where it holds slashes. Source: p
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import json
@@ -80,6 +81,7 @@ def _accepted_rank(accept: str, wanted: str) -> tuple[float, int, int]:
     return best
 
 
+@functools.lru_cache(maxsize=256)
 def negotiated(accept: str | None) -> str | None:
     """XML or JSON by quality, the more exact range, the earlier range, XML; None for neither (406).
 
@@ -471,8 +473,16 @@ def _cached(request: Request, form: Form, answer: EncodedAnswer) -> Answer:
 def _query(request: Request) -> dict[str, str]:
     """The query's first value for each name."""
     values: dict[str, str] = {}
-    for key, value in parse_qsl(request.query, keep_blank_values=True):
-        values.setdefault(key, value)
+    query = request.query
+    if "%" in query or "+" in query:
+        for key, value in parse_qsl(query, keep_blank_values=True):
+            values.setdefault(key, value)
+        return values
+    # What clients send with each heartbeat needs no decoding.
+    for part in query.split("&"):
+        if part:
+            key, _, value = part.partition("=")
+            values.setdefault(key, value)
     return values
 
 

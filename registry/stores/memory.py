@@ -15,6 +15,7 @@ from registry.model import (
     Namespace,
     Revision,
     Snapshot,
+    replaced,
 )
 from registry.store import Commit
 
@@ -89,7 +90,7 @@ class MemoryStore:
             revision = Revision(contents.revision + 1)
             instance = commit.instance
             if instance is not None:
-                instance = replace(instance, revision=revision)
+                instance = replaced(instance, revision=revision)
                 if commit.remove:
                     contents.instances.pop(key, None)
                     contents.leases.pop(key, None)
