@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from conformance import report
@@ -19,7 +20,7 @@ from conformance.cases import ALL
 from conformance.fleet import Fleet
 from conformance.programs import KINDS, Kind, named
 from conformance.report import Run
-from conformance.run import Outcome, Result, run_cases
+from conformance.run import Outcome, Result, failing, run_cases, told_again
 
 OPERATIONS_OF_A_CLIENT = 10
 
@@ -35,8 +36,14 @@ def run_suite(
     kinds: Sequence[Kind],
     second: str | None,
     console: Console,
+    second_try: bool = False,
 ) -> Run:
-    """Run the cases and then the clients, with a progress bar."""
+    """Run the cases and then the clients, with a progress bar.
+
+    With a second try, a case that failed is run again when all others have ended, and a client that
+    failed in anything goes through all of its operations again in a freshly started program: a
+    machine short of time then looks like what it is, and not like the server. The results say so.
+    """
     began = time.monotonic()
     with Progress(
         TextColumn("[progress.description]{task.description}"),
@@ -54,16 +61,28 @@ def run_suite(
             if result.outcome is Outcome.FAILED:
                 case = result.case
                 console.print(
-                    f"[red]failed[/] {case.operation}: {case.name} ({case.column})\n"
-                    f"       {result.message}",
+                    escape(f"failed {case.operation}: {case.name} ({case.column})\n")
+                    + escape(f"       {result.message}"),
+                    style="red",
                     highlight=False,
                 )
 
-        results = run_cases(cases, target, done)
-        if kinds:
-            with tempfile.TemporaryDirectory() as folder:
-                with Fleet(target, second, kinds, Path(folder)) as fleet:
-                    results += fleet.run(done)
+        def played(cases: Sequence[Case], kinds: Sequence[Kind]) -> list[Result]:
+            results = run_cases(cases, target, done)
+            if kinds:
+                with tempfile.TemporaryDirectory() as folder:
+                    with Fleet(target, second, kinds, Path(folder)) as fleet:
+                        results += fleet.run(done)
+            return results
+
+        results = played(cases, kinds)
+        if second_try and (failed := failing(results)):
+            once_more = {(result.case.name, result.case.column) for result in failed}
+            again = [case for case in cases if (case.name, case.column) in once_more]
+            clients = {column for _, column in once_more}
+            console.print("once more, what failed", style="yellow")
+            more = played(again, [kind for kind in kinds if kind.name in clients])
+            results = told_again(results, more)
     return Run(target.url, results, time.monotonic() - began)
 
 

@@ -134,6 +134,21 @@ def differences(runs: Mapping[str, Run]) -> Table:
     return table
 
 
+def last_words(runs: Mapping[str, Run]) -> list[str]:
+    """What failed, and what failed at first, where a log that is cut at its head still holds it."""
+    words = []
+    for name, run in runs.items():
+        for result in run.having(Outcome.FAILED):
+            words.append(f"failed, {name}: {_place(result)}: {result.message}")
+        for result in run.unsteady:
+            words.append(f"passed at the second try, {name}: {_place(result)}: {result.unsteady}")
+    return words
+
+
+def _place(result: Result) -> str:
+    return f"{result.case.operation}: {result.case.name} ({result.case.column})"
+
+
 def run_both(
     generation: str, kinds: Sequence[Kind], folder: Path, console: Console
 ) -> dict[str, Run]:
@@ -143,13 +158,15 @@ def run_both(
     with genuine(generation, profile) as theirs, ours(profile, folder) as own:
         for name, server, other in ((GENUINE, theirs, own), (OURS, own, theirs)):
             cases = chosen(ALL, self_preservation=False)
-            runs[name] = run_suite(Target(server.url), cases, kinds, other.url, console)
+            runs[name] = run_suite(
+                Target(server.url), cases, kinds, other.url, console, second_try=True
+            )
     profile = PROFILES["self-preservation"]
     with genuine(generation, profile) as theirs, ours(profile, folder) as own:
         cases = chosen(ALL, self_preservation=True)
         for name, server in ((GENUINE, theirs), (OURS, own)):
             target = Target(server.url, self_preservation=True)
-            more = run_suite(target, cases, (), None, console)
+            more = run_suite(target, cases, (), None, console, second_try=True)
             first = runs[name]
             runs[name] = Run(
                 first.url, [*first.results, *more.results], first.seconds + more.seconds
@@ -216,6 +233,8 @@ def main() -> int:
     console.print(
         f"{len(kinds)} clients on each; {time.monotonic() - began:.0f} s in all", highlight=False
     )
+    for line in last_words(runs):
+        console.print(line, highlight=False, markup=False)
     if options.coverage:
         options.coverage.write_text(report.coverage(runs, notes), encoding="utf-8")
     return 0 if agreed and all(run.conforms for run in runs.values()) else 1

@@ -116,6 +116,8 @@ class Fleet:
         if self._mixed:
             self._probe.register(self._other)
         for kind in self._kinds:
+            kind.command()  # builds it: where that takes time, no client is to be older than others
+        for kind in self._kinds:
             app = unique(kind.name.replace(".", "-"))
             first, second = (
                 self._house.gate(self._target.url),
@@ -192,7 +194,11 @@ class Fleet:
             s.require(member.program.is_ready(), "the program to answer")
             self._listed(s, member)
 
-        s.eventually(check, START_SECS)
+        try:
+            s.eventually(check, START_SECS)
+        except FailedError as failure:
+            log = member.program.log()[-1500:]
+            raise FailedError(f"{failure}; its log ends: {log}", failure.exchange) from None
 
     def _listed(self, s: Session, member: Member) -> int:
         """The registration's timestamp of a client that is listed and UP."""

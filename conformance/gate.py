@@ -13,6 +13,8 @@ import urllib.parse
 from collections.abc import Coroutine
 from typing import Any, NamedTuple, TypeVar
 
+from conformance.programs import free_port
+
 _T = TypeVar("_T")
 _REQUEST = re.compile(rb"(GET|PUT|POST|DELETE) (\S+) HTTP/1\.[01]\r\n")
 _LONGEST_LINE = 2048
@@ -92,7 +94,8 @@ class Gate:
         self._base_path = parts.path.rstrip("/")
         self._house = house
         self._server: asyncio.Server | None = None
-        self._port = 0
+        # Shut for seconds, it must find its port free again.
+        self._port = free_port()
         self._writers: set[asyncio.StreamWriter] = set()
         self.passed: list[Passed] = []
 
@@ -111,7 +114,6 @@ class Gate:
 
     async def _open(self) -> None:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
-        self._port = self._server.sockets[0].getsockname()[1]
 
     async def _shut(self) -> None:
         if self._server is not None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -59,7 +60,7 @@ class Kind:
     defects: dict[str, str] = field(default_factory=dict)
 
 
-def _built(name: str, folder: Path, build: Callable[[Path], Path]) -> Path:
+def built(name: str, folder: Path, build: Callable[[Path], Path]) -> Path:
     """What a build makes of a copy of the folder, from the cache where nothing has changed."""
     digest = hashlib.sha256()
     ignored = shutil.ignore_patterns("target*", "node_modules", "__pycache__")
@@ -90,7 +91,7 @@ def built_jar(folder: Path, pom: str = "pom.xml") -> Path:
         return jar
 
     variant = pom.removesuffix(".xml").removeprefix("pom").lstrip("-")
-    return _built("-".join(filter(None, (folder.name, variant))), folder, build)
+    return built("-".join(filter(None, (folder.name, variant))), folder, build)
 
 
 def _node() -> Sequence[str]:
@@ -99,7 +100,7 @@ def _node() -> Sequence[str]:
         subprocess.run(command, cwd=work, check=True, timeout=600)
         return work
 
-    return "node", str(_built("node", FOLDER / "node", build) / "client.js")
+    return "node", str(built("node", FOLDER / "node", build) / "client.js")
 
 
 def _fargo() -> Sequence[str]:
@@ -107,7 +108,7 @@ def _fargo() -> Sequence[str]:
         subprocess.run(["go", "build", "-o", "program", "."], cwd=work, check=True, timeout=600)
         return work / "program"
 
-    return (str(_built("fargo", FOLDER / "fargo", build)),)
+    return (str(built("fargo", FOLDER / "fargo", build)),)
 
 
 def _spring(pom: str, *options: str) -> Callable[[], Sequence[str]]:
@@ -232,9 +233,19 @@ def named(wanted: str) -> list[Kind]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, for a program that is started a moment later.
+
+    Taken from below the ports that the system gives to outgoing connections: one that the system
+    chose itself may be some connection's own by the time the program asks for it.
+    """
+    while True:
+        port = random.randrange(12_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 class Program:

@@ -63,6 +63,11 @@ class Run:
         return [r for r in self.results if r.outcome is outcome]
 
     @property
+    def unsteady(self) -> list[Result]:
+        """What passed at a second try only."""
+        return [r for r in self.having(Outcome.PASSED) if r.unsteady]
+
+    @property
     def conforms(self) -> bool:
         """Whether every required case passed, and there were some."""
         return bool(self.results) and not self.having(Outcome.FAILED)
@@ -183,6 +188,7 @@ def coverage(runs: dict[str, Run], notes: Sequence[str]) -> str:
     for name, run in runs.items():
         passed, beyond = len(run.having(Outcome.PASSED)), len(run.having(Outcome.BEYOND))
         failed = len(run.having(Outcome.FAILED))
+        unsteady = run.unsteady
         lines += [
             f"## {name}",
             "",
@@ -194,6 +200,9 @@ def coverage(runs: dict[str, Run], notes: Sequence[str]) -> str:
             if rows:
                 head = (corner, *next(iter(rows.values())))
                 lines += _table(head, [(k, *map(str, row.values())) for k, row in rows.items()])
+        if unsteady:
+            lines += ["Passed at the second try only:", ""]
+            lines += [f"- {r.case.operation}: {r.case.name}: {r.unsteady}" for r in unsteady] + [""]
         if beyond:
             lines += ["Not offered:", ""]
             lines += [

@@ -6,7 +6,7 @@ import enum
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from conformance.case import Case, FailedError, Session, Target, unique
 from conformance.documents import sample
@@ -36,6 +36,7 @@ class Result:
     exchanges: int
     message: str = ""
     exchange: Exchange | None = None
+    unsteady: str = ""  # what failed at a first try, where this is the outcome of a second
 
 
 def run_case(case: Case, target: Target) -> Result:
@@ -54,6 +55,26 @@ def run_case(case: Case, target: Target) -> Result:
     if message:
         outcome = Outcome.BEYOND if case.beyond else Outcome.FAILED
     return Result(case, outcome, time.monotonic() - began, session.exchanges, message, exchange)
+
+
+def failing(results: Iterable[Result]) -> list[Result]:
+    """Those that a server is required to pass and that failed."""
+    return [result for result in results if result.outcome is Outcome.FAILED]
+
+
+def told_again(first: Iterable[Result], second: Iterable[Result]) -> list[Result]:
+    """The first results with those of a second try in their places, marked as such.
+
+    A case keeps what its first try failed with, so that a second try hides nothing.
+    """
+    again = {(result.case.name, result.case.column): result for result in second}
+    return [
+        replace(again[key], unsteady=result.message)
+        if result.outcome is Outcome.FAILED
+        and (key := (result.case.name, result.case.column)) in again
+        else result
+        for result in first
+    ]
 
 
 def run_cases(

@@ -13,12 +13,14 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import pytest
+from rich.console import Console
 
 from conformance import report
-from conformance.__main__ import reachable
+from conformance.__main__ import reachable, run_suite
 from conformance.case import FailedError, Session, Target, chosen
 from conformance.cases import ALL
 from conformance.cases.recorded import SCENARIOS, content, difference, is_fault, scenario
+from conformance.compare import last_words
 from conformance.differential import DisagreementError, compare
 from conformance.documents import Form
 from conformance.follower import follow
@@ -260,6 +262,41 @@ def test_the_coverage_names_what_was_not_offered(run: Run) -> None:
     assert "5 cases in 2 s: 3 passed, 1 failed, 1 not offered." in document
     assert "a genuine server answers 400 to a bare port number" in document
     assert "- a note" in document
+
+
+def test_what_fails_only_once_passes_at_the_second_try_and_the_run_says_so(faulty: Any) -> None:
+    answered: list[str] = []
+
+    def stumbles(environ: dict[str, Any], answer: Answer) -> Answer:
+        """Forget how to answer HEAD, once."""
+        if environ["REQUEST_METHOD"] == "HEAD" and not answered:
+            answered.append("HEAD")
+            return "500 Internal Server Error", [], b""
+        return answer
+
+    quiet = Console(quiet=True)
+    cases = chosen(INSTANT, self_preservation=False, only="HEAD is")
+    run = run_suite(Target(faulty(stumbles), 0.05), cases, (), None, quiet, second_try=True)
+    assert run.conforms
+    assert len(run.unsteady) == 1
+    assert "200" in run.unsteady[0].unsteady
+    assert "Passed at the second try only" in report.page(run)
+    assert "Passed at the second try only" in report.coverage({"a server": run}, [])
+    assert last_words({"a server": run})[0].startswith("passed at the second try, a server: ")
+
+
+def test_what_fails_twice_has_failed_and_is_named_last(faulty: Any) -> None:
+    target = Target(faulty(registers_with_200), 0.05)
+    cases = chosen(INSTANT, self_preservation=False, only="204")
+    run = run_suite(target, cases, (), None, Console(quiet=True), second_try=True)
+    failed = run.having(Outcome.FAILED)
+    assert failed
+    assert run.unsteady == []
+    words = last_words({"a server": run})
+    assert [w for w in words if w.startswith("failed, a server: ")] == words
+    assert len(words) == len(failed)
+    once = run_suite(target, cases, (), None, Console(quiet=True))
+    assert [r.unsteady for r in once.results] == [""] * len(once.results)
 
 
 def test_no_required_case_is_no_proof() -> None:

@@ -18,142 +18,180 @@ import (
 	"time"
 
 	"github.com/hudl/fargo"
-	logging "github.com/op/go-logging"
+	"github.com/op/go-logging"
 )
 
-const interval = time.Second
-
-// client holds one connection for each server: fargo picks a server at random for each call and
-// never fails over, so a careful user keeps to one and moves on by himself.
+// client is what a careful user of fargo builds around it. Given several servers, fargo picks one
+// at random for every call and gives up when that one fails. So there is a connection for each
+// server; one is kept while it works, and a call that fails is tried at the others.
 type client struct {
-	connections []*fargo.EurekaConnection
-	used        int
-	instance    fargo.Instance
+	servers  []fargo.EurekaConnection
+	current  int
+	instance fargo.Instance
 
-	lock sync.RWMutex
-	up   map[string][]*fargo.Instance // by VIP, in the order of their ids
+	lock         sync.RWMutex
+	applications map[string]*fargo.Application
 }
 
-func (c *client) connection() *fargo.EurekaConnection { return c.connections[c.used] }
-
-// keep registers, renews and fetches until told to stop; whatever fails is tried at the next server.
-func (c *client) keep(stop <-chan struct{}) {
-	registered := false
-	for {
-		err := c.turn(registered)
-		registered = err == nil
-		if _, refused := fargo.HTTPResponseStatusCode(err); err != nil && !refused {
-			c.used = (c.used + 1) % len(c.connections)
-		}
-		select {
-		case <-stop:
-			return
-		case <-time.After(interval):
-		}
-	}
+// unknown tells whether the server answered that it has no such instance: asking others is no use.
+func unknown(err error) bool {
+	code, _ := fargo.HTTPResponseStatusCode(err)
+	return code == http.StatusNotFound
 }
 
-func (c *client) turn(registered bool) error {
-	if registered {
-		if err := c.connection().HeartBeatInstance(&c.instance); err != nil {
+func (c *client) try(call func(*fargo.EurekaConnection) error) (err error) {
+	for range c.servers {
+		if err = call(&c.servers[c.current]); err == nil || unknown(err) {
 			return err
 		}
-	} else {
-		// A copy: fargo puts what the server answers in place of what it was given.
-		sent := c.instance
-		if err := c.connection().ReregisterInstance(&sent); err != nil {
-			return err
-		}
+		c.current = (c.current + 1) % len(c.servers)
 	}
-	applications, err := c.connection().GetApps()
+	return err
+}
+
+// register hands out a copy: fargo overwrites what it is given with what the server answers, and a
+// status set from outside would then be sent as the instance's own with the next registration.
+func (c *client) register(server *fargo.EurekaConnection) error {
+	instance := c.instance
+	return server.ReregisterInstance(&instance)
+}
+
+func (c *client) heartbeat(server *fargo.EurekaConnection) error {
+	return server.HeartBeatInstance(&c.instance)
+}
+
+func (c *client) deregister(server *fargo.EurekaConnection) error {
+	return server.DeregisterInstance(&c.instance)
+}
+
+func (c *client) fetch(server *fargo.EurekaConnection) error {
+	applications, err := server.GetApps()
 	if err != nil {
 		return err
 	}
-	up := map[string][]*fargo.Instance{}
-	for _, application := range applications {
-		for _, instance := range application.Instances {
-			if instance.Status == fargo.UP {
-				up[instance.VipAddress] = append(up[instance.VipAddress], instance)
-			}
-		}
-	}
-	for _, instances := range up {
-		sort.Slice(instances, func(i, j int) bool { return instances[i].Id() < instances[j].Id() })
-	}
 	c.lock.Lock()
-	c.up = up
+	c.applications = applications
 	c.lock.Unlock()
 	return nil
 }
 
-func (c *client) known(service string) []*fargo.Instance {
+// run is the loop that fargo lacks. Errors need no other care: the next second tries again.
+func (c *client) run(stop <-chan os.Signal) {
+	ticks := time.NewTicker(time.Second)
+	defer ticks.Stop()
+	registered := c.try(c.register) == nil
+	for {
+		_ = c.try(c.fetch)
+		select {
+		case <-stop:
+			return
+		case <-ticks.C:
+		}
+		if registered {
+			registered = !unknown(c.try(c.heartbeat))
+		}
+		if !registered {
+			registered = c.try(c.register) == nil
+		}
+	}
+}
+
+// up lists the instances of a service that are UP, ordered by id.
+func (c *client) up(service string) []*fargo.Instance {
 	c.lock.RLock()
-	defer c.lock.RUnlock()
-	return c.up[service]
+	application := c.applications[strings.ToUpper(service)]
+	c.lock.RUnlock()
+	if application == nil {
+		return nil
+	}
+	var found []*fargo.Instance
+	for _, instance := range application.Instances {
+		if instance.Status == fargo.UP {
+			found = append(found, instance)
+		}
+	}
+	sort.Slice(found, func(i, j int) bool { return found[i].Id() < found[j].Id() })
+	return found
 }
 
 func (c *client) ServeHTTP(response http.ResponseWriter, request *http.Request) {
-	parts := strings.SplitN(strings.TrimPrefix(request.URL.Path, "/"), "/", 2)
+	path := strings.Split(request.URL.Path, "/")[1:]
 	switch {
-	case parts[0] == "whoami":
+	case path[0] == "whoami":
 		fmt.Fprint(response, c.instance.InstanceId)
-	case parts[0] == "instances" && len(parts) == 2:
+	case path[0] == "instances" && len(path) == 2:
 		ids := []string{}
-		for _, instance := range c.known(parts[1]) {
+		for _, instance := range c.up(path[1]) {
 			ids = append(ids, instance.Id())
 		}
+		response.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(response).Encode(ids)
-	case parts[0] == "choose" && len(parts) == 2:
-		c.call(parts[1], response)
+	case path[0] == "choose" && len(path) == 2:
+		text, err := ask(c.up(path[1]))
+		if err != nil {
+			http.Error(response, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = response.Write(text)
 	default:
 		http.NotFound(response, request)
 	}
 }
 
-func (c *client) call(service string, response http.ResponseWriter) {
-	found := c.known(service)
-	if len(found) == 0 {
-		http.Error(response, "none", http.StatusServiceUnavailable)
-		return
+// ask calls one of the instances, any of them, for its name.
+func ask(instances []*fargo.Instance) ([]byte, error) {
+	if len(instances) == 0 {
+		return nil, fmt.Errorf("no instance is UP")
 	}
-	chosen := found[rand.Intn(len(found))]
-	reply, err := http.Get(fmt.Sprintf("http://%s:%d/whoami", chosen.HostName, chosen.Port))
+	chosen := instances[rand.Intn(len(instances))]
+	patient := http.Client{Timeout: 3 * time.Second}
+	reply, err := patient.Get(fmt.Sprintf("http://%s:%d/whoami", chosen.HostName, chosen.Port))
 	if err != nil {
-		http.Error(response, err.Error(), http.StatusServiceUnavailable)
-		return
+		return nil, err
 	}
 	defer reply.Body.Close()
-	response.WriteHeader(reply.StatusCode)
-	_, _ = io.Copy(response, reply.Body)
+	if reply.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s answered %s", chosen.Id(), reply.Status)
+	}
+	return io.ReadAll(reply.Body)
 }
 
 func main() {
+	if len(os.Args) != 6 {
+		log.Fatal("usage: fargo-client BASES APP ID PORT VARIANT")
+	}
 	bases, app, id, variant := os.Args[1], os.Args[2], os.Args[3], os.Args[5]
 	port, err := strconv.Atoi(os.Args[4])
 	if err != nil {
 		log.Fatal(err)
 	}
-	logging.SetLevel(logging.ERROR, "fargo")
+
+	logging.SetLevel(logging.ERROR, "fargo")   // by default it logs every call
+	fargo.HttpClient.Timeout = 3 * time.Second // 30 s would outlast the lease
 	c := &client{instance: fargo.Instance{
-		InstanceId: id, HostName: "localhost", App: strings.ToUpper(app), IPAddr: "127.0.0.1",
-		VipAddress: app, SecureVipAddress: app, Status: fargo.UP, Overriddenstatus: fargo.UNKNOWN,
-		Port: port, PortEnabled: true, DataCenterInfo: fargo.DataCenterInfo{Name: fargo.MyOwn},
-		LeaseInfo: fargo.LeaseInfo{RenewalIntervalInSecs: 1, DurationInSecs: 10},
+		InstanceId:       id,
+		HostName:         "localhost",
+		App:              app,
+		IPAddr:           "127.0.0.1",
+		VipAddress:       strings.ToLower(app),
+		Status:           fargo.UP,
+		Overriddenstatus: fargo.UNKNOWN,
+		Port:             port,
+		PortEnabled:      true,
+		DataCenterInfo:   fargo.DataCenterInfo{Name: fargo.MyOwn},
+		LeaseInfo:        fargo.LeaseInfo{RenewalIntervalInSecs: 1, DurationInSecs: 10},
 	}}
 	for _, base := range strings.Split(bases, ",") {
-		connection := fargo.NewConn(base)
-		connection.UseJson = variant == "json"
-		c.connections = append(c.connections, &connection)
+		server := fargo.NewConn(base)
+		server.UseJson = variant == "json"
+		c.servers = append(c.servers, server)
 	}
+
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
 	go func() { log.Fatal(http.ListenAndServe(fmt.Sprintf("127.0.0.1:%d", port), c)) }()
-	stop, stopped := make(chan struct{}), make(chan struct{})
-	go func() { c.keep(stop); close(stopped) }()
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGTERM)
-	<-signals
-	close(stop)
-	<-stopped
-	if err := c.connection().DeregisterInstance(&c.instance); err != nil {
-		log.Fatal(err)
+	c.run(stop)
+	if err := c.try(c.deregister); err != nil {
+		log.Print(err) // the lease will end by itself
 	}
 }

@@ -1,71 +1,78 @@
-// A program on eureka-js-client that tells over HTTP what it sees: BASES APP ID PORT VARIANT.
+// A program on eureka-js-client that tells over HTTP what it sees: BASES APP ID PORT VARIANT (json).
 'use strict';
 
 const http = require('http');
 const { Eureka } = require('eureka-js-client');
 
 const [bases, app, instanceId, port] = process.argv.slice(2);
-const hosts = bases.split(',').map((base) => `${base}/apps/`);
 
 const eureka = new Eureka({
   shouldUseDelta: true, // at the top level: the library looks for it nowhere else
+  // The library sets no time limit, so a server that hangs would never be left.
   requestMiddleware: (request, done) => done({ ...request, timeout: 3000 }),
   instance: {
     app,
     instanceId,
     hostName: 'localhost',
     ipAddr: '127.0.0.1',
-    vipAddress: app,
-    status: 'UP',
+    vipAddress: app.toLowerCase(),
     port: { $: Number(port), '@enabled': 'true' },
     dataCenterInfo: { '@class': 'com.netflix.appinfo.InstanceInfo$DefaultDataCenterInfo', name: 'MyOwn' },
     leaseInfo: { renewalIntervalInSecs: 1, durationInSecs: 10 },
   },
   eureka: {
-    serviceUrls: { default: hosts },
+    serviceUrls: { default: bases.split(',').map((base) => `${base}/apps/`) },
     heartbeatInterval: 1000,
     registryFetchInterval: 1000,
+    // All retries fit between two heartbeats: each retry turns the list of servers, for every call.
     maxRetries: 2,
     requestRetryDelay: 200,
   },
 });
 eureka.logger.level('error');
 
-// A delta leaves an instance that is no longer UP in the library's list, so its user has to look.
-const known = (service) => (eureka.getInstancesByVipAddress(service) || []).filter((i) => i.status === 'UP');
+// By VIP, because a delta changes the wrong instance in the library's list by application. The
+// status, because a delta leaves an instance that is no longer UP in both lists.
+const up = (service) =>
+  eureka.getInstancesByVipAddress(service.toLowerCase()).filter((instance) => instance.status === 'UP');
 
-function call(service, answer) {
-  const found = known(service);
-  if (found.length === 0) {
-    answer(503, 'none');
-    return;
-  }
-  const chosen = found[Math.floor(Math.random() * found.length)];
-  http.get({ host: chosen.hostName, port: chosen.port.$, path: '/whoami', timeout: 3000 }, (reply) => {
-    const parts = [];
-    reply.on('data', (part) => parts.push(part));
-    reply.on('end', () => answer(reply.statusCode, Buffer.concat(parts).toString()));
-  }).on('error', (error) => answer(503, String(error)));
+async function choose(service) {
+  const found = up(service);
+  const { hostName, port: { $: number } } = found[Math.floor(Math.random() * found.length)];
+  const reply = await fetch(`http://${hostName}:${number}/whoami`, { signal: AbortSignal.timeout(3000) });
+  if (!reply.ok) throw new Error(`status ${reply.status}`);
+  return reply.text();
 }
 
-http.createServer((request, response) => {
-  const answer = (status, text) => {
-    response.writeHead(status, { 'Content-Type': 'text/plain' });
-    response.end(text);
-  };
+http.createServer(async (request, response) => {
+  const answer = (status, type, text) => response.writeHead(status, { 'Content-Type': type }).end(text);
   const [, command, service] = request.url.split('/');
-  if (command === 'whoami') answer(200, instanceId);
-  else if (command === 'instances') answer(200, JSON.stringify(known(service).map((i) => i.instanceId).sort()));
-  else if (command === 'choose') call(service, answer);
-  else answer(404, '');
+  if (command === 'whoami') {
+    answer(200, 'text/plain', instanceId);
+  } else if (command === 'instances' && service) {
+    const ids = up(service).map((instance) => instance.instanceId).sort();
+    answer(200, 'application/json', JSON.stringify(ids));
+  } else if (command === 'choose' && service) {
+    try {
+      answer(200, 'text/plain', await choose(service));
+    } catch (error) { // nobody to choose, or the chosen one did not answer
+      answer(503, 'text/plain', String(error));
+    }
+  } else {
+    answer(404, 'text/plain', '');
+  }
 }).listen(Number(port), '127.0.0.1');
 
-// The library gives up where its first registration or fetch fails, so its user has to try again.
+// The library gives up when its first registration fails. Once registered it goes on by itself, and
+// a second start would leave it with two loops.
+let registered = false;
+eureka.once('registered', () => { registered = true; });
 function start() {
   eureka.start((error) => {
-    if (error) setTimeout(start, 500);
+    if (error && !registered) setTimeout(start, 1000);
   });
 }
 start();
 
-process.on('SIGTERM', () => eureka.stop((error) => process.exit(error ? 1 : 0)));
+// Ends also without an answer to the DELETE; a pending heartbeat might register again.
+process.once('SIGTERM', () => eureka.stop(() => process.exit(0)));
