@@ -11,6 +11,7 @@ from registry.errors import (
 from registry.evictor import Evictor
 from registry.lease import Clock, SystemClock
 from registry.model import (
+    DEFAULT_DURATION_SECS,
     DEFAULT_NAMESPACE,
     ActionType,
     Change,
@@ -29,6 +30,7 @@ from registry.stores import open_store
 from registry.view import View
 
 __all__ = [
+    "DEFAULT_DURATION_SECS",
     "DEFAULT_NAMESPACE",
     "ActionType",
     "Change",

@@ -70,6 +70,11 @@ class Evictor:
                 if not self._failing:
                     log.warning("nothing is evicted while the store fails: %s", error)
                 self._failing = True
+            except Exception:
+                # An error of ours must not end evictions for as long as this worker lives.
+                if not self._failing:
+                    log.exception("nothing is evicted while this error lasts")
+                self._failing = True
 
     def run_once(self) -> int:
         """One pass; how many instances it evicted. ``StoreError`` if the store does not answer."""
@@ -104,19 +109,21 @@ class Evictor:
         registry = self._registry
         if not self._may_evict(namespace) or not self._something_due(namespace, now):
             return 0
-        leases = registry.store.leases(namespace)
         view = registry.view(namespace)
-        due = _expired(view, leases, now)
         with view.lock:
+            # Before the leases are looked through: who registers meanwhile has a later revision.
             revision = view.revision
+        found = registry.store.due(namespace, now)
+        due = _that_go(registry.view(namespace), found.expired)
+        with view.lock:
             gone = sum(c.evicted for c in view.recent(now) if c.at_mono_ms > now - BUDGET_WINDOW_MS)
-        limit = eviction_limit(len(leases) + gone, registry.settings.renewal_percent_threshold)
+        limit = eviction_limit(found.leases + gone, registry.settings.renewal_percent_threshold)
         evicted = self._evict_some(namespace, due, limit - gone)
         if evicted < len(due):
             self._next_due.pop(namespace, None)
         else:
-            alive = (lease.deadline_mono_ms for _, lease in leases if now <= lease.deadline_mono_ms)
-            self._next_due[namespace] = (revision, min(alive, default=1 << 62))
+            following = found.next_deadline_mono_ms
+            self._next_due[namespace] = (revision, 1 << 62 if following is None else following)
         return evicted
 
     def _something_due(self, namespace: Namespace, now: int) -> bool:
@@ -153,9 +160,9 @@ class Evictor:
         for namespace in namespaces:
             if not self._may_evict(namespace):
                 continue
-            leases = registry.store.leases(namespace)
-            due = _expired(registry.view(namespace), leases, now - extra)
-            limit = eviction_limit(len(leases), registry.settings.renewal_percent_threshold)
+            found = registry.store.due(namespace, now - extra)
+            due = _that_go(registry.view(namespace), found.expired)
+            limit = eviction_limit(found.leases, registry.settings.renewal_percent_threshold)
             evicted += self._evict_some(namespace, due, limit)
         return evicted
 
@@ -172,7 +179,7 @@ class Evictor:
         view = self._registry.view(namespace)
         with view.lock:
             # With nobody registered there is nothing to preserve, and nothing to tell of.
-            preserving = not state.expiration_enabled and bool(view.applications)
+            preserving = not state.expiration_enabled and view.leased > 0
         if preserving != self._preserving.get(namespace, False):
             log.warning(
                 "%s self-preservation: %d renewals in the last minute, the threshold is %d",
@@ -206,16 +213,13 @@ class Evictor:
         expected = self._registry.store.expected_clients(namespace) or 0
         view = self._registry.view(namespace)
         with view.lock:
-            count = view.size()
+            count = view.leased
         if count > settings.renewal_percent_threshold * expected or not settings.self_preservation:
             self._registry.store.set_expected_clients(namespace, count)
 
 
-def _expired(
-    view: View, leases: list[tuple[InstanceKey, Lease]], now: int
-) -> list[tuple[InstanceKey, Lease]]:
-    """The leases that are over, but for those of instances that stay."""
-    over = [(key, lease) for key, lease in leases if now > lease.deadline_mono_ms]
+def _that_go(view: View, over: list[tuple[InstanceKey, Lease]]) -> list[tuple[InstanceKey, Lease]]:
+    """Of the leases that are over, those whose instances do not stay all the same."""
     with view.lock:
         found = [(view.get(key), key, lease) for key, lease in over]
     return [(key, lease) for instance, key, lease in found if instance is None or instance.expires]

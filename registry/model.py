@@ -8,7 +8,7 @@ orders anything by time: a ``Revision`` does.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, NewType
 
@@ -18,6 +18,9 @@ Namespace = NewType("Namespace", str)
 DEFAULT_NAMESPACE = Namespace("default")
 DEFAULT_RENEWAL_INTERVAL_SECS = 30
 DEFAULT_DURATION_SECS = 90
+LEASED_SOURCES = frozenset({"eureka", "native"})
+"""The doors at which instances register themselves. Any other source is a catalog, ``kind:name``,
+that lists on behalf of those who do not."""
 
 
 class InstanceStatus(StrEnum):
@@ -53,8 +56,7 @@ class DataCenter:
     amazon_metadata: Mapping[str, str] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Instance:
+class Instance(NamedTuple):
     """One running copy of an application: all that it registered, and what the server adds.
 
     ``id`` is the effective id (see ``key``); ``instance_id`` is what the client sent, if anything.
@@ -76,10 +78,10 @@ class Instance:
     secure_port: int = 7002
     secure_port_enabled: bool = False
     country_id: int = 1
-    data_center: DataCenter = field(default_factory=DataCenter)
+    data_center: DataCenter = DataCenter()
     renewal_interval_secs: int = DEFAULT_RENEWAL_INTERVAL_SECS
     duration_secs: int = DEFAULT_DURATION_SECS
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = {}
     app_group_name: str | None = None
     home_page_url: str | None = None
     status_page_url: str | None = None
@@ -114,31 +116,22 @@ class Instance:
         return InstanceKey(self.app, self.id)
 
     @property
+    def is_leased(self) -> bool:
+        """Whether it registered itself and renews; what a catalog brought has no lease."""
+        return self.source in LEASED_SOURCES
+
+    @property
     def expires(self) -> bool:
         """Whether it goes when its lease ends.
 
         An instance of the native API that is out of service was put aside, and waits.
         """
-        return self.source != "native" or self.status is not InstanceStatus.OUT_OF_SERVICE
+        return self.is_leased and not (
+            self.source == "native" and self.status is InstanceStatus.OUT_OF_SERVICE
+        )
 
 
-_FIELDS = tuple(f.name for f in fields(Instance))
-
-
-def replaced(instance: Instance, **changes: object) -> Instance:
-    """The instance with some fields changed: ``dataclasses.replace`` at a third of its time.
-
-    Every read of a renewed instance and every write makes one.
-    """
-    made = object.__new__(Instance)
-    put = object.__setattr__
-    for name in _FIELDS:
-        put(made, name, changes[name] if name in changes else getattr(instance, name))
-    return made
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(NamedTuple):
     """The time-limited right of an instance to be listed."""
 
     deadline_mono_ms: int
@@ -146,16 +139,14 @@ class Lease:
     last_renewal_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class OverrideChange:
+class OverrideChange(NamedTuple):
     """An override of an instance id that was set, or removed where ``status`` is None."""
 
     id: str
     status: InstanceStatus | None
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One entry of the change log.
 
     ``instance`` is the instance after the change (its last state where it was removed), or None

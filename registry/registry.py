@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from registry.errors import (
     ConflictError,
@@ -37,7 +37,6 @@ from registry.model import (
     Namespace,
     OverrideChange,
     Revision,
-    replaced,
 )
 from registry.settings import RegistrySettings
 from registry.status_rules import Situation, effective_status
@@ -73,12 +72,16 @@ class Registry:
 
     def start(self) -> None:
         """Load what the store holds; ``StoreError`` if it does not answer."""
-        for namespace in {DEFAULT_NAMESPACE, *self.store.namespaces()}:
+        for namespace in self.namespaces():
             view = self._view(namespace)
             view.sync()
             if self.store.expected_clients(namespace) is None:
-                count = max(view.size(), self.settings.default_open_for_traffic_count)
+                count = max(view.leased, self.settings.default_open_for_traffic_count)
                 self.store.set_expected_clients(namespace, count)
+
+    def namespaces(self) -> list[Namespace]:
+        """Every namespace that ever held an instance, and the default one; ``StoreError``."""
+        return list({DEFAULT_NAMESPACE: None} | dict.fromkeys(self.store.namespaces()))
 
     def _view(self, namespace: Namespace) -> View:
         view = self._views.get(namespace)
@@ -110,6 +113,12 @@ class Registry:
 
         An expired one is hidden only while leases may be evicted at all.
         """
+        return _as_renewed(self.renewed(app, instance_id, namespace))
+
+    def renewed(
+        self, app: str, instance_id: str, namespace: Namespace = DEFAULT_NAMESPACE
+    ) -> tuple[Instance, int] | None:
+        """The same instance as it is listed, and beside it when it was last renewed (epoch ms)."""
         view = self.view(namespace)
         with view.lock:
             found = view.get(InstanceKey(app.upper(), instance_id))
@@ -122,15 +131,17 @@ class Registry:
         view = self.view(namespace)
         with view.lock:
             found = view.by_id(instance_id)
-        return self._with_lease(found, namespace)
+        return _as_renewed(self._with_lease(found, namespace))
 
-    def _with_lease(self, found: Instance | None, namespace: Namespace) -> Instance | None:
+    def _with_lease(
+        self, found: Instance | None, namespace: Namespace
+    ) -> tuple[Instance, int] | None:
         if found is None:
             return None
         try:
             lease = self.store.lease(namespace, found.key)
             if lease is None:
-                return found
+                return found, found.last_renewal_ms
             if (
                 found.expires
                 and self.clock.mono_ms() > lease.deadline_mono_ms
@@ -138,8 +149,8 @@ class Registry:
             ):
                 return None
         except StoreError:
-            return found
-        return replaced(found, last_renewal_ms=lease.last_renewal_ms)
+            return found, found.last_renewal_ms
+        return found, lease.last_renewal_ms
 
     def self_preservation(self, namespace: Namespace = DEFAULT_NAMESPACE) -> SelfPreservation:
         """The renewal arithmetic of this moment; ``StoreError`` if the store does not answer."""
@@ -177,9 +188,10 @@ class Registry:
             if commit is None:
                 return answer
             try:
-                self.store.commit(namespace, commit)
+                revision = self.store.commit(namespace, commit)
             except ConflictError:
                 continue
+            view.follow(commit, revision)
             return answer
 
     def register(
@@ -193,7 +205,9 @@ class Registry:
         """List an instance, with a new lease, or replace it (protocol 7.1).
 
         Where the listed one has a newer dirty timestamp its data stay, with the new lease. A new
-        one is refused where the namespace holds ``quota`` already. Raises ``QuotaError``,
+        one is refused where the namespace holds ``quota`` already. What a catalog lists gets no
+        lease, replaces what it listed before whatever the timestamps say, and makes way where the
+        instance itself registers at this server. Raises ``QuotaError``,
         ``SourceConflictError``, ``InvalidIdentityError`` and ``StoreError``.
         """
         key = instance.key
@@ -206,28 +220,37 @@ class Registry:
             if existing is None and quota is not None and view.size() >= quota:
                 raise QuotaError(quota)
             override = stored_override = view.overrides.get(key.id)
-            keeps_data = existing is not None and existing.last_dirty_ms > instance.last_dirty_ms
+            keeps_data = (
+                existing is not None
+                and existing.source == instance.source
+                and instance.is_leased
+                and existing.last_dirty_ms > instance.last_dirty_ms
+            )
             chosen = existing if existing is not None and keeps_data else instance
             override_change = None
-            if chosen.overridden_status is not InstanceStatus.UNKNOWN and override is None:
+            if not instance.is_leased:
+                override = None
+            elif chosen.overridden_status is not InstanceStatus.UNKNOWN and override is None:
                 override = chosen.overridden_status
                 override_change = OverrideChange(key.id, override)
-            status = effective_status(
-                Situation(
-                    reported=chosen.status,
-                    override=override,
-                    leased=existing.status if existing is not None else None,
-                    is_replication=is_replication,
+            status = chosen.status
+            if instance.is_leased:
+                leased = existing if existing is not None and existing.is_leased else None
+                status = effective_status(
+                    Situation(
+                        reported=chosen.status,
+                        override=override,
+                        leased=None if leased is None else leased.status,
+                        is_replication=is_replication,
+                    )
                 )
-            )
             now = self.clock.wall_ms()
             mono = self.clock.mono_ms()
             service_up = existing.service_up_ms if existing is not None else 0
             if status is InstanceStatus.UP and not service_up:
                 service_up = now
             duration = duration_ms(instance.duration_secs)
-            listed = replaced(
-                chosen,
+            listed = chosen._replace(
                 lease_secs=duration // 1000,
                 overridden_status=override or chosen.overridden_status,
                 status=status,
@@ -244,9 +267,15 @@ class Registry:
                 expected_override=stored_override,
                 at_mono_ms=mono,
                 instance=listed,
-                lease=Lease(deadline_after_registration(mono, duration), duration, now),
+                lease=(
+                    Lease(deadline_after_registration(mono, duration), duration, now)
+                    if instance.is_leased
+                    else None
+                ),
                 override=override_change,
-                expected_clients_step=0 if existing is not None else 1,
+                expected_clients_step=int(
+                    instance.is_leased and (existing is None or not existing.is_leased)
+                ),
             )
             return commit, existing is None
 
@@ -270,11 +299,7 @@ class Registry:
         That is where there is no lease, where the instance belongs to another source, and where its
         status is UNKNOWN.
         """
-        return self._renew(InstanceKey(app.upper(), instance_id), source, is_replication, namespace)
-
-    def _renew(
-        self, key: InstanceKey, source: str, is_replication: bool, namespace: Namespace
-    ) -> Instance | None:
+        key = InstanceKey(app.upper(), instance_id)
         view = self._view(namespace)
         view.sync()
         with view.lock:
@@ -289,7 +314,7 @@ class Registry:
             return None
         if status is not instance.status:
             self._set_status_by_rule(key, is_replication, namespace)
-        return instance if self._renew_lease(namespace, instance, counts=True) else None
+        return instance if self._renew_lease(namespace, key, instance, counts=True) else None
 
     def _set_status_by_rule(
         self, key: InstanceKey, is_replication: bool, namespace: Namespace
@@ -310,7 +335,9 @@ class Registry:
 
         self._decide(namespace, decide)
 
-    def _renew_lease(self, namespace: Namespace, instance: Instance, *, counts: bool) -> bool:
+    def _renew_lease(
+        self, namespace: Namespace, key: InstanceKey, instance: Instance, *, counts: bool
+    ) -> bool:
         mono = self.clock.mono_ms()
         duration = instance.lease_secs * 1000
         now = self.clock.wall_ms()
@@ -320,7 +347,7 @@ class Registry:
             now + duration if self._doubled else now,
         )
         window = renewal_window(mono) if counts else None
-        return self.store.renew(namespace, instance.key, lease, window)
+        return self.store.renew(namespace, key, lease, window)
 
     def _update(
         self,
@@ -328,7 +355,7 @@ class Registry:
         stored_override: InstanceStatus | None,
         *,
         override: OverrideChange | None = None,
-        **changes: object,
+        **changes: Any,
     ) -> Commit:
         """The commit that changes some fields of a listed instance, its lease left alone."""
         return Commit(
@@ -336,7 +363,7 @@ class Registry:
             expected=instance.revision,
             expected_override=stored_override,
             at_mono_ms=self.clock.mono_ms(),
-            instance=replaced(instance, **changes),
+            instance=instance._replace(**changes),
             override=override,
         )
 
@@ -351,6 +378,7 @@ class Registry:
     ) -> bool:
         """Set an operator's status above the instance's own (protocol 7.3); False where unknown.
 
+        ``SourceConflictError`` for what a catalog lists, here and in the following.
         A status that the instance has already changes and stores nothing. Either way the lease is
         renewed, uncounted.
         """
@@ -358,6 +386,7 @@ class Registry:
 
         def decide(view: View) -> tuple[Commit | None, Instance | None]:
             instance = view.get(key)
+            _check_leased(instance)
             if instance is None or instance.status is status:
                 return None, instance
             now = self.clock.wall_ms()
@@ -380,7 +409,7 @@ class Registry:
             return commit, instance
 
         instance = self._decide(namespace, decide)
-        return instance is not None and self._renew_lease(namespace, instance, counts=False)
+        return instance is not None and self._renew_lease(namespace, key, instance, counts=False)
 
     def remove_override(
         self,
@@ -400,6 +429,7 @@ class Registry:
         def decide(view: View) -> tuple[Commit | None, Instance | None]:
             instance = view.get(key)
             override = view.overrides.get(key.id)
+            _check_leased(instance)
             if instance is None or override is None:
                 return None, instance
             now = self.clock.wall_ms()
@@ -418,7 +448,7 @@ class Registry:
             return commit, instance
 
         instance = self._decide(namespace, decide)
-        return instance is not None and self._renew_lease(namespace, instance, counts=False)
+        return instance is not None and self._renew_lease(namespace, key, instance, counts=False)
 
     def store_override(
         self,
@@ -434,6 +464,7 @@ class Registry:
         def decide(view: View) -> tuple[Commit | None, None]:
             instance = view.get(key)
             override = view.overrides.get(key.id)
+            _check_leased(instance)
             if instance is None or override is status:
                 return None, None
             change = OverrideChange(key.id, status)
@@ -454,10 +485,11 @@ class Registry:
         view.sync()
         with view.lock:
             instance = view.get(InstanceKey(app.upper(), instance_id))
+        _check_leased(instance)
         if instance is None:
             return False
         merged = {**instance.metadata, **metadata}
-        self.register(replaced(instance, metadata=merged), namespace=namespace)
+        self.register(instance._replace(metadata=merged), namespace=namespace)
         return True
 
     def cancel(
@@ -510,8 +542,7 @@ class Registry:
             expected=instance.revision,
             expected_override=override,
             at_mono_ms=self.clock.mono_ms(),
-            instance=replaced(
-                instance,
+            instance=instance._replace(
                 action_type=ActionType.DELETED,
                 last_updated_ms=now,
                 eviction_ms=instance.eviction_ms or now,
@@ -520,7 +551,7 @@ class Registry:
             evicted=evicted,
             expected_deadline_mono_ms=deadline_mono_ms,
             override=None if override is None else OverrideChange(instance.id, None),
-            expected_clients_step=-1,
+            expected_clients_step=-1 if instance.is_leased else 0,
         )
 
     def evict(
@@ -546,6 +577,26 @@ class Registry:
         return True
 
 
+def _as_renewed(found: tuple[Instance, int] | None) -> Instance | None:
+    if found is None:
+        return None
+    instance, last_renewal_ms = found
+    return instance._replace(last_renewal_ms=last_renewal_ms)
+
+
+def _check_leased(instance: Instance | None) -> None:
+    """What a catalog lists nobody else changes: what its source says is the truth."""
+    if instance is not None and not instance.is_leased:
+        raise SourceConflictError(instance.app, instance.id, instance.source)
+
+
 def _check_source(existing: Instance | None, source: str) -> None:
-    if existing is not None and existing.source != source:
+    """Each source changes its own alone.
+
+    But a client that a catalog knows from another Eureka server, and that now registers here, is
+    no stranger to its instance.
+    """
+    if existing is None or existing.source == source:
+        return
+    if not (source == "eureka" and existing.source.startswith("eureka:")):
         raise SourceConflictError(existing.app, existing.id, existing.source)

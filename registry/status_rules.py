@@ -5,16 +5,16 @@ Source: protocol section 7.5, ``registry/rule`` of eureka-core, without the rule
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from registry.model import InstanceStatus
 
 _SERVING = (InstanceStatus.UP, InstanceStatus.OUT_OF_SERVICE)
 
 
-@dataclass(frozen=True, slots=True)
-class Situation:
+class Situation(NamedTuple):
     """What the rules look at.
 
     ``reported`` is the status that the instance carries, ``override`` the one an operator set,
@@ -50,6 +50,7 @@ def lease_exists(situation: Situation) -> InstanceStatus | None:
 RULES: tuple[Rule, ...] = (down_or_starting, override_exists, lease_exists)
 
 
+@functools.cache  # there are a few hundred situations, and each heartbeat asks
 def effective_status(situation: Situation) -> InstanceStatus:
     """The status that the registry shows: the first rule that answers, else what was reported."""
     for rule in RULES:

@@ -12,8 +12,7 @@ or refuses a write; nothing is written then.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from registry.model import (
     Change,
@@ -28,8 +27,7 @@ from registry.model import (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Commit:
+class Commit(NamedTuple):
     """One conditional write.
 
     The guards: ``expected`` is the revision of the stored instance under ``key`` (0: there must be
@@ -51,6 +49,18 @@ class Commit:
     expected_deadline_mono_ms: int | None = None
     override: OverrideChange | None = None
     expected_clients_step: int = 0
+
+
+class Due(NamedTuple):
+    """What a look through the leases of a namespace found at an instant.
+
+    ``next_deadline_mono_ms`` is the earliest deadline that has not passed; None where there is
+    none.
+    """
+
+    expired: list[tuple[InstanceKey, Lease]]
+    leases: int
+    next_deadline_mono_ms: int | None
 
 
 class Store(Protocol):
@@ -85,8 +95,8 @@ class Store(Protocol):
         """The lease as it is now."""
         ...
 
-    def leases(self, namespace: Namespace) -> list[tuple[InstanceKey, Lease]]:
-        """All leases, in no order."""
+    def due(self, namespace: Namespace, now_mono_ms: int) -> Due:
+        """The leases whose deadline has passed, among how many, and when the next one's will."""
         ...
 
     def renewals(self, namespace: Namespace, window: int) -> int:
@@ -102,7 +112,7 @@ class Store(Protocol):
         ...
 
     def trim(self, namespace: Namespace, before_mono_ms: int) -> int:
-        """Forget the changes older than an instant; how many went."""
+        """Forget changes older than an instant, all or many of them; how many went."""
         ...
 
     def acquire(self, name: str, owner: str, now_mono_ms: int, ttl_ms: int) -> bool:
@@ -111,6 +121,14 @@ class Store(Protocol):
 
     def release(self, name: str, owner: str) -> None:
         """Give a lock back, if this owner holds it."""
+        ...
+
+    def note(self, name: str) -> bytes | None:
+        """What was last noted under a name."""
+        ...
+
+    def set_note(self, name: str, value: bytes | None) -> None:
+        """Keep a few bytes for all workers to read; None forgets them."""
         ...
 
     def resume(self, now_mono_ms: int, pause_ms: int) -> int | None:

@@ -6,7 +6,6 @@ Shipped with the package, so that a store kept elsewhere can be held to the same
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ from registry.model import (
     OverrideChange,
     Revision,
 )
-from registry.store import Commit, Store
+from registry.store import Commit, Due, Store
 
 NS = DEFAULT_NAMESPACE
 OTHER = Namespace("other")
@@ -93,7 +92,7 @@ class StoreSuite:
         revision = store.commit(NS, put(instance))
 
         assert revision == 1
-        assert store.load(NS).instances == (replace(instance, revision=revision),)
+        assert store.load(NS).instances == (instance._replace(revision=revision),)
         assert store.lease(NS, instance.key) == LEASE
 
     def test_every_commit_has_the_next_revision_and_a_log_entry(self, store: Store) -> None:
@@ -129,7 +128,7 @@ class StoreSuite:
         """A removal guarded by a deadline fails where the lease was renewed."""
         instance = sample_instance()
         revision = store.commit(NS, put(instance))
-        assert store.renew(NS, instance.key, replace(LEASE, deadline_mono_ms=2_000), None)
+        assert store.renew(NS, instance.key, LEASE._replace(deadline_mono_ms=2_000), None)
 
         removal = put(
             instance, expected=revision, remove=True, expected_deadline_mono_ms=1_000, lease=None
@@ -168,12 +167,26 @@ class StoreSuite:
         assert store.renew(NS, instance.key, renewed, 3)
         assert store.revision(NS) == 1
         assert store.lease(NS, instance.key) == renewed
-        assert store.leases(NS) == [(instance.key, renewed)]
+        assert store.due(NS, 1 << 40) == Due([(instance.key, renewed)], 1, None)
+
+    def test_a_lease_is_due_from_the_instant_after_its_deadline(self, store: Store) -> None:
+        """The evictor learns what is over, and until when it need not look again."""
+        keys = []
+        for number, deadline in enumerate((3_000, 1_000, 2_000)):
+            instance = sample_instance(instance_id=f"web:{number}")
+            keys.append(instance.key)
+            store.commit(NS, put(instance, lease=LEASE._replace(deadline_mono_ms=deadline)))
+        assert store.due(NS, 1_000) == Due([], 3, 1_000)
+        lease = LEASE._replace(deadline_mono_ms=1_000)
+        assert store.due(NS, 1_001) == Due([(keys[1], lease)], 3, 2_000)
+        assert store.renew(NS, keys[1], LEASE._replace(deadline_mono_ms=4_000), None)
+        assert store.due(NS, 1_001) == Due([], 3, 2_000)
+        assert store.due(NS, 9_000).next_deadline_mono_ms is None
 
     def test_renewing_an_unknown_lease_is_refused(self, store: Store) -> None:
         """No lease comes into being by a renewal."""
         assert not store.renew(NS, InstanceKey("WEB", "nobody"), LEASE, 3)
-        assert store.leases(NS) == []
+        assert store.due(NS, 1 << 40) == Due([], 0, None)
         assert store.renewals(NS, 3) == 0
 
     def test_renewals_count_in_their_window(self, store: Store) -> None:
@@ -220,6 +233,17 @@ class StoreSuite:
         store.release("evictor", "b")
         assert store.acquire("evictor", "c", 153, 100)
 
+    def test_a_note_is_read_as_it_was_left(self, store: Store) -> None:
+        """The last one counts, each under its own name."""
+        assert store.note("a") is None
+        store.set_note("a", b"1")
+        store.set_note("b", b"2")
+        store.set_note("a", b"3")
+        assert (store.note("a"), store.note("b")) == (b"3", b"2")
+        store.set_note("a", None)
+        store.set_note("a", None)
+        assert (store.note("a"), store.note("b")) == (None, b"2")
+
     def test_a_pause_gives_the_leases_their_time_back(self, store: Store) -> None:
         """A server's own outage evicts nobody, and a lease that has more keeps it."""
         instance, longer = sample_instance(), sample_instance(instance_id="web:2")
@@ -241,7 +265,7 @@ class StoreSuite:
         assert [i.ip_addr for i in store.load(OTHER).instances] == ["10.9.9.9"]
         assert (store.revision(NS), store.revision(OTHER)) == (1, 1)
         assert set(store.namespaces()) == {NS, OTHER}
-        assert len(store.leases(NS)) == 1
+        assert store.due(NS, 0).leases == 1
 
     def test_a_failing_driver_raises_store_errors_only(self, broken_store: Store) -> None:
         """Nothing of the driver's leaks out, whichever method meets the failure."""
@@ -253,7 +277,7 @@ class StoreSuite:
             "commit": lambda: store.commit(NS, put(sample_instance())),
             "renew": lambda: store.renew(NS, key, LEASE, 1),
             "lease": lambda: store.lease(NS, key),
-            "leases": lambda: store.leases(NS),
+            "due": lambda: store.due(NS, 0),
             "renewals": lambda: store.renewals(NS, 1),
             "expected_clients": lambda: store.expected_clients(NS),
             "set_expected_clients": lambda: store.set_expected_clients(NS, 1),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import TypeVar
 
 from registry.model import (
@@ -21,7 +20,7 @@ from registry.model import (
     Namespace,
     Revision,
 )
-from registry.store import Store
+from registry.store import Commit, Store
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -45,6 +44,7 @@ class View:
         self.application_revisions: dict[str, Revision] = {}
         self.overrides: dict[str, InstanceStatus] = {}
         self.status_counts: Counter[InstanceStatus] = Counter()
+        self.leased = 0
         self._ids: dict[str, dict[str, None]] = {}
         self._vips: dict[str, dict[InstanceKey, None]] = {}
         self._secure_vips: dict[str, dict[InstanceKey, None]] = {}
@@ -67,6 +67,23 @@ class View:
                 for change in changes:
                     self._apply(change)
 
+    def follow(self, commit: Commit, revision: Revision) -> None:
+        """Apply this worker's own commit, where it is the next change, without reading it back."""
+        with self.lock:
+            if not self._loaded or revision != self.revision + 1:
+                return
+            instance = commit.instance
+            self._apply(
+                Change(
+                    revision,
+                    commit.at_mono_ms,
+                    None if instance is None else instance._replace(revision=revision),
+                    commit.remove,
+                    commit.evicted,
+                    commit.override,
+                )
+            )
+
     def _load(self) -> None:
         snapshot = self._store.load(self.namespace)
         self._clear()
@@ -76,7 +93,7 @@ class View:
         for change in snapshot.changes:
             listed = None if change.instance is None else self.get(change.instance.key)
             if listed is not None and listed.revision == change.revision:
-                change = replace(change, instance=listed)  # one copy of what is the same
+                change = change._replace(instance=listed)  # one copy of what is the same
             self._log.append(change)
         self.revision = snapshot.revision
         self._loaded = True
@@ -105,6 +122,7 @@ class View:
         newest = self.application_revisions.get(key.app, Revision(0))
         self.application_revisions[key.app] = max(newest, instance.revision)
         self.status_counts[instance.status] += 1
+        self.leased += instance.is_leased
         self._ids.setdefault(key.id, {})[key.app] = None
         for index, vips in self._vip_indexes(instance):
             for vip in vips:
@@ -118,6 +136,7 @@ class View:
         if not application:
             del self.applications[key.app]
         self.status_counts[instance.status] -= 1
+        self.leased -= instance.is_leased
         _discard(self._ids, key.id, key.app)
         for index, vips in self._vip_indexes(instance):
             for vip in vips:

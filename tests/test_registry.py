@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -280,6 +281,29 @@ def test_one_evictor_acts_at_a_time_and_another_takes_over(world: World) -> None
     assert second.run_once() == 1
 
 
+def test_an_error_of_ours_does_not_end_the_evictors_thread(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("registry.evictor.PASS_INTERVAL_SECS", 0.001)
+    world = World(MemoryStore())
+    due, wrong = world.registry.store.due, IndexError("a defect")
+    passes = Mock(side_effect=[wrong, wrong])
+    goes_on = threading.Event()
+
+    def failing_twice(*arguments: Any) -> Any:
+        if passes.call_count < 2:
+            return passes()
+        goes_on.set()
+        return due(*arguments)
+
+    monkeypatch.setattr(world.registry.store, "due", failing_twice)
+    world.registry.register(sample_instance())
+    world.evictor.start()
+    assert goes_on.wait(10)
+    world.evictor.stop()
+    assert [record.exc_info[1] for record in caplog.records if record.exc_info] == [wrong]
+
+
 def test_a_pause_of_the_server_gives_leases_their_time_back(world: World) -> None:
     world.registry.register(sample_instance())
     world.evictor.run_once()
@@ -420,6 +444,6 @@ def test_a_view_left_behind_by_trimming_loads_everything_again(store: Any) -> No
     store.trim("default", world.clock.mono + 1)
     world.registry.register(sample_instance(instance_id="web:last"))
     assert other.view().size() == 6
-    assert replace(sample_instance(), id="web:0").key in {
+    assert sample_instance()._replace(id="web:0").key in {
         i.key for i in other.view().applications["WEB"].values()
     }

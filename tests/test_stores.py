@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import pytest
 
 from registry import StoreError, open_store
-from registry.model import DEFAULT_NAMESPACE, Instance, Revision
-from registry.store import Store
+from registry.errors import ConflictError
+from registry.model import DEFAULT_NAMESPACE, Instance, Lease, Revision
+from registry.store import Commit, Store
+from registry.stores.leases import LeaseFile, Place
 from registry.stores.lmdb import LmdbStore, decode_instance, encode_instance
 from registry.stores.memory import MemoryStore
 from registry.testing import StoreSuite, put, sample_instance
@@ -100,6 +107,26 @@ def test_after_a_power_cut_the_store_starts_from_its_last_checkpoint(tmp_path: P
     store.close()
 
 
+def test_after_another_boot_all_slots_have_their_room(tmp_path: Path) -> None:
+    """Those that count renewals and those that are free too, with no lease left beyond them."""
+    store = LmdbStore(tmp_path / "store", boot_id="one")
+    keys = [sample_instance(instance_id=f"web:{number}") for number in range(1_100)]
+    revisions = [store.commit(NS, put(instance)) for instance in keys]
+    assert store.renew(NS, keys[0].key, Lease(1_000, 90_000, 1), 7)
+    for instance, revision in zip(keys[1:], revisions[1:], strict=True):
+        store.commit(NS, put(instance, expected=revision, remove=True))
+    store.close()
+
+    store = LmdbStore(tmp_path / "store", boot_id="two")
+    assert store.renewals(NS, 7) == 0
+    assert store.renew(NS, keys[0].key, Lease(2_000, 90_000, 2), 9)
+    assert store.renewals(NS, 9) == 1
+    for instance in keys[1:]:
+        store.commit(NS, put(instance))
+    assert store.due(NS, 0).leases == 1_100
+    store.close()
+
+
 def test_a_checkpoint_is_written_while_the_store_runs(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     store = LmdbStore(folder, boot_id="one")
@@ -109,6 +136,17 @@ def test_a_checkpoint_is_written_while_the_store_runs(tmp_path: Path) -> None:
 
     restored = LmdbStore(folder, boot_id="two")
     assert restored.revision(NS) == Revision(1)
+
+
+def test_a_long_log_is_trimmed_in_portions_to_the_same_end(store: LmdbStore) -> None:
+    for number in range(4_200):
+        instance = sample_instance(instance_id=f"web:{number}")
+        store.commit(NS, put(instance, at_mono_ms=number))
+    assert store.trim(NS, 4_100) == 4_100
+    assert store.changes(NS, Revision(4_099)) is None
+    left = store.changes(NS, Revision(4_100))
+    assert left is not None
+    assert [change.at_mono_ms for change in left] == list(range(4_100, 4_200))
 
 
 def test_an_instance_is_encoded_field_by_field() -> None:
@@ -126,3 +164,223 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot open the store"):
         LmdbStore(tmp_path / "file" / "store")
+
+
+# The lease file.
+
+
+class Elsewhere:
+    """A store in a process of its own, whose methods are called from here."""
+
+    def __init__(self, folder: Path) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self._calls, there = spawn.Pipe()
+        self._process = spawn.Process(target=self._serve, args=(folder, there), daemon=True)
+        self._process.start()
+
+    @staticmethod
+    def _serve(folder: Path, calls: Any) -> None:
+        store = LmdbStore(folder)
+        while call := calls.recv():
+            calls.send(getattr(store, call[0])(*call[1:]))
+        store.close()
+
+    def __getattr__(self, method: str) -> Any:
+        def call(*arguments: Any) -> Any:
+            self._calls.send((method, *arguments))
+            assert self._calls.poll(30)
+            return self._calls.recv()
+
+        return call
+
+    def leave(self) -> None:
+        self._calls.send(())
+        self._process.join(timeout=30)
+        assert self._process.exitcode == 0
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[LmdbStore]:
+    store = LmdbStore(tmp_path / "store")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def other(store: LmdbStore, tmp_path: Path) -> Iterator[Elsewhere]:
+    other = Elsewhere(tmp_path / "store")
+    yield other
+    other.leave()
+
+
+def test_renewals_are_seen_by_other_processes(store: LmdbStore, other: Elsewhere) -> None:
+    key = sample_instance().key
+    store.commit(NS, put(sample_instance()))
+    assert store.renew(NS, key, Lease(1_000, 90_000, 1), 7)
+    assert other.renew(NS, key, Lease(2_000, 90_000, 2), 7)
+    assert store.lease(NS, key) == other.lease(NS, key) == Lease(2_000, 90_000, 2)
+    assert store.renewals(NS, 7) == other.renewals(NS, 7) == 2
+
+
+def test_renewals_survive_a_restart(tmp_path: Path) -> None:
+    key = sample_instance().key
+    store = LmdbStore(tmp_path / "store")
+    store.commit(NS, put(sample_instance()))
+    assert store.renew(NS, key, Lease(2_000, 90_000, 2), 7)
+    store.close()
+
+    store = LmdbStore(tmp_path / "store")
+    assert store.lease(NS, key) == Lease(2_000, 90_000, 2)
+    assert store.renew(NS, key, Lease(3_000, 90_000, 3), 7)
+    assert store.renewals(NS, 7) == 2
+    store.close()
+
+
+def test_a_lease_that_another_process_ended_or_replaced_is_not_renewed_by_mistake(
+    store: LmdbStore, other: Elsewhere
+) -> None:
+    instance = sample_instance()
+    first = store.commit(NS, put(instance))
+    for holder in (store, other):
+        assert holder.renew(NS, instance.key, Lease(1_000, 90_000, 1), None)
+    second = other.commit(NS, put(instance, expected=first, lease=Lease(5_000, 30_000, 5)))
+    assert store.lease(NS, instance.key) == Lease(5_000, 30_000, 5)
+    assert store.renew(NS, instance.key, Lease(6_000, 30_000, 6), None)
+    assert other.lease(NS, instance.key) == Lease(6_000, 30_000, 6)
+
+    other.commit(NS, put(instance, expected=second, remove=True))
+    assert not store.renew(NS, instance.key, Lease(7_000, 30_000, 7), None)
+    assert store.lease(NS, instance.key) is None
+    # Its slot is the next one's, which a late writer's deadline must not reach.
+    newcomer = sample_instance(instance_id="web:2")
+    other.commit(NS, put(newcomer, lease=Lease(8_000, 30_000, 8)))
+    assert not store.renew(NS, instance.key, Lease(9_000, 30_000, 9), None)
+    assert store.lease(NS, newcomer.key) == Lease(8_000, 30_000, 8)
+
+
+def test_more_leases_than_the_file_had_room_for(store: LmdbStore, other: Elsewhere) -> None:
+    instances = [sample_instance(instance_id=f"web:{number}") for number in range(3_000)]
+    for instance in instances:
+        store.commit(NS, put(instance, lease=Lease(1_000, 90_000, 1)))
+    assert other.renew(NS, instances[-1].key, Lease(2_000, 90_000, 2), None)
+    assert store.lease(NS, instances[-1].key) == Lease(2_000, 90_000, 2)
+    assert store.due(NS, 0).leases == 3_000
+
+
+@pytest.mark.parametrize(
+    ("look", "expected"),
+    [
+        (lambda file: file.holds(Place(5_000, 3)), True),
+        (lambda file: file.renew(Place(5_000, 3), Lease(8, 10, 2)), True),
+        (lambda file: file.read(Place(5_000, 3)), Lease(7, 10, 1)),
+        (lambda file: file.deadline(5_000, 3, 0), 7),
+        (lambda file: file.counted(5_001, 4), 1),
+        (lambda file: file.count(5_001, 4), None),
+        (lambda file: file.write(Place(5_000, 4), Lease(9, 10, 3)), None),
+    ],
+)
+def test_room_that_another_process_made_is_there_at_the_first_look(
+    tmp_path: Path, look: Callable[[LeaseFile], Any], expected: Any
+) -> None:
+    maker, other = LeaseFile(tmp_path / "leases"), LeaseFile(tmp_path / "leases")
+    maker.reserve(5_001)
+    maker.write(Place(5_000, 3), Lease(7, 10, 1))
+    maker.count(5_001, 4)
+    assert look(other) == expected
+    maker.close()
+    other.close()
+
+
+def test_a_late_deadline_is_not_taken_for_the_next_leases(tmp_path: Path) -> None:
+    file = LeaseFile(tmp_path / "leases")
+    late, new = Place(3, 1), Place(3, 2)
+    file.write(new, Lease(50, 10, 1))
+    file.write(late, Lease(99, 10, 2))
+    assert file.read(new) is None  # the store then tells what was registered
+    file.close()
+
+
+def commit_and_die(folder: Path, commit: Commit) -> None:
+    """Commit, and be killed before the lease file says so."""
+    store = LmdbStore(folder)
+    store._live.write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+    store.commit(NS, commit)
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_writer_killed_before_it_published_a_lease_hides_nothing(
+    store: LmdbStore, other: Elsewhere, tmp_path: Path, removed: bool
+) -> None:
+    instance, neighbour = sample_instance(), sample_instance(instance_id="web:2")
+    first = store.commit(NS, put(instance))
+    assert store.commit(NS, put(neighbour)) == first + 1
+    for holder in (store, other):
+        assert holder.renew(NS, instance.key, Lease(1_000, 90_000, 1), None)
+        assert holder.renew(NS, neighbour.key, Lease(1_500, 90_000, 1), None)
+        assert holder.revision(NS) == first + 1
+
+    again = put(instance, expected=first, lease=Lease(5_000, 30_000, 5), remove=removed)
+    spawn = multiprocessing.get_context("spawn")
+    dying = spawn.Process(target=commit_and_die, args=(tmp_path / "store", again))
+    dying.start()
+    dying.join(timeout=30)
+    assert dying.exitcode == -signal.SIGKILL
+
+    left = {neighbour.key: Lease(1_500, 90_000, 1)}
+    if not removed:
+        left[instance.key] = Lease(5_000, 30_000, 5)
+    for holder in (store, other):
+        assert holder.revision(NS) == first + 2
+        assert holder.lease(NS, instance.key) == left.get(instance.key)
+        assert dict(holder.due(NS, 1 << 40).expired) == left
+    assert store.commit(NS, put(sample_instance(instance_id="web:3"))) == first + 3
+    for deadline, holder in ((6_000, store), (7_000, other)):
+        assert holder.renew(NS, instance.key, Lease(deadline, 30_000, 6), None) is not removed
+    assert store.lease(NS, instance.key) == (None if removed else Lease(7_000, 30_000, 6))
+
+
+def renew_until_gone(folder: Path, keys: int, told: Any) -> None:
+    """Renew each key with growing deadlines until it is refused; tell the last deadline."""
+    store = LmdbStore(folder)
+    for number in range(keys):
+        key = sample_instance(instance_id=f"web:{number}").key
+        deadline = 1
+        while store.renew(NS, key, Lease(deadline + 1, 90_000, 1), None):
+            deadline += 1
+            time.sleep(random.random() / 5_000)  # an eviction takes longer than a renewal
+        told.put(deadline)
+    store.close()
+
+
+def test_of_a_renewal_and_an_eviction_at_once_one_sees_the_other(tmp_path: Path) -> None:
+    """No renewal was acknowledged beyond the deadline that an eviction believed to be the last.
+
+    It may have seen the next one, which then was refused.
+    """
+    keys = 300
+    store = LmdbStore(tmp_path / "store")
+    instances = [sample_instance(instance_id=f"web:{number}") for number in range(keys)]
+    revisions = [store.commit(NS, put(i, lease=Lease(1, 90_000, 1))) for i in instances]
+    spawn = multiprocessing.get_context("spawn")
+    told = spawn.Queue()
+    renewing = spawn.Process(target=renew_until_gone, args=(tmp_path / "store", keys, told))
+    renewing.start()
+    for instance, revision in zip(instances, revisions, strict=True):
+        while True:
+            lease = store.lease(NS, instance.key)
+            assert lease is not None
+            if lease.deadline_mono_ms < 5:
+                continue  # not its turn yet
+            deadline = lease.deadline_mono_ms
+            removal = put(instance, expected=revision, remove=True)
+            removal = removal._replace(expected_deadline_mono_ms=deadline)
+            try:
+                store.commit(NS, removal)
+                break
+            except ConflictError:
+                continue
+        believed = lease.deadline_mono_ms
+        assert told.get(timeout=30) in (believed, believed - 1)
+    renewing.join(timeout=30)
+    assert renewing.exitcode == 0
+    store.close()

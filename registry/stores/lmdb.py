@@ -10,15 +10,15 @@ What it promises beyond the contract:
   starts from the last copy: never damaged, short by at most the last second (or, where copying
   takes longer than 50 ms, by twenty times what one copy takes).
 
-Layout: ``record`` (namespace, key → instance), ``lease``, ``override``, ``log`` (namespace,
-revision → change) and ``meta`` (counters, locks). Parts of a key are joined by NUL, which no
-part can hold.
+Layout: ``record`` (namespace, key → instance), ``leased`` (→ the lease's place in the lease file,
+and the lease as registered), ``free`` (slots of the lease file), ``override``, ``log`` (namespace,
+revision → change) and ``meta`` (counters, locks). Parts of a key are joined by NUL, which no part
+can hold. Renewals are in the lease file alone (``leases.py``).
 """
 
 from __future__ import annotations
 
 import fcntl
-import operator
 import os
 import shutil
 import struct
@@ -26,7 +26,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,48 +46,55 @@ from registry.model import (
     Revision,
     Snapshot,
 )
-from registry.store import Commit
+from registry.store import Commit, Due
+from registry.stores.leases import LeaseFile, Place
 
 _T = TypeVar("_T")
 _INITIAL_MAP_BYTES = 16 * 1024 * 1024
-_LEASE = struct.Struct(">QQQ")
+_LEASED = struct.Struct(">QQQQQ")  # slot, generation; deadline, duration, last renewal
+_PLACE = struct.Struct(">QQ")
+_DUE = struct.Struct(">QQQ")
 _U64 = struct.Struct(">Q")
-_FIELDS = tuple(f.name for f in fields(Instance))
-_VALUES = operator.attrgetter(*_FIELDS)
-_DATA_CENTER = _FIELDS.index("data_center")
+_PLACE_OF = {name: place for place, name in enumerate(Instance._fields)}
+_DATA_CENTER, _TAGS = _PLACE_OF["data_center"], _PLACE_OF["tags"]
+_STATUS, _OVERRIDDEN = _PLACE_OF["status"], _PLACE_OF["overridden_status"]
+_ACTION, _REVISION = _PLACE_OF["action_type"], _PLACE_OF["revision"]
+_STATUSES = {str(status): status for status in InstanceStatus}
+_ACTIONS = {str(action): action for action in ActionType}
 _CHECKPOINT_EVERY_SECS = 1.0
 _CHECKPOINT_DUTY = 20.0
 _MAX_KEY_BYTES = 511
+_TRIMMED_AT_ONCE = 2_000
+_TRIM_PORTIONS = 100
+_TRIM_PAUSE_SECS = 0.005
 _MINIMUM_FREE_BYTES = 128 * 1024
 
 
 def encode_instance(instance: Instance) -> bytes:
     """An instance as the store keeps it; its revision stands beside it."""
-    values = list(_VALUES(instance))
+    values: list[Any] = list(instance)
     center = instance.data_center
-    values[_DATA_CENTER] = [center.name, center.amazon_metadata]
+    values[_DATA_CENTER] = (center.name, center.amazon_metadata)
     return orjson.dumps(values)
 
 
 def decode_instance(data: bytes | list[Any], revision: int) -> Instance:
     """The instance that ``encode_instance`` wrote, at this revision."""
-    values = dict(
-        zip(_FIELDS, orjson.loads(data) if isinstance(data, bytes) else data, strict=True)
-    )
-    values["data_center"] = DataCenter(*values["data_center"])
-    values["tags"] = tuple(values["tags"])
-    values["status"] = InstanceStatus(values["status"])
-    values["overridden_status"] = InstanceStatus(values["overridden_status"])
-    values["action_type"] = ActionType(values["action_type"])
-    values["revision"] = revision
-    return Instance(**values)
+    values = orjson.loads(data) if isinstance(data, bytes) else data
+    values[_DATA_CENTER] = DataCenter(*values[_DATA_CENTER])
+    values[_TAGS] = tuple(values[_TAGS])
+    values[_STATUS] = _STATUSES[values[_STATUS]]
+    values[_OVERRIDDEN] = _STATUSES[values[_OVERRIDDEN]]
+    values[_ACTION] = _ACTIONS[values[_ACTION]]
+    values[_REVISION] = revision
+    return Instance._make(values)
 
 
 def _encode_change(commit: Commit, encoded: bytes | None) -> bytes:
+    """A log entry: its instant, which leads it so that trimming needs no decoding, and the rest."""
     override = commit.override
-    return orjson.dumps(
+    return _U64.pack(commit.at_mono_ms) + orjson.dumps(
         [
-            commit.at_mono_ms,
             None if encoded is None else orjson.Fragment(encoded),
             commit.remove,
             commit.evicted,
@@ -98,10 +104,10 @@ def _encode_change(commit: Commit, encoded: bytes | None) -> bytes:
 
 
 def _decode_change(revision: int, data: bytes) -> Change:
-    at_mono_ms, instance, removed, evicted, override = orjson.loads(data)
+    instance, removed, evicted, override = orjson.loads(data[8:])
     return Change(
         Revision(revision),
-        at_mono_ms,
+        _U64.unpack(data[:8])[0],
         None if instance is None else decode_instance(instance, revision),
         removed,
         evicted,
@@ -124,6 +130,9 @@ class LmdbStore:
         self._lock = threading.RLock()  # guards the environment: resizing allows no transaction
         self._checkpointed: tuple[float, int] = (0.0, -1)
         self._checkpoint_cost = 0.0
+        self._places: dict[Namespace, dict[InstanceKey, Place]] = {}
+        self._counters: dict[Namespace, int] = {}
+        self._revisions: dict[Namespace, tuple[int, Revision]] = {}
         boot_id = boot_id or _boot_id()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +141,12 @@ class LmdbStore:
                 rebooted = boot_file.exists() and boot_file.read_text() != boot_id
                 if rebooted:
                     self._restore_checkpoint()
+                    (folder / "leases").unlink(missing_ok=True)
+                self._live = LeaseFile(folder / "leases")
                 self._open()
+                # The file may be new, of another boot, or lost; the store knows how many slots.
+                slots = self._read(lambda txn: self._number(txn, self._meta, b"slots")) or 0
+                self._live.reserve(max(0, slots - 1))
                 if rebooted:
                     self._forget_clock()
                 if rebooted or not boot_file.exists():
@@ -150,7 +164,7 @@ class LmdbStore:
         self._env = lmdb.open(
             str(self._folder),
             map_size=_INITIAL_MAP_BYTES,
-            max_dbs=5,
+            max_dbs=6,
             max_readers=1024,
             sync=False,
             metasync=False,
@@ -160,7 +174,8 @@ class LmdbStore:
         if self._map_is_smaller():
             self._env.set_mapsize(0)
         self._record = self._env.open_db(b"record")
-        self._lease = self._env.open_db(b"lease")
+        self._leased = self._env.open_db(b"leased")
+        self._free = self._env.open_db(b"free")
         self._override = self._env.open_db(b"override")
         self._log = self._env.open_db(b"log")
         self._meta = self._env.open_db(b"meta")
@@ -182,13 +197,12 @@ class LmdbStore:
         """After a reboot the monotonic clock begins again: nothing written by it holds."""
 
         def forget(txn: Any) -> None:
-            for key, value in list(txn.cursor(self._lease)):
-                _, duration, renewed = _LEASE.unpack(value)
-                txn.put(key, _LEASE.pack(0, duration, renewed), db=self._lease)
+            for key, value in list(txn.cursor(self._leased)):
+                slot, generation, _, duration, renewed = _LEASED.unpack(value)
+                packed = _LEASED.pack(slot, generation, 0, duration, renewed)
+                txn.put(key, packed, db=self._leased)
             for key, value in list(txn.cursor(self._log)):
-                entry = orjson.loads(value)
-                entry[0] = 0
-                txn.put(key, orjson.dumps(entry), db=self._log)
+                txn.put(key, _U64.pack(0) + value[8:], db=self._log)
             for key, _ in list(txn.cursor(self._meta)):
                 if key.startswith((b"lock\0", b"window\0")):
                     txn.delete(key, db=self._meta)
@@ -242,7 +256,15 @@ class LmdbStore:
         return self._number(txn, self._meta, b"revision\0" + namespace.encode()) or 0
 
     def revision(self, namespace: Namespace) -> Revision:
-        return Revision(self._read(lambda txn: self._revision(txn, namespace)))
+        # Read before the store is: what is kept may be newer than its version says, never older.
+        version = self._live.version
+        seen = self._revisions.get(namespace)
+        if seen is not None and seen[0] == version:
+            return seen[1]
+        revision = Revision(self._read(lambda txn: self._revision(txn, namespace)))
+        if not version & 1:
+            self._revisions[namespace] = (version, revision)
+        return revision
 
     def _changes(self, txn: Any, namespace: Namespace, after: int) -> list[Change]:
         prefix = namespace.encode() + b"\0"
@@ -293,41 +315,60 @@ class LmdbStore:
         key = self._key(namespace, *commit.key)
         override_key = self._key(namespace, commit.key.id)
 
-        def write(txn: Any) -> Revision:
+        def write(txn: Any) -> tuple[Revision, Place | None]:
             stored = txn.get(key, db=self._record)
             # The revision leads the record, so that the guard costs no decoding.
             expected = _U64.unpack(stored[:8])[0] if stored is not None else 0
             override = txn.get(override_key, db=self._override)
-            lease = txn.get(key, db=self._lease)
+            leased = txn.get(key, db=self._leased)
+            deadline = commit.expected_deadline_mono_ms
             if (
                 expected != commit.expected
                 or (None if override is None else InstanceStatus(override.decode()))
                 != commit.expected_override
                 or (
-                    commit.expected_deadline_mono_ms is not None
-                    and (
-                        lease is None or _LEASE.unpack(lease)[0] != commit.expected_deadline_mono_ms
-                    )
+                    deadline is not None
+                    and (leased is None or self._as_renewed(leased).deadline_mono_ms != deadline)
                 )
             ):
                 raise ConflictError
-            return self._apply(txn, namespace, commit, key)
+            return self._apply(txn, namespace, commit, key, leased)
 
-        return self._write(write)
+        with self._alone():
+            self._live.begin_change()
+            try:
+                revision, place = self._write(write)
+            except (ConflictError, StoreError):
+                self._live.end_change()  # nothing was written
+                raise
+            if place is not None:
+                self._live.write(place, commit.lease or _NO_LEASE)
+            if commit.remove:
+                self._places.get(namespace, {}).pop(commit.key, None)
+            self._live.end_change()
+        return revision
 
-    def _apply(self, txn: Any, namespace: Namespace, commit: Commit, key: bytes) -> Revision:
+    def _apply(
+        self, txn: Any, namespace: Namespace, commit: Commit, key: bytes, leased: bytes | None
+    ) -> tuple[Revision, Place | None]:
+        """Write; the revision, and the place in the lease file that is another lease's now."""
         name = namespace.encode()
         revision = Revision(self._revision(txn, namespace) + 1)
         instance = commit.instance
         encoded = None if instance is None else encode_instance(instance)
+        place = None
         if encoded is not None:
             if commit.remove:
                 txn.delete(key, db=self._record)
-                txn.delete(key, db=self._lease)
+                if leased is not None:
+                    place = _place(leased).next()
+                    txn.delete(key, db=self._leased)
+                    txn.put(_U64.pack(place.slot), _U64.pack(place.generation), db=self._free)
             else:
                 txn.put(key, _U64.pack(revision) + encoded, db=self._record)
                 if commit.lease is not None:
-                    txn.put(key, _pack(commit.lease), db=self._lease)
+                    place = self._new_place(txn) if leased is None else _place(leased).next()
+                    txn.put(key, _pack(place, commit.lease), db=self._leased)
         if commit.override is not None:
             override_key = self._key(namespace, commit.override.id)
             if commit.override.status is None:
@@ -342,43 +383,149 @@ class LmdbStore:
         log_key = name + b"\0" + _U64.pack(revision)
         txn.put(log_key, _encode_change(commit, encoded), db=self._log)
         txn.put(b"revision\0" + name, _U64.pack(revision), db=self._meta)
-        return revision
+        return revision, place
+
+    # Leases: who has which slot is said here, what renewals change in the lease file.
+
+    def _new_place(self, txn: Any) -> Place:
+        cursor = txn.cursor(self._free)
+        if cursor.first():
+            slot, generation = _U64.unpack(cursor.key())[0], _U64.unpack(cursor.value())[0]
+            cursor.delete()
+            return Place(slot, generation).next()
+        slot = self._number(txn, self._meta, b"slots") or 0
+        self._live.reserve(slot)
+        txn.put(b"slots", _U64.pack(slot + 1), db=self._meta)
+        return Place(slot, 1)
+
+    def _as_renewed(self, leased: bytes) -> Lease:
+        """A lease as it is now; as it was registered where no slot was written since."""
+        return self._live.read(_place(leased)) or Lease(*_LEASED.unpack(leased)[2:])
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep all others from changing places, one that was killed at it included."""
+        try:
+            with self._lock:
+                try:
+                    if self._live.lock():
+                        self._read(self._publish)
+                        self._live.end_change()
+                    yield
+                finally:
+                    self._live.unlock()
+        except OSError as error:
+            raise StoreError(f"cannot use the lease file: {error}") from error
+
+    def _publish(self, txn: Any) -> None:
+        """Bring the file's slots to what the store says of them."""
+        for _, value in txn.cursor(self._leased):
+            place = _place(value)
+            if not self._live.holds(place):
+                self._live.write(place, Lease(*_LEASED.unpack(value)[2:]))
+        for key, value in txn.cursor(self._free):
+            self._live.write(Place(_U64.unpack(key)[0], _U64.unpack(value)[0]), _NO_LEASE)
 
     def renew(
         self, namespace: Namespace, key: InstanceKey, lease: Lease, window: int | None
     ) -> bool:
-        stored_key = self._key(namespace, *key)
-        name = namespace.encode()
+        live = self._live
+        place = self._places.get(namespace, _NO_PLACES).get(key)
+        if (place is None or not live.renew(place, lease)) and not self._renew_surely(
+            namespace, key, lease
+        ):
+            return False
+        if window is not None:
+            live.count(self._counter(namespace), window)
+        return True
 
-        def write(txn: Any) -> bool:
-            if txn.get(stored_key, db=self._lease) is None:
+    def _renew_surely(self, namespace: Namespace, key: InstanceKey, lease: Lease) -> bool:
+        """Renew where nobody else changes places meanwhile."""
+        stored_key = self._key(namespace, *key)
+        places = self._places.setdefault(namespace, {})
+        with self._alone():
+            leased, slots = self._read(
+                lambda txn: (
+                    txn.get(stored_key, db=self._leased),
+                    self._number(txn, self._meta, b"slots") or 0,
+                )
+            )
+            if leased is None:
+                places.pop(key, None)
                 return False
-            txn.put(stored_key, _pack(lease), db=self._lease)
-            if window is not None:
-                # Two slots take turns: the running window and the last complete one.
-                slot = b"window\0" + name + (b"\0even" if window % 2 == 0 else b"\0odd")
-                stored = txn.get(slot, db=self._meta)
-                number, count = struct.unpack(">QQ", stored) if stored else (window, 0)
-                count = count + 1 if number == window else 1
-                txn.put(slot, struct.pack(">QQ", window, count), db=self._meta)
+            if len(places) > slots:
+                places.clear()  # most of them ended in other processes
+            places[key] = _place(leased)
+            self._live.write(places[key], lease)
             return True
 
-        return self._write(write)
+    def _counter(self, namespace: Namespace) -> int:
+        """The slot in which this process counts the renewals of a namespace."""
+        slot = self._counters.get(namespace)
+        if slot is None:
+            key = b"counter\0" + namespace.encode() + b"\0" + _U64.pack(self._live.owner)
+
+            def write(txn: Any) -> int:
+                stored = self._number(txn, self._meta, key)
+                if stored is None:
+                    stored = self._number(txn, self._meta, b"slots") or 0
+                    self._live.reserve(stored)
+                    txn.put(b"slots", _U64.pack(stored + 1), db=self._meta)
+                    txn.put(key, _U64.pack(stored), db=self._meta)
+                return stored
+
+            slot = self._counters[namespace] = self._write(write)
+        return slot
 
     def renewals(self, namespace: Namespace, window: int) -> int:
-        slot = b"window\0" + namespace.encode() + (b"\0even" if window % 2 == 0 else b"\0odd")
-        stored = self._read(lambda txn: txn.get(slot, db=self._meta))
-        number, count = struct.unpack(">QQ", stored) if stored else (window, 0)
-        return int(count) if number == window else 0
+        prefix = b"counter\0" + namespace.encode() + b"\0"
+
+        def slots(txn: Any) -> list[int]:
+            found = []
+            cursor = txn.cursor(self._meta)
+            if cursor.set_range(prefix):
+                for key, value in cursor:
+                    if not key.startswith(prefix):
+                        break
+                    found.append(_U64.unpack(value)[0])
+            return found
+
+        return sum(self._live.counted(slot, window) for slot in self._read(slots))
 
     def lease(self, namespace: Namespace, key: InstanceKey) -> Lease | None:
+        live = self._live
+        version = live.version
+        place = self._places.get(namespace, _NO_PLACES).get(key)
+        if place is not None and not version & 1:
+            found = live.read(place)
+            if found is not None and live.version == version:
+                return found
         stored_key = self._key(namespace, *key)
-        stored = self._read(lambda txn: txn.get(stored_key, db=self._lease))
-        return None if stored is None else Lease(*_LEASE.unpack(stored))
+        leased = self._read(lambda txn: txn.get(stored_key, db=self._leased))
+        if leased is None:
+            return None
+        if not version & 1 and live.version == version:
+            self._places.setdefault(namespace, {})[key] = _place(leased)
+        return self._as_renewed(leased)
 
-    def leases(self, namespace: Namespace) -> list[tuple[InstanceKey, Lease]]:
-        items = self._read(lambda txn: list(self._items(txn, self._lease, namespace)))
-        return [(InstanceKey(*k.decode().split("\0")), Lease(*_LEASE.unpack(v))) for k, v in items]
+    def due(self, namespace: Namespace, now_mono_ms: int) -> Due:
+        deadline_of = self._live.deadline
+
+        def look(txn: Any) -> Due:
+            expired = []
+            leases, earliest = 0, 1 << 62
+            for key, value in self._items(txn, self._leased, namespace):
+                slot, generation, registered = _DUE.unpack_from(value)
+                deadline = deadline_of(slot, generation, registered)
+                leases += 1
+                if deadline < now_mono_ms:
+                    place = InstanceKey(*key.decode().split("\0"))
+                    expired.append((place, self._as_renewed(value)))
+                elif deadline < earliest:
+                    earliest = deadline
+            return Due(expired, leases, earliest if leases > len(expired) else None)
+
+        return self._read(look)
 
     def expected_clients(self, namespace: Namespace) -> int | None:
         key = b"expected\0" + namespace.encode()
@@ -392,9 +539,9 @@ class LmdbStore:
         prefix = namespace.encode() + b"\0"
 
         def write(txn: Any) -> int:
-            old = []
+            old: list[bytes] = []
             for key, value in self._items(txn, self._log, namespace):
-                if orjson.loads(value)[0] >= before_mono_ms:
+                if _U64.unpack(value[:8])[0] >= before_mono_ms or len(old) == _TRIMMED_AT_ONCE:
                     break
                 old.append(key)
             for key in old:
@@ -403,7 +550,16 @@ class LmdbStore:
                 txn.put(b"trimmed\0" + prefix[:-1], old[-1], db=self._meta)
             return len(old)
 
-        return self._write(write)
+        # After a storm there is much to forget: between two portions others have their turn, and
+        # what is left after many of them is forgotten next time.
+        total = 0
+        for _ in range(_TRIM_PORTIONS):
+            gone = self._write(write)
+            total += gone
+            if gone < _TRIMMED_AT_ONCE:
+                break
+            time.sleep(_TRIM_PAUSE_SECS)
+        return total
 
     def acquire(self, name: str, owner: str, now_mono_ms: int, ttl_ms: int) -> bool:
         key = b"lock\0" + name.encode()
@@ -418,6 +574,22 @@ class LmdbStore:
             return True
 
         return self._write(write)
+
+    def note(self, name: str) -> bytes | None:
+        key = b"note\0" + name.encode()
+        stored: bytes | None = self._read(lambda txn: txn.get(key, db=self._meta))
+        return stored
+
+    def set_note(self, name: str, value: bytes | None) -> None:
+        key = b"note\0" + name.encode()
+
+        def write(txn: Any) -> None:
+            if value is None:
+                txn.delete(key, db=self._meta)
+            else:
+                txn.put(key, value, db=self._meta)
+
+        self._write(write)
 
     def release(self, name: str, owner: str) -> None:
         key = b"lock\0" + name.encode()
@@ -436,11 +608,11 @@ class LmdbStore:
             if previous is None or now_mono_ms - previous <= pause_ms:
                 return None
             extended = 0
-            for key, value in list(txn.cursor(self._lease)):
-                deadline, duration, renewed = _LEASE.unpack(value)
-                if now_mono_ms + duration > deadline:
-                    packed = _LEASE.pack(now_mono_ms + duration, duration, renewed)
-                    txn.put(key, packed, db=self._lease)
+            for _, value in txn.cursor(self._leased):
+                lease = self._as_renewed(value)
+                deadline = now_mono_ms + lease.duration_ms
+                if deadline > lease.deadline_mono_ms:
+                    self._live.write(_place(value), lease._replace(deadline_mono_ms=deadline))
                     extended += 1
             return extended
 
@@ -516,7 +688,16 @@ class LmdbStore:
         finally:
             with self._lock:
                 self._env.close()
+                self._live.close()
 
 
-def _pack(lease: Lease) -> bytes:
-    return _LEASE.pack(lease.deadline_mono_ms, lease.duration_ms, lease.last_renewal_ms)
+_NO_LEASE = Lease(0, 0, 0)
+_NO_PLACES: dict[InstanceKey, Place] = {}
+
+
+def _pack(place: Place, lease: Lease) -> bytes:
+    return _LEASED.pack(*place, lease.deadline_mono_ms, lease.duration_ms, lease.last_renewal_ms)
+
+
+def _place(leased: bytes) -> Place:
+    return Place(*_PLACE.unpack_from(leased))

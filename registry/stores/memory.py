@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from registry.errors import ConflictError
 from registry.model import (
@@ -15,9 +15,8 @@ from registry.model import (
     Namespace,
     Revision,
     Snapshot,
-    replaced,
 )
-from registry.store import Commit
+from registry.store import Commit, Due
 
 _NONE = Revision(0)
 
@@ -43,6 +42,7 @@ class MemoryStore:
         """Start empty."""
         self._lock = threading.Lock()
         self._contents: dict[Namespace, _Contents] = {}
+        self._notes: dict[str, bytes] = {}
         self._locks: dict[str, tuple[str, int]] = {}
         self._alive: int | None = None
 
@@ -90,7 +90,7 @@ class MemoryStore:
             revision = Revision(contents.revision + 1)
             instance = commit.instance
             if instance is not None:
-                instance = replaced(instance, revision=revision)
+                instance = instance._replace(revision=revision)
                 if commit.remove:
                     contents.instances.pop(key, None)
                     contents.leases.pop(key, None)
@@ -135,9 +135,20 @@ class MemoryStore:
         with self._lock:
             return self._of(namespace).leases.get(key)
 
-    def leases(self, namespace: Namespace) -> list[tuple[InstanceKey, Lease]]:
+    def due(self, namespace: Namespace, now_mono_ms: int) -> Due:
         with self._lock:
-            return list(self._of(namespace).leases.items())
+            leases = self._of(namespace).leases
+            alive = [
+                lease.deadline_mono_ms
+                for lease in leases.values()
+                if now_mono_ms <= lease.deadline_mono_ms
+            ]
+            expired = [
+                (key, lease)
+                for key, lease in leases.items()
+                if now_mono_ms > lease.deadline_mono_ms
+            ]
+            return Due(expired, len(leases), min(alive, default=None))
 
     def renewals(self, namespace: Namespace, window: int) -> int:
         with self._lock:
@@ -177,6 +188,17 @@ class MemoryStore:
             if self._locks.get(name, ("", 0))[0] == owner:
                 del self._locks[name]
 
+    def note(self, name: str) -> bytes | None:
+        with self._lock:
+            return self._notes.get(name)
+
+    def set_note(self, name: str, value: bytes | None) -> None:
+        with self._lock:
+            if value is None:
+                self._notes.pop(name, None)
+            else:
+                self._notes[name] = value
+
     def resume(self, now_mono_ms: int, pause_ms: int) -> int | None:
         with self._lock:
             previous, self._alive = self._alive, now_mono_ms
@@ -187,7 +209,7 @@ class MemoryStore:
                 for key, lease in contents.leases.items():
                     deadline = now_mono_ms + lease.duration_ms
                     if deadline > lease.deadline_mono_ms:
-                        contents.leases[key] = replace(lease, deadline_mono_ms=deadline)
+                        contents.leases[key] = lease._replace(deadline_mono_ms=deadline)
                         extended += 1
             return extended
 

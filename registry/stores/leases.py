@@ -1,0 +1,193 @@
+"""Live leases in a file that all worker processes map: a renewal is three stores into memory.
+
+Which lease has which slot is said elsewhere, in the store's transactions; the file holds only what
+renewals change, so losing it loses no more than the time since the last registration. It belongs to
+one boot of the machine, since deadlines do.
+
+Two things make plain stores safe between processes that may be killed anywhere:
+
+* A deadline and the generation of the lease that it belongs to are one word. Whoever comes late
+  with a deadline for a lease that was replaced writes a word that nobody takes for the new one's.
+* ``version`` is odd while someone changes which lease has which slot. Who stores a deadline and
+  then finds another version than before looks again; who changes leases makes the version odd and
+  then reads deadlines. So of a renewal and an eviction at the same instant one sees the other.
+
+Layout, in words of eight bytes: a header (word 0 is the version), then slots of four words:
+generation and deadline, duration, last renewal, unused. A slot may instead count renewals: words
+0 and 1 are the windows of even and odd number, the window's number and its count in one word.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+from registry.model import Lease
+
+GENERATIONS = 1 << 20
+_GENERATION = GENERATIONS - 1
+_DEADLINE_SHIFT = 20
+_WINDOW_SHIFT = 28
+_COUNT = (1 << _WINDOW_SHIFT) - 1
+_HEADER_BYTES = 4096
+_WORD_BYTES = 8
+_SLOT_WORDS = 4
+_SLOT_BYTES = _SLOT_WORDS * _WORD_BYTES
+_FIRST_WORD = _HEADER_BYTES // _WORD_BYTES
+_INITIAL_SLOTS = 1024
+_OWNERS = 1024
+_VERSION = 0
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux
+
+
+class Place(NamedTuple):
+    """Where a lease is: its slot, and which of the slot's leases it is."""
+
+    slot: int
+    generation: int
+
+    def next(self) -> Place:
+        """The same slot for another lease."""
+        return Place(self.slot, (self.generation + 1) % GENERATIONS)
+
+
+class LeaseFile:
+    """The mapped file; one per process and store. Methods may raise ``OSError``."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, or make an empty one."""
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # Threads of this process; also the barrier between storing a deadline and the next look at
+        # the version, which a processor might otherwise do in the other order.
+        self._lock = threading.Lock()
+        try:
+            if os.fstat(self._file).st_size < _HEADER_BYTES + _INITIAL_SLOTS * _SLOT_BYTES:
+                os.posix_fallocate(self._file, 0, _HEADER_BYTES + _INITIAL_SLOTS * _SLOT_BYTES)
+            self._map()
+            self.owner = self._own()
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def _map(self) -> None:
+        size = os.fstat(self._file).st_size
+        self._words = memoryview(mmap.mmap(self._file, size)).cast("Q")
+        self._slots = (size - _HEADER_BYTES) // _SLOT_BYTES
+
+    def _own(self) -> int:
+        """A number that no other opener has, given back by the system when the process ends."""
+        for number in range(_OWNERS):
+            wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0)
+            try:
+                fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, wanted)
+            except (BlockingIOError, PermissionError):
+                continue
+            return number
+        raise OSError(f"more than {_OWNERS} processes use the store")
+
+    @property
+    def version(self) -> int:
+        """Changes with every change of a lease's place; odd while one is being made."""
+        return self._words[_VERSION]
+
+    def lock(self) -> bool:
+        """Keep all others from changing which lease has which slot, until ``unlock``.
+
+        Returns whether one of them was killed in the middle of it: what it left is to be published
+        then, and the change to be ended.
+        """
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        return bool(self._words[_VERSION] & 1)
+
+    def unlock(self) -> None:
+        """Let the others."""
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def begin_change(self) -> None:
+        """Say that which lease has which slot is about to change; only under ``lock``."""
+        self._words[_VERSION] |= 1
+
+    def end_change(self) -> None:
+        """Say that it has, or that nothing came of it."""
+        self._words[_VERSION] = (self._words[_VERSION] | 1) + 1
+
+    def reserve(self, slot: int) -> None:
+        """Make room for a slot, on the disk too: a full one must fail here, not at a renewal."""
+        if slot < self._slots:
+            return
+        wanted = max(slot + 1, self._slots * 2)
+        os.posix_fallocate(self._file, 0, _HEADER_BYTES + wanted * _SLOT_BYTES)
+        self._map()
+
+    def _word(self, slot: int) -> int:
+        """Where a slot begins; asked for before ``_words`` is, which it may replace."""
+        if slot >= self._slots:
+            self._map()  # another process made room
+        return _FIRST_WORD + slot * _SLOT_WORDS
+
+    def holds(self, place: Place) -> bool:
+        """Whether the slot is this lease's."""
+        word = self._word(place.slot)
+        return self._words[word] & _GENERATION == place.generation
+
+    def write(self, place: Place, lease: Lease) -> None:
+        """Store a lease."""
+        word = self._word(place.slot)
+        words = self._words
+        with self._lock:
+            words[word + 1] = lease.duration_ms
+            words[word + 2] = lease.last_renewal_ms
+            words[word] = lease.deadline_mono_ms << _DEADLINE_SHIFT | place.generation
+
+    def renew(self, place: Place, lease: Lease) -> bool:
+        """Store a lease where its place is sure to be its own before and after; else False.
+
+        Then it may have been stored or not, and is to be stored again under ``lock``.
+        """
+        word = self._word(place.slot)
+        words = self._words
+        version = words[_VERSION]
+        if version & 1 or words[word] & _GENERATION != place.generation:
+            return False
+        self.write(place, lease)
+        return words[_VERSION] == version
+
+    def read(self, place: Place) -> Lease | None:
+        """What is stored of a lease; None where its registration was not published yet."""
+        word = self._word(place.slot)
+        words = self._words
+        first = words[word]
+        if first & _GENERATION != place.generation:
+            return None
+        return Lease(first >> _DEADLINE_SHIFT, words[word + 1], words[word + 2])
+
+    def deadline(self, slot: int, generation: int, otherwise: int) -> int:
+        """The deadline stored of a lease; ``otherwise`` where none was published yet."""
+        word = self._word(slot)
+        first = self._words[word]
+        return first >> _DEADLINE_SHIFT if first & _GENERATION == generation else otherwise
+
+    def count(self, slot: int, window: int) -> None:
+        """Count a renewal in a window, in a slot of this owner's own."""
+        word = self._word(slot) + (window & 1)
+        words = self._words
+        with self._lock:
+            stored = words[word]
+            words[word] = (
+                stored + 1 if stored >> _WINDOW_SHIFT == window else window << _WINDOW_SHIFT | 1
+            )
+
+    def counted(self, slot: int, window: int) -> int:
+        """How many renewals were counted there in a window."""
+        word = self._word(slot) + (window & 1)
+        stored = self._words[word]
+        return stored & _COUNT if stored >> _WINDOW_SHIFT == window else 0
+
+    def close(self) -> None:
+        """Let go of the file; the mapping goes with the last use of it."""
+        os.close(self._file)
