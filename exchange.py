@@ -1,7 +1,8 @@
 """What passes between a way in and a meaning: a request, an answer, a stream. Knows no framework.
 
 The WSGI application and the event-loop worker both make a ``Request`` of what arrives and send the
-``Answer`` or ``Stream`` that comes back, so that there is one meaning behind either door.
+``Answer`` or ``Stream`` that comes back, so that there is one meaning behind either door. None of
+them is changed once made; they are not frozen because making one would cost three times as much.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """A request. ``headers`` has lower-case names; ``path`` is still percent-encoded.
 
@@ -29,7 +30,7 @@ class Request:
     base: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """A status with a body (often none)."""
 

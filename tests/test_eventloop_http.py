@@ -1,0 +1,1278 @@
+"""The event-loop worker in real gunicorn processes, next to a worker of gunicorn's own."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from conformance.programs import free_port
+from tests.servers import ROOT, wait_until
+
+LOOP = "eventloop.EventLoopWorker"
+BOTH = ("gthread", LOOP)
+
+APPLICATION = """
+import hashlib, json, os, sys, threading, time
+from exchange import Answer, Stream
+from gunicorn.http.errors import InvalidHeader
+
+state = {"closed": 0, "made": 0, "ticks": 0, "joined": 0, "left": 0, "hooks": [], "fast": 0}
+told = ("REQUEST_METHOD", "PATH_INFO", "RAW_URI", "QUERY_STRING", "SCRIPT_NAME", "REMOTE_ADDR",
+        "SERVER_PROTOCOL", "SERVER_NAME", "SERVER_PORT", "CONTENT_TYPE", "CONTENT_LENGTH",
+        "wsgi.url_scheme", "wsgi.multithread", "wsgi.run_once", "wsgi.version")
+
+
+class Closing:
+    def __init__(self, parts):
+        self.parts = iter(parts)
+    def __iter__(self):
+        return self
+    def __next__(self):
+        return next(self.parts)
+    def close(self):
+        state["closed"] += 1
+
+
+def endless():
+    while True:
+        state["made"] += 1
+        yield b"x" * 65536
+
+
+def late():
+    yield b"the beginning"
+    raise RuntimeError("in the middle")
+
+
+def slowly(seconds):
+    time.sleep(seconds)
+    yield b"at last"
+
+
+def plain(environ, start_response):
+    path = environ["PATH_INFO"]
+    text = [("Content-Type", "text/plain")]
+    if path == "/echo":
+        body = environ["wsgi.input"].read()
+        answer = {name: environ.get(name) for name in told}
+        answer |= {name: value for name, value in environ.items() if name.startswith("HTTP_")}
+        answer |= {"length": len(body), "digest": hashlib.sha256(body).hexdigest()}
+        body = json.dumps(answer).encode()
+        start_response("200 OK", [*text, ("Content-Length", str(len(body)))])
+        return [body]
+    if path == "/state":
+        body = json.dumps(state | {"threads": threading.active_count()}).encode()
+        start_response("200 OK", [*text, ("Content-Length", str(len(body)))])
+        return [body]
+    if path == "/lines":
+        body = b"|".join(environ["wsgi.input"])
+        start_response("200 OK", [*text, ("Content-Length", str(len(body)))])
+        return [body]
+    if path == "/parts":
+        start_response("200 OK", text)
+        return Closing([b"one ", b"", b"two ", b"three"])
+    if path == "/write":
+        write = start_response("200 OK", text)
+        write(b"written ")
+        return [b"and returned"]
+    if path == "/exc-info":
+        start_response("200 OK", [])
+        try:
+            raise ValueError
+        except ValueError:
+            start_response("503 Service Unavailable", text, sys.exc_info())
+        return [b"changed its mind"]
+    if path == "/boom":
+        raise RuntimeError("before anything")
+    if path == "/boom-late":
+        start_response("200 OK", text)
+        return late()
+    if path == "/bad-header":
+        start_response("200 OK", [("X-Split", "a\\r\\nb: c")])
+        return [b"never"]
+    if path == "/endless":
+        start_response("200 OK", text)
+        return Closing(endless())
+    if path == "/file":
+        start_response("200 OK", text)
+        return environ["wsgi.file_wrapper"](open(__file__, "rb"))
+    if path == "/peer":
+        certificate = environ["gunicorn.socket"].getpeercert()
+        body = json.dumps([environ["wsgi.url_scheme"], (certificate or {}).get("subject")]).encode()
+        start_response("200 OK", [("Content-Length", str(len(body)))])
+        return [body]
+    if path.startswith("/slow/"):
+        seconds = float(path.rpartition("/")[2])
+        state["made"] += 1
+        start_response("200 OK", [*text, ("Content-Length", "7")])
+        return slowly(seconds)
+    if path.startswith("/status/"):
+        status = path.rpartition("/")[2]
+        start_response(status + " As Asked", text)
+        return [] if status in ("204", "304") else [b"body"]
+    if path == "/short":
+        start_response("200 OK", [*text, ("Content-Length", "10")])
+        return [b"short"]
+    start_response("200 OK", [*text, ("Content-Length", "5")])
+    return [b"plain"]
+
+
+class Application:
+    def __init__(self):
+        self.writers = {}
+
+    def __call__(self, environ, start_response):
+        return plain(environ, start_response)
+
+    def fast_lane(self, request):
+        state["fast"] += 1
+        if not request.path.startswith("/fast"):
+            return None
+        if request.path == "/fast/none":
+            return None
+        if request.path == "/fast/boom":
+            raise RuntimeError("in the fast lane")
+        if request.path == "/fast/split":
+            return Answer(200, b"", None, {"X-Split": "a\\r\\nb: c"})
+        if request.path == "/fast/304":
+            return Answer(304, b"", None, {"ETag": "x"})
+        if request.path == "/fast/big":
+            return Answer(200, b"y" * 1_000_000, "text/plain")
+        if request.path == "/fast/stream":
+            return Stream("text/event-stream", {"X-Stream": "yes"}, self.subscribe)
+        if request.path == "/fast/poll":
+            return Stream("text/plain", {}, self.poll)
+        if request.path == "/fast/once":
+            return Stream("text/plain", {}, self.once)
+        body = {name: getattr(request, name)
+                for name in ("method", "path", "query", "scheme", "peer", "base")}
+        body |= {"headers": dict(request.headers), "body": request.read_body(100).decode()}
+        return Answer(200, json.dumps(body).encode(), "application/json", {"X-Fast": "yes"})
+
+    def subscribe(self, write, end):
+        key = object()
+        self.writers[key] = write
+        state["joined"] += 1
+        write(b"welcome\\n")
+        def leave():
+            del self.writers[key]
+            state["left"] += 1
+        return leave
+
+    def poll(self, write, end):
+        self.writers[end] = lambda data: (write(b"polled"), end())
+        return lambda: self.writers.pop(end)
+
+    def once(self, write, end):
+        write(b"once")
+        end()
+        write(b"too late")
+        def leave():
+            state["left"] += 1
+        return leave
+
+    def tick(self):
+        state["ticks"] += 1
+        size = int(os.environ.get("EVENT_BYTES", "0"))
+        for write in list(self.writers.values()):
+            write(b"event %d\\n" % state["ticks"] + b"z" * size)
+
+
+app = Application()
+"""
+
+
+class Site:
+    """Gunicorn serving the test application from a folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        worker_class: str,
+        application: str = "application:app",
+        bind: str | None = None,
+        env: dict[str, str] | None = None,
+        **settings: Any,
+    ) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "application.py").write_text(APPLICATION)
+        self.port = free_port()
+        self.folder = folder
+        self._log = folder / "log"
+        given = {
+            "bind": bind or f"127.0.0.1:{self.port}",
+            "worker_class": worker_class,
+            "threads": 4,
+            "keepalive": 30,
+            "graceful_timeout": 5,
+            "control_socket_disable": True,
+            **settings,
+        }
+        hooks = given.pop("hooks", "")
+        lines = [f"{name} = {value!r}" for name, value in given.items()]
+        (folder / "conf.py").write_text("\n".join([*lines, hooks]))
+        environment = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]),
+            **(env or {}),
+        }
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gunicorn", "-c", "conf.py", application],
+                cwd=folder,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            wait_until(self._is_ready, 20, "readiness")
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _is_ready(self) -> bool:
+        assert self.process.poll() is None, self.log()
+        return bool(self.worker_pids()) and "Booting worker" in self.log()
+
+    def __enter__(self) -> Site:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(timeout=10)
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def worker_pids(self) -> list[int]:
+        main = self.process.pid
+        return [int(p) for p in Path(f"/proc/{main}/task/{main}/children").read_text().split()]
+
+    def wire(self, first: bytes = b"") -> Wire:
+        """A connection, with what is to be sent on it first."""
+        wire = Wire(socket.create_connection(("127.0.0.1", self.port), timeout=10))
+        wire.send(first)
+        return wire
+
+    def get(self, path: str, headers: str = "", method: str = "GET") -> Reply:
+        with self.wire(request(path, headers + "Connection: close\r\n", method)) as wire:
+            return wire.reply(method)
+
+    def state(self) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads(self.get("/state").body)
+        return value
+
+
+class Reply(NamedTuple):
+    status: int
+    version: str
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Wire:
+    """A client that says exactly what it is told to, and reads answers one by one."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        self._file = connection.makefile("rb")
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def head(self) -> tuple[int, str, dict[str, str]]:
+        line = self._file.readline().decode()
+        assert line, "the connection was closed before an answer"
+        version, status, *_ = line.split(" ", 2)
+        headers = {}
+        while (field := self._file.readline()) not in (b"\r\n", b""):
+            name, _, value = field.decode("latin-1").partition(":")
+            assert name.lower() not in headers, f"{name} twice"
+            headers[name.lower()] = value.strip()
+        return int(status), version, headers
+
+    def chunk(self) -> bytes:
+        """The next chunk of a body; empty at its end."""
+        size = self._file.readline()
+        assert size.endswith(b"\r\n"), "the body was cut off"
+        data = self._file.read(int(size, 16))
+        assert self._file.read(2) == b"\r\n"
+        return data
+
+    def reply(self, method: str = "GET") -> Reply:
+        status, version, headers = self.head()
+        if method == "HEAD" or status in (204, 304) or status < 200:
+            body = b""
+        elif headers.get("transfer-encoding") == "chunked":
+            body = b"".join(iter(self.chunk, b""))
+        elif "content-length" in headers:
+            body = self._file.read(int(headers["content-length"]))
+            assert len(body) == int(headers["content-length"])
+        else:
+            body = self._file.read()
+        return Reply(status, version, headers, body)
+
+    def is_closed(self) -> bool:
+        """Wait for the end of the connection; False where anything else comes."""
+        try:
+            return self._file.read(1) == b""
+        except ConnectionResetError:
+            return True
+
+
+def request(path: str, headers: str = "", method: str = "GET", body: bytes = b"") -> bytes:
+    return f"{method} {path} HTTP/1.1\r\nHost: test\r\n{headers}\r\n".encode("latin-1") + body
+
+
+@pytest.fixture(scope="module", params=BOTH)
+def shared(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    """What both workers promise alike is tested on one server of each."""
+    folder = tmp_path_factory.mktemp("shared")
+    limits = {"limit_request_line": 1000, "limit_request_fields": 20}
+    with Site(folder, request.param, limit_request_field_size=500, **limits) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A server with the event-loop worker alone."""
+    with Site(tmp_path_factory.mktemp("site"), LOOP) as site:
+        yield site
+
+
+class TestBothWorkers:
+    def test_an_answer_has_its_length_a_date_and_the_server(self, shared: Site) -> None:
+        reply = shared.get("/")
+        assert (reply.status, reply.version, reply.body) == (200, "HTTP/1.1", b"plain")
+        assert reply.headers["content-length"] == "5"
+        assert reply.headers["server"] == "gunicorn"
+        assert reply.headers["date"].endswith(" GMT")
+
+    def test_a_connection_is_kept_for_the_next_request(self, shared: Site) -> None:
+        with shared.wire() as wire:
+            for _ in range(3):
+                wire.send(request("/"))
+                reply = wire.reply()
+                assert (reply.body, reply.headers["connection"]) == (b"plain", "keep-alive")
+
+    def test_pipelined_requests_are_answered_in_order(self, shared: Site) -> None:
+        paths = ["/slow/0.2", "/echo?1", "/parts", "/echo?2", "/"]
+        with shared.wire(b"".join(map(request, paths))) as wire:
+            bodies = [wire.reply().body for _ in paths]
+        assert bodies[0] == b"at last"
+        assert json.loads(bodies[1])["QUERY_STRING"] == "1"
+        assert bodies[2] == b"one two three"
+        assert json.loads(bodies[3])["QUERY_STRING"] == "2"
+        assert bodies[4] == b"plain"
+
+    def test_fields_that_came_before_say_the_same_again(self, shared: Site) -> None:
+        """Whole, in pieces, before another or after one: what is remembered changes nothing."""
+        fields = "X-One: 1\r\nX-Two: 2\r\n"
+        plain = [request(f"/echo?{number}", fields) for number in range(6)]
+        with shared.wire() as wire:
+            sent = [plain[0], plain[1], plain[2] + plain[3], plain[4][:9], plain[4][9:] + plain[5]]
+            for piece in sent:
+                wire.send(piece)
+                time.sleep(0.05)  # each piece is to arrive by itself
+            told = [wire.reply().json() for _ in plain]
+        assert [each["QUERY_STRING"] for each in told] == [str(number) for number in range(6)]
+        assert {(each["HTTP_X_ONE"], each["HTTP_X_TWO"]) for each in told} == {("1", "2")}
+
+    def test_a_body_after_known_fields_is_read_to_its_length(self, shared: Site) -> None:
+        fields = "X-Body: yes\r\nContent-Length: 3\r\n"
+        with shared.wire() as wire:
+            for body in (b"abc", b"def"):
+                wire.send(request("/echo", fields, "POST", body))
+                assert wire.reply().json()["length"] == 3
+            wire.send(request("/echo?late", fields, "POST", b"g"))
+            time.sleep(0.05)
+            wire.send(b"hi" + request("/echo?next", fields, "POST", b"jkl"))
+            told = [wire.reply().json() for _ in "ab"]
+        assert [(each["QUERY_STRING"], each["length"]) for each in told] == [
+            ("late", 3),
+            ("next", 3),
+        ]
+
+    @pytest.mark.parametrize("line", [b"GET /\x01 HTTP/1.1", b"GET / HTTP/1.1x", b"G(T / HTTP/1.1"])
+    def test_known_fields_excuse_no_malformed_line(self, shared: Site, line: bytes) -> None:
+        with shared.wire() as wire:
+            for _ in "ab":
+                wire.send(request("/", "X-Known: yes\r\n"))
+                assert wire.reply().status == 200
+            wire.send(line + b"\r\nHost: test\r\nX-Known: yes\r\n\r\n")
+            assert wire.reply().status == 400
+            assert wire.is_closed()
+
+    def test_known_fields_of_http_1_1_keep_no_connection_of_http_1_0(self, shared: Site) -> None:
+        with shared.wire() as wire:
+            for _ in "ab":
+                wire.send(request("/", "X-Kept: yes\r\n"))
+                assert wire.reply().headers["connection"] == "keep-alive"
+            wire.send(b"GET / HTTP/1.0\r\nHost: test\r\nX-Kept: yes\r\n\r\n")
+            assert wire.reply().headers["connection"] == "close"
+            assert wire.is_closed()
+
+    def test_a_request_may_come_byte_by_byte(self, shared: Site) -> None:
+        with shared.wire() as wire:
+            wire.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for byte in request("/echo?q", "Content-Length: 3\r\n", "POST", b"abc"):
+                wire.send(bytes([byte]))
+            assert wire.reply().json()["length"] == 3
+
+    def test_a_chunked_body_reaches_the_application(self, shared: Site) -> None:
+        body = b"5\r\nhello\r\n1;ext=1\r\n,\r\n6\r\n world\r\n0\r\nX-Late: a\r\nX-Late: b\r\n\r\n"
+        sent = request("/echo", "Transfer-Encoding: chunked\r\n", "POST", body)
+        with shared.wire(sent + request("/")) as wire:
+            told = wire.reply().json()
+            assert told["length"] == 12
+            assert "HTTP_X_LATE" not in told
+            assert wire.reply().body == b"plain"
+
+    def test_a_body_of_some_megabytes_arrives_whole(self, shared: Site) -> None:
+        body = os.urandom(3_000_000)
+        digest = hashlib.sha256(body).hexdigest()
+        with shared.wire(request("/echo", f"Content-Length: {len(body)}\r\n", "PUT", body)) as wire:
+            assert wire.reply().json()["digest"] == digest
+        chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:9], body[9:]))
+        sent = request("/echo", "Transfer-Encoding: chunked\r\n", "PUT", chunks + b"0\r\n\r\n")
+        with shared.wire(sent) as wire:
+            assert wire.reply().json()["digest"] == digest
+
+    def test_a_body_can_be_read_by_lines(self, shared: Site) -> None:
+        with shared.wire(request("/lines", "Content-Length: 5\r\n", "POST", b"a\nb\nc")) as wire:
+            assert wire.reply().body == b"a\n|b\n|c"
+
+    def test_a_body_that_is_not_read_does_not_disturb_the_next_request(self, shared: Site) -> None:
+        first = request("/", "Content-Length: 9\r\n", "POST", b"GET / HTT")
+        with shared.wire(first + request("/echo?next")) as wire:
+            assert wire.reply().body == b"plain"
+            assert wire.reply().json()["QUERY_STRING"] == "next"
+
+    def test_a_client_that_expects_100_gets_it_before_its_body(self, shared: Site) -> None:
+        fields = "Content-Length: 3\r\nExpect: 100-Continue\r\n"
+        with shared.wire(request("/echo", fields, "POST")) as wire:
+            assert wire.head()[0] == 100
+            wire.send(b"abc")
+            assert wire.reply().json()["length"] == 3
+
+    def test_another_expectation_is_refused(self, shared: Site) -> None:
+        fields = "Content-Length: 3\r\nExpect: wonders\r\n"
+        with shared.wire(request("/echo", fields, "POST")) as wire:
+            assert wire.reply().status == 417
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: chunked\r\nContent-Length: 3\r\n",
+            "Content-Length: 3\r\nContent-Length: 4\r\n",
+            "Content-Length: 3\r\nContent-Length: 3\r\n",
+            "Content-Length: 3, 3\r\n",
+            "Content-Length: +3\r\n",
+            "Content-Length: -3\r\n",
+            "Content-Length: \r\n",
+            "Transfer-Encoding: identity\r\n",
+            "Transfer-Encoding: chunked, chunked\r\n",
+            "Transfer-Encoding : chunked\r\n",
+            "Host: another\r\n",
+            "Name\x01: value\r\n",
+            "Name: val\x00ue\r\n",
+            "Name: value\r\n folded\r\n",
+            "Name: value\nOther: bare line feed\r\n",
+            ": no name\r\n",
+        ],
+    )
+    def test_an_ambiguous_or_malformed_head_is_refused(self, shared: Site, fields: str) -> None:
+        with shared.wire(request("/echo", fields, "POST", b"abc\r\n\r\n")) as wire:
+            reply = wire.reply()
+            assert reply.status in (400, 501)
+            assert reply.headers["connection"] == "close"
+            assert wire.is_closed()
+
+    def test_chunks_in_http_1_0_are_refused(self, shared: Site) -> None:
+        line = b"POST /echo HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        with shared.wire(line) as wire:
+            assert wire.reply().status == 400
+            assert wire.is_closed()
+
+    def test_an_unknown_transfer_coding_is_refused(self, shared: Site) -> None:
+        with shared.wire(request("/", "Transfer-Encoding: secret\r\n", "POST")) as wire:
+            assert wire.reply().status in (400, 501)
+            assert wire.is_closed()
+
+    @pytest.mark.parametrize(
+        "line", [b"GET /", b"GET / HTTP/2.0", b"GET /\xff HTTP/1.1", b"\x16\x03"]
+    )
+    def test_a_malformed_request_line_is_refused(self, shared: Site, line: bytes) -> None:
+        with shared.wire(line + b"\r\n\r\n") as wire:
+            assert wire.reply().status == 400
+            assert wire.is_closed()
+
+    def test_a_malformed_chunk_never_reaches_the_next_request(self, shared: Site) -> None:
+        sent = request("/", "Transfer-Encoding: chunked\r\n", "POST", b"zz\r\nabc\r\n0\r\n\r\n")
+        with shared.wire(sent + request("/echo?smuggled")) as wire:
+            assert b"smuggled" not in wire._file.read()
+
+    def test_what_is_valid_before_a_refusal_is_answered_first(self, shared: Site) -> None:
+        with shared.wire(request("/slow/0.2") + b"nonsense\r\n\r\n") as wire:
+            assert wire.reply().body == b"at last"
+            assert wire.reply().status == 400
+            assert wire.is_closed()
+
+    def test_a_long_request_line_is_refused(self, shared: Site) -> None:
+        assert shared.get("/" + "a" * 900).status == 200
+        assert shared.get("/" + "a" * 1000).status == 414
+        with shared.wire(b"GET /" + b"a" * 50_000) as wire:
+            assert wire.reply().status == 414
+
+    def test_a_long_header_field_is_refused(self, shared: Site) -> None:
+        assert shared.get("/", "X-Long: " + "a" * 480 + "\r\n").status == 200
+        assert shared.get("/", "X-Long: " + "a" * 500 + "\r\n").status == 431
+
+    def test_too_many_header_fields_are_refused(self, shared: Site) -> None:
+        assert shared.get("/", "".join(f"X-{n}: 1\r\n" for n in range(18))).status == 200
+        assert shared.get("/", "".join(f"X-{n}: 1\r\n" for n in range(19))).status == 431
+        assert shared.get("/", "X-Same: 1\r\n" * 30).status == 431
+
+    def test_http_1_0_is_closed_unless_asked_to_keep(self, shared: Site) -> None:
+        with shared.wire(b"GET / HTTP/1.0\r\n\r\n") as wire:
+            reply = wire.reply()
+            assert (reply.version, reply.headers["connection"]) == ("HTTP/1.0", "close")
+            assert wire.is_closed()
+        kept = b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+        with shared.wire(kept + kept) as wire:
+            assert wire.reply().headers["connection"] == "keep-alive"
+            assert wire.reply().body == b"plain"
+
+    def test_http_1_0_gets_no_chunks(self, shared: Site) -> None:
+        with shared.wire(b"GET /parts HTTP/1.0\r\n\r\n") as wire:
+            reply = wire.reply()
+            assert reply.body == b"one two three"
+            assert "transfer-encoding" not in reply.headers
+
+    @pytest.mark.parametrize("path", ["/", "/parts", "/file"])
+    def test_head_has_no_body(self, shared: Site, path: str) -> None:
+        with shared.wire(request(path, method="HEAD") + request("/")) as wire:
+            assert wire.reply("HEAD").status == 200
+            assert wire.reply().body == b"plain"
+
+    @pytest.mark.parametrize("status", [204, 304])
+    def test_an_answer_without_content_has_no_body(self, shared: Site, status: int) -> None:
+        with shared.wire(request(f"/status/{status}") + request("/")) as wire:
+            reply = wire.reply()
+            assert reply.status == status
+            assert "transfer-encoding" not in reply.headers
+            assert wire.reply().body == b"plain"
+
+    def test_a_client_that_closes_is_told_so(self, shared: Site) -> None:
+        with shared.wire(request("/", "Connection: close\r\n") + request("/echo?after")) as wire:
+            assert wire.reply().headers["connection"] == "close"
+            assert wire.is_closed()
+
+    def test_a_client_that_only_ceased_to_send_is_answered(self, shared: Site) -> None:
+        with shared.wire(request("/slow/0.2")) as wire:
+            wire.socket.shutdown(socket.SHUT_WR)
+            assert wire.reply().body == b"at last"
+            assert wire.is_closed()
+
+    def test_a_body_without_a_length_is_chunked_and_its_iterable_closed(self, shared: Site) -> None:
+        closed = shared.state()["closed"]
+        reply = shared.get("/parts")
+        assert reply.headers["transfer-encoding"] == "chunked"
+        assert reply.body == b"one two three"
+        wait_until(lambda: shared.state()["closed"] == closed + 1, 2, "close()")
+
+    def test_write_and_iterable_follow_each_other(self, shared: Site) -> None:
+        assert shared.get("/write").body == b"written and returned"
+
+    def test_exc_info_replaces_a_head_that_is_not_sent(self, shared: Site) -> None:
+        reply = shared.get("/exc-info")
+        assert (reply.status, reply.body) == (503, b"changed its mind")
+
+    def test_a_file_is_sent_through_the_wrapper(self, shared: Site) -> None:
+        assert shared.get("/file").body == APPLICATION.encode()
+
+    @pytest.mark.parametrize("path", ["/boom", "/bad-header"])
+    def test_an_exception_gives_500(self, shared: Site, path: str) -> None:
+        reply = shared.get(path)
+        assert reply.status == 500
+        assert b"never" not in reply.body
+        assert shared.get("/").status == 200
+
+    def test_an_exception_amid_the_body_cuts_it_off(self, shared: Site) -> None:
+        with shared.wire(request("/boom-late") + request("/")) as wire:
+            assert wire.head()[0] == 200
+            assert wire.chunk() == b"the beginning"
+            with pytest.raises(AssertionError, match="cut off"):
+                wire.chunk()
+
+    def test_the_environment_tells_of_the_request(self, shared: Site) -> None:
+        path = "/e%63ho?a=%20b&c"
+        fields = "X-One: 1\r\nX-Two: a\r\nx-two: b\r\nContent-Type: text/x\r\nX_Two: spoofed\r\n"
+        told = shared.get(path, fields + "X-Spaces:  \tin the middle \t\r\n").json()
+        expected = {
+            "REQUEST_METHOD": "GET",
+            "PATH_INFO": "/echo",
+            "RAW_URI": path,
+            "QUERY_STRING": "a=%20b&c",
+            "SCRIPT_NAME": "",
+            "REMOTE_ADDR": "127.0.0.1",
+            "SERVER_PROTOCOL": "HTTP/1.1",
+            "SERVER_NAME": "127.0.0.1",
+            "SERVER_PORT": str(shared.port),
+            "CONTENT_TYPE": "text/x",
+            "HTTP_HOST": "test",
+            "HTTP_X_ONE": "1",
+            "HTTP_X_SPACES": "in the middle",
+            "wsgi.url_scheme": "http",
+            "wsgi.multithread": True,
+            "wsgi.run_once": False,
+            "wsgi.version": [1, 0],
+        }
+        assert {name: told[name] for name in expected} == expected
+        assert told["HTTP_X_TWO"] == "a,b"
+
+    def test_the_absolute_form_has_the_same_path(self, shared: Site) -> None:
+        told = shared.get("http://other:80/echo?q").json()
+        assert (told["PATH_INFO"], told["QUERY_STRING"]) == ("/echo", "q")
+
+    def test_a_trusted_proxy_tells_the_scheme_and_the_mount(self, shared: Site) -> None:
+        told = shared.get("/base/echo", "X-Forwarded-Proto: https\r\nSCRIPT_NAME: /base\r\n").json()
+        assert (told["wsgi.url_scheme"], told["SCRIPT_NAME"]) == ("https", "/base")
+        assert told["PATH_INFO"] == "/echo"
+
+    def test_an_offer_to_upgrade_is_not_taken_up(self, shared: Site) -> None:
+        offer = (
+            "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+        )
+        sent = request("/echo", offer + "Content-Length: 3\r\n", "POST", b"abc")
+        chunks = request(
+            "/echo", offer + "Transfer-Encoding: chunked\r\n", "POST", b"2\r\nab\r\n0\r\n\r\n"
+        )
+        with shared.wire(sent + chunks + request("/echo", offer) + request("/")) as wire:
+            assert wire.reply().json()["length"] == 3
+            assert wire.reply().json()["length"] == 2
+            assert wire.reply().json()["length"] == 0
+            assert wire.reply().body == b"plain"
+
+
+@pytest.mark.parametrize("worker_class", BOTH)
+class TestBothWorkersAlone:
+    """What needs a server of its own."""
+
+    def test_an_idle_connection_is_closed_after_its_time(
+        self, tmp_path: Path, worker_class: str
+    ) -> None:
+        with Site(tmp_path, worker_class, keepalive=1) as site, site.wire(request("/")) as wire:
+            wire.reply()
+            began = time.monotonic()
+            assert wire.is_closed()
+            assert 0.9 < time.monotonic() - began < 3.5
+
+    def test_no_keep_alive_closes_after_each_answer(
+        self, tmp_path: Path, worker_class: str
+    ) -> None:
+        with Site(tmp_path, worker_class, keepalive=0) as site, site.wire(request("/")) as wire:
+            assert wire.reply().headers["connection"] == "close"
+            assert wire.is_closed()
+
+    def test_a_graceful_stop_finishes_the_answer_in_flight(
+        self, tmp_path: Path, worker_class: str
+    ) -> None:
+        with Site(tmp_path, worker_class) as site, site.wire(request("/slow/1")) as wire:
+            wait_until(lambda: site.state()["made"], 5)
+            site.process.send_signal(signal.SIGTERM)
+            reply = wire.reply()
+            assert reply.body == b"at last"
+            assert wire.is_closed()
+            assert site.process.wait(timeout=5) == 0
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+    def test_a_quick_stop_waits_for_no_connection(
+        self, tmp_path: Path, worker_class: str, number: int
+    ) -> None:
+        with Site(tmp_path, worker_class) as site, site.wire(request("/")) as wire:
+            wire.reply()
+            site.process.send_signal(number)
+            assert wire.is_closed()
+            assert site.process.wait(timeout=5) == 0
+
+    def test_a_reload_under_load_loses_nothing(self, tmp_path: Path, worker_class: str) -> None:
+        with Site(tmp_path, worker_class, workers=2) as site:
+            load = Load(site.port, ["/", "/fast", "/slow/0.01"])
+            for _ in range(2):
+                before = set(site.worker_pids())
+                time.sleep(0.3)
+                site.process.send_signal(signal.SIGHUP)
+                wait_until(
+                    lambda old=before: len(p := site.worker_pids()) == 2 and not old & set(p), 10
+                )
+            load.stop()
+            assert load.errors == []
+            assert load.answers > 200
+
+    def test_after_its_share_of_requests_a_worker_is_replaced_without_loss(
+        self, tmp_path: Path, worker_class: str
+    ) -> None:
+        with Site(tmp_path, worker_class, workers=2, max_requests=100) as site:
+            load = Load(site.port, ["/", "/echo"])
+            time.sleep(1.5)
+            load.stop()
+            assert load.errors == []
+            assert "Autorestarting" in site.log()
+
+    def test_a_killed_worker_is_replaced(self, tmp_path: Path, worker_class: str) -> None:
+        with Site(tmp_path, worker_class) as site:
+            (before,) = site.worker_pids()
+            os.kill(before, signal.SIGKILL)
+            wait_until(lambda: site.worker_pids() not in ([], [before]), 10)
+            assert site.get("/").body == b"plain"
+
+    def test_a_worker_without_its_parent_stops(self, tmp_path: Path, worker_class: str) -> None:
+        with Site(tmp_path, worker_class) as site:
+            (pid,) = site.worker_pids()
+            site.process.kill()
+            site.process.wait()
+            wait_until(lambda: not Path(f"/proc/{pid}/cmdline").exists(), 10, "its end")
+
+    def test_a_unix_socket_is_served(self, tmp_path: Path, worker_class: str) -> None:
+        path = tmp_path / "s"
+        with Site(tmp_path, worker_class, bind=f"unix:{path}"):
+            connection = socket.socket(socket.AF_UNIX)
+            connection.settimeout(5)
+            connection.connect(str(path))
+            with Wire(connection) as wire:
+                wire.send(request("/echo") + request("/fast"))
+                told = wire.reply().json()
+                assert (told["REMOTE_ADDR"], told["SERVER_NAME"]) == ("", "test")
+                assert wire.reply().status == 200
+
+    def test_several_binds_are_served(self, tmp_path: Path, worker_class: str) -> None:
+        ports = [free_port(), free_port()]
+        with Site(tmp_path, worker_class, bind=[f"127.0.0.1:{p}" for p in ports]) as site:
+            for port in ports:
+                site.port = port
+                assert site.get("/echo").json()["SERVER_PORT"] == str(port)
+
+    def test_the_access_log_has_its_line(self, tmp_path: Path, worker_class: str) -> None:
+        form = '%(h)s "%(r)s" %(s)s %(b)s "%(a)s" %({x-own}i)s %({content-type}o)s'
+        log = tmp_path / "access"
+        settings = {"accesslog": str(log), "access_log_format": form}
+        with Site(tmp_path, worker_class, **settings) as site:
+            site.get("/?q", "User-Agent: me\r\nX-Own: mine\r\n")
+            wait_until(lambda: log.read_text().count("\n") == 1, 2)
+        assert log.read_text() == '127.0.0.1 "GET /?q HTTP/1.1" 200 5 "me" mine text/plain\n'
+
+    def test_the_hooks_are_called_around_a_request(self, tmp_path: Path, worker_class: str) -> None:
+        hooks = (
+            "def pre_request(worker, req):\n    worker.log.info('before %s', req.path)\n"
+            "def post_request(worker, req, environ, resp):\n"
+            "    worker.log.info('after %s %s', req.uri, resp.status)\n"
+        )
+        with Site(tmp_path, worker_class, hooks=hooks) as site:
+            site.get("/?q")
+            wait_until(lambda: "after /?q 200" in site.log(), 2)
+            assert site.log().count("before /") == 1
+
+    def test_tls_is_spoken(self, tmp_path: Path, worker_class: str) -> None:
+        make_certificates(tmp_path)
+        files = {"certfile": str(tmp_path / "server.pem"), "keyfile": str(tmp_path / "server.key")}
+        with Site(tmp_path, worker_class, **files) as site:
+            with tls(site, tmp_path) as wire:
+                wire.send(request("/peer") + request("/fast"))
+                assert wire.reply().json() == ["https", None]
+                assert wire.reply().status == 200
+                body = os.urandom(300_000)
+                sent = request("/echo", f"Content-Length: {len(body)}\r\n", "POST", body)
+                wire.send(sent)
+                assert wire.reply().json()["length"] == len(body)
+            with site.wire(request("/")) as plain:  # no TLS: no answer, and no harm
+                plain._file.read()
+            with tls(site, tmp_path) as wire:
+                wire.send(request("/", "Connection: close\r\n"))
+                assert wire.reply().body == b"plain"
+                assert wire.is_closed()
+
+    def test_mutual_tls_lets_in_only_who_has_a_certificate(
+        self, tmp_path: Path, worker_class: str
+    ) -> None:
+        make_certificates(tmp_path)
+        files = {
+            "certfile": str(tmp_path / "server.pem"),
+            "keyfile": str(tmp_path / "server.key"),
+            "ca_certs": str(tmp_path / "ca.pem"),
+            "cert_reqs": int(ssl.CERT_REQUIRED),
+        }
+        with Site(tmp_path, worker_class, **files) as site:
+            with tls(site, tmp_path, "client") as wire:
+                wire.send(request("/peer"))
+                scheme, subject = wire.reply().json()
+                assert scheme == "https"
+                assert [["commonName", "client"]] in subject
+            with pytest.raises((OSError, AssertionError)):
+                ask_without_certificate(site, tmp_path)
+
+
+class Dawdlers(NamedTuple):
+    """Three who take too long, all at the same time."""
+
+    site: Site
+    began: float
+    head: Wire
+    body: Wire
+    reader: Wire
+
+
+@pytest.fixture(scope="module")
+def dawdlers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dawdlers]:
+    with Site(tmp_path_factory.mktemp("dawdlers"), LOOP, timeout=2) as site:
+        began = time.monotonic()
+        reader = site.wire(request("/endless"))
+        body = site.wire(request("/echo", "Content-Length: 9\r\n", "POST", b"abc"))
+        with reader, body, site.wire(b"GET / HTTP/1.1\r\nHo") as head:
+            yield Dawdlers(site, began, head, body, reader)
+
+
+class TestTime:
+    def test_a_slow_head_is_answered_with_408(self, dawdlers: Dawdlers) -> None:
+        wire = dawdlers.head
+        for byte in b"st: test\r\nX-Slow: abcdefgh":
+            time.sleep(0.05)
+            wire.send(bytes([byte]))
+        assert wire.reply().status == 408
+        assert wire.is_closed()
+        assert 1.9 < time.monotonic() - dawdlers.began < 4.9
+
+    def test_a_slow_body_is_answered_with_408(self, dawdlers: Dawdlers) -> None:
+        assert dawdlers.body.reply().status == 408
+        assert dawdlers.body.is_closed()
+
+    def test_a_client_that_reads_nothing_is_dropped(self, dawdlers: Dawdlers) -> None:
+        site = dawdlers.site
+        wait_until(lambda: site.state()["closed"] == 1, 8, "the end of the answer")
+        assert site.state()["made"] < 200, "the application ran ahead of its reader"
+
+    def test_a_worker_that_hangs_is_killed(self, tmp_path: Path) -> None:
+        hang = "class Hang:\n    def fast_lane(self, request):\n        import time\n"
+        hang += "        while request.path == '/hang': time.sleep(0.01)\n"
+        hang += "    def __call__(self, environ, start_response):\n"
+        hang += "        start_response('200 OK', [('Content-Length', '0')])\n        return []\n"
+        (tmp_path / "hanging.py").write_text(hang + "app = Hang()\n")
+        with Site(tmp_path, LOOP, "hanging:app", timeout=1) as site:
+            (before,) = site.worker_pids()
+            with site.wire(request("/hang")) as wire:
+                assert wire.is_closed()
+            wait_until(lambda: site.worker_pids() not in ([], [before]), 10)
+            assert site.get("/").status == 200
+
+
+class TestBounds:
+    def test_a_body_beyond_the_bound_is_refused_at_once(self, site: Site) -> None:
+        fields = f"Content-Length: {64 * 1024 * 1024 + 1}\r\nExpect: 100-continue\r\n"
+        with site.wire(request("/echo", fields, "POST")) as wire:
+            assert wire.reply().status == 413
+            assert wire.is_closed()
+
+    def test_a_chunked_body_beyond_the_bound_is_refused(self, site: Site) -> None:
+        chunk = b"100000\r\n" + bytes(0x100000) + b"\r\n"
+        with site.wire(request("/echo", "Transfer-Encoding: chunked\r\n", "POST")) as wire:
+            for _ in range(65):
+                wire.send(chunk)
+            assert wire.reply().status == 413
+
+    def test_trailers_and_chunk_extensions_have_a_bound(self, site: Site) -> None:
+        head = request("/echo", "Transfer-Encoding: chunked\r\n", "POST")
+        for endless in (b"0\r\n" + b"X-A: " + b"a" * 2_000_000, b"3;" + b"a" * 2_000_000):
+            with site.wire() as wire:
+                try:
+                    wire.send(head + endless)
+                    assert wire.reply().status in (400, 431)
+                except ConnectionError:
+                    pass
+        assert site.get("/").status == 200
+
+    def test_requests_far_ahead_are_answered_all_and_in_order(self, site: Site) -> None:
+        count = 3000
+        many = b"".join(request(f"/fast?{n}") for n in range(count))
+        with site.wire(request("/slow/0.3")) as wire:
+            sender = threading.Thread(target=wire.send, args=(many,))
+            sender.start()
+            assert wire.reply().body == b"at last"
+            assert [wire.reply().json()["query"] for _ in range(count)] == [
+                str(n) for n in range(count)
+            ]
+            sender.join()
+
+    def test_answers_that_nobody_reads_yet_are_not_made(self, site: Site) -> None:
+        count = 100
+        with site.wire(b"".join(request("/fast/big") for _ in range(count))) as wire:
+            fast = site.state()["fast"]
+            time.sleep(0.3)
+            assert site.state()["fast"] - fast < 10
+            for _ in range(count):
+                assert len(wire.reply().body) == 1_000_000
+
+    def test_beyond_the_bound_on_connections_clients_wait(self, tmp_path: Path) -> None:
+        with Site(tmp_path, LOOP, worker_connections=5, keepalive=2) as site:
+            wires = [site.wire(request("/")) for _ in range(5)]
+            for wire in wires:
+                assert wire.reply().status == 200
+            with site.wire(request("/")) as sixth:
+                sixth.socket.settimeout(0.3)
+                with pytest.raises(TimeoutError):
+                    sixth.socket.recv(1)
+            for wire in wires:
+                wire.__exit__()
+            assert site.get("/").status == 200
+
+    def test_an_answer_shorter_than_it_said_ends_the_connection(self, site: Site) -> None:
+        with site.wire(request("/short") + request("/")) as wire:
+            assert wire.head()[2]["content-length"] == "10"
+            assert wire._file.read() == b"short"
+
+
+class TestFastLane:
+    def test_it_is_given_the_request_as_it_came(self, site: Site) -> None:
+        fields = "X-Two: a\r\nX-TWO: b\r\nAccept: x/y\r\n"
+        reply = site.get("/fast/%2Fa%20b?q=%20&r", fields)
+        told = reply.json()
+        assert told == {
+            "method": "GET",
+            "path": "/fast/%2Fa%20b",
+            "query": "q=%20&r",
+            "scheme": "http",
+            "peer": "127.0.0.1",
+            "base": "",
+            "headers": {"host": "test", "x-two": "a, b", "accept": "x/y", "connection": "close"},
+            "body": "",
+        }
+        assert reply.headers["content-type"] == "application/json"
+        assert reply.headers["x-fast"] == "yes"
+        assert reply.headers["server"] == "gunicorn"
+        assert reply.headers["date"].endswith(" GMT")
+
+    def test_none_leaves_the_request_to_the_application(self, site: Site) -> None:
+        assert site.get("/fast/none").body == b"plain"
+
+    def test_a_small_body_is_passed_and_a_longer_one_is_not(self, site: Site) -> None:
+        chunked = "Transfer-Encoding: chunked\r\n"
+        with site.wire(request("/fast", "Content-Length: 2\r\n", "PUT", b"{}")) as wire:
+            assert wire.reply().json()["body"] == "{}"
+            wire.send(request("/fast", chunked, "POST", b"1\r\n{\r\n1\r\n}\r\n0\r\n\r\n"))
+            assert wire.reply().json()["body"] == "{}"
+            wire.send(request("/fast", "Content-Length: 0\r\n", "POST"))
+            assert wire.reply().json()["body"] == ""
+            wire.send(request("/fast", "Content-Length: 17000\r\n", "PUT", b"x" * 17000))
+            assert wire.reply().body == b"plain"
+
+    def test_a_longer_body_than_is_taken_is_an_error(self, site: Site) -> None:
+        with site.wire(request("/fast", "Content-Length: 101\r\n", "PUT", b"x" * 101)) as wire:
+            assert wire.reply().status == 500
+
+    def test_the_absolute_form_has_the_same_path(self, site: Site) -> None:
+        assert site.get("http://other/fast/x?q").json()["path"] == "/fast/x"
+
+    def test_head_and_304_have_no_body(self, site: Site) -> None:
+        sent = request("/fast", method="HEAD") + request("/fast/304") + request("/fast/big")
+        with site.wire(sent) as wire:
+            assert int(wire.reply("HEAD").headers["content-length"]) > 50
+            reply = wire.reply()
+            assert (reply.status, reply.headers["etag"]) == (304, "x")
+            assert "content-length" not in reply.headers
+            assert wire.reply().body == b"y" * 1_000_000
+
+    @pytest.mark.parametrize("path", ["/fast/boom", "/fast/split"])
+    def test_an_exception_gives_500(self, site: Site, path: str) -> None:
+        reply = site.get(path)
+        assert (reply.status, reply.body) == (500, b"")
+        assert site.get("/fast").status == 200
+
+    def test_http_1_0_is_answered_in_kind(self, site: Site) -> None:
+        kept = b"GET /fast HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+        with site.wire(kept + b"GET /fast HTTP/1.0\r\n\r\n") as wire:
+            assert wire.reply().headers["connection"] == "keep-alive"
+            reply = wire.reply()
+            assert (reply.version, reply.headers["connection"]) == ("HTTP/1.0", "close")
+            assert wire.is_closed()
+
+    def test_it_waits_its_turn_behind_a_thread(self, site: Site) -> None:
+        paths = ["/fast?1", "/slow/0.2", "/fast?2", "/", "/fast?3"]
+        with site.wire(b"".join(map(request, paths))) as wire:
+            bodies = [wire.reply().body for _ in paths]
+        assert [json.loads(bodies[n])["query"] for n in (0, 2, 4)] == ["1", "2", "3"]
+        assert (bodies[1], bodies[3]) == (b"at last", b"plain")
+
+    def test_it_answers_while_every_thread_is_busy(self, site: Site) -> None:
+        wires = [site.wire(request("/slow/0.5")) for _ in range(4)]
+        began = time.monotonic()
+        assert site.get("/fast").status == 200
+        assert time.monotonic() - began < 0.3
+        for wire in wires:
+            assert wire.reply().body == b"at last"
+
+    def test_an_application_without_one_is_served_all_the_same(self, tmp_path: Path) -> None:
+        with Site(tmp_path, LOOP, "application:plain") as site:
+            assert site.get("/fast").body == b"plain"
+
+    def test_below_a_mount_it_is_told_the_base(self, tmp_path: Path) -> None:
+        with Site(tmp_path, LOOP, env={"SCRIPT_NAME": "/mount"}) as site:
+            told = site.get("/mount/fast?q").json()
+            assert (told["base"], told["path"]) == ("/mount", "/fast")
+            assert site.get("/mount/echo").json()["PATH_INFO"] == "/echo"
+
+    def test_log_and_hooks_hear_of_it(self, tmp_path: Path) -> None:
+        hooks = (
+            "def pre_request(worker, req):\n    worker.log.info('before %s', req.path)\n"
+            "def post_request(worker, req, environ, resp):\n"
+            "    worker.log.info('after %s %s', req.path, resp.status)\n"
+        )
+        log = tmp_path / "access"
+        form = '%(h)s "%(r)s" %(s)s %(b)s %({x-own}i)s %({x-fast}o)s'
+        settings = {"accesslog": str(log), "access_log_format": form, "hooks": hooks}
+        with Site(tmp_path, LOOP, **settings) as site:
+            size = len(site.get("/fast?q", "X-Own: mine\r\n").body)
+            site.get("/fast/none")
+            wait_until(lambda: log.read_text().count("\n") == 2, 2)
+            assert f'127.0.0.1 "GET /fast?q HTTP/1.1" 200 {size} mine yes\n' in log.read_text()
+            assert site.log().count("before /fast\n") == site.log().count("after /fast 200") == 1
+            assert site.log().count("before /fast/none\n") == 1
+
+
+class TestThreads:
+    def test_a_client_that_goes_away_frees_its_thread(self, tmp_path: Path) -> None:
+        with Site(tmp_path, LOOP, threads=2) as site:
+            wires = [site.wire(request("/endless")) for _ in range(2)]
+            for wire in wires:
+                assert wire.head()[0] == 200
+            for wire in wires:
+                wire.__exit__()
+            assert site.get("/").body == b"plain"
+            wait_until(lambda: site.state()["closed"] == 2, 5, "close()")
+
+    def test_a_client_that_leaves_before_its_answer_does_no_harm(self, site: Site) -> None:
+        for _ in range(10):
+            with site.wire(request("/slow/0.1")):
+                pass
+        assert site.get("/").body == b"plain"
+        assert "Error handling request GET /slow" not in site.log()
+
+    def test_a_streaming_body_waits_for_its_reader(self, site: Site) -> None:
+        with site.wire(request("/endless")) as wire:
+            assert wire.head()[0] == 200
+            time.sleep(0.3)
+            before = site.state()["made"]
+            time.sleep(0.3)
+            assert site.state()["made"] == before
+            for _ in range(200):
+                assert len(wire.chunk()) == 65536
+            assert site.state()["made"] > before
+
+
+class TestStreams:
+    def test_200_readers_hear_every_tick_and_cost_no_thread(self, tmp_path: Path) -> None:
+        with Site(tmp_path, LOOP) as site:
+            assert site.state()["ticks"] == 0
+            threads = site.state()["threads"]
+            wires = [site.wire(request("/fast/stream")) for _ in range(200)]
+            for wire in wires:
+                status, _, headers = wire.head()
+                assert (status, headers["transfer-encoding"]) == (200, "chunked")
+                assert (headers["content-type"], headers["x-stream"]) == (
+                    "text/event-stream",
+                    "yes",
+                )
+                assert wire.chunk() == b"welcome\n"
+            for wire in wires:
+                first = int(wire.chunk().split()[1])
+                assert [int(wire.chunk().split()[1]) for _ in range(5)] == [
+                    first + n for n in range(1, 6)
+                ]
+            assert site.state()["threads"] <= max(threads, 4 + 1)
+            began, ticks = time.monotonic(), site.state()["ticks"]
+            time.sleep(0.5)
+            per_second = (site.state()["ticks"] - ticks) / (time.monotonic() - began)
+            assert 25 < per_second < 55
+            for wire in wires:
+                wire.__exit__()
+            wait_until(lambda: site.state()["left"] == 200, 5, "all to have left")
+            ticks = site.state()["ticks"]
+            time.sleep(0.2)
+            assert site.state()["ticks"] <= ticks + 1
+
+    def test_a_slow_reader_is_dropped_and_others_are_not(self, tmp_path: Path) -> None:
+        with Site(tmp_path, LOOP, env={"EVENT_BYTES": "60000"}) as site:
+            slow = site.wire(request("/fast/stream"))
+            with site.wire(request("/fast/stream")) as quick:
+                quick.head()
+                wait_until(lambda: quick.chunk() and "too slow" in site.log(), 10)
+                assert site.state()["left"] == 1
+                for _ in range(5):
+                    assert quick.chunk()
+            with slow, pytest.raises((AssertionError, ConnectionError)):
+                read_to_the_end(slow)
+
+    def test_a_stream_that_ends_leaves_the_connection_open(self, site: Site) -> None:
+        left = site.state()["left"]
+        with site.wire(request("/fast/poll") + request("/fast/once") + request("/")) as wire:
+            assert wire.reply().body == b"polled"
+            assert wire.reply().body == b"once"
+            assert wire.reply().body == b"plain"
+        assert site.state()["left"] == left + 1
+        assert "Error ending" not in site.log()
+
+    def test_head_of_a_stream_subscribes_nothing(self, site: Site) -> None:
+        joined = site.state()["joined"]
+        with site.wire(request("/fast/stream", method="HEAD") + request("/")) as wire:
+            assert wire.reply("HEAD").headers["transfer-encoding"] == "chunked"
+            assert wire.reply().body == b"plain"
+        assert site.state()["joined"] == joined
+
+    def test_http_1_0_gets_a_stream_until_the_end(self, site: Site) -> None:
+        with site.wire(b"GET /fast/once HTTP/1.0\r\nConnection: keep-alive\r\n\r\n") as wire:
+            reply = wire.reply()
+            assert (reply.headers["connection"], reply.body) == ("close", b"once")
+            assert "transfer-encoding" not in reply.headers
+
+    def test_a_reader_that_only_closes_its_side_has_left(self, site: Site) -> None:
+        left = site.state()["left"]
+        with site.wire(request("/fast/stream")) as wire:
+            wire.head()
+            wire.socket.shutdown(socket.SHUT_WR)
+            wait_until(lambda: site.state()["left"] == left + 1, 3)
+
+    def test_a_graceful_stop_ends_streams_and_idle_connections_at_once(
+        self, tmp_path: Path
+    ) -> None:
+        with Site(tmp_path, LOOP) as site:
+            idle, stream = site.wire(request("/")), site.wire(request("/fast/stream"))
+            idle.reply()
+            stream.head()
+            time.sleep(1.2)
+            began = time.monotonic()
+            site.process.send_signal(signal.SIGTERM)
+            while stream.chunk():
+                pass
+            assert stream.is_closed()
+            assert idle.is_closed()
+            assert site.process.wait(timeout=5) == 0
+            assert time.monotonic() - began < 2.5
+
+    def test_streams_are_spoken_under_tls(self, tmp_path: Path) -> None:
+        make_certificates(tmp_path)
+        files = {"certfile": str(tmp_path / "server.pem"), "keyfile": str(tmp_path / "server.key")}
+        with Site(tmp_path, LOOP, **files) as site:
+            with tls(site, tmp_path) as wire:
+                wire.send(request("/fast/stream"))
+                wire.head()
+                assert wire.chunk() == b"welcome\n"
+                assert wire.chunk().startswith(b"event")
+            with tls(site, tmp_path) as wire:
+                wire.send(b"".join(request("/fast/big") for _ in range(20)))
+                assert all(len(wire.reply().body) == 1_000_000 for _ in range(20))
+                wire.send(request("/state"))
+                wait_until(lambda: wire.reply().json()["left"] or wire.send(request("/state")), 3)
+
+
+def read_to_the_end(wire: Wire) -> None:
+    wire.head()
+    while wire.chunk():
+        pass
+
+
+class Load:
+    """Clients that keep their connections, until stopped; every error is a loss."""
+
+    def __init__(self, port: int, paths: list[str]) -> None:
+        self.errors: list[str] = []
+        self.answers = 0
+        self._port = port
+        self._paths = paths
+        self._stopped = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(6)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, number: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
+        while not self._stopped.is_set():
+            path = self._paths[(self.answers + number) % len(self._paths)]
+            try:
+                connection.request("GET", path)
+                response = connection.getresponse()
+                response.read()
+                self.answers += 1
+                if response.status != 200:
+                    self.errors.append(f"{path}: {response.status}")
+            except (OSError, http.client.HTTPException) as error:
+                self.errors.append(f"{path}: {error!r}")
+                connection.close()
+            if number % 2:
+                connection.close()
+            time.sleep(0.002)
+        connection.close()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def tls(site: Site, folder: Path, client: str | None = None) -> Wire:
+    context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
+    if client is not None:
+        context.load_cert_chain(folder / f"{client}.pem", folder / f"{client}.key")
+    plain = socket.create_connection(("127.0.0.1", site.port), timeout=10)
+    return Wire(context.wrap_socket(plain, server_hostname="localhost"))
+
+
+def ask_without_certificate(site: Site, folder: Path) -> None:
+    with tls(site, folder) as wire:
+        wire.send(request("/"))
+        wire.reply()
+
+
+def make_certificates(folder: Path) -> None:
+    """An authority, a server for localhost and a client."""
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    openssl(
+        "req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority",
+        "-days", "2", "-addext", "keyUsage=critical,keyCertSign",
+    )  # fmt: skip
+    for name in ("server", "client"):
+        openssl(
+            "req", "-x509", *key, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-days", "2",
+            "-subj", f"/CN={name}", "-CA", "ca.pem", "-CAkey", "ca.key",
+            "-addext", "subjectAltName=DNS:localhost", "-addext", "basicConstraints=CA:FALSE",
+        )  # fmt: skip
