@@ -25,6 +25,9 @@ from registry import (
     View,
 )
 
+JSON = "application/json"
+XML = "application/xml"
+_MARK = 7_046_029_254_386_353_131
 _KEPT_ANSWERS = 256
 _BUCKET_INSTANCES = 64
 
@@ -41,6 +44,11 @@ class Form(Enum):
     def is_json(self) -> bool:
         """Whether the body is JSON."""
         return self in (Form.JSON, Form.COMPACT_JSON)
+
+    @property
+    def media(self) -> str:
+        """The media type of the body."""
+        return JSON if self.is_json else XML
 
     @property
     def is_compact(self) -> bool:
@@ -69,7 +77,8 @@ class Answers:
         self._registry = registry
         self._namespace = namespace
         self._answers: dict[Any, tuple[Any, EncodedAnswer]] = {}
-        self._fragments: dict[InstanceKey, tuple[Revision, dict[Any, bytes]]] = {}
+        self._fragments: dict[InstanceKey, tuple[Revision, dict[Any, Any]]] = {}
+        self._most_fragments = 0
         self._buckets: dict[Form, list[tuple[Any, Piece]]] = {}
 
     def applications(self, form: Form) -> EncodedAnswer:
@@ -79,11 +88,14 @@ class Answers:
         if kept is not None and kept[0] == view.revision:
             return kept[1]
         with view.lock:
-            if len(self._fragments) > 2 * view.size() + 1000:
-                self._fragments.clear()
+            self._make_room(view)
             joined = self._in_buckets(view, form)
             code = hash_code(view.status_counts.items())
             answer = _wrapped(joined, "1", code, form)
+            for other in Form:
+                stale = self._answers.get(("apps", other))
+                if stale is not None and stale[0] != view.revision:
+                    del self._answers["apps", other]
             self._answers["apps", form] = (view.revision, answer)
             return answer
 
@@ -96,7 +108,7 @@ class Answers:
             apps_of[hash(app) & (count - 1)].append(app)
         buckets = self._buckets.get(form, [])
         if len(buckets) != count:
-            buckets = [(None, Piece(b""))] * count
+            buckets = [(None, Piece(()))] * count
         revisions = view.application_revisions
         for place, apps in enumerate(apps_of):
             # Each change raises a revision; one that takes an application away lowers the count.
@@ -107,7 +119,7 @@ class Answers:
                 ]
                 buckets[place] = (marker, _in_list(joined, form))
         self._buckets[form] = buckets
-        return [piece for _, piece in buckets if piece.raw]
+        return [piece for _, piece in buckets if piece.parts]
 
     def delta(self, form: Form) -> EncodedAnswer:
         """What changed in the retention window: ``GET apps/delta``."""
@@ -119,6 +131,7 @@ class Answers:
             kept = self._answers.get(("delta", form))
             if kept is not None and kept[0] == marker:
                 return kept[1]
+            self._make_room(view)
             apps: dict[str, dict[str, Instance]] = {}
             for change in view.recent(now):
                 if change.instance is not None:
@@ -144,12 +157,29 @@ class Answers:
             kept = self._answers.get((app, form))
             if kept is not None and kept[0] == revision:
                 return kept[1]
-            body = self._join(app, instances.values(), form, depth=0)
+            body = b"".join(self._join(app, instances.values(), form, depth=0))
             if form.is_json:
                 body = b'{"application":' + body + b"}"
-            answer = EncodedAnswer([Piece(body.rstrip(b"\n"))])
+            answer = EncodedAnswer([Piece([body.rstrip(b"\n")])], form.media)
             self._keep((app, form), revision, answer)
             return answer
+
+    def instance(self, instance: Instance, last_renewal_ms: int, form: Form) -> bytes:
+        """A single instance that was last renewed then: ``GET apps/APP/ID``.
+
+        Only the instant of the renewal changes between two registrations, so what stands before and
+        after it is kept.
+        """
+        self._make_room(self._registry.view(self._namespace))
+        variants = self._variants(instance)
+        around: tuple[bytes, ...] | None = variants.get(("alone", form))
+        if around is None:
+            marked = encode_instance(instance._replace(last_renewal_ms=_MARK), form)
+            around = tuple(marked.split(b"%d" % _MARK))
+            if len(around) != 2:  # a client has this number somewhere, of all numbers
+                return encode_instance(instance._replace(last_renewal_ms=last_renewal_ms), form)
+            variants["alone", form] = around
+        return b"%b%d%b" % (around[0], last_renewal_ms, around[1])
 
     def vip(self, vip: str, form: Form, *, secure: bool) -> EncodedAnswer:
         """The instances of a VIP; an empty answer where there are none."""
@@ -174,56 +204,73 @@ class Answers:
             self._answers.clear()
         self._answers[name] = (marker, answer)
 
-    def _join(self, app: str, instances: Iterable[Instance], form: Form, depth: int) -> bytes:
+    def _join(self, app: str, instances: Iterable[Instance], form: Form, depth: int) -> list[bytes]:
+        """An application's parts, its instances' among them as they are kept."""
         fragments = [self._fragment(instance, form, depth + 1) for instance in instances]
         if form.is_json:
-            name = codecs.to_json(app)
-            return b'{"name":' + name + b',"instance":[' + b",".join(fragments) + b"]}"
+            parts = [b'{"name":' + codecs.to_json(app) + b',"instance":[']
+            for fragment in fragments:
+                parts += (fragment, b",")
+            parts[-1] = b"]}"
+            return parts
         indent = form is Form.XML
         name = codecs.to_xml("name", app, depth + 1, indent=indent).encode()
         space = b"  " * depth if indent else b""
         end = b"\n" if indent else b""
-        return b"".join(
-            (
-                space + b"<application>" + end + name,
-                *fragments,
-                space + b"</application>" + end,
-            )
-        )
+        return [
+            space + b"<application>" + end + name,
+            *fragments,
+            space + b"</application>" + end,
+        ]
 
     def _fragment(self, instance: Instance, form: Form, depth: int) -> bytes:
-        key = instance.key
-        kept = self._fragments.get(key)
-        if kept is None or kept[0] != instance.revision:
-            kept = (instance.revision, {})
-            self._fragments[key] = kept
+        variants = self._variants(instance)
         variant = (form, depth) if form is Form.XML else form
-        fragment = kept[1].get(variant)
+        fragment: bytes | None = variants.get(variant)
         if fragment is None:
             tree = wire.compact_tree(instance) if form.is_compact else wire.instance_tree(instance)
             if form.is_json:
-                fragment = codecs.to_json(tree)
+                # A copy, since the encoder's own bytes keep the buffer that they were written to,
+                # eight times their size.
+                fragment = bytes(memoryview(codecs.to_json(tree)))
             else:
                 indent = form is Form.XML
                 fragment = codecs.to_xml("instance", tree, depth, indent=indent).encode()
-            kept[1][variant] = fragment
+            variants[variant] = fragment
         return fragment
 
+    def _make_room(self, view: View) -> None:
+        """Forget what was encoded, once half of it at least is of instances that went."""
+        if len(self._fragments) >= self._most_fragments:
+            with view.lock:
+                self._most_fragments = 2 * view.size() + 1000
+            if len(self._fragments) >= self._most_fragments:
+                self._fragments.clear()
 
-def _in_list(applications: list[bytes], form: Form) -> Piece:
+    def _variants(self, instance: Instance) -> dict[Any, Any]:
+        """What was encoded of an instance as it is now."""
+        kept = self._fragments.get(instance.key)
+        if kept is None or kept[0] != instance.revision:
+            kept = (instance.revision, {})
+            self._fragments[instance.key] = kept
+        return kept[1]
+
+
+def _in_list(applications: list[list[bytes]], form: Form) -> Piece:
     """Applications as they stand in a list: in JSON each with a comma before it."""
-    if form.is_json and applications:
-        return Piece(b"," + b",".join(applications))
-    return Piece(b"".join(applications))
+    if form.is_json:
+        return Piece([part for parts in applications for part in (b",", *parts)])
+    return Piece([part for parts in applications for part in parts])
 
 
 def _wrapped(applications: list[Piece], version: str, code: str, form: Form) -> EncodedAnswer:
     opening, closing = _frame(version.encode(), code.encode(), form)
-    if form.is_json and applications:
+    first = [opening]
+    if form.is_json and applications and applications[0].parts:
         # The first has no comma before it; what is before it changes with every answer anyway.
-        opening += applications[0].raw[1:]
+        first += applications[0].parts[1:]
         applications = applications[1:]
-    return EncodedAnswer([Piece(opening), *applications, Piece(closing)])
+    return EncodedAnswer([Piece(first), *applications, Piece([closing])], form.media)
 
 
 def _frame(version: bytes, code: bytes, form: Form) -> tuple[bytes, bytes]:

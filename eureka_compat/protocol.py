@@ -13,13 +13,15 @@ import io
 import json
 import logging
 import os
+import re
 import time
 import zlib
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 from eureka_compat import codecs, wire
-from eureka_compat.answers import Answers, Form, encode_instance
+from eureka_compat.answers import JSON, XML, Answers, Form
 from eureka_compat.pieces import EncodedAnswer
 from eureka_compat.settings import EurekaSettings
 from exchange import Answer, BodyTooLargeError, Request
@@ -36,8 +38,6 @@ from registry import (
 
 log = logging.getLogger("eureka")
 
-JSON = "application/json"
-XML = "application/xml"
 PARSE_FAILURE = "cannot parse request body"
 
 
@@ -52,6 +52,17 @@ class _RefusedError(Exception):
 OK = Answer(200)
 NO_CONTENT = Answer(204)
 NOT_FOUND = Answer(404)
+
+
+# The path of an instance as most are, which needs no further look: heartbeats come by the thousand.
+_ORDINARY_INSTANCE = re.compile("apps/([^/%]+)/([^/%]+)")
+
+
+def _bodiless(answer: Answer) -> Answer:
+    """Without the body of a refusal: Java clients would decode it as an instance."""
+    if answer.status >= 300 and answer.status != 409:
+        return Answer(answer.status, headers=answer.headers)
+    return answer
 
 
 def _wrong_method(*allowed: str) -> Answer:
@@ -110,12 +121,33 @@ class Protocol:
         self._settings = settings
         self._namespace = namespace
         self._answers = Answers(registry, namespace)
+        # How the lists that were asked for are answered, by the shape of the request.
+        self._reads: dict[_Shape, Callable[[], Answer | None]] = {}
         self._started = time.monotonic()
+        self._handlers: dict[str, Callable[[Request, str, list[str]], Answer]] = {
+            "apps": self._apps,
+            "instances": self._instances,
+            "vips": functools.partial(self._vips, secure=False),
+            "svips": functools.partial(self._vips, secure=True),
+            "status": self._status,
+            "serverinfo": self._server_info,
+            "asg": self._asg,
+            "peerreplication": self._peer_replication,
+        }
 
-    def answer(self, request: Request) -> Answer:
-        """The answer to any request; never raises for what a client sent."""
+    def answer(self, request: Request, path: str) -> Answer:
+        """The answer to a request for ``path`` below the protocol's base; never raises for it."""
         try:
-            return self._dispatch(request)
+            if request.method == "GET":
+                read = self._reads.get(_shape(request, path))
+                answer = read() if read is not None else None
+                if answer is not None:
+                    return answer
+            elif request.method == "PUT":
+                instance = _ORDINARY_INSTANCE.fullmatch(path)
+                if instance is not None:
+                    return _bodiless(self._heartbeat(request, *instance.groups()))
+            return self._dispatch(request, path)
         except _RefusedError as refused:
             return refused.answer
         except SourceConflictError as error:
@@ -125,62 +157,67 @@ class Protocol:
         except BodyTooLargeError:
             return Answer(413)
         except StoreError as error:
-            log.error("%s %s refused: %s", request.method, request.path, error)
+            log.error("%s %s refused: %s", request.method, path, error)
             return Answer(503, headers={"Retry-After": "1"})
 
-    def _dispatch(self, request: Request) -> Answer:
-        raw = request.path.split("/")
+    def _dispatch(self, request: Request, path: str) -> Answer:
+        raw = path.split("/")
         if raw[0] == "v2" and len(raw) > 1:
             raw = raw[1:]
         if len(raw) > 1 and raw[-1] == "":
             raw.pop()  # one trailing slash is as good as none
         resource, rest = raw[0], raw[1:]
-        handler = {
-            "apps": self._apps,
-            "instances": self._instances,
-            "vips": self._vips,
-            "svips": self._vips,
-            "status": self._status,
-            "serverinfo": self._server_info,
-            "asg": self._asg,
-            "peerreplication": self._peer_replication,
-        }.get(resource)
+        handler = self._handlers.get(resource)
         if handler is None:
             return NOT_FOUND
-        answer = handler(request, resource, rest)
-        if request.method in ("PUT", "DELETE") and answer.status >= 300 and answer.status != 409:
-            # Java clients decode any body of a heartbeat's answer as an instance.
-            return Answer(answer.status, headers=answer.headers)
-        return answer
+        answer = handler(request, path, rest)
+        return _bodiless(answer) if request.method in ("PUT", "DELETE") else answer
 
     # apps
 
-    def _apps(self, request: Request, _: str, rest: list[str]) -> Answer:
+    def _apps(self, request: Request, path: str, rest: list[str]) -> Answer:
         method = request.method
         if len(rest) <= 1 and (not rest or rest[0] == "delta"):
             if method == "OPTIONS":
                 return Answer(200, headers={"Allow": "GET,HEAD,OPTIONS"})
             if method not in ("GET", "HEAD"):
                 return _wrong_method("GET", "HEAD")
-            form = self._form(request)
-            if rest:
-                if not self._settings.delta_enabled:
-                    return Answer(403)
-                return _cached(request, form, self._answers.delta(form))
-            return _cached(request, form, self._answers.applications(form))
+            if rest and not self._settings.delta_enabled:
+                self._form(request)  # what cannot be accepted is refused first
+                return Answer(403)
+            return self._list(
+                request, path, self._answers.delta if rest else self._answers.applications
+            )
         app = unquote(rest[0])
         if len(rest) == 1:
             if method in ("GET", "HEAD"):
-                return self._application(request, app)
+                fetch = functools.partial(self._answers.application, app)
+                return self._list(request, path, fetch)
             if method == "POST":
                 return self._register(request, app)
             return _wrong_method("GET", "HEAD", "POST")
         return self._instance_resource(request, app, rest[1:])
 
-    def _application(self, request: Request, app: str) -> Answer:
+    def _list(
+        self, request: Request, path: str, fetch: Callable[[Form], EncodedAnswer | None]
+    ) -> Answer:
+        """Answer with a list, and remember how for the next request of this shape."""
         form = self._form(request)
-        answer = self._answers.application(app, form)
-        return NOT_FOUND if answer is None else _cached(request, form, answer)
+        zipped = "gzip" in request.headers.get("accept-encoding", "").lower()
+
+        def read() -> Answer | None:
+            encoded = fetch(form)
+            if encoded is None:
+                return None
+            return encoded.gzipped() if zipped else encoded.plain()
+
+        answer = read()
+        if answer is None:
+            return NOT_FOUND
+        if len(self._reads) >= _REMEMBERED_SHAPES:
+            self._reads.clear()
+        self._reads[_shape(request, path)] = read
+        return answer
 
     def _register(self, request: Request, app: str) -> Answer:
         body = _body(request, self._settings.max_instance_bytes)
@@ -215,8 +252,7 @@ class Protocol:
             return _wrong_method("PUT")
         instance_id = unquote("/".join(rest))
         if method in ("GET", "HEAD"):
-            found = self._registry.instance(app, instance_id, self._namespace)
-            return self._entity(request, found)
+            return self._entity(request, self._registry.renewed(app, instance_id, self._namespace))
         if method == "PUT":
             return self._heartbeat(request, app, instance_id)
         if method == "DELETE":
@@ -224,14 +260,17 @@ class Protocol:
             return OK if gone else NOT_FOUND
         return _wrong_method("GET", "HEAD", "PUT", "DELETE")
 
-    def _entity(self, request: Request, instance: Instance | None, status: int = 200) -> Answer:
+    def _entity(
+        self, request: Request, found: tuple[Instance, int] | None, status: int = 200
+    ) -> Answer:
+        """An instance, and when it was last renewed."""
         media = negotiated(request.headers.get("accept"))
         if media is None:
             raise _RefusedError(Answer(406))
-        if instance is None:
+        if found is None:
             return NOT_FOUND
         form = Form.JSON if media == JSON else Form.XML
-        return Answer(status, encode_instance(instance, form), media)
+        return Answer(status, self._answers.instance(*found, form), media)
 
     def _heartbeat(self, request: Request, app: str, instance_id: str) -> Answer:
         query = _query(request)
@@ -243,7 +282,7 @@ class Protocol:
             is_replication=_is_replication(request),
         )
         if conflict is not None:
-            return self._entity(request, conflict, 409)
+            return self._entity(request, (conflict, conflict.last_renewal_ms), 409)
         return Answer(status)
 
     def _renew(
@@ -327,16 +366,15 @@ class Protocol:
         if request.method not in ("GET", "HEAD"):
             return _wrong_method("GET", "HEAD")
         found = self._registry.instance_by_id(unquote("/".join(rest)), self._namespace)
-        return self._entity(request, found)
+        return self._entity(request, found and (found, found.last_renewal_ms))
 
-    def _vips(self, request: Request, resource: str, rest: list[str]) -> Answer:
+    def _vips(self, request: Request, path: str, rest: list[str], *, secure: bool) -> Answer:
         if not rest:
             return NOT_FOUND
         if request.method not in ("GET", "HEAD"):
             return _wrong_method("GET", "HEAD")
-        form = self._form(request)
-        vip = unquote("/".join(rest))
-        return _cached(request, form, self._answers.vip(vip, form, secure=resource == "svips"))
+        fetch = functools.partial(self._answers.vip, unquote("/".join(rest)), secure=secure)
+        return self._list(request, path, fetch)
 
     def _status(self, request: Request, _: str, rest: list[str]) -> Answer:
         if rest:
@@ -463,11 +501,14 @@ class Protocol:
         return Form.JSON if is_json else Form.XML
 
 
-def _cached(request: Request, form: Form, answer: EncodedAnswer) -> Answer:
-    media = JSON if form.is_json else XML
-    if "gzip" in request.headers.get("accept-encoding", "").lower():
-        return Answer(200, answer.gzipped(), media, {"Content-Encoding": "gzip"})
-    return Answer(200, answer.body, media)
+_Shape = tuple[str, str | None, str | None, str | None]
+_REMEMBERED_SHAPES = 1024
+
+
+def _shape(request: Request, path: str) -> _Shape:
+    """All of a request that the answer with a list depends on."""
+    find = request.headers.get
+    return path, find("accept"), find("x-eureka-accept"), find("accept-encoding")
 
 
 def _query(request: Request) -> dict[str, str]:

@@ -215,7 +215,9 @@ def _scalar(value: Any, path: str) -> str:
 
 def _text(tree: Tree, name: str) -> str | None:
     value = tree.get(name)
-    return None if value is None else _scalar(value, f"instance.{name}")
+    if value is None or type(value) is str:
+        return value
+    return _scalar(value, f"instance.{name}")
 
 
 def _status(text: str) -> InstanceStatus:
@@ -389,3 +391,56 @@ def validated(candidate: Candidate, path_app: str, now_ms: int) -> Instance:
         action_type=ActionType.ADDED,
         **candidate.fields,
     )
+
+
+# A registry, as another server tells of it
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """An instance in a registry that cannot be read: which, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A registry or a delta: each instance with its action, in the order in which they came."""
+
+    instances: list[tuple[str, Instance] | Unreadable]
+    hash_code: str | None
+
+
+def read_applications(document: Any) -> Told:
+    """What a server answers to ``apps`` and ``apps/delta`` in JSON; ``ParseError``.
+
+    An instance that cannot be read is told of and holds up no other.
+    """
+    root = document.get("applications") if isinstance(document, dict) else None
+    if not isinstance(root, dict):
+        raise ParseError('expected one root key: {"applications": {...}}')
+    found: list[tuple[str, Instance] | Unreadable] = []
+    for application in _listed(root.get("application")):
+        name = application.get("name") if isinstance(application, dict) else None
+        if not isinstance(name, str):
+            raise ParseError("applications.application: expected objects with a name")
+        for tree in _listed(application.get("instance")):
+            try:
+                instance = validated(read_candidate(tree), name, 0)
+                updated = _timestamp(tree.get("lastUpdatedTimestamp") or 0)
+            except (ParseError, InvalidInstanceError) as error:
+                shown = tree.get("instanceId", "?") if isinstance(tree, dict) else "?"
+                found.append(Unreadable(f"{name}/{shown}", str(error)))
+                continue
+            action = str(tree.get("actionType") or "ADDED")
+            found.append((action, instance._replace(last_updated_ms=updated)))
+    hash_code = root.get("apps__hashcode")
+    return Told(found, hash_code if isinstance(hash_code, str) else None)
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list; older servers write one element without it."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]

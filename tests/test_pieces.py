@@ -5,26 +5,27 @@ from __future__ import annotations
 import gzip
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from eureka_compat.answers import Answers, Form
 from eureka_compat.pieces import EncodedAnswer, Piece
-from registry import DEFAULT_NAMESPACE, Registry, RegistrySettings
+from registry import DEFAULT_NAMESPACE, Namespace, Registry, RegistrySettings, View
 from registry.stores.memory import MemoryStore
 from registry.testing import ManualClock, sample_instance
 
 
 @given(parts=st.lists(st.binary(max_size=300), max_size=8))
 def test_pieces_compressed_apart_are_one_gzip_stream(parts: list[bytes]) -> None:
-    answer = EncodedAnswer([Piece(part) for part in parts])
-    assert gzip.decompress(answer.gzipped()) == b"".join(parts) == answer.body
+    answer = EncodedAnswer([Piece([part]) for part in parts], "text/plain")
+    assert gzip.decompress(answer.gzipped().body) == b"".join(parts) == answer.plain().body
 
 
 def test_what_repeats_over_many_pieces_is_still_one_stream() -> None:
-    pieces = [Piece(b"x" * 70_000), Piece(bytes(range(256)) * 500)] * 3
-    answer = EncodedAnswer(pieces)
-    assert gzip.decompress(answer.gzipped()) == answer.body
+    pieces = [Piece([b"x" * 70_000]), Piece([bytes(range(256)), b"y"] * 500)] * 3
+    answer = EncodedAnswer(pieces, "text/plain")
+    assert gzip.decompress(answer.gzipped().body) == answer.plain().body
 
 
 @given(
@@ -48,8 +49,32 @@ def test_kept_pieces_always_make_the_answer_that_fresh_ones_make(
             registry.cancel(f"A{app}", name)
         got = kept.applications(form)
         fresh = Answers(registry, DEFAULT_NAMESPACE).applications(form)
-        assert got.body == fresh.body
-        assert gzip.decompress(got.gzipped()) == got.body
+        assert got.plain().body == fresh.plain().body
+        assert gzip.decompress(got.gzipped().body) == got.plain().body
+
+
+def test_what_comes_while_a_delta_is_made_is_in_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Body and hash code are of one moment, however long the encoding takes."""
+    store, clock = MemoryStore(), ManualClock()
+    here, elsewhere = (Registry(store, clock, RegistrySettings()) for _ in "ab")
+    for registry in (here, elsewhere):
+        registry.start()
+    elsewhere.register(sample_instance("A", "first"))
+    answers = Answers(here, DEFAULT_NAMESPACE)
+    look = here.view
+
+    def looked(namespace: Namespace) -> View:
+        found = look(namespace)
+        elsewhere.register(sample_instance("A", f"beside {found.revision}"))
+        return found
+
+    monkeypatch.setattr(here, "view", looked)
+    for make in (answers.delta, answers.applications):
+        shown = json.loads(make(Form.JSON).plain().body)["applications"]
+        count = sum(len(application["instance"]) for application in shown["application"])
+        assert shown["apps__hashcode"] == f"UP_{count}_"
 
 
 def test_a_growing_registry_lists_everybody_once() -> None:
@@ -59,6 +84,6 @@ def test_a_growing_registry_lists_everybody_once() -> None:
     for number in range(700):
         registry.register(sample_instance(f"A{number // 3}", f"i{number}"))
         if number % 50 == 0 or number == 699:
-            applications = json.loads(answers.applications(Form.JSON).body)["applications"]
+            applications = json.loads(answers.applications(Form.JSON).plain().body)["applications"]
             ids = [i["instanceId"] for a in applications["application"] for i in a["instance"]]
             assert sorted(ids) == sorted(f"i{n}" for n in range(number + 1))
