@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from access import AccessSettings, Network
+from catalogs import CatalogSettings, read_catalogs
 from eureka_compat.settings import EurekaSettings
 from native_api.settings import NativeSettings
 from registry.settings import RegistrySettings
@@ -44,6 +45,7 @@ class Environment:
     native: NativeSettings
     access: AccessSettings
     tls: TlsSettings
+    catalogs: tuple[CatalogSettings, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -191,7 +193,7 @@ _TLS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "TLS_CLIENT_CA_FILE": ("client_ca_file", _existing_file),
 }
 # Never shown, not even where they are wrong.
-_SECRET = frozenset({"REGISTRY_JWT_KEY"})
+_SECRET = frozenset({"REGISTRY_JWT_KEY", "REGISTRY_CATALOGS"})
 _NO_CACHE = "answers always come from the current registry, so there is no cache to set"
 _NO_PEERS = "this server does not replicate to peers"
 _NO_REGIONS = "remote regions are not fetched"
@@ -295,6 +297,7 @@ def load(environ: Mapping[str, str]) -> Environment:
         native=native,
         access=access,
         tls=tls,
+        catalogs=read("REGISTRY_CATALOGS", read_catalogs, ()),
         warnings=_warnings(reduced),
     )
 
@@ -311,7 +314,8 @@ def _reduced(name: str) -> str:
 def _warnings(reduced: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:
     found = []
     for name, (variable, _) in reduced.items():
-        if name.startswith("REGISTRY_") and name not in _NATIVE and name not in _ACCESS:
+        known = name in _NATIVE or name in _ACCESS or name == "REGISTRY_CATALOGS"
+        if name.startswith("REGISTRY_") and not known:
             found.append(f"{variable} has no effect here: it is not known")
         if not name.startswith(("EUREKA_SERVER_", "EUREKA_INSTANCE_REGISTRY_")):
             continue

@@ -7,7 +7,8 @@ for what can be answered at once (``fast_lane``).
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 from urllib.parse import unquote
 
 from access import Access, Grant
@@ -36,9 +37,18 @@ class Gateway:
     """All endpoints of the protocol and of the native API, in every namespace. Thread-safe."""
 
     def __init__(
-        self, registry: Registry, eureka: EurekaSettings, native: NativeSettings, access: Access
+        self,
+        registry: Registry,
+        eureka: EurekaSettings,
+        native: NativeSettings,
+        access: Access,
+        catalogs: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
     ) -> None:
-        """Serve the registry's namespaces to those whom ``access`` lets in."""
+        """Serve the registry's namespaces to those whom ``access`` lets in.
+
+        ``catalogs`` tells how each catalog is, as JSON values.
+        """
+        self._catalogs = catalogs
         self._registry = registry
         self._eureka = eureka
         self._native = native
@@ -65,8 +75,11 @@ class Gateway:
             return None
         path = request.path
         if _is_below(path, EUREKA):
-            length = request.headers.get("content-length", "0")
-            if "transfer-encoding" in request.headers or int(length) > _FAST_BODY_BYTES:
+            headers = request.headers
+            length = headers.get("content-length")
+            if length is not None and int(length) > _FAST_BODY_BYTES:
+                return None
+            if "transfer-encoding" in headers:
                 return None
             return self._eureka_answer(request, quick=True)
         if _is_below(path, api.BASE) and path not in _DESCRIPTIONS:
@@ -88,31 +101,19 @@ class Gateway:
             native.tick()
 
     def _eureka_answer(self, request: Request, *, quick: bool = False) -> Answer | None:
-        rest = request.path[len(EUREKA) :].removeprefix("/")
+        rest = request.path[len(EUREKA) + 1 :]
         token = None
-        parts = rest.split("/", 3)
         # Clients that can send no header have their token in the path, before or after the version.
-        if parts[0] == "v2" and len(parts) > 2 and parts[1] == "n":
-            token, rest = unquote(parts[2]), "/".join(parts[3:])
-        elif parts[0] == "n" and len(parts) > 1:
-            token, rest = unquote(parts[1]), "/".join(parts[2:])
+        if rest.startswith(("n/", "v2/n/")):
+            quoted, _, rest = rest.removeprefix("v2/")[2:].partition("/")
+            token = unquote(quoted)
         grant = self._access.grant(request, token, quick=quick)
         if not isinstance(grant, Grant):
             return grant
         protocol = self._protocol(grant.namespace)
         if protocol is None:
             return _too_many()
-        below = Request(
-            request.method,
-            rest,
-            request.query,
-            request.headers,
-            request.read_body,
-            request.scheme,
-            request.peer,
-            request.base,
-        )
-        return protocol.answer(below)
+        return protocol.answer(request, rest)
 
     def _native_answer(self, request: Request) -> Answer | Watched:
         described = _DESCRIPTIONS.get(request.path)
@@ -144,7 +145,7 @@ class Gateway:
             with self._lock:
                 if len(self._apis) >= MAX_NAMESPACES:
                     return None
-                made = NativeApi(self._registry, self._native, namespace)
+                made = NativeApi(self._registry, self._native, namespace, self._catalogs)
                 found = self._apis.setdefault(namespace, made)
         return found
 

@@ -9,11 +9,14 @@ import atexit
 import logging
 import os
 import sys
+from dataclasses import asdict
 
 from flask import Flask, Response, jsonify
 from werkzeug.exceptions import HTTPException
 
 from access import Access
+from catalogs import Supervisor
+from catalogs.metrics import exposition
 from environment import Environment, SettingError, load
 from gateway import Gateway
 from registry import Evictor, Registry, StoreError, SystemClock, open_store
@@ -34,17 +37,29 @@ def create_app(environment: Environment) -> Flask:
     evictor.start()
 
     def stop() -> None:
+        supervisor.stop()
         evictor.stop()
         store.close()
 
     atexit.register(stop)
+    supervisor = Supervisor(
+        registry, [(each.make, each.source, each.terms) for each in environment.catalogs]
+    )
+    supervisor.start()
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
-    gateway = Gateway(registry, environment.eureka, environment.native, access)
+    gateway = Gateway(
+        registry,
+        environment.eureka,
+        environment.native,
+        access,
+        lambda: [asdict(report) for report in supervisor.reports()],
+    )
     app.register_blueprint(blueprint(gateway, environment.threads))
     # The event-loop worker looks for these; other workers use the application alone.
     app.fast_lane, app.tick = gateway.fast_lane, gateway.tick  # type: ignore[attr-defined]
     _add_health(app, registry)
+    _add_metrics(app, supervisor)
     return app
 
 
@@ -68,6 +83,14 @@ def _add_health(app: Flask, registry: Registry) -> None:
         """Tiny errors: clients decode the bodies of error pages and stumble."""
         response = error.get_response()
         return Response(status=error.code, headers={"Content-Length": "0"} | _allow(response))
+
+
+def _add_metrics(app: Flask, supervisor: Supervisor) -> None:
+    @app.get("/metrics")
+    def metrics() -> Response:
+        """The catalogs' gauges in Prometheus's text format."""
+        text = exposition(supervisor.reports(), SystemClock().wall_ms())
+        return Response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _allow(response: object) -> dict[str, str]:

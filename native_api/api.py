@@ -6,7 +6,7 @@ Source of the pattern: the Amalgam8 registry. Free of any web framework.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
@@ -47,8 +47,10 @@ class NativeApi:
         registry: Registry,
         settings: NativeSettings,
         namespace: Namespace = DEFAULT_NAMESPACE,
+        catalogs: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
     ) -> None:
-        """Serve ``namespace``."""
+        """Serve ``namespace``; ``catalogs`` tells how each catalog is, as JSON values."""
+        self._catalogs = catalogs
         self._registry = registry
         self._settings = settings
         self._namespace = namespace
@@ -124,6 +126,8 @@ class NativeApi:
                 handlers = {"GET": self._services}
             case ["services", _]:
                 handlers = {"GET": self._service}
+            case ["catalogs"]:
+                handlers = {"GET": self._show_catalogs}
             case ["watch"]:
                 handlers = {}
             case _:
@@ -183,6 +187,8 @@ class NativeApi:
     def _change(self, request: Request, name: str) -> Answer:
         change = self._schemas.read_change(request.read_body(_MAX_BODY_BYTES))
         instance = self._known(name)
+        if not instance.is_leased:
+            raise ProblemError(problem(409, _belongs(instance)))
         if instance.source != form.SOURCE:
             self._override(instance, change)
         else:
@@ -256,6 +262,9 @@ class NativeApi:
         if not known:
             return problem(404, f"no instance of {name!r} is registered")
         return self._listed(request, name)
+
+    def _show_catalogs(self, request: Request, name: str) -> Answer:
+        return _json({"catalogs": self._catalogs()})
 
     def _listed(self, request: Request, service: str | None) -> Answer:
         query = _query(request)

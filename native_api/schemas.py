@@ -20,6 +20,14 @@ _WORD = validate.Regexp(
 _TEXT = validate.Regexp(r"[^\x00-\x1f\x7f]*\Z", error="no control characters")
 
 
+class WrongFieldsError(ValueError):
+    """What in a document is wrong: by the path of each field, what was expected of it."""
+
+    def __init__(self, fields: Mapping[str, str]) -> None:
+        super().__init__("; ".join(f"{name}: {text}" for name, text in fields.items()))
+        self.fields = fields
+
+
 class _Whole(fields.Integer):
     """A JSON number without a fraction: ``30`` and ``30.0``, but neither a text nor a switch."""
 
@@ -106,6 +114,10 @@ class Schemas:
         """A registration's fields; ``ProblemError`` with a 400 that names what is wrong."""
         return _read(self._registration, body)
 
+    def checked_registration(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        """A registration's fields from what has been parsed already; ``WrongFieldsError``."""
+        return _checked(self._registration, document)
+
     def read_change(self, body: bytes) -> dict[str, Any]:
         """The fields to replace, at least one; ``ProblemError`` with a 400."""
         change = _read(self._change, body)
@@ -122,12 +134,18 @@ def _read(schema: Schema, body: bytes) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ProblemError(problem(400, "the body must be a JSON object"))
     try:
+        return _checked(schema, document)
+    except WrongFieldsError as error:
+        named = ", ".join(error.fields)
+        raise ProblemError(problem(400, f"wrong: {named}", errors=error.fields)) from None
+
+
+def _checked(schema: Schema, document: Mapping[str, Any]) -> dict[str, Any]:
+    try:
         loaded: dict[str, Any] = schema.load(document)
     except ValidationError as error:
         messages = error.messages if isinstance(error.messages, dict) else {"": error.messages}
-        errors = dict(_flat(messages))
-        named = ", ".join(errors)
-        raise ProblemError(problem(400, f"wrong: {named}", errors=errors)) from None
+        raise WrongFieldsError(dict(_flat(messages))) from None
     return loaded
 
 

@@ -6,13 +6,14 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from conformance.programs import free_port
 
 ROOT = Path(__file__).parent.parent
 JSON = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -25,12 +26,6 @@ class Reply(NamedTuple):
 
     def json(self) -> Any:
         return json.loads(self.body)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], Any], seconds: float, what: str = "the condition") -> Any:

@@ -1,0 +1,87 @@
+"""The addresses of host names, looked up in the background and kept fresh."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+_LOOKUPS_AT_ONCE = 8
+
+
+def is_literal(host: str) -> bool:
+    """Whether the host is an address already."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def looked_up(host: str) -> str | None:
+    """The host's address, IPv4 before IPv6, the same one while it is among the answers.
+
+    None where it has none.
+    """
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return None
+    # Name servers answer in turns; without an order each look would be a change.
+    found.sort(key=lambda entry: (entry[0] != socket.AF_INET, entry[4][0]))
+    return str(found[0][4][0]) if found else None
+
+
+class Addresses:
+    """Addresses by host name. A name whose lookup fails keeps the address that it had."""
+
+    def __init__(
+        self,
+        refreshed: Callable[[], None],
+        look_up: Callable[[str], str | None] = looked_up,
+    ) -> None:
+        """Call ``refreshed``, in any thread, after each lookup that found something new."""
+        self._refreshed = refreshed
+        self._look_up = look_up
+        self._known: dict[str, str] = {}
+        self._failed: set[str] = set()
+        self._busy: set[str] = set()
+        self._pool = ThreadPoolExecutor(_LOOKUPS_AT_ONCE, thread_name_prefix="addresses")
+
+    def get(self, host: str) -> str | None:
+        """The address as far as known; a literal address is its own."""
+        return host if is_literal(host) else self._known.get(host)
+
+    def has_failed(self, host: str) -> bool:
+        """Whether the last lookup found nothing."""
+        return host in self._failed
+
+    def refresh(self, hosts: Iterable[str]) -> None:
+        """Begin to look these up, and forget all others."""
+        wanted = {host for host in hosts if not is_literal(host)}
+        for host in self._known.keys() - wanted:
+            self._known.pop(host, None)
+        self._failed &= wanted
+        for host in wanted - self._busy:
+            self._busy.add(host)
+            self._pool.submit(self._refresh, host)
+
+    def _refresh(self, host: str) -> None:
+        try:
+            found = self._look_up(host)
+            if found is None:
+                is_news = host not in self._failed
+                self._failed.add(host)
+            else:
+                is_news = self._known.get(host) != found
+                self._failed.discard(host)
+                self._known[host] = found
+        finally:
+            self._busy.discard(host)
+        if is_news:
+            self._refreshed()
+
+    def close(self) -> None:
+        """Begin no more lookups."""
+        self._pool.shutdown(wait=False, cancel_futures=True)

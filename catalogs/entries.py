@@ -1,0 +1,41 @@
+"""Entries from the native form, for the sources that know services and endpoints only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from catalogs.addresses import is_literal
+from catalogs.catalog import Entry
+from native_api import form
+from registry import DEFAULT_DURATION_SECS, DEFAULT_NAMESPACE, Namespace
+
+
+def entry(
+    source: str,
+    *,
+    service_name: str,
+    endpoint_type: str,
+    endpoint_value: str,
+    status: str = "UP",
+    tags: Sequence[str] = (),
+    metadata: Mapping[str, Any] | None = None,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+) -> Entry:
+    """A whole Eureka instance of what a source says; ``form.EndpointError``.
+
+    Its address is left open where the endpoint names a host: the reconciler looks it up. Its id
+    comes from service and endpoint, so the same endpoint is the same instance wherever it is found.
+    """
+    endpoint = form.parsed_endpoint(endpoint_type, endpoint_value)
+    instance = form.complete(
+        service_name=service_name,
+        endpoint=endpoint,
+        ttl_secs=DEFAULT_DURATION_SECS,
+        address=endpoint.host if is_literal(endpoint.host) or endpoint_type == "user" else "",
+        status=status,
+        tags=(*tags, source),
+        metadata=metadata,
+        source=source,
+    )
+    return Entry(instance, namespace)

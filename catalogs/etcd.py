@@ -1,0 +1,262 @@
+"""Keys of etcd: values in the native form under ``prefix/namespace/service/id``.
+
+Through etcd's own JSON gateway, so that no gRPC library is needed: a range at one revision, then a
+watch from the next. A watch that has been quiet for a while is opened again where it was, which
+shows that the server is there.
+"""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import orjson
+
+from catalogs.catalog import Entry, Groups, RelistError, SourceError
+from catalogs.entries import entry
+from catalogs.http import Client, Quiet, StatusError, documents
+from native_api.schemas import Schemas, WrongFieldsError
+from native_api.settings import NativeSettings
+from registry import Namespace
+
+_PAGE = 1000
+_QUIET_SECS = 5.0
+_LIMITS = NativeSettings(max_endpoint=2048, max_metadata_bytes=65_536)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EtcdSettings:
+    """One prefix of one etcd."""
+
+    name: str
+    """Of the catalog, as it appears in ``source``."""
+
+    endpoints: tuple[str, ...] = ("http://127.0.0.1:2379",)
+    """Its members' client URLs; one that fails is left for the next."""
+
+    prefix: str = "registry"
+    """What stands before ``/namespace/service/id``."""
+
+    username: str | None = None
+    """For etcd's own authentication."""
+
+    password_file: Path | None = None
+    """Read at each authentication."""
+
+    ca_file: Path | None = None
+    """Whom to trust, where that is not a public authority."""
+
+    cert_file: Path | None = None
+    """This client's own certificate, with ``key_file``."""
+
+    key_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse halves; ``ValueError``."""
+        if (self.username is None) != (self.password_file is None):
+            raise ValueError("username and password_file, both or neither")
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file, both or neither")
+
+
+class EtcdCatalog:
+    """The catalog of one prefix; see ``catalogs.catalog.Catalog``. A group is a key.
+
+    A value that cannot be used is a problem, and the key's last good value stays.
+    """
+
+    prefers_local = False
+
+    def __init__(self, settings: EtcdSettings) -> None:
+        """Nothing is asked before ``list``."""
+        self.source = f"etcd:{settings.name}"
+        self._settings = settings
+        self._prefix = settings.prefix.rstrip("/") + "/"
+        self._token = ""
+        files = None
+        if settings.cert_file is not None and settings.key_file is not None:
+            files = (settings.cert_file, settings.key_file)
+        self._client = Client(
+            settings.endpoints, headers=self._headers, ca_file=settings.ca_file, cert_files=files
+        )
+        self._schemas = Schemas(_LIMITS)
+        self._revision = 0
+        self._good: dict[str, Entry] = {}
+        self._wrong: dict[str, str] = {}
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """Each key whose value cannot be used, and why."""
+        return [f"{key}: {text}" for key, text in sorted(self._wrong.items())]
+
+    def list(self) -> Groups:
+        """Every key of the prefix as of one revision."""
+        key, revision, keys = self._prefix.encode(), 0, []
+        while True:
+            asked: dict[str, Any] = {
+                "key": _b64(key),
+                "range_end": _b64(_end_of(self._prefix)),
+                "limit": str(_PAGE),
+            }
+            if revision:
+                asked["revision"] = str(revision)
+            try:
+                found = self._asked("/v3/kv/range", asked)
+            except StatusError as error:
+                if "compacted" in str(error):
+                    raise RelistError(str(error)) from None
+                raise
+            revision = revision or int(found["header"]["revision"])
+            kvs = found.get("kvs", [])
+            keys += kvs
+            if not found.get("more"):
+                break
+            key = base64.b64decode(kvs[-1]["key"]) + b"\0"
+        self._revision = revision
+        present = set()
+        for kv in keys:
+            present.add(self._take(kv))
+        for gone in (self._good.keys() | self._wrong.keys()) - present:
+            self._drop(gone)
+        return {key: [entry] for key, entry in self._good.items()}
+
+    def watch(self, stopping: threading.Event) -> Iterator[Groups]:
+        """Keys as they are put and deleted, by writers and by leases that end."""
+        while not stopping.is_set():
+            asked = {
+                "create_request": {
+                    "key": _b64(self._prefix.encode()),
+                    "range_end": _b64(_end_of(self._prefix)),
+                    "start_revision": str(self._revision + 1),
+                }
+            }
+            stream = self._authenticated(
+                lambda a=asked: self._client.send(
+                    "POST", "/v3/watch", document=a, read_secs=_QUIET_SECS, stream=True
+                )
+            )
+            try:
+                for told in documents(stream):
+                    yield self._changes(told)
+                    if stopping.is_set():
+                        return
+            except Quiet:
+                yield {}
+                continue
+            raise SourceError(f"{self._client.url} ended the watch")
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._client.close()
+
+    def _changes(self, told: Mapping[str, Any]) -> Groups:
+        result = told.get("result", {})
+        if int(result.get("compact_revision", 0)):
+            raise RelistError(f"revisions up to {result['compact_revision']} are compacted")
+        if "error" in told or result.get("canceled"):
+            raise SourceError(f"the watch was refused: {result.get('cancel_reason', 'no reason')}")
+        changed: dict[str, Sequence[Entry]] = {}
+        for event in result.get("events", []):
+            kv = event["kv"]
+            self._revision = max(self._revision, int(kv["mod_revision"]))
+            if event.get("type") == "DELETE":
+                key = base64.b64decode(kv["key"]).decode("utf-8", "replace")
+                self._drop(key)
+            else:
+                key = self._take(kv)
+            kept = self._good.get(key)
+            changed[key] = () if kept is None else (kept,)
+        return changed
+
+    def _drop(self, key: str) -> None:
+        self._good.pop(key, None)
+        self._wrong.pop(key, None)
+
+    def _take(self, kv: Mapping[str, Any]) -> str:
+        key = base64.b64decode(kv["key"]).decode("utf-8", "replace")
+        try:
+            self._good[key] = self._entry(key, base64.b64decode(kv.get("value", "")))
+            self._wrong.pop(key, None)
+        except ValueError as error:
+            self._wrong[key] = str(error)
+        return key
+
+    def _entry(self, key: str, value: bytes) -> Entry:
+        parts = key[len(self._prefix) :].split("/")
+        if len(parts) != 3 or not all(parts):
+            raise ValueError(f"expected a key {self._prefix}namespace/service/id")
+        try:
+            document = orjson.loads(value)
+        except orjson.JSONDecodeError as error:
+            raise ValueError(f"not JSON: {error}") from None
+        if not isinstance(document, dict):
+            raise ValueError("not a JSON object")
+        service = unquote(parts[1])
+        document.setdefault("service_name", service)
+        try:
+            data = self._schemas.checked_registration(document)
+        except WrongFieldsError as error:
+            raise ValueError(str(error)) from None
+        if data["service_name"].lower() != service.lower():
+            raise ValueError(f"service_name: {data['service_name']} stands below {service}")
+        return entry(
+            self.source,
+            service_name=data["service_name"],
+            endpoint_type=data["endpoint"]["type"],
+            endpoint_value=data["endpoint"]["value"],
+            status=data.get("status", "UP"),
+            tags=data.get("tags", ()),
+            metadata=data.get("metadata"),
+            namespace=Namespace(unquote(parts[0])),
+        )
+
+    # Authentication
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": self._token} if self._token else {}
+
+    def _asked(self, path: str, document: Any) -> Any:
+        return self._authenticated(lambda: self._client.read("POST", path, document=document))
+
+    def _authenticated(self, ask: Any) -> Any:
+        """What is asked, after a new token where the old one has run out."""
+        if self._settings.username is not None and not self._token:
+            self._authenticate()
+        try:
+            return ask()
+        except StatusError as error:
+            if self._settings.username is None or "token" not in str(error).lower():
+                raise
+            self._authenticate()
+            return ask()
+
+    def _authenticate(self) -> None:
+        self._token = ""
+        settings = self._settings
+        assert settings.password_file is not None
+        try:
+            password = settings.password_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SourceError(f"password_file cannot be read: {type(error).__name__}") from None
+        asked = {"name": settings.username, "password": password}
+        try:
+            found = self._client.read("POST", "/v3/auth/authenticate", document=asked)
+        except StatusError as error:
+            text = f"{self._client.url} does not authenticate {settings.username}: {error.status}"
+            raise SourceError(text) from None
+        self._token = str(found["token"])
+
+
+def _b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _end_of(prefix: str) -> bytes:
+    """The first key after all that begin with the prefix."""
+    data = prefix.encode()
+    return data[:-1] + bytes([data[-1] + 1])

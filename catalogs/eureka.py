@@ -1,0 +1,183 @@
+"""Other Eureka servers: one full fetch, then deltas with their hash code, as their clients do.
+
+A server that has just been restarted has forgotten everybody. So what a fetch of all misses is kept
+for the time in which clients register again, and believed gone only then.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from catalogs.catalog import Entry, Groups, RelistError, SourceError
+from catalogs.http import Client
+from eureka_compat import wire
+from registry import DEFAULT_NAMESPACE, Instance, InstanceKey, Namespace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EurekaCatalogSettings:
+    """One Eureka cluster."""
+
+    name: str
+    """Of the catalog, as it appears in ``source``."""
+
+    urls: tuple[str, ...]
+    """Its servers' service URLs, as clients have them (``http://host:8761/eureka``), with
+    credentials where they need some. One that fails is left for the next."""
+
+    namespace: Namespace = DEFAULT_NAMESPACE
+    """Where its instances are listed."""
+
+    interval_secs: float = 5.0
+    """Between two deltas. A genuine server's cache changes every 30 s by default."""
+
+    local_wins: Literal["application", "instance"] = "application"
+    """Whether an application that registers here itself hides all its instances from there, or each
+    instance only itself: ``instance`` suits a fleet that moves over one by one."""
+
+    applications: tuple[str, ...] = ()
+    """Only these, in any case of letters; empty: all."""
+
+    without: tuple[str, ...] = ()
+    """All but these."""
+
+    grace_secs: float = 90.0
+    """How long an instance that a fetch of all misses is kept: the clients' lease."""
+
+    ca_file: Path | None = None
+    """Whom to trust, where that is not a public authority."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work; ``ValueError``."""
+        if not self.urls:
+            raise ValueError("urls: at least one")
+        if self.interval_secs < 0.1:
+            raise ValueError("interval_secs: at least 0.1")
+
+
+class EurekaCatalog:
+    """The catalog of one cluster; see ``catalogs.catalog.Catalog``. A group is an application."""
+
+    def __init__(
+        self, settings: EurekaCatalogSettings, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Nothing is asked before ``list``."""
+        self.source = f"eureka:{settings.name}"
+        self.prefers_local = settings.local_wins == "application"
+        self._settings = settings
+        self._clock = clock
+        self._client = Client(settings.urls, ca_file=settings.ca_file)
+        self._only = {app.upper() for app in settings.applications}
+        self._without = {app.upper() for app in settings.without}
+        self._instances: dict[InstanceKey, Instance] = {}
+        # Of the last fetch of all missing, and kept until then.
+        self._missing: dict[InstanceKey, float] = {}
+        self._problems: dict[str, str] = {}
+        self._closing = threading.Event()
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """Instances that cannot be read, and why."""
+        return [f"{name}: {text}" for name, text in sorted(self._problems.items())]
+
+    def list(self) -> Groups:
+        """All instances, and for a while those that were there before."""
+        self._problems.clear()
+        told, _ = self._fetched("/apps/")
+        fresh = {i.key: i for _, i in told}
+        until = self._clock() + self._settings.grace_secs
+        for key in self._instances.keys() - fresh.keys():
+            self._missing.setdefault(key, until)
+        kept = {k: i for k, i in self._instances.items() if k in self._missing and k not in fresh}
+        self._instances = {**fresh, **kept}
+        self._forget_missing(fresh)
+        return self._groups({key.app for key in self._instances})
+
+    def watch(self, stopping: threading.Event) -> Iterator[Groups]:
+        """The applications that each delta changes; ``RelistError`` where the hash codes differ."""
+        while not self._closing.wait(self._settings.interval_secs) and not stopping.is_set():
+            at = self._client.url
+            told, hash_code = self._fetched("/apps/delta")
+            if self._client.url != at:
+                raise RelistError(f"{at} does not answer, {self._client.url} does")
+            changed = set()
+            # A genuine server's list is newest first, and the newest of an instance counts.
+            newest: dict[InstanceKey, tuple[str, Instance]] = {}
+            for action, instance in told:
+                known = newest.get(instance.key)
+                if known is None or known[1].last_updated_ms <= instance.last_updated_ms:
+                    newest[instance.key] = (action, instance)
+            for key, (action, instance) in newest.items():
+                if self._apply(key, action, instance):
+                    changed.add(key.app)
+            changed |= self._forget_missing({})
+            if hash_code is not None and hash_code != self._hash_code():
+                raise RelistError(f"its hash code is {hash_code}, here it is {self._hash_code()}")
+            yield self._groups(changed)
+
+    def close(self) -> None:
+        """End a ``watch`` that waits."""
+        self._closing.set()
+        self._client.close()
+
+    def _apply(self, key: InstanceKey, action: str, instance: Instance) -> bool:
+        if action == "DELETED":
+            self._missing.pop(key, None)
+            return self._instances.pop(key, None) is not None
+        self._missing.pop(key, None)
+        if self._instances.get(key) == instance:
+            return False
+        self._instances[key] = instance
+        return True
+
+    def _forget_missing(self, fresh: Any) -> set[str]:
+        """Believe that what has been missing for long enough is gone; its applications."""
+        now = self._clock()
+        changed = set()
+        for key, until in list(self._missing.items()):
+            if key in fresh:
+                del self._missing[key]
+            elif now >= until:
+                del self._missing[key]
+                if self._instances.pop(key, None) is not None:
+                    changed.add(key.app)
+        return changed
+
+    def _hash_code(self) -> str:
+        there = (i.status for k, i in self._instances.items() if k not in self._missing)
+        counts = Counter(map(str, there))
+        return "".join(f"{status}_{counts[status]}_" for status in sorted(counts))
+
+    def _fetched(self, path: str) -> tuple[Sequence[tuple[str, Instance]], str | None]:
+        """Each instance with what was done to it, and the hash code of the whole registry."""
+        document = self._client.read("GET", path)
+        try:
+            told = wire.read_applications(document)
+        except wire.ParseError as error:
+            raise SourceError(
+                f"{self._client.url} answers with what is no registry: {error}"
+            ) from None
+        found = []
+        for item in told.instances:
+            if isinstance(item, wire.Unreadable):
+                self._problems[item.name] = item.reason
+            else:
+                found.append(item)
+        return found, told.hash_code
+
+    def _groups(self, apps: set[str]) -> Groups:
+        groups: dict[str, list[Entry]] = {app: [] for app in apps if self._takes(app)}
+        for key, instance in self._instances.items():
+            if key.app in groups:
+                entry = instance._replace(source=self.source, tags=(self.source,))
+                groups[key.app].append(Entry(entry, self._settings.namespace))
+        return groups
+
+    def _takes(self, app: str) -> bool:
+        return app not in self._without and (not self._only or app in self._only)

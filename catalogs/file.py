@@ -1,0 +1,237 @@
+"""A folder of files, one for each namespace: what never registers itself, written down by hand.
+
+``default.yaml`` (or ``.yml``, ``.json``) holds ``instances: [{service_name, endpoint, …}]``, each
+in the native form; the file's name is the namespace.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import watchfiles
+import yaml
+
+from catalogs.catalog import Entry, Groups, SourceError
+from catalogs.entries import entry
+from native_api.form import ENDPOINT_TYPES
+from native_api.schemas import Schemas, WrongFieldsError
+from native_api.settings import NativeSettings
+from registry import Namespace
+
+MAX_FILE_BYTES = 64 * 1024 * 1024
+_SUFFIXES = (".yaml", ".yml", ".json")
+_LOOK_MS = 500
+# A service may have a longer endpoint or more metadata here than a client may register.
+_LIMITS = NativeSettings(max_endpoint=2048, max_metadata_bytes=65_536)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileSettings:
+    """One folder."""
+
+    name: str
+    """Of the catalog, as it appears in ``source``."""
+
+    folder: Path
+    """Its files; sub-folders, hidden files and editors' backups are left alone."""
+
+
+class _Stamp(NamedTuple):
+    """What tells one content of a file from another without reading it."""
+
+    changed_ns: int
+    size: int
+    inode: int
+
+
+@dataclass(slots=True)
+class _File:
+    """A file as it was last read: its stamp, what it held when it was whole, and what is wrong."""
+
+    stamp: _Stamp
+    entries: Sequence[Entry] = ()
+    problem: str | None = None
+
+
+class _WrongError(Exception):
+    """A file that cannot be used: the line, where it is known, and the reason."""
+
+
+@dataclass(slots=True)
+class _Marked:
+    """A document and the lines of its instances."""
+
+    document: Any
+    lines: list[int] = field(default_factory=list)
+
+
+class FileCatalog:
+    """The catalog of one folder; see ``catalogs.catalog.Catalog``.
+
+    A group is a file. A file that is broken keeps what it held before, for as long as this catalog
+    runs; an unreadable folder is a source that does not answer.
+    """
+
+    prefers_local = False
+
+    def __init__(self, settings: FileSettings) -> None:
+        """Nothing is read before ``list``."""
+        self.source = f"file:{settings.name}"
+        self._folder = settings.folder
+        self._files: dict[str, _File] = {}
+        self._schemas = Schemas(_LIMITS)
+        self._closing = threading.Event()
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """Each broken file, with the line and the reason."""
+        return [f"{name}: {f.problem}" for name, f in sorted(self._files.items()) if f.problem]
+
+    def list(self) -> Groups:
+        """Every file, read where it is not the one that was read before."""
+        self._look()
+        return {name: file.entries for name, file in self._files.items()}
+
+    def watch(self, stopping: threading.Event) -> Iterator[Groups]:
+        """Files that have changed, as the kernel tells; and looked at each half second.
+
+        Network mounts and swapped links (as Kubernetes mounts a ConfigMap) tell nothing.
+        """
+        try:
+            told = watchfiles.watch(
+                self._folder,
+                watch_filter=None,
+                debounce=50,
+                step=10,
+                stop_event=self._closing,
+                rust_timeout=_LOOK_MS,
+                yield_on_timeout=True,
+                recursive=False,
+                raise_interrupt=False,
+            )
+            for _ in told:
+                if stopping.is_set():
+                    return
+                yield self._look()
+        except OSError as error:
+            raise SourceError(f"{self._folder} cannot be watched: {error}") from error
+
+    def close(self) -> None:
+        """End a ``watch`` that waits."""
+        self._closing.set()
+
+    def _look(self) -> Groups:
+        """What has changed since the last look."""
+        stamps = self._stamps()
+        changed: dict[str, Sequence[Entry]] = dict.fromkeys(self._files.keys() - stamps.keys(), ())
+        for name in changed:
+            del self._files[name]
+        for name, stamp in stamps.items():
+            known = self._files.get(name)
+            if known is not None and known.stamp == stamp:
+                continue
+            entries, problem = self._read(name)
+            if problem is not None:
+                # A writer may be in the midst of it: the last whole content stays.
+                self._files[name] = _File(stamp, known.entries if known else (), problem)
+            else:
+                self._files[name] = _File(stamp, entries)
+                changed[name] = entries
+        return changed
+
+    def _stamps(self) -> dict[str, _Stamp]:
+        found = {}
+        try:
+            for path in self._folder.iterdir():
+                if path.name.startswith((".", "#")) or path.suffix not in _SUFFIXES:
+                    continue
+                try:
+                    told = path.stat()
+                except FileNotFoundError:
+                    continue  # renamed away since it was seen
+                if path.is_file():
+                    found[path.name] = _Stamp(told.st_mtime_ns, told.st_size, told.st_ino)
+        except OSError as error:
+            raise SourceError(f"{self._folder} cannot be read: {error.strerror}") from error
+        return found
+
+    def _read(self, name: str) -> tuple[Sequence[Entry], str | None]:
+        try:
+            return self._entries(name), None
+        except _WrongError as error:
+            return (), str(error)
+        except (OSError, UnicodeDecodeError) as error:
+            return (), f"it cannot be read: {error}"
+
+    def _entries(self, name: str) -> Sequence[Entry]:
+        path = self._folder / name
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise _WrongError(f"longer than {MAX_FILE_BYTES} bytes")
+        marked = _parsed(path.read_text(encoding="utf-8"))
+        document = marked.document
+        if not isinstance(document, Mapping) or document.keys() != {"instances"}:
+            raise _WrongError("line 1: expected one key, instances, and a list below it")
+        if not isinstance(document["instances"], list):
+            raise _WrongError("line 1: instances is not a list")
+        namespace = Namespace(path.stem)
+        found = []
+        for number, told in enumerate(document["instances"]):
+            where = f"line {marked.lines[number]}: instance {number + 1}"
+            if not isinstance(told, Mapping):
+                raise _WrongError(f"{where}: not a mapping")
+            found.append(self._entry(told, namespace, where))
+        return found
+
+    def _entry(self, told: Mapping[str, Any], namespace: Namespace, where: str) -> Entry:
+        endpoint = told.get("endpoint")
+        if isinstance(endpoint, str):
+            told = {**told, "endpoint": _spelled_out(endpoint)}
+        try:
+            data = self._schemas.checked_registration(told)
+        except WrongFieldsError as error:
+            raise _WrongError(f"{where}: {error}") from None
+        return entry(
+            self.source,
+            service_name=data["service_name"],
+            endpoint_type=data["endpoint"]["type"],
+            endpoint_value=data["endpoint"]["value"],
+            status=data.get("status", "UP"),
+            tags=data.get("tags", ()),
+            metadata=data.get("metadata"),
+            namespace=namespace,
+        )
+
+
+def _spelled_out(endpoint: str) -> dict[str, str]:
+    """``https://api.example.com/v1`` or ``host:port`` as type and value."""
+    scheme, mark, rest = endpoint.partition("://")
+    if mark and scheme.lower() in ENDPOINT_TYPES:
+        return {"type": scheme.lower(), "value": rest}
+    return {"type": "http", "value": endpoint}
+
+
+def _parsed(text: str) -> _Marked:
+    """YAML, and so JSON, with the lines that its instances begin in."""
+    loader = yaml.CSafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            raise _WrongError("line 1: it is empty")
+        lines = []
+        if isinstance(node, yaml.MappingNode):
+            for _, below in node.value:
+                if isinstance(below, yaml.SequenceNode):
+                    lines = [item.start_mark.line + 1 for item in below.value]
+        return _Marked(loader.construct_document(node), lines)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = mark.line + 1 if mark is not None else 1
+        raise _WrongError(f"line {line}: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise _WrongError(f"not YAML or JSON: {' '.join(str(error).split())}") from None
+    finally:
+        loader.dispose()

@@ -1,0 +1,196 @@
+"""Asking a source over HTTP: one of its URLs at a time, with limits, and errors that say why.
+
+What a password or a token could stand in never reaches an error's text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+import requests
+
+from catalogs.catalog import SourceError
+
+CONNECT_SECS = 3.0
+READ_SECS = 10.0
+
+
+class StatusError(SourceError):
+    """An answer whose status is no success."""
+
+    def __init__(self, status: int, text: str) -> None:
+        """Keep the status for callers that know what it means."""
+        super().__init__(text)
+        self.status = status
+
+
+class Quiet(Exception):  # noqa: N818  # no error: a stream told nothing for a while
+    """Nothing came within the time given."""
+
+
+class Client:
+    """One source at one or several URLs; the first that answers is kept while it does.
+
+    One thread's. Credentials in a URL are sent as Basic.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        headers: Callable[[], Mapping[str, str]] = dict,
+        ca_file: Path | None = None,
+        cert_files: tuple[Path, Path] | None = None,
+    ) -> None:
+        """``headers`` is asked before each request: a token may be renewed meanwhile."""
+        for url in urls:
+            if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+                raise ValueError(f"not an http(s) URL: {_shown(url)}")
+        if not urls:
+            raise ValueError("at least one URL")
+        self._urls = [url.rstrip("/") for url in urls]
+        self._headers = headers
+        self._verify: bool | str = str(ca_file) if ca_file is not None else True
+        self._cert = tuple(map(str, cert_files)) if cert_files is not None else None
+        self._current = 0
+        self._session = self._fresh()
+
+    def _fresh(self) -> requests.Session:
+        session = requests.Session()
+        session.trust_env = False  # neither a proxy nor a .netrc of the machine's
+        return session
+
+    @property
+    def url(self) -> str:
+        """The URL in use, without credentials."""
+        return _shown(self._urls[self._current])
+
+    def move_on(self) -> None:
+        """Use the next URL from now on."""
+        self._current = (self._current + 1) % len(self._urls)
+        self._session.close()
+        self._session = self._fresh()
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        document: Any = None,
+        read_secs: float = READ_SECS,
+        stream: bool = False,
+    ) -> requests.Response:
+        """An answer that is a success; ``StatusError`` or ``SourceError``. Tries this URL alone."""
+        url = self._urls[self._current]
+        try:
+            answer = self._session.request(
+                method,
+                url + path,
+                params=params,
+                data=None if document is None else orjson.dumps(document),
+                headers={"Accept": "application/json", **self._headers()},
+                timeout=(CONNECT_SECS, read_secs),
+                verify=self._verify,
+                cert=self._cert,  # type: ignore[arg-type]  # the two paths
+                stream=stream,
+                allow_redirects=False,
+            )
+        except requests.RequestException as error:
+            raise SourceError(f"{self.url} {_reason(error)}") from None
+        if not 200 <= answer.status_code < 300:
+            with contextlib.suppress(requests.RequestException):
+                text = " ".join(answer.text.split())[:200]
+                answer.close()
+                raise StatusError(
+                    answer.status_code, f"{self.url} answers {answer.status_code}: {text}"
+                )
+            raise StatusError(answer.status_code, f"{self.url} answers {answer.status_code}")
+        return answer
+
+    def read(self, method: str, path: str, **options: Any) -> Any:
+        """As ``send``, for the JSON in the answer; the next URLs are tried where one fails."""
+        last: SourceError | None = None
+        for _ in self._urls:
+            try:
+                answer = self.send(method, path, **options)
+                return orjson.loads(answer.content)
+            except StatusError as error:
+                if error.status < 500:
+                    raise
+                last = error
+            except SourceError as error:
+                last = error
+            except requests.RequestException as error:
+                last = SourceError(f"{self.url} {_reason(error)}")
+            except orjson.JSONDecodeError:
+                last = SourceError(f"{self.url} answers with what is not JSON")
+            self.move_on()
+        assert last is not None
+        raise last
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._session.close()
+
+
+def documents(answer: requests.Response) -> Iterator[Any]:
+    """The JSON documents of a stream of lines, each as soon as it is there.
+
+    ``Quiet`` where none came within the time to read, ``SourceError`` where the stream breaks; an
+    ordinary end is one.
+    """
+    rest = b""
+    try:
+        for data in answer.iter_content(chunk_size=None):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                if line.strip():
+                    yield orjson.loads(line)
+    except requests.ConnectionError as error:
+        if "timed out" in str(error).lower():
+            raise Quiet from None
+        raise SourceError(f"the stream broke: {_reason(error)}") from None
+    except requests.RequestException as error:
+        raise SourceError(f"the stream broke: {_reason(error)}") from None
+    except orjson.JSONDecodeError:
+        raise SourceError("the stream holds what is not JSON") from None
+    finally:
+        answer.close()
+
+
+def _shown(url: str) -> str:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+def _reason(error: requests.RequestException) -> str:
+    match error:
+        case requests.ConnectTimeout():
+            return f"does not take a connection within {CONNECT_SECS:g} s"
+        case requests.ReadTimeout():
+            return "does not answer in time"
+        case requests.exceptions.SSLError():
+            return f"cannot be trusted: {_root(error)}"
+        case requests.ConnectionError():
+            return f"cannot be reached: {_root(error)}"
+    return f"cannot be asked: {type(error).__name__}"
+
+
+def _root(error: BaseException) -> str:
+    """The innermost cause in a few words: the outer ones repeat the whole request."""
+    while True:
+        inner = getattr(error, "reason", None) or error.__cause__ or error.__context__
+        if not isinstance(inner, BaseException):
+            inner = next((a for a in error.args if isinstance(a, BaseException)), None)
+        if inner is None:
+            strerror = getattr(error, "strerror", None)
+            return strerror if isinstance(strerror, str) else type(error).__name__
+        error = inner

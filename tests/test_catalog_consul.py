@@ -1,0 +1,152 @@
+"""The catalog of a genuine Consul."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from catalogs import RelistError, SourceError, Terms
+from catalogs.consul import ConsulCatalog, ConsulSettings
+from catalogs.testing import CatalogSuite, Followed, until
+from conformance.programs import free_port
+from registry import Instance
+from tests.sources.consul_agent import ConsulSource
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[ConsulSource]:
+    source = ConsulSource(tmp_path)
+    yield source
+    source.kill()
+
+
+class TestConsulCatalog(CatalogSuite):
+    """On a genuine server."""
+
+
+def listed(catalog: ConsulCatalog) -> dict[str, Instance]:
+    entries = [e.instance for group in catalog.list().values() for e in group]
+    return {i.metadata["consul-id"]: i for i in entries}
+
+
+def catalog_of(source: ConsulSource, **settings: Any) -> ConsulCatalog:
+    return ConsulCatalog(ConsulSettings(name="test", url=source.url, **settings))
+
+
+def test_tags_meta_nodes_and_zones_are_carried_over(source: ConsulSource) -> None:
+    source.ask(
+        "catalog/register",
+        {
+            "Node": "n1",
+            "Address": "10.1.1.1",
+            "NodeMeta": {"zone": "eu-1a", "rack": "7"},
+            "Service": {
+                "ID": "api-1",
+                "Service": "api",
+                "Port": 8443,
+                "Tags": ["v2", "https"],
+                "Meta": {"team": "blue"},
+            },
+        },
+    )
+    instance = listed(catalog_of(source, prefix="dc1-"))["api-1"]
+    assert (instance.app, instance.ip_addr) == ("DC1-API", "10.1.1.1")
+    assert (instance.secure_port, instance.secure_port_enabled) == (8443, True)
+    assert instance.tags == ("v2", "https", "consul:test")
+    wanted = {"team": "blue", "node-rack": "7", "zone": "eu-1a", "consul-node": "n1"}
+    assert wanted.items() <= instance.metadata.items()
+
+
+def test_checks_decide_the_status(source: ConsulSource) -> None:
+    states = {
+        "none": [],
+        "good": [("c", "passing")],
+        "warned": [("c", "passing"), ("d", "warning")],
+        "bad": [("c", "warning"), ("d", "critical")],
+        "aside": [("_service_maintenance:aside", "critical")],
+    }
+    for name, checks in states.items():
+        source.register(
+            {"ID": name, "Service": "web", "Address": "10.0.0.1", "Port": 1000 + len(name)},
+            [
+                {"CheckID": i if ":" in i else f"{name}-{i}", "Name": i, "Status": s}
+                for i, s in checks
+            ],
+        )
+    found = {name: str(i.status) for name, i in listed(catalog_of(source)).items()}
+    assert found == {
+        "none": "UP",
+        "good": "UP",
+        "warned": "UP",
+        "bad": "DOWN",
+        "aside": "OUT_OF_SERVICE",
+    }
+    assert set(listed(catalog_of(source, passing_only=True))) == {"none", "good", "warned"}
+
+
+def test_services_are_chosen_by_tag_and_name(source: ConsulSource) -> None:
+    for name, tags in (("a", ["x"]), ("b", ["y"]), ("c", ["x"])):
+        source.register(
+            {"ID": name, "Service": name, "Address": "10.0.0.1", "Port": 80, "Tags": tags}
+        )
+    assert set(listed(catalog_of(source))) == {"a", "b", "c"}
+    assert set(listed(catalog_of(source, tag="x", without=("c",)))) == {"a"}
+
+
+def test_an_acl_token_is_needed_and_never_shown(tmp_path: Path) -> None:
+    token = "5f8a3c1e-0000-4000-8000-000000000001"
+    acl = {"enabled": True, "default_policy": "deny", "tokens": {"master": token}}
+    file = tmp_path / "token"
+    file.write_text(token + "\n")
+    source = ConsulSource(tmp_path, token, acl=acl)
+    try:
+        source.put("web", "10.0.0.1", 80)
+        assert len(listed(catalog_of(source, token_file=file))) == 1
+        file.write_text("5f8a3c1e-0000-4000-8000-00000000dead")
+        with pytest.raises(SourceError, match="answers 403") as caught:
+            catalog_of(source, token_file=file).list()
+        assert "dead" not in str(caught.value)
+    finally:
+        source.kill()
+
+
+def test_an_agent_that_is_not_there_is_named_with_the_reason() -> None:
+    catalog = ConsulCatalog(ConsulSettings(name="test", url=f"http://127.0.0.1:{free_port()}"))
+    with pytest.raises(SourceError, match="cannot be reached: Connection refused"):
+        catalog.list()
+
+
+class FakeConsul(ConsulCatalog):
+    """A fake whose index goes back, as a real one's does where its data were restored."""
+
+    def _asked(self, path: str, index: int | None = None) -> tuple[Any, int]:
+        if index is None:
+            return ([] if "state" in path else {}), 7
+        return ([] if "state" in path else {}), 3
+
+
+def test_an_index_that_goes_back_asks_for_a_list() -> None:
+    catalog = FakeConsul(ConsulSettings(name="test"))
+    catalog.list()
+    with pytest.raises(RelistError, match="went back from 7 to 3"):
+        list(catalog.watch(threading.Event()))
+
+
+def test_a_change_of_one_service_among_hundreds_is_seen_soon(source: ConsulSource) -> None:
+    source.put_many([(f"s{n % 200}", f"10.{n // 250}.{n % 250}.1", 80) for n in range(2000)])
+    followed = Followed(source, Terms())
+    followed.start()
+    try:
+        until(lambda: len(followed.instances()) == 2000, 30)
+        for number in range(5):
+            began = time.monotonic()
+            source.put("s7", f"10.99.0.{number}", 80)
+            until(lambda n=number: (f"10.99.0.{n}", 80) in followed.instances())
+            assert time.monotonic() - began < 3
+    finally:
+        followed.supervisor.stop()

@@ -1,0 +1,238 @@
+"""The catalog of a folder: what is understood, what is noticed, what is said of broken files."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from catalogs import SourceError
+from catalogs.file import FileCatalog, FileSettings
+from catalogs.testing import CatalogSuite, until
+from registry import Instance
+from tests.sources.files import FolderSource
+
+
+class TestFileCatalog(CatalogSuite):
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> FolderSource:
+        return FolderSource(tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+@pytest.fixture
+def catalog(folder: Path) -> FileCatalog:
+    return FileCatalog(FileSettings(name="test", folder=folder))
+
+
+def listed(catalog: FileCatalog) -> dict[str, Instance]:
+    entries = [e for group in catalog.list().values() for e in group]
+    return {e.instance.endpoint_value or "": e.instance for e in entries}
+
+
+def one(value: str) -> str:
+    return f"instances: [{{service_name: web, endpoint: '{value}'}}]"
+
+
+def test_an_external_api_has_its_name_path_tags_and_metadata(
+    catalog: FileCatalog, folder: Path
+) -> None:
+    (folder / "default.yaml").write_text(
+        """
+instances:
+  - service_name: social
+    endpoint: https://api.example.com/v1
+    tags: [v2, external]
+    metadata: {weight: 3, zone: eu}
+    status: OUT_OF_SERVICE
+  - service_name: database
+    endpoint: {type: tcp, value: "10.0.0.9:5432"}
+"""
+    )
+    found = listed(catalog)
+    social, database = found["api.example.com/v1"], found["10.0.0.9:5432"]
+    assert (social.app, social.vip_address) == ("SOCIAL", "social")
+    assert (social.host_name, social.ip_addr) == ("api.example.com", "")
+    assert (social.secure_port, social.secure_port_enabled) == (443, True)
+    assert social.home_page_url == "https://api.example.com:443/v1/"
+    assert social.status == "OUT_OF_SERVICE"
+    assert social.tags == ("v2", "external", "file:test")
+    assert social.metadata["weight"] == "3"
+    assert social.metadata["zone"] == "eu"
+    assert (database.ip_addr, database.port, database.endpoint_type) == ("10.0.0.9", 5432, "tcp")
+
+
+def test_a_files_name_is_its_namespace(catalog: FileCatalog, folder: Path) -> None:
+    (folder / "blue.json").write_text('{"instances": [{"service_name": "w", "endpoint": "a:1"}]}')
+    (folder / "green.yml").write_text(one("b:1"))
+    groups = catalog.list()
+    assert {e.namespace for e in groups["blue.json"]} == {"blue"}
+    assert {e.namespace for e in groups["green.yml"]} == {"green"}
+
+
+def test_what_editors_leave_is_left_alone(catalog: FileCatalog, folder: Path) -> None:
+    for name in (".default.yaml.swp", "default.yaml~", "#default.yaml#", ".hidden.yaml", "4913"):
+        (folder / name).write_text(one("a:1"))
+    (folder / "folder.yaml").mkdir()
+    assert catalog.list() == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("instances: [", "line 2: "),
+        ("instances:\n  - service_name: web\n   endpoint: x\n", "line 3: "),
+        (
+            '{"instances": [\n {"service_name": "web",\n "endpoint": }]}',
+            "line 2: instance 1: endpoint: ",
+        ),
+        ("", "line 1: it is empty"),
+        ("- 1", "line 1: expected one key, instances"),
+        ("instances: 7", "line 1: instances is not a list"),
+        ("instances:\n- 1", "line 2: instance 1: not a mapping"),
+        (
+            "instances:\n- service_name: a\n  endpoint: a:1\n- service_name: b",
+            "line 4: instance 2: ",
+        ),
+        ("instances:\n- {service_name: a, endpoint: a:1, colour: red}", "colour: Unknown field"),
+        ("instances:\n- {service_name: a, endpoint: 'http://'}", "endpoint.value: "),
+        ("instances: !!python/object:os.system {}", "line 1: could not determine a constructor"),
+    ],
+)
+def test_a_broken_file_keeps_its_last_content_and_says_where_it_is_broken(
+    catalog: FileCatalog, folder: Path, text: str, told: str
+) -> None:
+    file = folder / "default.yaml"
+    file.write_text(one("a:1"))
+    assert set(listed(catalog)) == {"a:1"}
+    file.write_text(text)
+    assert set(listed(catalog)) == {"a:1"}
+    (problem,) = catalog.problems
+    assert problem.startswith("default.yaml: ")
+    assert told in problem
+    file.write_text(one("b:1"))
+    assert set(listed(catalog)) == {"b:1"}
+    assert catalog.problems == []
+
+
+def test_a_file_that_is_not_utf_8_is_a_problem_of_its_own(
+    catalog: FileCatalog, folder: Path
+) -> None:
+    (folder / "good.yaml").write_text(one("a:1"))
+    (folder / "bad.yaml").write_bytes(b"instances: [\xff]")
+    assert set(listed(catalog)) == {"a:1"}
+    assert catalog.problems[0].startswith("bad.yaml: it cannot be read: ")
+
+
+def test_a_folder_that_is_not_there_is_a_silent_source(folder: Path) -> None:
+    catalog = FileCatalog(FileSettings(name="test", folder=folder / "none"))
+    with pytest.raises(SourceError, match="No such file"):
+        catalog.list()
+
+
+class Watched:
+    """A thread that keeps what a watch yields."""
+
+    def __init__(self, catalog: FileCatalog) -> None:
+        self.seen: list[set[str]] = []
+        self.stopping = threading.Event()
+        self.error: Exception | None = None
+        self._catalog = catalog
+        catalog.list()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        time.sleep(0.2)
+
+    def _run(self) -> None:
+        try:
+            for groups in self._catalog.watch(self.stopping):
+                if groups:
+                    self.seen.append(
+                        {e.instance.endpoint_value or "" for g in groups.values() for e in g}
+                    )
+        except SourceError as error:
+            self.error = error
+
+    def end(self) -> None:
+        self.stopping.set()
+        self._catalog.close()
+        self._thread.join(5)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def watched(catalog: FileCatalog, folder: Path) -> Iterator[Watched]:
+    (folder / "default.yaml").write_text(one("a:1"))
+    watched = Watched(catalog)
+    yield watched
+    watched.end()
+
+
+def test_a_change_is_seen_within_a_second_however_it_is_written(
+    watched: Watched, folder: Path
+) -> None:
+    file = folder / "default.yaml"
+
+    def replaced(text: str) -> None:
+        (folder / ".new").write_text(text)
+        (folder / ".new").rename(file)
+
+    def moved_aside(text: str) -> None:
+        file.rename(folder / "default.yaml~")
+        file.write_text(text)
+
+    for number, write in enumerate((file.write_text, replaced, moved_aside)):
+        wanted = {f"b:{number + 1}"}
+        write(one(*wanted))
+        began = time.monotonic()
+        until(lambda w=wanted: w in watched.seen, 5)
+        assert time.monotonic() - began < 1.0
+    file.unlink()
+    until(lambda: watched.seen[-1] == set(), 5)
+
+
+def test_a_swapped_link_is_seen(folder: Path, tmp_path: Path) -> None:
+    """As a ConfigMap's: the files are links into a folder that is a link itself."""
+    mount = tmp_path / "mount"
+    for name in ("one", "two"):
+        (mount / name).mkdir(parents=True)
+        (mount / name / "default.yaml").write_text(one(f"{name}:1"))
+    (mount / "data").symlink_to("one")
+    (mount / "default.yaml").symlink_to("data/default.yaml")
+    watched = Watched(FileCatalog(FileSettings(name="test", folder=mount)))
+    (mount / "fresh").symlink_to("two")
+    (mount / "fresh").rename(mount / "data")
+    until(lambda: watched.seen and watched.seen[-1] == {"two:1"}, 2)
+    watched.end()
+
+
+def test_half_a_file_removes_nothing(watched: Watched, folder: Path) -> None:
+    whole = "instances:\n" + "".join(
+        f"- {{service_name: web, endpoint: 'a:{n}'}}\n" for n in range(1, 100)
+    )
+    with (folder / "default.yaml").open("w") as file:
+        file.write("instances:\n- {service_name: web, endp")
+        file.flush()
+        time.sleep(0.8)
+        file.seek(0)
+        file.write(whole)
+    until(lambda: watched.seen and len(watched.seen[-1]) == 99, 5)
+    assert all(seen >= {"a:1"} for seen in watched.seen)
+
+
+def test_ten_thousand_entries_load_in_seconds(catalog: FileCatalog, folder: Path) -> None:
+    lines = [
+        f"- {{service_name: s{n % 100}, endpoint: '10.0.{n // 250}.{n % 250}:80'}}\n"
+        for n in range(10_000)
+    ]
+    (folder / "default.yaml").write_text("instances:\n" + "".join(lines))
+    began = time.process_time()
+    assert len(listed(catalog)) == 10_000
+    assert time.process_time() - began < 20

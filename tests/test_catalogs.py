@@ -1,0 +1,308 @@
+"""Catalogs as parts of the server: what is set up, who may write what, who runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from catalogs import Report, read_catalogs
+from catalogs.entries import entry
+from catalogs.metrics import exposition
+from conformance.programs import Program
+from conformance.programs import named as named_program
+from registry import Instance, Registry, SourceConflictError
+from registry.testing import sample_instance
+from tests.servers import JSON, RegistryServer, instance_body, wait_until
+from tests.sources.kubernetes import KubernetesSource
+from tests.test_native_api import World
+
+SOURCE = "file:test"
+
+
+def catalog_instance(host: str = "10.9.9.9:80") -> Instance:
+    told = entry(SOURCE, service_name="outside", endpoint_type="http", endpoint_value=host)
+    return told.instance
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+# Settings
+
+
+def test_catalogs_are_set_up_by_a_list_or_a_file(tmp_path: Path) -> None:
+    text = json.dumps(
+        [
+            {"kind": "file", "name": "a", "folder": str(tmp_path)},
+            {"kind": "file", "name": "b", "folder": str(tmp_path), "stale_after_secs": 3},
+        ]
+    )
+    (tmp_path / "catalogs.yaml").write_text(f"catalogs: {text}")
+    for given in (text, str(tmp_path / "catalogs.yaml")):
+        first, second = read_catalogs(given)
+        assert (first.source, second.source) == ("file:a", "file:b")
+        assert (first.terms.stale_after_secs, second.terms.stale_after_secs) == (10.0, 3.0)
+        assert second.make().source == "file:b"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("/no/such/file", "No such file"),
+        ("[1]", "catalog 1: a kind, one of file"),
+        ("[{kind: ftp}]", "catalog 1: a kind, one of file"),
+        ("[{kind: file}]", "catalog 1 (file:main): folder is missing"),
+        ("[{kind: file, folder: /x, colour: red}]", "no setting 'colour'; there are"),
+        ("[{kind: file, folder: 7}]", "folder: "),
+        ("[{kind: file, name: 'a b', folder: /x}]", "letters, digits"),
+        ("[{kind: file, folder: /x}, {kind: file, folder: /y}]", "file:main is there twice"),
+        ("[{kind: file, folder: /x, stale_after_secs: soon}]", "a number expected"),
+        ("{a: [}", "YAML or JSON"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_catalog(text: str, told: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)):
+        read_catalogs(text)
+
+
+# Who may write what
+
+
+def test_what_a_catalog_lists_has_no_lease_and_does_not_count(world: World) -> None:
+    registry = world.registry
+    before = registry.self_preservation().expected_clients
+    registry.register(catalog_instance())
+    assert registry.self_preservation().expected_clients == before
+    world.pass_time(500)
+    assert registry.instance("OUTSIDE", catalog_instance().id) is not None
+
+
+def test_nobody_else_changes_what_a_catalog_lists(world: World) -> None:
+    instance = catalog_instance()
+    world.registry.register(instance)
+    revision = world.registry.view().revision
+    for method, path, body in (
+        ("PUT", f"/instances/{instance.id}", {"status": "DOWN"}),
+        ("PUT", f"/instances/{instance.id}", {"metadata": {"a": 1}}),
+        ("PUT", f"/instances/{instance.id}/heartbeat", None),
+        ("DELETE", f"/instances/{instance.id}", None),
+    ):
+        reply = world.send(method, path, body)
+        assert reply.status_code == 409, path
+        assert SOURCE in reply.json["detail"]
+    same = {"service_name": "outside", "endpoint": {"type": "http", "value": "10.9.9.9:80"}}
+    assert world.send("POST", "/instances", same).status_code == 409
+    below = f"/apps/OUTSIDE/{instance.id}"
+    assert world.eureka("PUT", below).status_code == 404
+    assert world.eureka("DELETE", below).status_code == 404
+    assert world.eureka("PUT", f"{below}/status?value=DOWN").status_code == 409
+    assert world.eureka("DELETE", f"{below}/status").status_code == 409
+    assert world.eureka("PUT", f"{below}/metadata?a=1").status_code == 409
+    body = instance_body("OUTSIDE", instance.id)
+    assert world.eureka("POST", "/apps/OUTSIDE", body).status_code == 409
+    assert world.registry.view().revision == revision
+
+
+def test_a_client_known_from_another_eureka_server_may_register_here(world: World) -> None:
+    registry: Registry = world.registry
+    registry.register(sample_instance(source="eureka:old", last_dirty_ms=99))
+    registry.register(sample_instance(last_dirty_ms=1))
+    found = registry.instance("WEB", "web:1")
+    assert found is not None
+    assert found.source == "eureka"
+    with pytest.raises(SourceConflictError):
+        registry.register(sample_instance(source="eureka:old"))
+    assert registry.renew("WEB", "web:1") is not None
+
+
+def test_the_word_of_a_source_replaces_its_last_one_whatever_the_timestamps(world: World) -> None:
+    registry = world.registry
+    registry.register(sample_instance(source="eureka:old", last_dirty_ms=99))
+    registry.register(sample_instance(source="eureka:old", last_dirty_ms=1, port=81))
+    found = registry.instance("WEB", "web:1")
+    assert found is not None
+    assert found.port == 81
+
+
+def test_metrics_are_in_the_form_that_prometheus_reads() -> None:
+    reports = [Report(source="file:a", entries=3, stale=True, last_success_ms=1000, errors=2)]
+    text = exposition(reports, 3500)
+    assert 'registry_catalog_entries{source="file:a"} 3\n' in text
+    assert 'registry_catalog_stale{source="file:a"} 1\n' in text
+    assert 'registry_catalog_silence_seconds{source="file:a"} 2.5\n' in text
+    assert "# TYPE registry_catalog_errors_total counter\n" in text
+
+
+# In the real server
+
+
+def write(folder: Path, instances: list[dict[str, Any]]) -> None:
+    fresh = folder / ".new"
+    fresh.write_text(json.dumps({"instances": instances}))
+    fresh.rename(folder / "default.json")
+
+
+def outside(count: int) -> list[dict[str, Any]]:
+    return [
+        {"service_name": "outside", "endpoint": {"type": "http", "value": f"10.77.0.{n}:80"}}
+        for n in range(1, count + 1)
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "catalog"
+    folder.mkdir()
+    return folder
+
+
+def server_with(folder: Path, tmp_path: Path, **terms: Any) -> RegistryServer:
+    catalogs = [{"kind": "file", "name": "test", "folder": str(folder), **terms}]
+    return RegistryServer(tmp_path, env={"REGISTRY_CATALOGS": json.dumps(catalogs)})
+
+
+def report_of(server: RegistryServer) -> dict[str, Any]:
+    (report,) = server.send("GET", "/api/v1/catalogs").json()["catalogs"]
+    return dict(report)
+
+
+def test_a_killed_workers_catalog_goes_on_in_another(folder: Path, tmp_path: Path) -> None:
+    write(folder, outside(5))
+    with server_with(folder, tmp_path) as server:
+        wait_until(lambda: len(server.apps()) == 5, 10, "the entries")
+        for size in (6, 7):
+            worker = report_of(server)["worker"]
+            os.kill(worker, signal.SIGKILL)
+            killed = time.monotonic()
+            write(folder, outside(size))
+            wait_until(lambda n=size: len(server.apps()) == n, 10, "another worker to go on")
+            assert time.monotonic() - killed < 6
+            assert report_of(server)["worker"] != worker
+        delta = server.eureka("GET", "/apps/delta", None, JSON).json()["applications"]
+        told = [i for a in delta["application"] for i in a["instance"]]
+        assert len(told) == 7, "the unchanged are told of once"
+
+
+def test_everything_killed_comes_back_without_a_change(folder: Path, tmp_path: Path) -> None:
+    write(folder, outside(5))
+    with server_with(folder, tmp_path) as server:
+        wait_until(lambda: len(server.apps()) == 5, 10, "the entries")
+        first = report_of(server)["last_change_ms"]
+        before = {i: v["leaseInfo"]["registrationTimestamp"] for i, v in server.apps().items()}
+        server.kill9()
+        server.start()
+        wait_until(lambda: report_of(server)["state"] == "following", 10, "the catalog to go on")
+        wait_until(lambda: report_of(server)["last_success_ms"] > first, 10, "a word of it")
+        time.sleep(1)
+        after = {i: v["leaseInfo"]["registrationTimestamp"] for i, v in server.apps().items()}
+        assert after == before
+
+
+def test_what_is_not_set_up_any_more_goes(folder: Path, tmp_path: Path) -> None:
+    write(folder, outside(3))
+    server = server_with(folder, tmp_path)
+    with server:
+        wait_until(lambda: len(server.apps()) == 3, 10, "the entries")
+        assert server.register("OWN", "own:1") == 204
+        server.stop()
+        server._environment["REGISTRY_CATALOGS"] = "[]"
+        server.start()
+        wait_until(lambda: set(server.apps()) == {"own:1"}, 10, "the entries to go")
+
+
+def test_reports_and_metrics_are_the_same_from_every_worker(folder: Path, tmp_path: Path) -> None:
+    write(folder, outside(2))
+    with server_with(folder, tmp_path) as server:
+        wait_until(lambda: len(server.apps()) == 2, 10, "the entries")
+        wait_until(lambda: report_of(server)["state"] == "following", 5, "its report")
+        for _ in range(10):
+            report = report_of(server)
+            assert (report["source"], report["entries"], report["stale"]) == (SOURCE, 2, False)
+            text = server.send("GET", "/metrics").body.decode()
+            assert f'registry_catalog_entries{{source="{SOURCE}"}} 2\n' in text
+        folder.rename(tmp_path / "away")
+        wait_until(lambda: report_of(server)["last_error"], 10, "its error")
+        assert len(server.apps()) == 2
+
+
+class Named:
+    """A program that says who it is, on every address of this machine."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(name)))
+                self.end_headers()
+                self.wfile.write(name.encode())
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("0.0.0.0", 0), Handler)
+        self.port = self._server.server_port
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def own_address() -> str:
+    """This machine's address on its network; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))
+        return str(probe.getsockname()[0])
+
+
+def test_a_spring_client_balances_over_a_cluster_and_a_file(folder: Path, tmp_path: Path) -> None:
+    """The programs that it calls have never registered anywhere."""
+    answering = [Named(name) for name in ("pod-1", "pod-2", "outside-1")]
+    cluster = KubernetesSource(tmp_path)
+    program = None
+    try:
+        cluster.service("shop")
+        for named in answering[:2]:
+            ports = [{"name": "http", "port": named.port}]
+            # The API refuses loopback addresses.
+            endpoint = {"addresses": [own_address()], "conditions": {"ready": True}}
+            cluster.slice(named.name, "shop", [endpoint], ports)
+        outside = {"type": "http", "value": f"127.0.0.1:{answering[2].port}"}
+        write(folder, [{"service_name": "shop", "endpoint": outside}])
+        catalogs = [
+            {"kind": "kubernetes", "name": "k", "kubeconfig": str(cluster.kubeconfig())},
+            {"kind": "file", "name": "f", "folder": str(folder)},
+        ]
+        env = {"REGISTRY_CATALOGS": json.dumps(catalogs)}
+        with RegistryServer(tmp_path, env=env) as server:
+            (kind,) = named_program("spring-2025.0-resttemplate")
+            program = Program(kind, [server.base], "caller", "caller:one", tmp_path)
+            wait_until(program.is_ready, 90, "the client to answer")
+            wait_until(lambda: len(program.instances("shop")) == 3, 15, "all to be seen")
+            wait_until(
+                lambda: program.chosen("shop") == {"pod-1", "pod-2", "outside-1"}, 15, "all called"
+            )
+            cluster.delete("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/pod-1")
+            wait_until(
+                lambda: program.chosen("shop") == {"pod-2", "outside-1"}, 15, "one to be left out"
+            )
+    finally:
+        if program is not None:
+            program.end()
+        cluster.close()
+        for named in answering:
+            named.close()
