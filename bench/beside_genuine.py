@@ -2,10 +2,10 @@
 
     python bench/beside_genuine.py [--rounds N] [--seconds S] [--write docs/performance.md]
 
-One core serves and the other asks. The genuine server has its own defaults, and as many seconds to
-warm up as it takes to fill it. Each figure is measured in rounds that take turns (genuine, this
-server, nginx, genuine …) and shown as min / median / max; the ratio is that of the medians.
-nginx serves the same bytes as a static file: what the machine can do at most.
+One core serves and the other asks. The genuine server has its own defaults, and is warmed up. Each
+figure is measured in rounds that take turns (genuine, this server, nginx, genuine …) and shown as
+min / median / max; the ratio is that of the medians. nginx serves the same bytes as a static file:
+what the machine can do at most.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import http.client
 import json
+import math
 import os
 import re
 import statistics
@@ -82,7 +83,7 @@ def started(
 
     def answers() -> bool:
         try:
-            return send(port, "GET", "/eureka/apps").status < 500
+            return send(port, "GET", "/eureka/apps/NOBODY").status < 500
         except OSError:
             return False
 
@@ -102,10 +103,8 @@ def genuine() -> AbstractContextManager[Server]:
     return started("genuine", ["java", "-jar", jar, f"--server.port={port}", cached], port)
 
 
-def ours(
-    folder: Path, workers: int = 1, name: str = "this server"
-) -> AbstractContextManager[Server]:
-    port = free_port()
+def ours(folder: Path, workers: int = 1, port: int | None = None) -> AbstractContextManager[Server]:
+    port = port or free_port()
     env = {
         "HOST": "127.0.0.1",
         "PORT": str(port),
@@ -113,7 +112,7 @@ def ours(
         "STORE_URL": f"lmdb:{folder / str(port)}",
         "LOG_LEVEL": "error",
     }
-    return started(name, [sys.executable, "-m", "gunicorn", "wsgi:app"], port, env)
+    return started("this server", [sys.executable, "-m", "gunicorn", "wsgi:app"], port, env)
 
 
 @contextmanager
@@ -147,6 +146,8 @@ def registration(number: int) -> tuple[str, str]:
         "hostName": f"host-{number}.local",
         "ipAddr": f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}",
         "metadata": {"zone": f"zone-{number % 3}", "management.port": "8081"},
+        # So that none is evicted between two measurements.
+        "leaseInfo": {"renewalIntervalInSecs": 30, "durationInSecs": 86_400},
     }
     return app, instance_body(app, f"host-{number}.local:app:8080", **urls)
 
@@ -236,7 +237,8 @@ class Row:
         if not found:
             return ""
         low, middle, high = min(found), statistics.median(found), max(found)
-        return f"{low:,.0f} / **{middle:,.0f}** / {high:,.0f}"
+        digits = 0 if high >= 100 else 1 if high >= 10 else 2
+        return f"{low:,.{digits}f} / **{middle:,.{digits}f}** / {high:,.{digits}f}"
 
     def ratio(self, other: str) -> str:
         if other not in self.values or "this server" not in self.values:
@@ -271,24 +273,30 @@ def compare(count: int, rounds: int, seconds: float, folder: Path) -> list[Row]:
         servers = [stack.enter_context(genuine()), stack.enter_context(ours(folder))]
         for server in servers:
             fill(server, count)
-        time.sleep(31)  # the genuine server's cache shows it all only now
         own = servers[1]
         wanted = reads(count)
+        for server in servers:  # a JVM is fast once it is warm
+            for _, path, headers, script in wanted:
+                wrk(server.url(path), headers, 2, script)
+        if count <= 1000:
+            wait_for_quiet(servers)
+        else:
+            time.sleep(31)  # the genuine server's cache shows it all only now
         bodies = {}
         for number, (_, path, headers, script) in enumerate(wanted):
             if not script:
                 reply = send(own.port, "GET", f"/eureka{path}", None, headers)
                 bodies[f"file{number}"] = reply.body
         static = stack.enter_context(nginx(folder, bodies))
-        for server in servers:  # a JVM is fast once it is warm
-            for _, path, headers, script in wanted:
-                wrk(server.url(path), headers, 2, script)
-        for _ in range(rounds):
-            for number, (row, path, headers, script) in enumerate(wanted):
-                for server in servers:
-                    row.add(server.name, wrk(server.url(path), headers, seconds, script))
-                if not script:
-                    row.add("nginx", wrk(static.url(f"/file{number}"), headers, seconds))
+        writes = [each for each in wanted if each[0].name == "registration"]
+        turns = [each for each in enumerate(wanted) if each[1] not in writes] * rounds
+        # Last of all, since afterwards no delta is quiet.
+        turns += [(-1, each) for each in writes] * rounds
+        for number, (row, path, headers, script) in turns:
+            for server in servers:
+                row.add(server.name, wrk(server.url(path), headers, seconds, script))
+            if not script:
+                row.add("nginx", wrk(static.url(f"/file{number}"), headers, seconds))
         rows += [row for row, *_ in wanted]
         if count <= 1000:
             rows.append(changing(servers, rounds, seconds))
@@ -297,6 +305,25 @@ def compare(count: int, rounds: int, seconds: float, folder: Path) -> list[Row]:
             memory.add(server.name, server.memory_mib())
         rows.append(memory)
     return rows
+
+
+def wait_for_quiet(servers: Sequence[Server]) -> None:
+    """Until nobody's delta tells of the filling any more: some minutes at the defaults."""
+    for server in servers:
+        wait_until(
+            lambda server=server: (
+                b'"instance"'
+                not in send(
+                    server.port,
+                    "GET",
+                    "/eureka/apps/delta",
+                    None,
+                    {"Accept": "application/json"},
+                ).body
+            ),
+            400,
+            f"a quiet delta at {server.name}",
+        )
 
 
 def changing(servers: Sequence[Server], rounds: int, seconds: float) -> Row:
@@ -324,6 +351,38 @@ def changing(servers: Sequence[Server], rounds: int, seconds: float) -> Row:
     return row
 
 
+class Client:
+    """One connection after another: a genuine server closes each after a hundred requests."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def ask(self, line: str, body: bytes = b"", fields: str = "") -> None:
+        """Send a request and read its answer, which must be a success."""
+        if self._writer is None:
+            self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+        head = f"{line} HTTP/1.1\r\nHost: h\r\n{fields}Content-Length: {len(body)}\r\n\r\n"
+        self._writer.write(head.encode() + body)
+        reader = self._reader
+        answer = (await reader.readuntil(b"\r\n\r\n")).lower()
+        assert answer.startswith(b"http/1.1 2"), answer
+        length = re.search(rb"\r\ncontent-length: (\d+)", answer)
+        if length:
+            await reader.readexactly(int(length[1]))
+        elif b"\r\ntransfer-encoding: chunked" in answer:
+            while size := int(await reader.readline(), 16):
+                await reader.readexactly(size + 2)
+            await reader.readline()
+        if b"\r\nconnection: close" in answer:
+            self.close()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
 # A fleet at the clients' defaults.
 
 
@@ -338,7 +397,7 @@ async def fleet(port: int, size: int, seconds: float) -> tuple[float, float]:
     stop = time.perf_counter() + seconds
 
     async def lane(number: int) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        client = Client(port)
         interval = lanes / (2 * per_second)
         due = time.perf_counter() + interval * number / lanes
         turn = number
@@ -350,29 +409,17 @@ async def fleet(port: int, size: int, seconds: float) -> tuple[float, float]:
             turn += lanes
             if (turn // lanes) % 2:
                 path = f"/eureka/apps/APP{i // INSTANCES_OF_AN_APP}/host-{i}.local:app:8080"
-                line = f"PUT {path}?status=UP&lastDirtyTimestamp=1700000000000 HTTP/1.1\r\n"
+                await client.ask(f"PUT {path}?status=UP&lastDirtyTimestamp=1700000000000")
             else:
-                line = (
-                    "GET /eureka/apps/delta HTTP/1.1\r\n"
-                    "Accept: application/json\r\nAccept-Encoding: gzip\r\n"
-                )
-            writer.write(f"{line}Host: h\r\nContent-Length: 0\r\n\r\n".encode())
-            head = await reader.readuntil(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 2"), head
-            length = re.search(rb"(?i)content-length: (\d+)", head)
-            if length:
-                await reader.readexactly(int(length[1]))
-            elif b"chunked" in head:
-                while (await reader.readline()) != b"0\r\n":
-                    pass
-                await reader.readline()
+                fields = "Accept: application/json\r\nAccept-Encoding: gzip\r\n"
+                await client.ask("GET /eureka/apps/delta", fields=fields)
             # From when it was due: a server that falls behind is not waited for.
             latencies.append((time.perf_counter() - due) * 1000)
             due += interval
-        writer.close()
+        client.close()
 
     async def changes() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        client = Client(port)
         number = 0
         while time.perf_counter() < stop:
             await asyncio.sleep(60_000 / size)
@@ -380,12 +427,8 @@ async def fleet(port: int, size: int, seconds: float) -> tuple[float, float]:
             status = ("OUT_OF_SERVICE", "UP")[number // 500 % 2]
             number += 1
             path = f"/eureka/apps/APP{i // INSTANCES_OF_AN_APP}/host-{i}.local:app:8080"
-            line = (
-                f"PUT {path}/status?value={status} HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n"
-            )
-            writer.write(line.encode())
-            await reader.readuntil(b"\r\n\r\n")
-        writer.close()
+            await client.ask(f"PUT {path}/status?value={status}")
+        client.close()
 
     await asyncio.gather(changes(), *(lane(number) for number in range(lanes)))
     latencies.sort()
@@ -393,19 +436,191 @@ async def fleet(port: int, size: int, seconds: float) -> tuple[float, float]:
     return latencies[int(len(latencies) * 0.99)], len(latencies) / planned
 
 
-def largest_fleet(server: Server, sizes: Sequence[int], seconds: float, row: Row) -> None:
-    """The largest of these sizes whose p99 stays within 100 ms, added to the row."""
-    largest = filled = 0
-    for size in sizes:
-        fill(server, size, filled)
-        filled = size
-        os.sched_setaffinity(0, {int(ASKING)})
-        p99, made = uvloop.run(fleet(server.port, size, seconds))
-        print(f"fleet of {size:,} at {server.name}: p99 {p99:.1f} ms, {made:.0%} made", flush=True)
-        if p99 > 100 or made < 0.98:
-            break
-        largest = size
-    row.add(server.name, largest)
+@dataclass
+class Curve:
+    """A figure over sizes, for each server."""
+
+    name: str
+    axis: str
+    points: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+
+    def add(self, server: str, size: float, value: float) -> None:
+        self.points.setdefault(server, []).append((size, value))
+
+
+GENUINE_FLEETS = (20_000, 40_000, 80_000)
+OUR_FLEETS = (80_000, 160_000, 240_000)
+
+
+def fleets(folder: Path, seconds: float) -> tuple[Row, Curve]:
+    """The largest of these fleets that each server answers within 100 ms (p99)."""
+    row = Row("largest fleet, p99 ≤ 100 ms", "≥ 60,000 and ≥ 5", "instances")
+    curve = Curve("p99 of all answers to a fleet of so many instances", "ms")
+    os.sched_setaffinity(0, {int(ASKING)})
+    with genuine() as theirs, ours(folder) as own:
+        largest = {theirs.name: 0, own.name: 0}
+        filled = dict(largest)
+        standing = [theirs, own]
+        for sizes in zip(GENUINE_FLEETS, OUR_FLEETS, strict=True):
+            size_of = dict(zip((theirs.name, own.name), sizes, strict=True))
+            for server in standing:
+                size = size_of[server.name]
+                uvloop.run(storm(server.port, filled[server.name], size))
+                filled[server.name] = size
+            wait_for_quiet(standing)
+            for server in list(standing):
+                size = size_of[server.name]
+                p99, made = uvloop.run(fleet(server.port, size, seconds))
+                print(
+                    f"fleet of {size:,} at {server.name}: p99 {p99:.1f} ms, {made:.0%} made",
+                    flush=True,
+                )
+                curve.add(server.name, size, p99)
+                if p99 > 100 or made < 0.98:
+                    standing.remove(server)
+                else:
+                    largest[server.name] = size
+        for name, size in largest.items():
+            row.add(name, size)
+    return row, curve
+
+
+# All at once, as after an outage.
+
+
+async def storm(
+    port: int, first: int, last: int, latencies: list[float] | None = None, lanes: int = 64
+) -> float:
+    """Register these instances as fast as they are taken; seconds, and milliseconds of each."""
+    turns = iter(range(first, last))
+    began = time.perf_counter()
+
+    async def lane() -> None:
+        client = Client(port)
+        for number in turns:
+            app, text = registration(number)
+            sent = time.perf_counter()
+            fields = "Content-Type: application/json\r\n"
+            await client.ask(f"POST /eureka/apps/{app}", text.encode(), fields)
+            if latencies is not None:
+                latencies.append((time.perf_counter() - sent) * 1000)
+        client.close()
+
+    await asyncio.gather(*(lane() for _ in range(lanes)))
+    return time.perf_counter() - began
+
+
+async def stormy_beats(port: int, stop: asyncio.Event, latencies: list[float]) -> None:
+    """One heartbeat each 20 ms, from when it was due, until told to stop."""
+    client = Client(port)
+    due = time.perf_counter()
+    while not stop.is_set():
+        await client.ask("PUT /eureka/apps/APP3/host-33.local:app:8080")
+        latencies.append((time.perf_counter() - due) * 1000)
+        due = max(due + 0.02, time.perf_counter())
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+    client.close()
+
+
+def storms(folder: Path, rounds: int) -> list[Row]:
+    """Ten thousand registrations at once, and those who renew meanwhile."""
+    rows = [
+        Row("storm of 10,000: registrations", "≥ 3"),
+        Row("storm of 10,000: registration, p99", "", "ms"),
+        Row("storm of 10,000: a heartbeat meanwhile, p99", "", "ms"),
+    ]
+
+    async def play(port: int) -> tuple[float, list[float], list[float]]:
+        stop = asyncio.Event()
+        registering: list[float] = []
+        renewing: list[float] = []
+        beats = [asyncio.create_task(stormy_beats(port, stop, renewing)) for _ in range(4)]
+        await asyncio.sleep(0.5)
+        renewing.clear()
+        seconds = await storm(port, 100, 10_100, registering)
+        stop.set()
+        await asyncio.gather(*beats)
+        return seconds, registering, renewing
+
+    os.sched_setaffinity(0, {int(ASKING)})
+    for _ in range(rounds):
+        for start in (genuine, lambda: ours(folder)):
+            with start() as server:
+                fill(server, 100)
+                for _ in range(2):  # once to warm up: a JVM gains most by it
+                    seconds, registering, renewing = uvloop.run(play(server.port))
+                rows[0].add(server.name, 10_000 / seconds)
+                rows[1].add(server.name, _p99(registering))
+                rows[2].add(server.name, _p99(renewing))
+    return rows
+
+
+def _p99(values: list[float]) -> float:
+    return sorted(values)[int(len(values) * 0.99)]
+
+
+# Memory, starting, and what one change costs.
+
+
+def footprint(folder: Path) -> list[Row]:
+    """Memory of everything at 10,000 instances, after all was fetched in JSON by many."""
+    whole = Row("memory at 10,000, ours with 2 workers", "≤ 0.25", "MiB")
+    each = Row("memory per instance and worker", "", "bytes")
+    for start in (genuine, lambda: ours(folder, workers=2)):
+        with start() as server:
+            empty = server.memory_mib()
+            fill(server, 10_000)
+            time.sleep(31)
+            for headers in (GZIP, PLAIN):
+                wrk(server.url("/apps/"), headers, 5)
+            wrk(server.url("/apps"), PLAIN, 5, heartbeats(10_000))
+            full = server.memory_mib()
+            whole.add(server.name, full)
+            processes = 1 if server.name == "genuine" else 2
+            each.add(server.name, (full - empty) * 1024 * 1024 / 10_000 / processes)
+    return [whole, each]
+
+
+def one_change(server: Server, count: int, rounds: int) -> Row:
+    """Milliseconds from asking for all, just after a change, to having it."""
+    target = "≤ 10 ms" if count <= 10_000 else "≤ 60 ms"
+    row = Row(f"one change, then full `apps` gzip, {count:,}", target, "ms")
+    connection = http.client.HTTPConnection("127.0.0.1", server.port)
+    send(server.port, "GET", "/eureka/apps/", None, GZIP, connection)
+    for number in range(rounds * 5):
+        instance = f"APP{number}/host-{10 * number}.local:app:8080"
+        path = f"/eureka/apps/{instance}/status?value=OUT_OF_SERVICE"
+        assert send(server.port, "PUT", path, None, {}, connection).status == 200
+        began = time.perf_counter()
+        send(server.port, "GET", "/eureka/apps/", None, GZIP, connection)
+        row.add(server.name, (time.perf_counter() - began) * 1000)
+    return row
+
+
+def starting(folder: Path, rounds: int) -> list[Row]:
+    """Seconds from the start to being ready, with nothing stored and with 100,000 instances."""
+    rows = [
+        Row("ready after start, empty", "≤ 1 s", "s"),
+        Row("ready after start, 100,000 stored", "≤ 5 s", "s"),
+        Row("then the first full `apps` gzip", "", "s"),
+    ]
+    for _ in range(rounds):
+        for start in (genuine, lambda: ours(Path(tempfile.mkdtemp(dir=folder)))):
+            began = time.perf_counter()
+            with start() as server:
+                rows[0].add(server.name, time.perf_counter() - began)
+    kept = folder / "kept"
+    port = free_port()
+    with ours(kept, port=port) as server:
+        uvloop.run(storm(server.port, 0, 100_000))
+    for _ in range(rounds):
+        began = time.perf_counter()
+        with ours(kept, port=port) as server:
+            rows[1].add(server.name, time.perf_counter() - began)
+            began = time.perf_counter()
+            send(server.port, "GET", "/eureka/apps/", None, GZIP)
+            rows[2].add(server.name, time.perf_counter() - began)
+    return rows
 
 
 # Propagation, and heartbeats at growing sizes.
@@ -436,17 +651,24 @@ def propagation(folder: Path, rounds: int) -> Row:
     return row
 
 
-def growing(folder: Path, rounds: int, seconds: float) -> list[Row]:
-    """Heartbeats at 1,000, 10,000 and 100,000 instances."""
-    rows = [Row(f"heartbeat at {count:,}", "flat within 25 %") for count in (1000, 10_000, 100_000)]
+def growing(folder: Path, rounds: int, seconds: float) -> tuple[list[Row], Curve]:
+    """Heartbeats at 1,000, 10,000 and 100,000 instances, and what one change costs there."""
+    rows = []
+    curve = Curve("heartbeats a second at so many instances", "/s")
     with ours(folder) as server:
         filled = 0
-        for row, count in zip(rows, (1000, 10_000, 100_000), strict=True):
-            fill(server, count, filled)
+        for count in (1000, 10_000, 100_000):
+            row = Row(f"heartbeat at {count:,}", "flat within 25 %")
+            uvloop.run(storm(server.port, filled, count))
             filled = count
+            wrk(server.url("/apps"), PLAIN, 3, heartbeats(count))
             for _ in range(rounds):
                 row.add(server.name, wrk(server.url("/apps"), PLAIN, seconds, heartbeats(count)))
-    return rows
+            rows.append(row)
+            curve.add(server.name, count, row.median(server.name))
+            if count > 1000:
+                rows.append(one_change(server, count, rounds))
+    return rows, curve
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -464,41 +686,114 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def plot(rows: Sequence[Row]) -> str:
-    """The ratios to the genuine server as bars."""
+COLOURS = {"genuine": "#b54708", "this server": "#175cd3", "nginx": "#667085"}
+
+
+def drawing(width: int, height: int, content: Sequence[str]) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        'font-family="system-ui, sans-serif" font-size="12" fill="#475467">'
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>' + "".join(content) + "</svg>\n"
+    )
+
+
+def ratios(rows: Sequence[Row]) -> str:
+    """The ratios to the genuine server as bars, with a line where the target is."""
     found = [
-        (row.name.replace("`", ""), float(row.ratio("genuine")))
+        (row.name.replace("`", ""), float(row.ratio("genuine")), row.target)
         for row in rows
         if row.ratio("genuine") and row.unit == "/s"
     ]
-    top = max([value for _, value in found] or [1.0])
-    height = 26 * len(found) + 20
+    top = max([value for _, value, _ in found] or [1.0])
     bars = []
-    for place, (name, value) in enumerate(found):
+    for place, (name, value, target) in enumerate(found):
         y = 26 * place + 10
         width = 420 * value / top
         bars.append(
-            f'<text x="250" y="{y + 13}" text-anchor="end">{name}</text>'
-            f'<rect x="260" y="{y}" width="{width:.0f}" height="18" fill="#175cd3"/>'
-            f'<text x="{268 + width:.0f}" y="{y + 13}">{value:.1f} times</text>'
+            f'<text x="270" y="{y + 13}" text-anchor="end">{name}</text>'
+            f'<rect x="280" y="{y}" width="{width:.0f}" height="18" fill="#175cd3"/>'
+            f'<text x="{288 + width:.0f}" y="{y + 13}">{value:.1f} times</text>'
         )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {height}" '
-        'font-family="system-ui, sans-serif" font-size="12" fill="#475467">'
-        + "".join(bars)
-        + "</svg>\n"
-    )
+        wanted = re.fullmatch(r"≥ (\d+)", target)
+        if wanted:
+            x = 280 + 420 * int(wanted[1]) / top
+            bars.append(
+                f'<line x1="{x:.0f}" x2="{x:.0f}" y1="{y - 3}" y2="{y + 21}" stroke="#b54708" '
+                'stroke-width="2"/>'
+            )
+    return drawing(790, 26 * len(found) + 20, bars)
+
+
+def lines(curve: Curve) -> str:
+    """A curve over sizes, both axes logarithmic."""
+    points = [point for found in curve.points.values() for point in found]
+    lows = [min(point[axis] for point in points) * 0.7 for axis in (0, 1)]
+    highs = [max(point[axis] for point in points) * 1.4 for axis in (0, 1)]
+
+    def at(point: tuple[float, float]) -> tuple[float, float]:
+        share = [
+            math.log(max(point[axis], 1e-9) / lows[axis]) / math.log(highs[axis] / lows[axis])
+            for axis in (0, 1)
+        ]
+        return 70 + 600 * share[0], 280 - 230 * share[1]
+
+    content = [f'<text x="70" y="24" font-size="14">{curve.name}</text>']
+    content.append('<path d="M70 40V280H670" fill="none" stroke="#98a2b3"/>')
+    for server, found in curve.points.items():
+        colour = COLOURS[server]
+        path = " ".join(f"{x:.0f},{y:.0f}" for x, y in map(at, found))
+        content.append(
+            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
+        )
+        for size, value in found:
+            x, y = at((size, value))
+            content.append(
+                f'<circle cx="{x:.0f}" cy="{y:.0f}" r="4" fill="{colour}"/>'
+                f'<text x="{x:.0f}" y="{y - 10:.0f}" text-anchor="middle" fill="{colour}">'
+                f"{value:,.0f} {curve.axis.strip('/')}</text>"
+                f'<text x="{x:.0f}" y="298" text-anchor="middle">{size:,.0f}</text>'
+            )
+        x, y = at(found[-1])
+        content.append(
+            f'<text x="{x + 8:.0f}" y="{y + 16:.0f}" text-anchor="end" fill="{colour}">'
+            f"{server}</text>"
+        )
+    return drawing(700, 310, content)
+
+
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+
+def write(page: Path, rows: Sequence[Row], curves: Mapping[str, Curve]) -> None:
+    """Put the table and the plots between the page's marks, the drawings beside it."""
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise SystemExit(f"{page} has no {BEGIN} and {END}")
+    drawings = {"ratios": ratios(rows)} | {name: lines(curve) for name, curve in curves.items()}
+    shown = []
+    for name, drawn in drawings.items():
+        file = page.with_name(f"{page.stem}-{name}.svg")
+        file.write_text(drawn, encoding="utf-8")
+        shown.append(f"![{name}]({file.name})")
+    made = [BEGIN, "", table(rows), "", *shown, "", END]
+    page.write_text(before + "\n".join(made) + after, encoding="utf-8")
+
+
+PARTS = "1000,10000,propagation,growing,storm,memory,start,fleet"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3)
-    parser.add_argument("--parts", default="1000,10000,propagation,growing,fleet")
+    parser.add_argument("--parts", default=PARTS)
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
     parts = options.parts.split(",")
     rows: list[Row] = []
+    curves: dict[str, Curve] = {}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         for size in (1000, 10_000):
@@ -507,18 +802,20 @@ def main() -> None:
         if "propagation" in parts:
             rows.append(propagation(folder, options.rounds))
         if "growing" in parts:
-            rows += growing(folder, options.rounds, options.seconds)
+            more, curves["heartbeats"] = growing(folder, options.rounds, options.seconds)
+            rows += more
+        if "storm" in parts:
+            rows += storms(folder, options.rounds)
+        if "memory" in parts:
+            rows += footprint(folder)
+        if "start" in parts:
+            rows += starting(folder, options.rounds)
         if "fleet" in parts:
-            row = Row("largest fleet, p99 ≤ 100 ms", "≥ 60,000 and ≥ 5", "instances")
-            with genuine() as server:
-                largest_fleet(server, (2000, 5000, 10_000, 20_000, 40_000), 15, row)
-            with ours(folder) as server:
-                largest_fleet(server, (20_000, 40_000, 60_000, 80_000, 100_000), 15, row)
+            row, curves["fleet"] = fleets(folder, 20)
             rows.append(row)
     print(table(rows))
     if options.write:
-        options.write.write_text(table(rows) + "\n", encoding="utf-8")
-        options.write.with_suffix(".svg").write_text(plot(rows), encoding="utf-8")
+        write(options.write, rows, curves)
 
 
 if __name__ == "__main__":

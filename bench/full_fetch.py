@@ -67,7 +67,7 @@ def in_process(count: int) -> None:
         registry.register(sample_instance(f"APP{number // 10}", instance_id))
 
     for form in (Form.JSON, Form.XML):
-        plain = lambda form=form: answers.applications(form).body  # noqa: E731
+        plain = lambda form=form: answers.applications(form).plain()  # noqa: E731
         zipped = lambda form=form: answers.applications(form).gzipped()  # noqa: E731
         print(f"| {count:,} | {form.value}, unchanged | {timed(plain)} |")
         print(f"| {count:,} | {form.value}, one change | {timed(plain, change)} |")
