@@ -9,7 +9,7 @@ Delta, hash code and version come from one moment, because all is read under the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -17,12 +17,10 @@ from eureka_compat import codecs, wire
 from eureka_compat.pieces import EncodedAnswer, Piece
 from registry import (
     Instance,
-    InstanceKey,
     InstanceStatus,
     Namespace,
     Registry,
     Revision,
-    View,
 )
 
 JSON = "application/json"
@@ -77,9 +75,10 @@ class Answers:
         self._registry = registry
         self._namespace = namespace
         self._answers: dict[Any, tuple[Any, EncodedAnswer]] = {}
-        self._fragments: dict[InstanceKey, tuple[Revision, dict[Any, Any]]] = {}
+        self._fragments: dict[tuple[str, str], tuple[Revision, dict[Any, Any]]] = {}
         self._most_fragments = 0
-        self._buckets: dict[Form, list[tuple[Any, Piece]]] = {}
+        self._view = registry.view(namespace)
+        self._buckets: dict[tuple[str, Form], list[tuple[Any, Piece]]] = {}
 
     def applications(self, form: Form) -> EncodedAnswer:
         """Everything: ``GET apps``."""
@@ -88,8 +87,9 @@ class Answers:
         if kept is not None and kept[0] == view.revision:
             return kept[1]
         with view.lock:
-            self._make_room(view)
-            joined = self._in_buckets(view, form)
+            joined = self._in_buckets(
+                "apps", view.applications, view.application_revisions, view.size(), form
+            )
             code = hash_code(view.status_counts.items())
             answer = _wrapped(joined, "1", code, form)
             for other in Form:
@@ -99,26 +99,40 @@ class Answers:
             self._answers["apps", form] = (view.revision, answer)
             return answer
 
-    def _in_buckets(self, view: View, form: Form) -> list[Piece]:
-        """All applications; a bucket in which nothing changed is the piece that it was."""
-        # A power of two, so that a growing registry splits its buckets and seldom mixes them anew.
-        count = 1 << max(0, (view.size() // _BUCKET_INSTANCES).bit_length())
+    def _in_buckets(
+        self,
+        name: str,
+        applications: Mapping[str, Mapping[str, Instance]],
+        revisions: Mapping[str, Revision],
+        size: int,
+        form: Form,
+    ) -> list[Piece]:
+        """These applications; a bucket in which nothing changed is the piece that it was.
+
+        ``revisions`` has the last change of each, and ``size`` is how many instances they have.
+        """
+        # A power of two, so that a growing list splits its buckets and seldom mixes them anew.
+        count = 1 << max(0, (size // _BUCKET_INSTANCES).bit_length())
         apps_of: list[list[str]] = [[] for _ in range(count)]
-        for app in view.applications:
+        for app in applications:
             apps_of[hash(app) & (count - 1)].append(app)
-        buckets = self._buckets.get(form, [])
+        buckets = self._buckets.get((name, form), [])
         if len(buckets) != count:
             buckets = [(None, Piece(()))] * count
-        revisions = view.application_revisions
         for place, apps in enumerate(apps_of):
-            # Each change raises a revision; one that takes an application away lowers the count.
-            marker = (len(apps), sum([revisions[app] for app in apps]))
+            # A change raises a revision over all there were before. What only goes lowers the
+            # number of applications, or that of their instances.
+            marker = (
+                len(apps),
+                sum([revisions[app] for app in apps]),
+                sum([len(applications[app]) for app in apps]),
+            )
             if buckets[place][0] != marker:
                 joined = [
-                    self._join(app, view.applications[app].values(), form, depth=1) for app in apps
+                    self._join(app, applications[app].values(), form, depth=1) for app in apps
                 ]
                 buckets[place] = (marker, _in_list(joined, form))
-        self._buckets[form] = buckets
+        self._buckets[name, form] = buckets
         return [piece for _, piece in buckets if piece.parts]
 
     def delta(self, form: Form) -> EncodedAnswer:
@@ -131,17 +145,11 @@ class Answers:
             kept = self._answers.get(("delta", form))
             if kept is not None and kept[0] == marker:
                 return kept[1]
-            self._make_room(view)
-            apps: dict[str, dict[str, Instance]] = {}
-            for change in view.recent(now):
-                if change.instance is not None:
-                    instances = apps.setdefault(change.instance.app, {})
-                    # An instance shows once, at the place of its last change.
-                    instances.pop(change.instance.id, None)
-                    instances[change.instance.id] = change.instance
-            joined = [self._join(app, found.values(), form, 1) for app, found in apps.items()]
+            changed = view.recent_applications
+            size = sum(map(len, changed.values()))
+            joined = self._in_buckets("delta", changed, view.recent_revisions, size, form)
             code = hash_code(view.status_counts.items())
-            answer = _wrapped([_in_list(joined, form)], str(view.revision + 1), code, form)
+            answer = _wrapped(joined, str(view.revision + 1), code, form)
             self._answers["delta", form] = (marker, answer)
             return answer
 
@@ -170,7 +178,6 @@ class Answers:
         Only the instant of the renewal changes between two registrations, so what stands before and
         after it is kept.
         """
-        self._make_room(self._registry.view(self._namespace))
         variants = self._variants(instance)
         around: tuple[bytes, ...] | None = variants.get(("alone", form))
         if around is None:
@@ -239,20 +246,24 @@ class Answers:
             variants[variant] = fragment
         return fragment
 
-    def _make_room(self, view: View) -> None:
+    def _make_room(self) -> None:
         """Forget what was encoded, once half of it at least is of instances that went."""
+        # Not asked of the registry: that would move the view on, amid an answer.
+        view = self._view
+        with view.lock:
+            self._most_fragments = 2 * view.size() + 1000
         if len(self._fragments) >= self._most_fragments:
-            with view.lock:
-                self._most_fragments = 2 * view.size() + 1000
-            if len(self._fragments) >= self._most_fragments:
-                self._fragments.clear()
+            self._fragments.clear()
 
     def _variants(self, instance: Instance) -> dict[Any, Any]:
         """What was encoded of an instance as it is now."""
-        kept = self._fragments.get(instance.key)
+        place = (instance.app, instance.id)
+        kept = self._fragments.get(place)
         if kept is None or kept[0] != instance.revision:
+            if len(self._fragments) >= self._most_fragments:
+                self._make_room()
             kept = (instance.revision, {})
-            self._fragments[instance.key] = kept
+            self._fragments[place] = kept
         return kept[1]
 
 

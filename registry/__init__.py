@@ -23,7 +23,7 @@ from registry.model import (
     Namespace,
     Revision,
 )
-from registry.registry import Registry, SelfPreservation
+from registry.registry import Registering, Registry, SelfPreservation
 from registry.settings import RegistrySettings
 from registry.store import Store
 from registry.stores import open_store
@@ -45,6 +45,7 @@ __all__ = [
     "Lease",
     "Namespace",
     "QuotaError",
+    "Registering",
     "Registry",
     "RegistryError",
     "RegistrySettings",

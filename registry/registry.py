@@ -7,14 +7,15 @@ write; when that lost a race it looks again. Semantics: protocol section 7.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from registry.errors import (
     ConflictError,
     InvalidIdentityError,
     QuotaError,
+    RegistryError,
     SourceConflictError,
     StoreError,
 )
@@ -39,7 +40,7 @@ from registry.model import (
     Revision,
 )
 from registry.settings import RegistrySettings
-from registry.status_rules import Situation, effective_status
+from registry.status_rules import Situation, effective_status, status_after_renewal
 from registry.store import Commit, Store
 from registry.view import View
 
@@ -47,6 +48,13 @@ log = logging.getLogger("registry")
 
 MAX_IDENTITY_BYTES = 400
 _T = TypeVar("_T")
+
+
+class Registering(NamedTuple):
+    """An instance to be registered, and whether a peer says so."""
+
+    instance: Instance
+    is_replication: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +127,10 @@ class Registry:
         self, app: str, instance_id: str, namespace: Namespace = DEFAULT_NAMESPACE
     ) -> tuple[Instance, int] | None:
         """The same instance as it is listed, and beside it when it was last renewed (epoch ms)."""
+        key = InstanceKey(app.upper(), instance_id)
         view = self.view(namespace)
         with view.lock:
-            found = view.get(InstanceKey(app.upper(), instance_id))
+            found = view.get(key)
         return self._with_lease(found, namespace)
 
     def instance_by_id(
@@ -191,7 +200,7 @@ class Registry:
                 revision = self.store.commit(namespace, commit)
             except ConflictError:
                 continue
-            view.follow(commit, revision)
+            view.follow_all((commit,), (revision,))
             return answer
 
     def register(
@@ -210,80 +219,104 @@ class Registry:
         instance itself registers at this server. Raises ``QuotaError``,
         ``SourceConflictError``, ``InvalidIdentityError`` and ``StoreError``.
         """
-        key = instance.key
-        if len("".join(key).encode()) > MAX_IDENTITY_BYTES or "\0" in "".join(key):
-            raise InvalidIdentityError(MAX_IDENTITY_BYTES)
+        _check_identity(instance.key)
 
         def decide(view: View) -> tuple[Commit, bool]:
-            existing = view.get(key)
-            _check_source(existing, instance.source)
-            if existing is None and quota is not None and view.size() >= quota:
+            if quota is not None and view.get(instance.key) is None and view.size() >= quota:
                 raise QuotaError(quota)
-            override = stored_override = view.overrides.get(key.id)
-            keeps_data = (
-                existing is not None
-                and existing.source == instance.source
-                and instance.is_leased
-                and existing.last_dirty_ms > instance.last_dirty_ms
-            )
-            chosen = existing if existing is not None and keeps_data else instance
-            override_change = None
-            if not instance.is_leased:
-                override = None
-            elif chosen.overridden_status is not InstanceStatus.UNKNOWN and override is None:
+            commit = self._registration(view, instance, is_replication)
+            return commit, not commit.expected
+
+        _log_registered(instance, self._decide(namespace, decide))
+
+    def register_all(
+        self, wanted: Sequence[Registering], *, namespace: Namespace = DEFAULT_NAMESPACE
+    ) -> list[RegistryError | None]:
+        """As ``register`` for each, in one operation of the store; what that would raise, or None.
+
+        Raises ``StoreError`` where none was registered.
+        """
+        outcomes: list[RegistryError | None] = [None] * len(wanted)
+        view = self._view(namespace)
+        view.sync()
+        commits: list[Commit] = []
+        places: list[int] = []
+        with view.lock:
+            for place, (instance, is_replication) in enumerate(wanted):
+                try:
+                    _check_identity(instance.key)
+                    commits.append(self._registration(view, instance, is_replication))
+                    places.append(place)
+                except RegistryError as error:
+                    outcomes[place] = error
+        revisions = self.store.commit_all(namespace, commits)
+        view.follow_all(commits, revisions)
+        for place, commit, revision in zip(places, commits, revisions, strict=True):
+            instance, is_replication = wanted[place]
+            if revision is not None:
+                _log_registered(instance, not commit.expected)
+                continue
+            try:
+                self.register(instance, is_replication=is_replication, namespace=namespace)
+            except RegistryError as error:
+                outcomes[place] = error
+        return outcomes
+
+    def _registration(self, view: View, instance: Instance, is_replication: bool) -> Commit:
+        """The commit that lists an instance, by the rules; ``SourceConflictError``."""
+        key = instance.key
+        existing = view.get(key)
+        _check_source(existing, instance.source)
+        is_leased = instance.is_leased
+        override = stored_override = view.overrides.get(key.id)
+        chosen = instance
+        if (
+            existing is not None
+            and existing.source == instance.source
+            and is_leased
+            and existing.last_dirty_ms > instance.last_dirty_ms
+        ):
+            chosen = existing
+        override_change = None
+        status = chosen.status
+        was_leased = existing is not None and existing.is_leased
+        if not is_leased:
+            override = None
+        else:
+            if chosen.overridden_status is not InstanceStatus.UNKNOWN and override is None:
                 override = chosen.overridden_status
                 override_change = OverrideChange(key.id, override)
-            status = chosen.status
-            if instance.is_leased:
-                leased = existing if existing is not None and existing.is_leased else None
-                status = effective_status(
-                    Situation(
-                        reported=chosen.status,
-                        override=override,
-                        leased=None if leased is None else leased.status,
-                        is_replication=is_replication,
-                    )
-                )
-            now = self.clock.wall_ms()
-            mono = self.clock.mono_ms()
-            service_up = existing.service_up_ms if existing is not None else 0
-            if status is InstanceStatus.UP and not service_up:
-                service_up = now
-            duration = duration_ms(instance.duration_secs)
-            listed = chosen._replace(
-                lease_secs=duration // 1000,
-                overridden_status=override or chosen.overridden_status,
-                status=status,
-                action_type=ActionType.ADDED,
-                last_updated_ms=now,
-                registration_ms=now,
-                last_renewal_ms=now,
-                eviction_ms=0,
-                service_up_ms=service_up,
-            )
-            commit = Commit(
-                key=key,
-                expected=existing.revision if existing is not None else Revision(0),
-                expected_override=stored_override,
-                at_mono_ms=mono,
-                instance=listed,
-                lease=(
-                    Lease(deadline_after_registration(mono, duration), duration, now)
-                    if instance.is_leased
-                    else None
-                ),
-                override=override_change,
-                expected_clients_step=int(
-                    instance.is_leased and (existing is None or not existing.is_leased)
-                ),
-            )
-            return commit, existing is None
-
-        is_new = self._decide(namespace, decide)
-        if is_new:
-            log.info("registered %s/%s as %s", key.app, key.id, instance.status)
-        else:
-            log.debug("registered %s/%s again", key.app, key.id)
+            leased = existing.status if existing is not None and was_leased else None
+            status = effective_status(Situation(status, override, leased, is_replication))
+        now = self.clock.wall_ms()
+        mono = self.clock.mono_ms()
+        service_up = existing.service_up_ms if existing is not None else 0
+        if status is InstanceStatus.UP and not service_up:
+            service_up = now
+        duration = duration_ms(instance.duration_secs)
+        listed = chosen._replace(
+            lease_secs=duration // 1000,
+            overridden_status=override or chosen.overridden_status,
+            status=status,
+            action_type=ActionType.ADDED,
+            last_updated_ms=now,
+            registration_ms=now,
+            last_renewal_ms=now,
+            eviction_ms=0,
+            service_up_ms=service_up,
+        )
+        return Commit(
+            key,
+            existing.revision if existing is not None else Revision(0),
+            stored_override,
+            mono,
+            listed,
+            Lease(deadline_after_registration(mono, duration), duration, now)
+            if is_leased
+            else None,
+            override=override_change,
+            expected_clients_step=int(is_leased and not was_leased),
+        )
 
     def renew(
         self,
@@ -291,7 +324,6 @@ class Registry:
         instance_id: str,
         *,
         source: str = "eureka",
-        is_replication: bool = False,
         namespace: Namespace = DEFAULT_NAMESPACE,
     ) -> Instance | None:
         """Renew a lease (protocol 7.2); the instance, or None where its client must register again.
@@ -307,18 +339,14 @@ class Registry:
             override = view.overrides.get(key.id)
         if instance is None or instance.source != source:
             return None
-        status = effective_status(
-            Situation(instance.status, override, instance.status, is_replication)
-        )
+        status = status_after_renewal(instance.status, override)
         if status is InstanceStatus.UNKNOWN:
             return None
         if status is not instance.status:
-            self._set_status_by_rule(key, is_replication, namespace)
+            self._set_status_by_rule(key, namespace)
         return instance if self._renew_lease(namespace, key, instance, counts=True) else None
 
-    def _set_status_by_rule(
-        self, key: InstanceKey, is_replication: bool, namespace: Namespace
-    ) -> None:
+    def _set_status_by_rule(self, key: InstanceKey, namespace: Namespace) -> None:
         """Show the status that the rules now give. Unlike the original, the delta tells of it."""
 
         def decide(view: View) -> tuple[Commit | None, None]:
@@ -326,9 +354,7 @@ class Registry:
             override = view.overrides.get(key.id)
             if instance is None:
                 return None, None
-            status = effective_status(
-                Situation(instance.status, override, instance.status, is_replication)
-            )
+            status = status_after_renewal(instance.status, override)
             if status is instance.status:
                 return None, None
             return self._update(instance, override, status=status), None
@@ -575,6 +601,21 @@ class Registry:
             return False
         log.warning("evicted %s/%s: its lease ended", key.app, key.id)
         return True
+
+
+def _check_identity(key: InstanceKey) -> None:
+    identity = key.app + key.id
+    # A character has four bytes at most.
+    is_long = len(identity) > MAX_IDENTITY_BYTES // 4
+    if (is_long and len(identity.encode()) > MAX_IDENTITY_BYTES) or "\0" in identity:
+        raise InvalidIdentityError(MAX_IDENTITY_BYTES)
+
+
+def _log_registered(instance: Instance, is_new: bool) -> None:
+    if is_new:
+        log.info("registered %s/%s as %s", instance.app, instance.id, instance.status)
+    else:
+        log.debug("registered %s/%s again", instance.app, instance.id)
 
 
 def _as_renewed(found: tuple[Instance, int] | None) -> Instance | None:

@@ -50,7 +50,7 @@ def lease_exists(situation: Situation) -> InstanceStatus | None:
 RULES: tuple[Rule, ...] = (down_or_starting, override_exists, lease_exists)
 
 
-@functools.cache  # there are a few hundred situations, and each heartbeat asks
+@functools.cache  # there are a few hundred situations
 def effective_status(situation: Situation) -> InstanceStatus:
     """The status that the registry shows: the first rule that answers, else what was reported."""
     for rule in RULES:
@@ -58,3 +58,14 @@ def effective_status(situation: Situation) -> InstanceStatus:
         if status is not None:
             return status
     return situation.reported
+
+
+def status_after_renewal(
+    listed: InstanceStatus, override: InstanceStatus | None
+) -> InstanceStatus:
+    """What the rules give where an instance renews, which reports nothing but what is listed.
+
+    Each heartbeat asks, so the three rules are put together: an override wins if the instance
+    serves, and nothing else changes anything.
+    """
+    return listed if override is None or listed not in _SERVING else override

@@ -11,7 +11,7 @@ or refuses a write; nothing is written then.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from registry.model import (
@@ -80,6 +80,13 @@ class Store(Protocol):
 
     def commit(self, namespace: Namespace, commit: Commit) -> Revision:
         """Write if the guards hold, and return the change's revision; else ``ConflictError``."""
+        ...
+
+    def commit_all(self, namespace: Namespace, commits: Sequence[Commit]) -> list[Revision | None]:
+        """Each as ``commit``, in their order, in one operation; None where a guard did not hold.
+
+        A commit sees those before it. ``StoreError`` means that none was written.
+        """
         ...
 
     def renew(

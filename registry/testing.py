@@ -137,6 +137,42 @@ class StoreSuite:
             store.commit(NS, removal)
         assert len(store.load(NS).instances) == 1
 
+    def test_of_many_commits_each_holds_for_itself(self, store: Store) -> None:
+        """They are written in their order; one whose guard does not hold stops no other."""
+        one, two = sample_instance(), sample_instance(instance_id="web:2")
+        found = store.commit_all(
+            NS,
+            [
+                put(one),
+                put(one._replace(status=InstanceStatus.DOWN)),
+                put(two),
+                put(one, expected=Revision(1), remove=True, lease=None),
+                put(two, expected=Revision(2), lease=LEASE._replace(deadline_mono_ms=2_000)),
+            ],
+        )
+
+        assert found == [1, None, 2, 3, 4]
+        assert store.load(NS).instances == (two._replace(revision=Revision(4)),)
+        assert store.lease(NS, one.key) is None
+        assert store.lease(NS, two.key) == LEASE._replace(deadline_mono_ms=2_000)
+        changes = store.changes(NS, Revision(0))
+        assert changes is not None
+        assert [(c.revision, c.removed) for c in changes] == [
+            (1, False),
+            (2, False),
+            (3, True),
+            (4, False),
+        ]
+
+    def test_an_expected_client_counts_once_for_each_of_many_commits(self, store: Store) -> None:
+        """Self-preservation counts what was written, and not what was refused."""
+        store.set_expected_clients(NS, 10)
+        one, two = sample_instance(), sample_instance(instance_id="web:2")
+        steps = [put(each, expected_clients_step=1) for each in (one, one, two)]
+
+        assert store.commit_all(NS, steps) == [1, None, 2]
+        assert store.expected_clients(NS) == 12
+
     def test_a_removal_takes_lease_and_override_with_it(self, store: Store) -> None:
         """Nothing is left of a removed instance but its change."""
         instance = sample_instance()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from registry.model import (
@@ -19,6 +19,7 @@ from registry.model import (
     InstanceStatus,
     Namespace,
     Revision,
+    at_revision,
 )
 from registry.store import Commit, Store
 
@@ -49,6 +50,8 @@ class View:
         self._vips: dict[str, dict[InstanceKey, None]] = {}
         self._secure_vips: dict[str, dict[InstanceKey, None]] = {}
         self._log: deque[Change] = deque()
+        self.recent_applications: dict[str, dict[str, Instance]] = {}
+        self.recent_revisions: dict[str, Revision] = {}
 
     def sync(self) -> None:
         """Catch up with the store; ``StoreError`` (and an unchanged view) if it does not answer."""
@@ -67,22 +70,25 @@ class View:
                 for change in changes:
                     self._apply(change)
 
-    def follow(self, commit: Commit, revision: Revision) -> None:
-        """Apply this worker's own commit, where it is the next change, without reading it back."""
+    def follow_all(self, commits: Sequence[Commit], revisions: Sequence[Revision | None]) -> None:
+        """Apply this worker's own commits, as far as they are next, without reading them back."""
         with self.lock:
-            if not self._loaded or revision != self.revision + 1:
-                return
-            instance = commit.instance
-            self._apply(
-                Change(
-                    revision,
-                    commit.at_mono_ms,
-                    None if instance is None else instance._replace(revision=revision),
-                    commit.remove,
-                    commit.evicted,
-                    commit.override,
+            for commit, revision in zip(commits, revisions, strict=True):
+                if revision is None:
+                    continue
+                if not self._loaded or revision != self.revision + 1:
+                    return
+                instance = commit.instance
+                self._apply(
+                    Change(
+                        revision,
+                        commit.at_mono_ms,
+                        None if instance is None else at_revision(instance, revision),
+                        commit.remove,
+                        commit.evicted,
+                        commit.override,
+                    )
                 )
-            )
 
     def _load(self) -> None:
         snapshot = self._store.load(self.namespace)
@@ -94,7 +100,7 @@ class View:
             listed = None if change.instance is None else self.get(change.instance.key)
             if listed is not None and listed.revision == change.revision:
                 change = change._replace(instance=listed)  # one copy of what is the same
-            self._log.append(change)
+            self._remember(change)
         self.revision = snapshot.revision
         self._loaded = True
 
@@ -103,24 +109,71 @@ class View:
             return
         instance = change.instance
         if instance is not None:
-            self._take_out(instance.key)
-            if not change.removed:
+            if change.removed:
+                self._take_out(instance.key)
+            else:
                 self._put(instance)
-            self.application_revisions[instance.app] = change.revision
+            if instance.app in self.applications:
+                self.application_revisions[instance.app] = change.revision
         override = change.override
         if override is not None:
             if override.status is None:
                 self.overrides.pop(override.id, None)
             else:
                 self.overrides[override.id] = override.status
-        self._log.append(change)
+        self._remember(change)
         self.revision = change.revision
 
+    def _remember(self, change: Change) -> None:
+        self._log.append(change)
+        instance = change.instance
+        if instance is not None:
+            instances = self.recent_applications.setdefault(instance.app, {})
+            # It stands once, at the place of its last change.
+            instances.pop(instance.id, None)
+            instances[instance.id] = instance
+            self.recent_revisions[instance.app] = change.revision
+
+    def _forget(self, now_mono_ms: int) -> None:
+        """Let go of the changes that are older than the retention window."""
+        while self._log and self._log[0].at_mono_ms < now_mono_ms - self._retention_ms:
+            change = self._log.popleft()
+            instance = change.instance
+            if instance is None:
+                continue
+            instances = self.recent_applications[instance.app]
+            if instances[instance.id].revision == change.revision:
+                del instances[instance.id]
+                if not instances:
+                    del self.recent_applications[instance.app]
+                    del self.recent_revisions[instance.app]
+
     def _put(self, instance: Instance) -> None:
+        app = instance.app
+        application = self.applications.setdefault(app, {})
+        before = application.get(instance.id)
+        if (
+            before is not None
+            and before.source == instance.source
+            and before.vip_address == instance.vip_address
+            and before.secure_vip_address == instance.secure_vip_address
+        ):
+            # It stands in the same places as before.
+            if before.status is not instance.status:
+                self.status_counts[before.status] -= 1
+                self.status_counts[instance.status] += 1
+            application[instance.id] = instance
+            self.application_revisions[app] = max(
+                self.application_revisions[app], instance.revision
+            )
+            return
         key = instance.key
-        self.applications.setdefault(key.app, {})[key.id] = instance
-        newest = self.application_revisions.get(key.app, Revision(0))
-        self.application_revisions[key.app] = max(newest, instance.revision)
+        if before is not None:
+            self._take_out(key)
+            application = self.applications.setdefault(app, {})
+        application[key.id] = instance
+        newest = self.application_revisions.get(app, Revision(0))
+        self.application_revisions[app] = max(newest, instance.revision)
         self.status_counts[instance.status] += 1
         self.leased += instance.is_leased
         self._ids.setdefault(key.id, {})[key.app] = None
@@ -135,6 +188,7 @@ class View:
             return
         if not application:
             del self.applications[key.app]
+            self.application_revisions.pop(key.app, None)
         self.status_counts[instance.status] -= 1
         self.leased -= instance.is_leased
         _discard(self._ids, key.id, key.app)
@@ -174,8 +228,7 @@ class View:
 
     def recent(self, now_mono_ms: int) -> list[Change]:
         """The changes inside the retention window, oldest first."""
-        while self._log and self._log[0].at_mono_ms < now_mono_ms - self._retention_ms:
-            self._log.popleft()
+        self._forget(now_mono_ms)
         return list(self._log)
 
     def changes_since(self, revision: Revision) -> list[Change] | None:
@@ -193,9 +246,13 @@ class View:
         return found
 
     def recent_marker(self, now_mono_ms: int) -> tuple[Revision, Revision]:
-        """What identifies the content of ``recent``: the oldest change and the newest."""
-        while self._log and self._log[0].at_mono_ms < now_mono_ms - self._retention_ms:
-            self._log.popleft()
+        """What identifies the content of ``recent``: the oldest change and the newest.
+
+        Afterwards ``recent_applications`` has the instances that these changes were made to, by
+        application and id, each as it was after the last of them, and ``recent_revisions`` the
+        last change of each of these applications.
+        """
+        self._forget(now_mono_ms)
         return (self._log[0].revision if self._log else Revision(0), self.revision)
 
 

@@ -53,6 +53,39 @@ def test_kept_pieces_always_make_the_answer_that_fresh_ones_make(
         assert gzip.decompress(got.gzipped().body) == got.plain().body
 
 
+@given(
+    st.sampled_from(list(Form)),
+    st.lists(
+        st.tuples(st.integers(0, 40), st.integers(0, 40), st.booleans(), st.integers(0, 60_000)),
+        max_size=120,
+    ),
+)
+def test_a_delta_put_together_from_kept_pieces_is_what_it_would_be_anew(
+    form: Form, steps: list[tuple[int, int, bool, int]]
+) -> None:
+    """Each instance that changed in the window once, as it is after its last change."""
+    clock = ManualClock()
+    registry = Registry(MemoryStore(), clock, RegistrySettings())
+    registry.start()
+    kept = Answers(registry, DEFAULT_NAMESPACE)
+    log: dict[tuple[str, str], tuple[int, int]] = {}
+    for number, (app, instance, stays, milliseconds) in enumerate(steps):
+        name = f"i{instance}"
+        clock.advance(milliseconds)
+        if stays:
+            registry.register(sample_instance(f"A{app}", name, last_dirty_ms=number))
+        elif not registry.cancel(f"A{app}", name):
+            continue
+        log[f"A{app}", name] = (clock.mono, number)
+        got = kept.delta(form)
+        fresh = Answers(registry, DEFAULT_NAMESPACE).delta(form)
+        assert got.plain().body == fresh.plain().body
+        assert gzip.decompress(got.gzipped().body) == got.plain().body
+        window = {key for key, (at, _) in log.items() if at >= clock.mono - 180_000}
+        shown = registry.view().recent_applications
+        assert {(a, i) for a, instances in shown.items() for i in instances} == window
+
+
 def test_what_comes_while_a_delta_is_made_is_in_the_next_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

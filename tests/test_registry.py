@@ -21,6 +21,7 @@ from registry import (
     Instance,
     InstanceKey,
     InvalidIdentityError,
+    Registering,
     Registry,
     RegistrySettings,
     SourceConflictError,
@@ -268,6 +269,75 @@ def test_eviction_is_random_across_applications(world: World) -> None:
     left = Counter(len(instances) for instances in view.applications.values())
     assert len(view.applications) == 10
     assert len(left) > 1
+
+
+def test_many_are_registered_together_each_for_itself(world: World) -> None:
+    world.registry.register(sample_instance("WEB", "taken", source="native"))
+    world.registry.register(sample_instance("WEB", "again", last_dirty_ms=2_000))
+    wanted = [
+        Registering(sample_instance("WEB", "new")),
+        Registering(sample_instance("WEB", "taken")),
+        Registering(sample_instance("WEB", "x" * 500)),
+        Registering(sample_instance("WEB", "new", host_name="second")),
+        Registering(sample_instance("WEB", "again", last_dirty_ms=1_000, host_name="older")),
+    ]
+    outcomes = world.registry.register_all(wanted)
+
+    assert [type(outcome) for outcome in outcomes] == [
+        type(None),
+        SourceConflictError,
+        InvalidIdentityError,
+        type(None),
+        type(None),
+    ]
+    found = {i.id: i.host_name for i in world.registry.view().applications["WEB"].values()}
+    assert found == {"taken": "host.local", "again": "host.local", "new": "second"}
+    for instance_id in ("new", "again"):
+        assert world.registry.store.lease(DEFAULT_NAMESPACE, InstanceKey("WEB", instance_id))
+
+
+def test_what_lost_its_race_among_many_is_decided_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker registers one of them, between the decision and the write."""
+    other = Registry(world.registry.store, world.clock, RegistrySettings())
+    commit_all = world.registry.store.commit_all
+    older, newer = (sample_instance(last_dirty_ms=dirty) for dirty in (1_000, 2_000))
+
+    def meanwhile(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        other.register(newer)
+        return commit_all(*arguments)
+
+    monkeypatch.setattr(world.registry.store, "commit_all", meanwhile)
+    wanted = [Registering(older), Registering(sample_instance(instance_id="web:2"))]
+    assert world.registry.register_all(wanted) == [None, None]
+    listed = world.registry.view().applications["WEB"]
+    assert {i.id: i.last_dirty_ms for i in listed.values()} == {"web:1": 2_000, "web:2": 1_000}
+
+
+def test_an_application_that_is_gone_leaves_nothing_in_the_view(world: World) -> None:
+    view = world.registry.view()
+    for number in range(3):
+        world.registry.register(sample_instance(f"APP{number}", "i"))
+        assert world.registry.cancel(f"APP{number}", "i")
+    view = world.registry.view()
+    assert (view.applications, view.application_revisions, view.leased) == ({}, {}, 0)
+    assert not +view.status_counts
+
+
+@pytest.mark.parametrize("changed", [{}, {"vip_address": "other"}, {"status": S.DOWN}])
+def test_an_instance_that_registers_again_is_indexed_as_it_is_now(
+    world: World, changed: dict[str, Any]
+) -> None:
+    world.registry.register(sample_instance())
+    world.registry.register(sample_instance(**changed))
+    instance = sample_instance(**changed)
+    view = world.registry.view()
+    assert [i.id for i in view.by_vip(instance.vip_address or "", secure=False)] == ["web:1"]
+    assert len(view.by_vip("web", secure=False)) == (instance.vip_address == "web")
+    assert +view.status_counts == {instance.status: 1}
+    assert (view.size(), view.leased) == (1, 1)
 
 
 def test_one_evictor_acts_at_a_time_and_another_takes_over(world: World) -> None:

@@ -21,6 +21,7 @@ from registry.status_rules import (
     effective_status,
     lease_exists,
     override_exists,
+    status_after_renewal,
 )
 
 
@@ -46,6 +47,12 @@ def test_the_first_matching_rule_wins(
     reported: S, override: S | None, leased: S | None, is_replication: bool, expected: S
 ) -> None:
     assert effective_status(Situation(reported, override, leased, is_replication)) is expected
+
+
+def test_a_renewal_gets_what_the_rules_give_for_an_unchanged_report() -> None:
+    for listed, override, is_replication in itertools.product(S, (None, *S), (False, True)):
+        expected = effective_status(Situation(listed, override, listed, is_replication))
+        assert status_after_renewal(listed, override) is expected
 
 
 def test_the_rules_keep_their_order_in_every_combination() -> None:

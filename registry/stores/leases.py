@@ -149,12 +149,17 @@ class LeaseFile:
 
         Then it may have been stored or not, and is to be stored again under ``lock``.
         """
-        word = self._word(place.slot)
+        slot, generation = place
+        word = self._word(slot)
         words = self._words
         version = words[_VERSION]
-        if version & 1 or words[word] & _GENERATION != place.generation:
+        if version & 1 or words[word] & _GENERATION != generation:
             return False
-        self.write(place, lease)
+        deadline, duration, renewed = lease
+        with self._lock:
+            words[word + 1] = duration
+            words[word + 2] = renewed
+            words[word] = deadline << _DEADLINE_SHIFT | generation
         return words[_VERSION] == version
 
     def read(self, place: Place) -> Lease | None:

@@ -24,7 +24,7 @@ import shutil
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,6 +119,28 @@ def _decode_change(revision: int, data: bytes) -> Change:
 
 def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+class _Written:
+    """What the commits of one transaction come to."""
+
+    __slots__ = ("_next", "last", "places", "removed", "revisions", "step")
+
+    def __init__(self, revision: int) -> None:
+        self._next = revision + 1
+        self.last = 0
+        self.revisions: list[Revision | None] = []
+        # The places in the lease file that are another lease's now.
+        self.places: list[tuple[Place, Lease]] = []
+        self.removed: list[InstanceKey] = []
+        self.step = 0
+
+    def take(self) -> Revision:
+        """The next revision."""
+        revision = self.last = Revision(self._next)
+        self._next += 1
+        self.revisions.append(revision)
+        return revision
 
 
 class LmdbStore:
@@ -312,78 +334,97 @@ class LmdbStore:
         return self._read(read)
 
     def commit(self, namespace: Namespace, commit: Commit) -> Revision:
-        key = self._key(namespace, *commit.key)
-        override_key = self._key(namespace, commit.key.id)
+        revision = self.commit_all(namespace, (commit,))[0]
+        if revision is None:
+            raise ConflictError
+        return revision
 
-        def write(txn: Any) -> tuple[Revision, Place | None]:
-            stored = txn.get(key, db=self._record)
-            # The revision leads the record, so that the guard costs no decoding.
-            expected = _U64.unpack(stored[:8])[0] if stored is not None else 0
-            override = txn.get(override_key, db=self._override)
-            leased = txn.get(key, db=self._leased)
-            deadline = commit.expected_deadline_mono_ms
-            if (
-                expected != commit.expected
-                or (None if override is None else InstanceStatus(override.decode()))
-                != commit.expected_override
-                or (
-                    deadline is not None
-                    and (leased is None or self._as_renewed(leased).deadline_mono_ms != deadline)
-                )
-            ):
-                raise ConflictError
-            return self._apply(txn, namespace, commit, key, leased)
+    def commit_all(self, namespace: Namespace, commits: Sequence[Commit]) -> list[Revision | None]:
+        def write(txn: Any) -> _Written:
+            written = _Written(self._revision(txn, namespace))
+            for commit in commits:
+                self._apply(txn, namespace, commit, written)
+            self._count(txn, namespace, written)
+            return written
 
         with self._alone():
             self._live.begin_change()
             try:
-                revision, place = self._write(write)
-            except (ConflictError, StoreError):
+                written = self._write(write)
+            except BaseException:
                 self._live.end_change()  # nothing was written
                 raise
-            if place is not None:
-                self._live.write(place, commit.lease or _NO_LEASE)
-            if commit.remove:
-                self._places.get(namespace, {}).pop(commit.key, None)
+            for place, lease in written.places:
+                self._live.write(place, lease)
+            if written.removed:
+                places = self._places.get(namespace, {})
+                for key in written.removed:
+                    places.pop(key, None)
             self._live.end_change()
-        return revision
+        return written.revisions
 
     def _apply(
-        self, txn: Any, namespace: Namespace, commit: Commit, key: bytes, leased: bytes | None
-    ) -> tuple[Revision, Place | None]:
-        """Write; the revision, and the place in the lease file that is another lease's now."""
-        name = namespace.encode()
-        revision = Revision(self._revision(txn, namespace) + 1)
-        instance = commit.instance
+        self, txn: Any, namespace: Namespace, commit: Commit, written: _Written
+    ) -> None:
+        """Write a commit if its guards hold, all but what is written once for many."""
+        app, instance_id = commit.key
+        key = self._key(namespace, app, instance_id)
+        override_key = self._key(namespace, instance_id)
+        record, leases = self._record, self._leased
+        stored = txn.get(key, db=record)
+        override = txn.get(override_key, db=self._override)
+        leased = txn.get(key, db=leases)
+        deadline = commit.expected_deadline_mono_ms
+        if (
+            # The revision leads the record, so that the guard costs no decoding.
+            (_U64.unpack_from(stored)[0] if stored is not None else 0) != commit.expected
+            or (None if override is None else InstanceStatus(override.decode()))
+            != commit.expected_override
+            or (
+                deadline is not None
+                and (leased is None or self._as_renewed(leased).deadline_mono_ms != deadline)
+            )
+        ):
+            written.revisions.append(None)
+            return
+        revision = written.take()
+        instance, lease = commit.instance, commit.lease
         encoded = None if instance is None else encode_instance(instance)
-        place = None
         if encoded is not None:
             if commit.remove:
-                txn.delete(key, db=self._record)
+                written.removed.append(commit.key)
+                txn.delete(key, db=record)
                 if leased is not None:
                     place = _place(leased).next()
-                    txn.delete(key, db=self._leased)
+                    txn.delete(key, db=leases)
                     txn.put(_U64.pack(place.slot), _U64.pack(place.generation), db=self._free)
+                    written.places.append((place, _NO_LEASE))
             else:
-                txn.put(key, _U64.pack(revision) + encoded, db=self._record)
-                if commit.lease is not None:
+                txn.put(key, _U64.pack(revision) + encoded, db=record)
+                if lease is not None:
                     place = self._new_place(txn) if leased is None else _place(leased).next()
-                    txn.put(key, _pack(place, commit.lease), db=self._leased)
-        if commit.override is not None:
-            override_key = self._key(namespace, commit.override.id)
-            if commit.override.status is None:
+                    txn.put(key, _pack(place, lease), db=leases)
+                    written.places.append((place, lease))
+        change = commit.override
+        if change is not None:
+            if change.status is None:
                 txn.delete(override_key, db=self._override)
             else:
-                txn.put(override_key, commit.override.status.encode(), db=self._override)
-        if commit.expected_clients_step:
+                txn.put(override_key, change.status.encode(), db=self._override)
+        written.step += commit.expected_clients_step
+        log_key = b"%b\0%b" % (namespace.encode(), _U64.pack(revision))
+        txn.put(log_key, _encode_change(commit, encoded), db=self._log)
+
+    def _count(self, txn: Any, namespace: Namespace, written: _Written) -> None:
+        """Write the numbers that the commits moved."""
+        name = namespace.encode()
+        if written.last:
+            txn.put(b"revision\0" + name, _U64.pack(written.last), db=self._meta)
+        if written.step:
             count = self._number(txn, self._meta, b"expected\0" + name)
             if count:
-                count = max(0, count + commit.expected_clients_step)
+                count = max(0, count + written.step)
                 txn.put(b"expected\0" + name, _U64.pack(count), db=self._meta)
-        log_key = name + b"\0" + _U64.pack(revision)
-        txn.put(log_key, _encode_change(commit, encoded), db=self._log)
-        txn.put(b"revision\0" + name, _U64.pack(revision), db=self._meta)
-        return revision, place
 
     # Leases: who has which slot is said here, what renewals change in the lease file.
 

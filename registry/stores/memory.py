@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from registry.errors import ConflictError
@@ -72,51 +73,64 @@ class MemoryStore:
 
     def commit(self, namespace: Namespace, commit: Commit) -> Revision:
         with self._lock:
-            contents = self._of(namespace)
-            key = commit.key
-            stored = contents.instances.get(key)
-            lease = contents.leases.get(key)
-            if (
-                (stored.revision if stored else 0) != commit.expected
-                or contents.overrides.get(key.id) != commit.expected_override
-                or (
-                    commit.expected_deadline_mono_ms is not None
-                    and (
-                        lease is None or lease.deadline_mono_ms != commit.expected_deadline_mono_ms
-                    )
-                )
-            ):
-                raise ConflictError
-            revision = Revision(contents.revision + 1)
-            instance = commit.instance
-            if instance is not None:
-                instance = instance._replace(revision=revision)
-                if commit.remove:
-                    contents.instances.pop(key, None)
-                    contents.leases.pop(key, None)
-                else:
-                    contents.instances[key] = instance
-                    if commit.lease is not None:
-                        contents.leases[key] = commit.lease
-            if commit.override is not None:
-                if commit.override.status is None:
-                    contents.overrides.pop(commit.override.id, None)
-                else:
-                    contents.overrides[commit.override.id] = commit.override.status
-            if commit.expected_clients_step and contents.expected_clients:
-                contents.expected_clients += commit.expected_clients_step
-            contents.revision = revision
-            contents.log.append(
-                Change(
-                    revision,
-                    commit.at_mono_ms,
-                    instance,
-                    commit.remove,
-                    commit.evicted,
-                    commit.override,
+            return self._commit(self._of(namespace), commit)
+
+    def commit_all(self, namespace: Namespace, commits: Sequence[Commit]) -> list[Revision | None]:
+        found: list[Revision | None] = []
+        with self._lock:
+            for commit in commits:
+                try:
+                    found.append(self._commit(self._of(namespace), commit))
+                except ConflictError:
+                    found.append(None)
+        return found
+
+    @staticmethod
+    def _commit(contents: _Contents, commit: Commit) -> Revision:
+        key = commit.key
+        stored = contents.instances.get(key)
+        lease = contents.leases.get(key)
+        if (
+            (stored.revision if stored else 0) != commit.expected
+            or contents.overrides.get(key.id) != commit.expected_override
+            or (
+                commit.expected_deadline_mono_ms is not None
+                and (
+                    lease is None or lease.deadline_mono_ms != commit.expected_deadline_mono_ms
                 )
             )
-            return revision
+        ):
+            raise ConflictError
+        revision = Revision(contents.revision + 1)
+        instance = commit.instance
+        if instance is not None:
+            instance = instance._replace(revision=revision)
+            if commit.remove:
+                contents.instances.pop(key, None)
+                contents.leases.pop(key, None)
+            else:
+                contents.instances[key] = instance
+                if commit.lease is not None:
+                    contents.leases[key] = commit.lease
+        if commit.override is not None:
+            if commit.override.status is None:
+                contents.overrides.pop(commit.override.id, None)
+            else:
+                contents.overrides[commit.override.id] = commit.override.status
+        if commit.expected_clients_step and contents.expected_clients:
+            contents.expected_clients += commit.expected_clients_step
+        contents.revision = revision
+        contents.log.append(
+            Change(
+                revision,
+                commit.at_mono_ms,
+                instance,
+                commit.remove,
+                commit.evicted,
+                commit.override,
+            )
+        )
+        return revision
 
     def renew(
         self, namespace: Namespace, key: InstanceKey, lease: Lease, window: int | None
