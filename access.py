@@ -99,6 +99,11 @@ class Access:
         if settings.mode == "basic":
             self._read_users()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether everybody may do everything, in one namespace, whatever the request says."""
+        return self._settings.mode == "none" and not self._settings.require_https
+
     @overload
     def grant(
         self, request: Request, path_token: str | None = None, *, quick: Literal[False] = False

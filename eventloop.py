@@ -3,8 +3,15 @@
 The WSGI application may have attributes that make use of the loop; each is looked up once:
 
 ``fast_lane(request)`` is asked in the loop's thread about every request whose body is empty or
-small (16 KiB). It must not wait. An ``Answer`` is sent at once and a ``Stream`` for
-as long as its reader stays; for None the WSGI application is called, in one of ``threads`` threads.
+small (16 KiB). It must not wait, nor must what follows. An ``Answer`` is sent at once and a
+``Stream`` for as long as its reader stays; for None the WSGI application is called, in one of
+``threads`` threads.
+
+``lane(headers)`` is asked once about header fields that came before, byte for byte, and hold no
+secret. It may return a function from method, target and body to an ``Answer``, which is asked
+before ``fast_lane`` about each request with these fields; None leaves the request to that. It may
+also return a ``Promise``: ``settle()`` is called when all that had arrived together was read, and
+every promise has its answer then.
 
 ``tick()`` is called in the same thread every 20 ms while a stream is open.
 
@@ -50,7 +57,7 @@ from httptools import (
     HttpRequestParser,
 )
 
-from exchange import Answer, BodyTooLargeError, Request, Stream
+from exchange import Answer, BodyTooLargeError, Lane, Promise, Request, Stream
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 MAX_UNSENT_BYTES = 256 * 1024
@@ -78,7 +85,8 @@ _BODILESS = frozenset({204, 304})
 _METHODS = {
     name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 }
-_PLAIN_LINE = re.compile(rb"(GET|HEAD|POST|PUT|DELETE) (/[!-~]*) HTTP/1\.1")
+_END_OF_HEAD = b"\r\n\r\n"
+_PLAIN_LINE = re.compile(r"(GET|HEAD|POST|PUT|DELETE) (/[!\"$-~]*) HTTP/1\.1").fullmatch
 # What a head is not remembered with: it may hold a secret, or ask for more than an answer.
 _CAREFUL = frozenset(
     {"authorization", "proxy-authorization", "cookie", "transfer-encoding", "expect", "upgrade"}
@@ -126,11 +134,17 @@ class _Head(NamedTuple):
     repeated: dict[str, list[str]]
 
 
-class _Known(NamedTuple):
+class _Known:
     """What the fields of an ordinary request say, the length of its body among it."""
 
-    headers: dict[str, str]
-    length: int
+    __slots__ = ("has_lane", "headers", "lane", "length")
+
+    def __init__(self, headers: dict[str, str], length: int) -> None:
+        self.headers = headers
+        self.length = length
+        # Not asked for before they come again.
+        self.lane: Lane | None = None
+        self.has_lane = True
 
 
 class _Message:
@@ -327,6 +341,34 @@ class _WsgiAnswer:
             self._worker.loop.call_soon_threadsafe(self._deliver, data, ended, keeps)
 
 
+class _PromisedAnswer:
+    """What a lane promised to one request."""
+
+    __slots__ = ("_connection", "_is_gone", "_promise")
+
+    def __init__(self, connection: _Connection, promise: Promise) -> None:
+        self._connection = connection
+        self._promise = promise
+        self._is_gone = False
+
+    def settle(self) -> None:
+        """Send the answer that is there by now."""
+        if not self._is_gone:
+            self._connection.settled(self._promise.answer or Answer(500))
+
+    def blocked(self) -> None:
+        """Nothing: it is short."""
+
+    def drained(self) -> None:
+        """Nothing, for the same reason."""
+
+    def wind_down(self) -> None:
+        """Nothing: what was promised is kept."""
+
+    def lose(self) -> None:
+        self._is_gone = True
+
+
 class _StreamAnswer:
     """A ``Stream`` on its way to one reader."""
 
@@ -480,7 +522,7 @@ class _Connection(asyncio.Protocol):
         self._queue: deque[_Message | _RefusedError] = deque()
         self._stash = bytearray()
         self._pending = b""
-        self._current: _WsgiAnswer | _StreamAnswer | None = None
+        self._current: _WsgiAnswer | _StreamAnswer | _PromisedAnswer | None = None
         self._is_paused = False
         self._resumes = False
         self._unsent_before = 0
@@ -528,7 +570,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._is_deaf:
-            if isinstance(self._current, _WsgiAnswer):
+            if self._is_due():
                 self._transport.pause_reading()
         elif self._current is None and not self._is_paused:
             if len(data) <= _PIECE:
@@ -549,9 +591,13 @@ class _Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Finish what is due for a client that only ceased to send."""
-        is_due = isinstance(self._current, _WsgiAnswer) or bool(self._queue)
+        is_due = self._is_due() or bool(self._queue)
         self._has_ended = is_due and not self.worker.ssl_context
         return self._has_ended
+
+    def _is_due(self) -> bool:
+        """Whether an answer is being made that ends by itself."""
+        return isinstance(self._current, _WsgiAnswer | _PromisedAnswer)
 
     def pause_writing(self) -> None:
         self._is_paused = True
@@ -605,6 +651,18 @@ class _Connection(asyncio.Protocol):
         """Close at once, whatever has not been sent."""
         self._is_deaf = True
         self._transport.abort()
+
+    def settled(self, answer: Answer) -> None:
+        """Answer as was promised."""
+        worker = self.worker
+        self._current = None
+        if not worker.keeps_alive:
+            self.write(worker.head_of(answer, False, "1.1") + answer.body)
+            self._close()
+            return
+        self._reply(answer)
+        if self._stash or self._queue or self._has_ended:
+            self._advance()
 
     def answered(self, keeps: bool) -> None:
         """Go on after an answer that took its time; ``keeps`` is what its client was told."""
@@ -678,25 +736,46 @@ class _Connection(asyncio.Protocol):
 
         Clients say the same with each request, so what follows the first line was read already.
         """
+        worker = self.worker
         line, _, rest = data.partition(b"\r\n")
-        fields, end, body = rest.partition(b"\r\n\r\n")
-        known = self.worker.known_fields.get(fields)
+        body = b""
+        if rest.endswith(_END_OF_HEAD):
+            known = worker.known_fields.get(rest)
+        else:
+            fields, end, body = rest.partition(_END_OF_HEAD)
+            known = worker.known_fields.get(fields) if end else None
         if known is None or self._seen or self._is_partial or self._queue or self._is_deaf:
             return False
-        found = _PLAIN_LINE.fullmatch(line)
-        if not end or len(body) != known.length or found is None:
-            return False
-        if len(line) > self.worker.limits.line:
+        found = _PLAIN_LINE(line.decode("latin-1"))
+        if found is None or len(body) != known.length or len(line) > worker.limits.line:
             return False
         method, target = found.groups()
-        message = _Message(_METHODS[method], target.decode(), "1.1", known.headers, True, body)
+        if known.has_lane and worker.is_quick and worker.nr + 1 < worker.max_requests:
+            lane = known.lane or worker.find_lane(known)
+            try:
+                answer = None if lane is None else lane(method, target, body)
+            except Exception:
+                worker.log.exception("Error handling request %s", target)
+                self.write(worker.plain_head(500, "1.1", False))
+                self._close()
+                return True
+            if answer is not None:
+                worker.nr += 1
+                if isinstance(answer, Promise):
+                    self.deadline = math.inf
+                    self._current = promised = _PromisedAnswer(self, answer)
+                    worker.settle_soon(promised)
+                else:
+                    self._reply(answer)
+                return True
+        message = _Message(method, target, "1.1", known.headers, True, body)
         message.is_alone = True
         self._begin(message)
         return True
 
     def _get_to_know(self, data: bytes, message: _Message) -> None:
         """Keep the fields of a request that came whole and alone, where nothing about it is odd."""
-        fields, _, body = data.partition(b"\r\n")[2].partition(b"\r\n\r\n")
+        fields, _, body = data.partition(b"\r\n")[2].partition(_END_OF_HEAD)
         headers = message.headers
         length = len(body)
         if (
@@ -711,7 +790,9 @@ class _Connection(asyncio.Protocol):
             # One line each: none was dropped.
             and fields.count(b"\r\n") == len(headers) - 1
         ):
-            self.worker.keep_fields(fields, _Known(headers, length))
+            # Without a body they are known by all that follows the first line.
+            key = fields if body else fields + _END_OF_HEAD
+            self.worker.keep_fields(key, _Known(headers, length))
 
     def _feed(self, data: bytes) -> None:
         self._seen += len(data)
@@ -1023,18 +1104,30 @@ class _Connection(asyncio.Protocol):
             return ""
         return target[len(base_path) :]
 
+    def _reply(self, answer: Answer) -> None:
+        """Answer a request that came alone and keeps its connection, soon and whole."""
+        worker = self.worker
+        sent = answer.sent
+        if sent is None or sent[0] is not worker.heads:
+            sent = answer.sent = (worker.heads, worker.whole(answer))
+        whole = sent[1]
+        if type(whole) is tuple:
+            self.write_parts(whole)
+            if self._is_paused:
+                return
+        elif self._pending:
+            self.write(whole)
+        else:
+            self._pending = whole
+            worker.send_soon(self)
+        self.deadline = worker.now + worker.keepalive
+
     def _send(self, message: _Message, answer: Answer) -> None:
         worker = self.worker
         body = answer.body
         status = answer.status
-        headers = answer.headers
         keeps = message.keeps and worker.keeps_alive
-        extra = tuple(headers.items()) if headers else ()
-        key = (status, answer.content_type, len(body), keeps, message.version, extra)
-        head = worker.heads.get(key)
-        if head is None:
-            head = worker.make_head(*key)
-            worker.keep_head(key, head)
+        head = worker.head_of(answer, keeps, message.version)
         if status in _BODILESS or message.method == "HEAD":
             body = b""
         if len(body) > _JOINED_BODY:
@@ -1151,13 +1244,16 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
         # The fields of requests, by what stands between the first line and the end of the head.
         self.known_fields: dict[bytes, _Known] = {}
         self._fields_since = 0.0
+        self._sends_soon = False
         self._to_send: list[_Connection] = []
+        self._promised: list[_PromisedAnswer] = []
         self.limits = _Limits.of(self.cfg)
         self.now = self.loop.time()
         self.keepalive = float(self.cfg.keepalive)
         self.patience = float(self.cfg.timeout or _DEFAULT_PATIENCE_SECS)
         self.scheme = "https" if self.cfg.is_ssl else "http"
         self.keeps_alive = self.cfg.keepalive > 0
+        self.is_quick = False
         self.ssl_context: ssl.SSLContext | None = None
         self._accepted = 0
         self._accepts = False
@@ -1176,6 +1272,9 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
         self._app_tick: Callable[[], None] | None = getattr(app, "tick", None)
         self.observes = self._is_observed()
         self.base_path = os.environ.get("SCRIPT_NAME", "")
+        self._app_lane: Callable[[dict[str, str]], Lane | None] | None
+        self._app_lane = getattr(app, "lane", None)
+        self._app_settle: Callable[[], None] = getattr(app, "settle", lambda: None)
         if self.cfg.is_ssl:
             self.ssl_context = gunicorn.sock.ssl_context(self.cfg)
             # Whatever else is configured, nothing else is spoken.
@@ -1225,7 +1324,8 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
         second = int(time.time())
         if self._date[0] != second:
             self._date = (second, util.http_date(second).encode())
-            self.heads.clear()
+            # Another one, by which answers know that their date is over.
+            self.heads = {}
 
     def _tick(self) -> None:
         if not self._streams or self._app_tick is None:
@@ -1254,6 +1354,7 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
         accepts = self.alive and has_room
         # Clients that keep their connections must not keep everyone else out.
         self.keeps_alive = accepts and self.cfg.keepalive > 0
+        self.is_quick = self.keeps_alive and not self.observes and not self.base_path
         if accepts == self._accepts:
             return
         self._accepts = accepts
@@ -1347,7 +1448,7 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
         if self.nr >= self.max_requests and self.alive:
             self.log.info("Autorestarting worker after current request.")
             self.alive = False
-            self.keeps_alive = False
+            self.keeps_alive = self.is_quick = False
             self.loop.call_soon(self._stop)
 
     # Heads
@@ -1362,12 +1463,29 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
 
         A client on this machine that sleeps is then woken for many answers at once, not for each.
         """
-        if not self._to_send:
+        if not self._sends_soon:
+            self._sends_soon = True
             self.loop.call_soon(self._send_now)
         self._to_send.append(connection)
 
+    def settle_soon(self, promised: _PromisedAnswer) -> None:
+        """Have the application keep its promises when all that has arrived by now is read."""
+        if not self._sends_soon:
+            self._sends_soon = True
+            self.loop.call_soon(self._send_now)
+        self._promised.append(promised)
+
     def _send_now(self) -> None:
+        if self._promised:
+            promised, self._promised = self._promised, []
+            try:
+                self._app_settle()
+            except Exception:
+                self.log.exception("Error in the application's settling")
+            for each in promised:
+                each.settle()
         to_send, self._to_send = self._to_send, []
+        self._sends_soon = False
         for connection in to_send:
             connection.flush()
 
@@ -1380,10 +1498,30 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
             self._fields_since = self.now
         self.known_fields[fields] = known
 
-    def keep_head(self, key: Any, head: bytes) -> None:
-        if len(self.heads) >= _MAX_CACHED:
-            self.heads.clear()
-        self.heads[key] = head
+    def find_lane(self, known: _Known) -> Lane | None:
+        """What the application says to fields that come again."""
+        if self._app_lane is not None:
+            known.lane = self._app_lane(known.headers)
+        known.has_lane = known.lane is not None
+        return known.lane
+
+    def whole(self, answer: Answer) -> bytes | tuple[bytes, bytes]:
+        """An answer as it is sent on a kept connection; in two parts where it is long."""
+        head = self.head_of(answer, True, "1.1")
+        body = b"" if answer.status in _BODILESS else answer.body
+        return (head, body) if len(body) > _JOINED_BODY else head + body
+
+    def head_of(self, answer: Answer, keeps: bool, version: str) -> bytes:
+        """The head of an answer, which many have in common."""
+        headers = answer.headers
+        extra = tuple(headers.items()) if headers else ()
+        key = (answer.status, answer.content_type, len(answer.body), keeps, version, extra)
+        head = self.heads.get(key)
+        if head is None:
+            if len(self.heads) >= _MAX_CACHED:
+                self.heads.clear()
+            head = self.heads[key] = self.make_head(*key)
+        return head
 
     def make_head(
         self,

@@ -1,4 +1,4 @@
-"""What passes between a way in and a meaning: a request, an answer, a stream. Knows no framework.
+"""What passes between a way in and a meaning: requests, answers, streams. Knows no framework.
 
 The WSGI application and the event-loop worker both make a ``Request`` of what arrives and send the
 ``Answer`` or ``Stream`` that comes back, so that there is one meaning behind either door. None of
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(slots=True)
@@ -38,6 +39,8 @@ class Answer:
     body: bytes = b""
     content_type: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    sent: Any = field(default=None, compare=False, repr=False)
+    """What the event loop keeps with an answer that is given often: how it was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,24 @@ class Stream:
     content_type: str
     headers: Mapping[str, str]
     subscribe: Callable[[Callable[[bytes], None], Callable[[], None]], Callable[[], None]]
+
+
+class Promise:
+    """An answer that is there once the application was told to ``settle`` what it promised.
+
+    What changes the store is dear alone and cheap in company: so those who ask at the same moment
+    wait for each other.
+    """
+
+    __slots__ = ("answer",)
+
+    def __init__(self) -> None:
+        self.answer: Answer | None = None
+
+
+Lane = Callable[[str, str, bytes], Answer | Promise | None]
+"""Answers requests that have the same header fields: method, target and body to the answer, or to
+None where it is to be asked for with a ``Request``."""
 
 
 class BodyTooLargeError(Exception):

@@ -12,8 +12,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from access import Access, Grant
-from eureka_compat import EurekaSettings, Protocol
-from exchange import Answer, Request, Stream
+from eureka_compat import Caller, EurekaSettings, Protocol
+from exchange import Answer, Lane, Request, Stream
 from native_api import api, description
 from native_api.api import NativeApi
 from native_api.problems import problem
@@ -94,6 +94,20 @@ class Gateway:
             if request.method == "GET" or path.rstrip("/").endswith("/heartbeat"):
                 return native.answer(request)
         return None
+
+    def lane(self, headers: Mapping[str, str]) -> Lane | None:
+        """How requests with these fields are answered in the fast lane, as far as these decide it.
+
+        None where it also matters who sends them. To be called, as what it returns and ``settle``,
+        in the event loop's thread.
+        """
+        if not self._access.is_open:
+            return None
+        return Caller(self._protocols[DEFAULT_NAMESPACE], f"{EUREKA}/", headers).answer
+
+    def settle(self) -> None:
+        """Keep what the lanes promised."""
+        self._protocols[DEFAULT_NAMESPACE].settle()
 
     def tick(self) -> None:
         """Tell the watchers of streams what has changed."""

@@ -58,6 +58,7 @@ def create_app(environment: Environment) -> Flask:
     app.register_blueprint(blueprint(gateway, environment.threads))
     # The event-loop worker looks for these; other workers use the application alone.
     app.fast_lane, app.tick = gateway.fast_lane, gateway.tick  # type: ignore[attr-defined]
+    app.lane, app.settle = gateway.lane, gateway.settle  # type: ignore[attr-defined]
     _add_health(app, registry)
     _add_metrics(app, supervisor)
     return app

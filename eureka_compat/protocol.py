@@ -7,6 +7,7 @@ application in ``apps/APP/…`` is the id even where it holds slashes. Source: p
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import io
@@ -16,7 +17,7 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
@@ -24,14 +25,16 @@ from eureka_compat import codecs, wire
 from eureka_compat.answers import JSON, XML, Answers, Form
 from eureka_compat.pieces import EncodedAnswer
 from eureka_compat.settings import EurekaSettings
-from exchange import Answer, BodyTooLargeError, Request
+from exchange import Answer, BodyTooLargeError, Promise, Request
 from registry import (
     DEFAULT_NAMESPACE,
     Instance,
     InstanceStatus,
     InvalidIdentityError,
     Namespace,
+    Registering,
     Registry,
+    RegistryError,
     SourceConflictError,
     StoreError,
 )
@@ -53,9 +56,6 @@ OK = Answer(200)
 NO_CONTENT = Answer(204)
 NOT_FOUND = Answer(404)
 
-
-# The path of an instance as most are, which needs no further look: heartbeats come by the thousand.
-_ORDINARY_INSTANCE = re.compile("apps/([^/%]+)/([^/%]+)")
 
 
 def _bodiless(answer: Answer) -> Answer:
@@ -118,11 +118,12 @@ class Protocol:
     ) -> None:
         """Serve ``namespace``."""
         self._registry = registry
-        self._settings = settings
+        self.settings = settings
         self._namespace = namespace
         self._answers = Answers(registry, namespace)
-        # How the lists that were asked for are answered, by the shape of the request.
-        self._reads: dict[_Shape, Callable[[], Answer | None]] = {}
+        # How the lists that were asked for are answered, by their path and the request's shape.
+        self._reads: dict[tuple[str, _Shape], Read] = {}
+        self._promised: list[tuple[Promise, Registering]] = []
         self._started = time.monotonic()
         self._handlers: dict[str, Callable[[Request, str, list[str]], Answer]] = {
             "apps": self._apps,
@@ -138,27 +139,9 @@ class Protocol:
     def answer(self, request: Request, path: str) -> Answer:
         """The answer to a request for ``path`` below the protocol's base; never raises for it."""
         try:
-            if request.method == "GET":
-                read = self._reads.get(_shape(request, path))
-                answer = read() if read is not None else None
-                if answer is not None:
-                    return answer
-            elif request.method == "PUT":
-                instance = _ORDINARY_INSTANCE.fullmatch(path)
-                if instance is not None:
-                    return _bodiless(self._heartbeat(request, *instance.groups()))
             return self._dispatch(request, path)
-        except _RefusedError as refused:
-            return refused.answer
-        except SourceConflictError as error:
-            return _plain(409, str(error))
-        except InvalidIdentityError as error:
-            return _plain(400, str(error))
-        except BodyTooLargeError:
-            return Answer(413)
-        except StoreError as error:
-            log.error("%s %s refused: %s", request.method, path, error)
-            return Answer(503, headers={"Retry-After": "1"})
+        except _REFUSALS as error:
+            return _refusal(error, request.method, path)
 
     def _dispatch(self, request: Request, path: str) -> Answer:
         raw = path.split("/")
@@ -182,7 +165,7 @@ class Protocol:
                 return Answer(200, headers={"Allow": "GET,HEAD,OPTIONS"})
             if method not in ("GET", "HEAD"):
                 return _wrong_method("GET", "HEAD")
-            if rest and not self._settings.delta_enabled:
+            if rest and not self.settings.delta_enabled:
                 self._form(request)  # what cannot be accepted is refused first
                 return Answer(403)
             return self._list(
@@ -214,14 +197,62 @@ class Protocol:
         answer = read()
         if answer is None:
             return NOT_FOUND
-        if len(self._reads) >= _REMEMBERED_SHAPES:
-            self._reads.clear()
-        self._reads[_shape(request, path)] = read
+        if request.method == "GET":
+            if len(self._reads) >= _REMEMBERED_READS:
+                self._reads.clear()
+            self._reads[path, _shape(request.headers)] = read
         return answer
 
+    def remembered(self, path: str, shape: _Shape) -> Read | None:
+        """How a list is read that was asked for before."""
+        return self._reads.get((path, shape))
+
     def _register(self, request: Request, app: str) -> Answer:
-        body = _body(request, self._settings.max_instance_bytes)
-        is_json = _is_json_body(request)
+        body = _body(request, self.settings.max_instance_bytes)
+        return self.register(app, body, _is_json(request.headers), _is_replication(request.headers))
+
+    def register(self, app: str, body: bytes, is_json: bool, is_replication: bool) -> Answer:
+        """Register the instance that the body spells (2.4); raises what ``Registry`` raises."""
+        instance = self._posted(app, body, is_json)
+        if isinstance(instance, Answer):
+            return instance
+        self._registry.register(
+            instance, is_replication=is_replication, namespace=self._namespace
+        )
+        return NO_CONTENT
+
+    def register_soon(
+        self, app: str, body: bytes, is_json: bool, is_replication: bool
+    ) -> Answer | Promise:
+        """As ``register``, together with others; the refusal of a body comes at once.
+
+        To be called, as ``settle``, in the event loop's thread.
+        """
+        instance = self._posted(app, body, is_json)
+        if isinstance(instance, Answer):
+            return instance
+        promise = Promise()
+        self._promised.append((promise, Registering(instance, is_replication)))
+        return promise
+
+    def settle(self) -> None:
+        """Register what was promised."""
+        promised, self._promised = self._promised, []
+        wanted = [registering for _, registering in promised]
+        outcomes: list[RegistryError | None]
+        try:
+            outcomes = self._registry.register_all(wanted, namespace=self._namespace)
+        except StoreError as error:
+            outcomes = [error] * len(wanted)
+        for (promise, wish), outcome in zip(promised, outcomes, strict=True):
+            promise.answer = (
+                NO_CONTENT
+                if outcome is None
+                else _refusal(outcome, "POST", f"apps/{wish.instance.app}")
+            )
+
+    def _posted(self, app: str, body: bytes, is_json: bool) -> Instance | Answer:
+        """The instance that a body spells, or why it spells none."""
         try:
             if is_json:
                 tree = codecs.instance_tree_from_json(body)
@@ -231,13 +262,9 @@ class Protocol:
         except wire.ParseError as error:
             return _parse_failure(str(error), is_json)
         try:
-            instance = wire.validated(candidate, app, self._registry.clock.wall_ms())
+            return wire.validated(candidate, app, self._registry.clock.wall_ms())
         except wire.InvalidInstanceError as error:
             return _plain(400, str(error))
-        self._registry.register(
-            instance, is_replication=_is_replication(request), namespace=self._namespace
-        )
-        return NO_CONTENT
 
     def _instance_resource(self, request: Request, app: str, rest: list[str]) -> Answer:
         method = request.method
@@ -252,7 +279,7 @@ class Protocol:
             return _wrong_method("PUT")
         instance_id = unquote("/".join(rest))
         if method in ("GET", "HEAD"):
-            return self._entity(request, self._registry.renewed(app, instance_id, self._namespace))
+            return self.instance(app, instance_id, negotiated(request.headers.get("accept")))
         if method == "PUT":
             return self._heartbeat(request, app, instance_id)
         if method == "DELETE":
@@ -260,13 +287,16 @@ class Protocol:
             return OK if gone else NOT_FOUND
         return _wrong_method("GET", "HEAD", "PUT", "DELETE")
 
+    def instance(self, app: str, instance_id: str, media: str | None) -> Answer:
+        """One instance (2.7), in the media type that was negotiated."""
+        return self._entity(media, self._registry.renewed(app, instance_id, self._namespace))
+
     def _entity(
-        self, request: Request, found: tuple[Instance, int] | None, status: int = 200
+        self, media: str | None, found: tuple[Instance, int] | None, status: int = 200
     ) -> Answer:
         """An instance, and when it was last renewed."""
-        media = negotiated(request.headers.get("accept"))
         if media is None:
-            raise _RefusedError(Answer(406))
+            return Answer(406)
         if found is None:
             return NOT_FOUND
         form = Form.JSON if media == JSON else Form.XML
@@ -274,16 +304,31 @@ class Protocol:
 
     def _heartbeat(self, request: Request, app: str, instance_id: str) -> Answer:
         query = _query(request)
-        status, conflict = self._renew(
+        return self.heartbeat(
             app,
             instance_id,
             query.get("lastDirtyTimestamp"),
             query.get("overriddenstatus"),
-            is_replication=_is_replication(request),
+            _is_replication(request.headers),
+            negotiated(request.headers.get("accept")),
+        )
+
+    def heartbeat(
+        self,
+        app: str,
+        instance_id: str,
+        dirty: str | None,
+        override: str | None,
+        is_replication: bool,
+        media: str | None,
+    ) -> Answer:
+        """Renew (2.6), with the two values of the query; ``media`` is for the entity of a 409."""
+        status, conflict = self._renew(
+            app, instance_id, dirty, override, is_replication=is_replication
         )
         if conflict is not None:
-            return self._entity(request, (conflict, conflict.last_renewal_ms), 409)
-        return Answer(status)
+            return self._entity(media, (conflict, conflict.last_renewal_ms), 409)
+        return OK if status == 200 else Answer(status)
 
     def _renew(
         self,
@@ -301,12 +346,10 @@ class Protocol:
             if incoming is None:
                 return 400, None
         stored = override is not None and override != "UNKNOWN"
-        instance = self._registry.renew(
-            app, instance_id, is_replication=is_replication, namespace=self._namespace
-        )
+        instance = self._registry.renew(app, instance_id, namespace=self._namespace)
         if instance is None:
             return 404, None
-        if incoming is None or not self._settings.sync_when_timestamp_differs:
+        if incoming is None or not self.settings.sync_when_timestamp_differs:
             return 200, None
         if incoming > instance.last_dirty_ms:
             if is_replication and stored:
@@ -366,7 +409,8 @@ class Protocol:
         if request.method not in ("GET", "HEAD"):
             return _wrong_method("GET", "HEAD")
         found = self._registry.instance_by_id(unquote("/".join(rest)), self._namespace)
-        return self._entity(request, found and (found, found.last_renewal_ms))
+        media = negotiated(request.headers.get("accept"))
+        return self._entity(media, found and (found, found.last_renewal_ms))
 
     def _vips(self, request: Request, path: str, rest: list[str], *, secure: bool) -> Answer:
         if not rest:
@@ -385,7 +429,7 @@ class Protocol:
         if media is None:
             return Answer(406)
         tree = {
-            "generalStats": _general_stats(self._started, self._settings),
+            "generalStats": _general_stats(self._started, self.settings),
             "applicationStats": {
                 "registered-replicas": "",
                 "available-replicas": "",
@@ -419,8 +463,8 @@ class Protocol:
             return NOT_FOUND
         if request.method != "POST":
             return _wrong_method("POST")
-        body = _body(request, self._settings.max_batch_bytes)
-        if not _is_json_body(request):
+        body = _body(request, self.settings.max_batch_bytes)
+        if not _is_json(request.headers):
             return Answer(415)
         try:
             items = _batch_items(codecs.read_json(body))
@@ -501,14 +545,109 @@ class Protocol:
         return Form.JSON if is_json else Form.XML
 
 
-_Shape = tuple[str, str | None, str | None, str | None]
-_REMEMBERED_SHAPES = 1024
+class Caller:
+    """Requests that have the same header fields: what these decide is decided once.
+
+    It answers what comes by the thousand, with the functions that ``Protocol.answer`` uses, and
+    leaves all else to that.
+    """
+
+    def __init__(self, protocol: Protocol, base: str, headers: Mapping[str, str]) -> None:
+        """``base`` is the path that the protocol is served below, with a slash at its end."""
+        self._protocol = protocol
+        self._base = base
+        instance = rf"{re.escape(base)}(?:v2/)?apps/([^/%?#]+)/([^/%?#]+)"
+        self._instance = re.compile(instance).fullmatch
+        # What clients send with each heartbeat.
+        told = r"(?:\?status=[A-Z_]+&lastDirtyTimestamp=([0-9]{1,18}))?"
+        self._heartbeat = re.compile(instance + told).fullmatch
+        self._application = re.compile(rf"{re.escape(base)}(?:v2/)?apps/([^/%?#]+)").fullmatch
+        self._shape = _shape(headers)
+        self._reads: dict[str, Read] = {}
+        self._media = negotiated(headers.get("accept"))
+        self._is_replication = _is_replication(headers)
+        self._longest = protocol.settings.max_instance_bytes
+        self._posts_json: bool | None = None
+        if "content-encoding" not in headers:
+            with contextlib.suppress(_RefusedError):
+                self._posts_json = _is_json(headers)
+
+    def answer(self, method: str, target: str, body: bytes) -> Answer | Promise | None:
+        """The answer to a request; None where it is none of the usual ones. Never raises for it."""
+        try:
+            if method == "GET":
+                read = self._reads.get(target)
+                if read is not None:
+                    return read()
+                return self._first(target)
+            if method == "PUT":
+                beat = self._heartbeat(target)
+                if beat is not None:
+                    app, instance_id, dirty = beat.groups()
+                    return _bodiless(
+                        self._protocol.heartbeat(
+                            app, instance_id, dirty, None, self._is_replication, self._media
+                        )
+                    )
+            elif method == "POST" and self._posts_json is not None:
+                posted = self._application(target)
+                if posted is not None and posted[1] != "delta" and len(body) <= self._longest:
+                    return self._protocol.register_soon(
+                        posted[1], body, self._posts_json, self._is_replication
+                    )
+        except _REFUSALS as error:
+            return _refusal(error, method, target)
+        return None
+
+    def _first(self, target: str) -> Answer | None:
+        one = self._instance(target)
+        if one is not None:
+            return self._protocol.instance(one[1], one[2], self._media)
+        path = target.partition("?")[0]
+        if path.startswith(self._base):
+            read = self._protocol.remembered(path[len(self._base) :], self._shape)
+            if read is not None:
+                if len(self._reads) >= _REMEMBERED_READS:
+                    self._reads.clear()
+                self._reads[target] = read
+                return read()
+        return None
 
 
-def _shape(request: Request, path: str) -> _Shape:
-    """All of a request that the answer with a list depends on."""
-    find = request.headers.get
-    return path, find("accept"), find("x-eureka-accept"), find("accept-encoding")
+Read = Callable[[], Answer | None]
+"""Answers with a list as it is now; with None where there is none of this name."""
+
+_Shape = tuple[str | None, str | None, str | None]
+_REMEMBERED_READS = 1024
+_REFUSALS = (
+    _RefusedError,
+    SourceConflictError,
+    InvalidIdentityError,
+    BodyTooLargeError,
+    StoreError,
+)
+
+
+def _refusal(error: Exception, method: str, path: str) -> Answer:
+    """What one of the errors in ``_REFUSALS`` is to a client."""
+    match error:
+        case _RefusedError():
+            return error.answer
+        case SourceConflictError():
+            return _plain(409, str(error))
+        case InvalidIdentityError():
+            return _plain(400, str(error))
+        case BodyTooLargeError():
+            return Answer(413)
+        case _:
+            log.error("%s %s refused: %s", method, path, error)
+            return Answer(503, headers={"Retry-After": "1"})
+
+
+def _shape(headers: Mapping[str, str]) -> _Shape:
+    """All of the fields that the answer with a list depends on."""
+    find = headers.get
+    return find("accept"), find("x-eureka-accept"), find("accept-encoding")
 
 
 def _query(request: Request) -> dict[str, str]:
@@ -527,8 +666,8 @@ def _query(request: Request) -> dict[str, str]:
     return values
 
 
-def _is_replication(request: Request) -> bool:
-    return request.headers.get("x-netflix-discovery-replication") == "true"
+def _is_replication(headers: Mapping[str, str]) -> bool:
+    return headers.get("x-netflix-discovery-replication") == "true"
 
 
 def _timestamp(text: str) -> int | None:
@@ -546,9 +685,9 @@ def _status_name(text: str | None) -> InstanceStatus | None:
         return None
 
 
-def _is_json_body(request: Request) -> bool:
+def _is_json(headers: Mapping[str, str]) -> bool:
     """Whether a POST body is JSON (else XML); 415 for any other type or charset."""
-    media, _, parameters = request.headers.get("content-type", "").partition(";")
+    media, _, parameters = headers.get("content-type", "").partition(";")
     media = media.strip().lower()
     if media not in (JSON, XML):
         raise _RefusedError(Answer(415))

@@ -19,6 +19,7 @@ MY_CLASS = "com.netflix.appinfo.MyDataCenterInfo"
 AMAZON_CLASS = "com.netflix.appinfo.AmazonInfo"
 EMPTY_MAP = "java.util.Collections$EmptyMap"
 DATA_CENTER_NAMES = ("MyOwn", "Netflix", "Amazon")
+_DATA_CENTERS = {name: DataCenter(name) for name in DATA_CENTER_NAMES}
 COMPACT_AMAZON_KEYS = (
     "instance-id",
     "public-ipv4",
@@ -165,29 +166,30 @@ def read_candidate(tree: Any) -> Candidate:
     if app is None:
         raise ParseError("instance.app: expected the application's name, as a string")
     candidate = Candidate(app.upper())
-    metadata = _metadata(tree.get("metadata"))
-    candidate.fields["metadata"] = metadata
+    metadata = candidate.fields["metadata"] = _metadata(tree.get("metadata"))
     candidate.instance_id = _text(tree, "instanceId")
     candidate.host_name = _text(tree, "hostName") or None
     if candidate.instance_id is None and metadata.get("instanceId", "").strip():
         candidate.instance_id = _id_from_metadata(metadata["instanceId"], candidate.host_name)
     candidate.ip_addr = _text(tree, "ipAddr")
-    for name, attribute in _TEXT_FIELDS.items():
-        value = _text(tree, name)
-        if value is not None:
-            candidate.fields[attribute] = value
-    status = _text(tree, "status")
-    candidate.fields["status"] = InstanceStatus.UP if status is None else _status(status)
+    fields = candidate.fields
     # Both spellings are read and the later one wins, as the original does.
-    for name in tree:
-        if name in ("overriddenStatus", "overriddenstatus") and tree[name] is not None:
-            candidate.fields["overridden_status"] = _status(_text(tree, name) or "")
-    _read_port(tree.get("port"), "port", candidate.fields, enabled_by_default=True)
-    _read_port(tree.get("securePort"), "securePort", candidate.fields, enabled_by_default=False)
+    for name, value in tree.items():
+        if value is None:
+            continue
+        attribute = _TEXT_FIELDS.get(name)
+        if attribute is not None:
+            fields[attribute] = value if type(value) is str else _scalar(value, f"instance.{name}")
+        elif name in ("overriddenStatus", "overriddenstatus"):
+            fields["overridden_status"] = _status(_scalar(value, f"instance.{name}"))
+    status = _text(tree, "status")
+    fields["status"] = InstanceStatus.UP if status is None else _status(status)
+    _read_port(tree.get("port"), "port", fields, enabled_by_default=True)
+    _read_port(tree.get("securePort"), "securePort", fields, enabled_by_default=False)
     country = tree.get("countryId")
     if country is not None:
-        candidate.fields["country_id"] = _integer(country, "instance.countryId")
-    _read_lease(tree.get("leaseInfo"), candidate.fields)
+        fields["country_id"] = _integer(country, "instance.countryId")
+    _read_lease(tree.get("leaseInfo"), fields)
     _read_data_center(tree, candidate)
     dirty = tree.get("lastDirtyTimestamp")
     candidate.last_dirty_ms = None if dirty is None else _timestamp(dirty)
@@ -220,18 +222,20 @@ def _text(tree: Tree, name: str) -> str | None:
     return _scalar(value, f"instance.{name}")
 
 
+_STATUSES = {str(status): status for status in InstanceStatus}
+
+
 def _status(text: str) -> InstanceStatus:
-    try:
-        return InstanceStatus(text)
-    except ValueError:
-        return InstanceStatus.UNKNOWN
+    return _STATUSES.get(text, InstanceStatus.UNKNOWN)
 
 
 def _number(value: Any) -> int | None:
     """A number or a numeric string; None for anything else."""
+    if type(value) is int:
+        return value
     if isinstance(value, bool):
         return None
-    if isinstance(value, (int, float)):
+    if isinstance(value, float):
         return int(value)
     if isinstance(value, str):
         try:
@@ -260,10 +264,13 @@ def _metadata(value: Any) -> dict[str, str]:
     if not isinstance(value, dict):
         raise ParseError("instance.metadata: expected an object of strings")
     return {
-        name: _scalar(item, f"instance.metadata.{name}")
+        name: item if type(item) is str else _scalar(item, f"instance.metadata.{name}")
         for name, item in value.items()
         if name != "@class"
     }
+
+
+_PORT_KEYS = frozenset({"$", "@enabled"})
 
 
 def _read_port(value: Any, name: str, fields: dict[str, Any], *, enabled_by_default: bool) -> None:
@@ -273,13 +280,13 @@ def _read_port(value: Any, name: str, fields: dict[str, Any], *, enabled_by_defa
     path = f"instance.{name}"
     enabled = enabled_by_default
     if isinstance(value, dict):
-        if not value.keys() <= {"$", "@enabled"}:
+        if len(value) > 2 or not value.keys() <= _PORT_KEYS:
             raise ParseError(f'{path}: expected {{"$": 8080, "@enabled": "true"}} and no other key')
         number = value.get("$")
         if number is not None:
             fields[attribute] = _port_number(number, f"{path}.$")
         flag = value.get("@enabled")
-        if isinstance(flag, str):
+        if type(flag) is str:
             enabled = flag == "true"
         elif isinstance(flag, bool | int | float):
             enabled = bool(flag)
@@ -341,7 +348,7 @@ def _read_data_center(tree: Tree, candidate: Candidate) -> None:
         candidate.data_center = DataCenter("MyOwn")
         candidate.data_center_named = False
     elif name in DATA_CENTER_NAMES:
-        candidate.data_center = DataCenter(name)
+        candidate.data_center = _DATA_CENTERS[name]
     else:
         raise ParseError(f"{path}.name: expected one of {', '.join(DATA_CENTER_NAMES)}")
 

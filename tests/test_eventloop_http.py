@@ -27,10 +27,11 @@ BOTH = ("gthread", LOOP)
 
 APPLICATION = """
 import hashlib, json, os, sys, threading, time
-from exchange import Answer, Stream
+from exchange import Answer, Promise, Stream
 from gunicorn.http.errors import InvalidHeader
 
-state = {"closed": 0, "made": 0, "ticks": 0, "joined": 0, "left": 0, "hooks": [], "fast": 0}
+state = {"closed": 0, "made": 0, "ticks": 0, "joined": 0, "left": 0, "hooks": [], "fast": 0,
+         "lanes": 0, "lane": 0, "settled": []}
 told = ("REQUEST_METHOD", "PATH_INFO", "RAW_URI", "QUERY_STRING", "SCRIPT_NAME", "REMOTE_ADDR",
         "SERVER_PROTOCOL", "SERVER_NAME", "SERVER_PORT", "CONTENT_TYPE", "CONTENT_LENGTH",
         "wsgi.url_scheme", "wsgi.multithread", "wsgi.run_once", "wsgi.version")
@@ -134,6 +135,35 @@ def plain(environ, start_response):
 class Application:
     def __init__(self):
         self.writers = {}
+        self.promised = []
+
+    def lane(self, headers):
+        if "x-lane" not in headers:
+            return None
+        state["lanes"] += 1
+        return self.answer
+
+    def answer(self, method, target, body):
+        state["lane"] += 1
+        if target == "/fast/left":
+            return None
+        if target == "/lane/boom":
+            raise RuntimeError("in the lane")
+        if target.startswith("/lane/promise"):
+            promise = Promise()
+            self.promised.append((promise, target))
+            return promise
+        text = f"{method} {target} {body.decode()}".encode()
+        size = 1_000_000 if target == "/lane/big" else len(text)
+        return Answer(200, text.ljust(size), "text/plain", {"X-Lane": "yes"})
+
+    def settle(self):
+        promised, self.promised = self.promised, []
+        state["settled"].append(len(promised))
+        if any(target.endswith("boom") for _, target in promised):
+            raise RuntimeError("while settling")
+        for promise, target in promised:
+            promise.answer = Answer(200, target.encode(), "text/plain")
 
     def __call__(self, environ, start_response):
         return plain(environ, start_response)
@@ -1064,6 +1094,98 @@ class TestFastLane:
             assert f'127.0.0.1 "GET /fast?q HTTP/1.1" 200 {size} mine yes\n' in log.read_text()
             assert site.log().count("before /fast\n") == site.log().count("after /fast 200") == 1
             assert site.log().count("before /fast/none\n") == 1
+
+
+class TestLanes:
+    def test_a_lane_answers_requests_whose_fields_came_before(self, site: Site) -> None:
+        with site.wire() as wire:
+            for number in range(4):
+                wire.send(request(f"/fast/{number}", "X-Lane: 1\r\n"))
+                reply = wire.reply()
+                if number:  # the first was parsed and had no lane yet
+                    assert reply.body == b"GET /fast/%d " % number
+                    assert reply.headers["x-lane"] == "yes"
+                    assert reply.headers["connection"] == "keep-alive"
+                    assert reply.headers["content-length"] == str(len(reply.body))
+                else:
+                    assert reply.json()["path"] == "/fast/0"
+            for body in (b"abc", b"def"):
+                fields = "X-Lane: 2\r\nContent-Length: 3\r\n"
+                wire.send(request("/fast/post", fields, "POST", body))
+                reply = wire.reply()
+            assert reply.body == b"POST /fast/post def"
+            wire.send(request("/fast/left", "X-Lane: 1\r\n"))
+            assert wire.reply().json()["path"] == "/fast/left"
+            wire.send(request("/lane/big", "X-Lane: 1\r\n"))
+            assert len(wire.reply().body) == 1_000_000
+
+    def test_a_secret_field_has_no_lane(self, site: Site) -> None:
+        with site.wire() as wire:
+            for _ in "abc":
+                wire.send(request("/fast/secret", "X-Lane: 3\r\nAuthorization: x\r\n"))
+                assert wire.reply().json()["path"] == "/fast/secret"
+
+    def test_an_error_in_a_lane_is_a_500_and_ends_the_connection(self, site: Site) -> None:
+        with site.wire() as wire:
+            for _ in "ab":
+                wire.send(request("/fast/before", "X-Lane: 4\r\n"))
+                assert wire.reply().status == 200
+            wire.send(request("/lane/boom", "X-Lane: 4\r\n"))
+            assert wire.reply().status == 500
+            assert wire.is_closed()
+
+    def test_what_is_promised_together_is_settled_together(self, site: Site) -> None:
+        wires = [site.wire(request("/fast/first", "X-Lane: 5\r\n")) for _ in range(8)]
+        try:
+            for wire in wires:
+                assert wire.reply().status == 200
+            before = len(site.state()["settled"])
+            os.kill(site.worker_pids()[0], signal.SIGSTOP)
+            for number, wire in enumerate(wires):
+                wire.send(request(f"/lane/promise/{number}", "X-Lane: 5\r\n"))
+            os.kill(site.worker_pids()[0], signal.SIGCONT)
+            told = [wire.reply().body for wire in wires]
+        finally:
+            for wire in wires:
+                wire.__exit__()
+        assert told == [b"/lane/promise/%d" % number for number in range(8)]
+        settled = site.state()["settled"][before:]
+        assert sum(settled) == 8
+        assert len(settled) < 8
+
+    def test_what_follows_a_promise_waits_for_it(self, site: Site) -> None:
+        """Pipelined behind it, and the client has ceased to send: all is answered, in its order."""
+        with site.wire(request("/fast/first", "X-Lane: 6\r\n")) as wire:
+            assert wire.reply().status == 200
+            os.kill(site.worker_pids()[0], signal.SIGSTOP)
+            wire.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            wire.send(request("/lane/promise/1", "X-Lane: 6\r\n"))
+            os.kill(site.worker_pids()[0], signal.SIGCONT)
+            wire.send(request("/fast/2", "X-Lane: 6\r\n") * 2)
+            wire.socket.shutdown(socket.SHUT_WR)
+            assert wire.reply().body == b"/lane/promise/1"
+            for _ in "ab":
+                assert wire.reply().status == 200
+            assert wire.is_closed()
+
+    def test_a_promise_that_cannot_be_kept_is_a_500(self, site: Site) -> None:
+        with site.wire(request("/fast/first", "X-Lane: 7\r\n")) as wire:
+            assert wire.reply().status == 200
+            wire.send(request("/lane/promise/boom", "X-Lane: 7\r\n"))
+            assert wire.reply().status == 500
+            wire.send(request("/lane/promise/fine", "X-Lane: 7\r\n"))
+            assert wire.reply().body == b"/lane/promise/fine"
+
+    def test_a_client_that_leaves_before_a_promise_is_kept_costs_nobody(self, site: Site) -> None:
+        with site.wire(request("/fast/first", "X-Lane: 8\r\n")) as wire:
+            assert wire.reply().status == 200
+            os.kill(site.worker_pids()[0], signal.SIGSTOP)
+            wire.send(request("/lane/promise/gone", "X-Lane: 8\r\n"))
+            linger = (1).to_bytes(4, "little") + bytes(4)
+            wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        os.kill(site.worker_pids()[0], signal.SIGCONT)
+        with site.wire(request("/lane/promise/here", "X-Lane: 8\r\n")) as wire:
+            assert wire.reply().body == b"/lane/promise/here"
 
 
 class TestThreads:

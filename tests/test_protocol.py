@@ -17,6 +17,7 @@ from access import Access, AccessSettings
 from eureka_compat import codecs, wire
 from eureka_compat.answers import Form, encode_instance
 from eureka_compat.settings import EurekaSettings
+from exchange import BodyTooLargeError, Lane, Promise, Request
 from gateway import Gateway
 from native_api.settings import NativeSettings
 from registry import Instance, Registry, RegistrySettings
@@ -358,3 +359,146 @@ def test_any_value_in_any_field_is_accepted_or_a_400(name: str, value: Any) -> N
     assert response.status_code in (204, 400)
     for headers in (JSON, XML):
         assert client.get("/eureka/apps", headers=headers).status_code == 200
+
+
+# Fields that come again have a lane, which is to change no answer.
+
+BASES = ("/eureka/", "/eureka/v2/", "/other/")
+RESOURCES = (
+    "apps",
+    "apps/",
+    "apps/delta",
+    "apps/WEB",
+    "apps/web/",
+    "apps/WEB?x=1",
+    "apps/WEB/web:1",
+    "apps/web/web:2",
+    "apps/WEB/web:1/",
+    "apps/WEB/web:1/status?value=DOWN",
+    "apps/WEB/web%3A1",
+    "apps/delta/web:1",
+    "apps/NONE/none",
+    "vips/web",
+    "vips/none",
+    "instances/web:1",
+    "apps/WEB/web:1?status=UP&lastDirtyTimestamp=1700000000000",
+    "apps/WEB/web:1?status=UP&lastDirtyTimestamp=1600000000000",
+    "apps/WEB/web:1?status=UP&lastDirtyTimestamp=1800000000000",
+    "apps/WEB/web:1?status=UP&lastDirtyTimestamp=1234567890123456789",
+    "apps/WEB/web:1?status=UP&lastDirtyTimestamp=x",
+    "apps/WEB/web:1?lastDirtyTimestamp=1800000000000&overriddenstatus=DOWN",
+)
+BODIES = (
+    b"",
+    b"{}",
+    b"[",
+    *(instance_body("WEB", name).encode() for name in ("web:1", "web:2")),
+    instance_body("WEB", "web:1", lastDirtyTimestamp="1600000000000").encode(),
+    instance_body("WEB", "web:1", status="OUT_OF_SERVICE").encode(),
+    instance_body("DELTA", "d").encode(),
+    instance_body("WEB", "x" * 500).encode(),
+    b"<instance><app>WEB</app><instanceId>web:3</instanceId><hostName>h</hostName>"
+    b"<ipAddr>1</ipAddr><dataCenterInfo><name>MyOwn</name></dataCenterInfo></instance>",
+)
+FIELDS: tuple[dict[str, str], ...] = (
+    {},
+    {"accept": "application/json"},
+    {"accept": "text/plain"},
+    {"accept": "application/json", "accept-encoding": "gzip"},
+    {"accept": "application/json", "x-eureka-accept": "compact"},
+    {"accept": "application/json", "x-netflix-discovery-replication": "true"},
+    {"content-type": "application/json"},
+    {"content-type": "application/xml"},
+    {"content-type": "application/json; charset=koi8-r"},
+    {"content-type": "text/plain"},
+    {"content-type": "application/json", "content-encoding": "gzip"},
+    {"content-type": "application/json", "x-netflix-discovery-replication": "true"},
+)
+
+
+class Side:
+    """A gateway of its own; with lanes for the fields that it has seen, or without."""
+
+    def __init__(self, *, has_lanes: bool) -> None:
+        self.clock = ManualClock()
+        self.registry = Registry(
+            MemoryStore(), self.clock, RegistrySettings(self_preservation=False)
+        )
+        self.registry.start()
+        settings = EurekaSettings(max_instance_bytes=1000)
+        access = Access(AccessSettings())
+        self._gateway = Gateway(self.registry, settings, NativeSettings(), access)
+        self._lanes: dict[int, Lane | None] | None = {} if has_lanes else None
+        self.taken = 0
+
+    def ask(self, method: str, target: str, place: int, body: bytes) -> Any:
+        fields = FIELDS[place] | ({"content-length": str(len(body))} if body else {})
+        if self._lanes is not None:
+            if place not in self._lanes:
+                self._lanes[place] = self._gateway.lane(FIELDS[place])
+            lane = self._lanes[place]
+            assert lane is not None
+            answer = lane(method, target, body)
+            if isinstance(answer, Promise):
+                self._gateway.settle()
+                answer = answer.answer
+            if answer is not None:
+                self.taken += 1
+                return answer
+
+        def read_body(limit: int) -> bytes:
+            if len(body) > limit:
+                raise BodyTooLargeError
+            return body
+
+        path, _, query = target.partition("?")
+        return self._gateway.fast_lane(Request(method, path, query, fields, read_body))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(("GET", "PUT", "POST", "POST", "DELETE", "HEAD")),
+            st.sampled_from(BASES),
+            st.sampled_from(RESOURCES),
+            st.integers(0, len(FIELDS) - 1),
+            st.sampled_from(BODIES),
+            st.integers(0, 40_000),
+        ),
+        max_size=30,
+    )
+)
+def test_a_lane_answers_as_the_gateway_does(
+    steps: list[tuple[str, str, str, int, bytes, int]],
+) -> None:
+    direct, laned = Side(has_lanes=False), Side(has_lanes=True)
+    for method, base, resource, place, body, milliseconds in steps:
+        for side in (direct, laned):
+            side.clock.advance(milliseconds)
+        asked = (method, base + resource, place, body)
+        assert laned.ask(*asked) == direct.ask(*asked), asked
+
+
+def test_what_comes_by_the_thousand_takes_its_lane() -> None:
+    side = Side(has_lanes=True)
+    for _ in "ab":  # a list is found there at the second time
+        for method, resource, place, body in (
+            ("POST", "apps/WEB", 6, BODIES[3]),
+            ("PUT", "apps/WEB/web:1?status=UP&lastDirtyTimestamp=1700000000000", 1, b""),
+            ("GET", "apps/WEB/web:1", 1, b""),
+            ("GET", "apps/delta", 3, b""),
+            ("GET", "apps/WEB", 3, b""),
+        ):
+            assert side.ask(method, f"/eureka/{resource}", place, body).status in (200, 204)
+    assert side.taken == 3 + 5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [AccessSettings(mode="trusted"), AccessSettings(require_https=True)],
+)
+def test_where_it_matters_who_asks_there_is_no_lane(settings: AccessSettings) -> None:
+    registry = Registry(MemoryStore(), ManualClock(), RegistrySettings())
+    registry.start()
+    gateway = Gateway(registry, EurekaSettings(), NativeSettings(), Access(settings))
+    assert gateway.lane({}) is None
