@@ -574,7 +574,8 @@ class _Connection(asyncio.Protocol):
                 self._transport.pause_reading()
         elif self._current is None and not self._is_paused:
             if len(data) <= _PIECE:
-                if not self._is_known(data):
+                read = self.worker.known_requests.get(data)
+                if (read is None or not self._is_recalled(read)) and not self._is_known(data):
                     self._feed(data)
                     if self._stash:
                         self._drain()
@@ -731,6 +732,30 @@ class _Connection(asyncio.Protocol):
         if not stash and not self._is_deaf:
             self._transport.resume_reading()
 
+    def _is_recalled(self, read: Callable[[], Answer | None]) -> bool:
+        """Answer a request that came before, byte for byte; False where it is to be looked at."""
+        worker = self.worker
+        if self._seen or self._is_partial or self._queue or not worker.is_quick:
+            return False
+        if worker.nr + 1 >= worker.max_requests:
+            return False
+        try:
+            answer = read()
+        except Exception:
+            self._fail("what was asked before")
+            return True
+        if answer is None:
+            return False
+        worker.nr += 1
+        self._reply(answer)
+        return True
+
+    def _fail(self, what: str) -> None:
+        """Answer 500 for the error that is being handled, and close."""
+        self.worker.log.exception("Error handling request %s", what)
+        self.write(self.worker.plain_head(500, "1.1", False))
+        self._close()
+
     def _is_known(self, data: bytes) -> bool:
         """Take a whole request whose fields came before, byte for byte; False where it is not one.
 
@@ -753,13 +778,13 @@ class _Connection(asyncio.Protocol):
         if known.has_lane and worker.is_quick and worker.nr + 1 < worker.max_requests:
             lane = known.lane or worker.find_lane(known)
             try:
-                answer = None if lane is None else lane(method, target, body)
+                answer = None if lane is None else lane.answer(method, target, body)
             except Exception:
-                worker.log.exception("Error handling request %s", target)
-                self.write(worker.plain_head(500, "1.1", False))
-                self._close()
+                self._fail(target)
                 return True
-            if answer is not None:
+            if answer is not None and lane is not None:
+                if method == "GET":
+                    worker.recall(data, lane.reader(target))
                 worker.nr += 1
                 if isinstance(answer, Promise):
                     self.deadline = math.inf
@@ -1235,7 +1260,12 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
     """The worker process. Its loop's thread runs everything but the WSGI application."""
 
     def init_process(self) -> None:
-        """Prepare what the application's attributes and the connections share, then run."""
+        """Prepare, load the application, and run."""
+        self.prepare()
+        super().init_process()
+
+    def prepare(self) -> None:
+        """Make what the connections share."""
         self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         self.pool = ThreadPoolExecutor(self.cfg.threads, thread_name_prefix="wsgi")
         self.connections: set[_Connection] = set()
@@ -1244,6 +1274,7 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
         # The fields of requests, by what stands between the first line and the end of the head.
         self.known_fields: dict[bytes, _Known] = {}
         self._fields_since = 0.0
+        self.known_requests: dict[bytes, Callable[[], Answer | None]] = {}
         self._sends_soon = False
         self._to_send: list[_Connection] = []
         self._promised: list[_PromisedAnswer] = []
@@ -1262,11 +1293,9 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
         self._ticks = False
         self._stops_at: float | None = None
         self._date = (0, b"")
-        super().init_process()
 
-    def run(self) -> None:
-        """Serve until told to stop."""
-        app = self.wsgi
+    def adopt(self, app: Any) -> None:
+        """Look up the attributes that an application may have."""
         self.fast_lane: Callable[[Request], Answer | Stream | None] | None
         self.fast_lane = getattr(app, "fast_lane", None)
         self._app_tick: Callable[[], None] | None = getattr(app, "tick", None)
@@ -1275,6 +1304,10 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
         self._app_lane: Callable[[dict[str, str]], Lane | None] | None
         self._app_lane = getattr(app, "lane", None)
         self._app_settle: Callable[[], None] = getattr(app, "settle", lambda: None)
+
+    def run(self) -> None:
+        """Serve until told to stop."""
+        self.adopt(self.wsgi)
         if self.cfg.is_ssl:
             self.ssl_context = gunicorn.sock.ssl_context(self.cfg)
             # Whatever else is configured, nothing else is spoken.
@@ -1497,6 +1530,13 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
             self.known_fields.clear()
             self._fields_since = self.now
         self.known_fields[fields] = known
+
+    def recall(self, data: bytes, read: Callable[[], Answer | None] | None) -> None:
+        """Keep what answers a request, byte for byte."""
+        if read is not None:
+            if len(self.known_requests) >= _MAX_CACHED:
+                self.known_requests.clear()
+            self.known_requests[data] = read
 
     def find_lane(self, known: _Known) -> Lane | None:
         """What the application says to fields that come again."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 
 @dataclass(slots=True)
@@ -69,9 +69,19 @@ class Promise:
         self.answer: Answer | None = None
 
 
-Lane = Callable[[str, str, bytes], Answer | Promise | None]
-"""Answers requests that have the same header fields: method, target and body to the answer, or to
-None where it is to be asked for with a ``Request``."""
+class Lane(Protocol):
+    """Answers requests that have the same header fields."""
+
+    def answer(self, method: str, target: str, body: bytes) -> Answer | Promise | None:
+        """The answer; None where it is to be asked for with a ``Request``."""
+        ...
+
+    def reader(self, target: str) -> Callable[[], Answer | None] | None:
+        """What gives the answers to all GETs of this target, as they are when it is called.
+
+        None where there is no such thing. It may give None, as ``answer`` does.
+        """
+        ...
 
 
 class BodyTooLargeError(Exception):

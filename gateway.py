@@ -103,7 +103,7 @@ class Gateway:
         """
         if not self._access.is_open:
             return None
-        return Caller(self._protocols[DEFAULT_NAMESPACE], f"{EUREKA}/", headers).answer
+        return Caller(self._protocols[DEFAULT_NAMESPACE], f"{EUREKA}/", headers)
 
     def settle(self) -> None:
         """Keep what the lanes promised."""

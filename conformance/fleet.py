@@ -158,6 +158,8 @@ class Fleet:
                 )
                 for member in self.members
             ]
+            if operation == "discover":
+                self._touch()
             if operation == "follow changes":
                 self._change_the_probe()
             with ThreadPoolExecutor(max(1, len(cases))) as together:
@@ -218,6 +220,14 @@ class Fleet:
             lambda: s.equal(member.program.chosen(self._probe.app), wanted, "who was called"),
             SEES_SECS,
         )
+
+    def _touch(self) -> None:
+        """Change something, now that all are there.
+
+        A genuine server that makes a list while somebody registers may keep it without them until
+        the next change (a load of its cache that is under way is not undone by an invalidation).
+        """
+        self._session.send("PUT", self._probe.path(0, "/metadata?touched=yes"))
 
     def _change_the_probe(self) -> None:
         """Change the probe while the clients look on; what each must see follows from the last."""

@@ -38,6 +38,9 @@ class Form(Enum):
     COMPACT_JSON = "compact json"
     COMPACT_XML = "compact xml"
 
+    # That of ``Enum`` is written in Python, and each list is looked up by its form.
+    __hash__ = object.__hash__
+
     @property
     def is_json(self) -> bool:
         """Whether the body is JSON."""
@@ -75,6 +78,8 @@ class Answers:
         self._registry = registry
         self._namespace = namespace
         self._answers: dict[Any, tuple[Any, EncodedAnswer]] = {}
+        # At which revision, and until when, each is what changed lately.
+        self._deltas: dict[Form, tuple[Revision, int | None, EncodedAnswer]] = {}
         self._fragments: dict[tuple[str, str], tuple[Revision, dict[Any, Any]]] = {}
         self._most_fragments = 0
         self._view = registry.view(namespace)
@@ -139,18 +144,19 @@ class Answers:
         """What changed in the retention window: ``GET apps/delta``."""
         registry = self._registry
         view = registry.view(self._namespace)
-        now = registry.clock.mono_ms()
+        kept = self._deltas.get(form)
+        if kept is not None and kept[0] == view.revision:
+            until = kept[1]
+            if until is None or registry.clock.mono_ms() <= until:
+                return kept[2]
         with view.lock:
-            marker = view.recent_marker(now)
-            kept = self._answers.get(("delta", form))
-            if kept is not None and kept[0] == marker:
-                return kept[1]
+            until = view.recent_until(registry.clock.mono_ms())
             changed = view.recent_applications
             size = sum(map(len, changed.values()))
             joined = self._in_buckets("delta", changed, view.recent_revisions, size, form)
             code = hash_code(view.status_counts.items())
             answer = _wrapped(joined, str(view.revision + 1), code, form)
-            self._answers["delta", form] = (marker, answer)
+            self._deltas[form] = (view.revision, until, answer)
             return answer
 
     def application(self, app: str, form: Form) -> EncodedAnswer | None:

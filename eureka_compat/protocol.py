@@ -599,6 +599,10 @@ class Caller:
             return _refusal(error, method, target)
         return None
 
+    def reader(self, target: str) -> Read | None:
+        """What gives the list that this target stands for, once it was asked for."""
+        return self._reads.get(target)
+
     def _first(self, target: str) -> Answer | None:
         one = self._instance(target)
         if one is not None:

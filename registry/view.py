@@ -245,15 +245,15 @@ class View:
         found.reverse()
         return found
 
-    def recent_marker(self, now_mono_ms: int) -> tuple[Revision, Revision]:
-        """What identifies the content of ``recent``: the oldest change and the newest.
+    def recent_until(self, now_mono_ms: int) -> int | None:
+        """The last instant at which the window holds what it holds now, if nothing else changes.
 
-        Afterwards ``recent_applications`` has the instances that these changes were made to, by
-        application and id, each as it was after the last of them, and ``recent_revisions`` the
-        last change of each of these applications.
+        None where it is empty, and stays so. Afterwards ``recent_applications`` has the instances
+        that changed in the window, by application and id, each as it was after its last change, and
+        ``recent_revisions`` the last change of each of these applications.
         """
         self._forget(now_mono_ms)
-        return (self._log[0].revision if self._log else Revision(0), self.revision)
+        return self._log[0].at_mono_ms + self._retention_ms if self._log else None
 
 
 def _discard(index: dict[_K, dict[_V, None]], key: _K, value: _V) -> None:

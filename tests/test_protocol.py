@@ -438,7 +438,9 @@ class Side:
                 self._lanes[place] = self._gateway.lane(FIELDS[place])
             lane = self._lanes[place]
             assert lane is not None
-            answer = lane(method, target, body)
+            answer = lane.answer(method, target, body)
+            read = lane.reader(target) if method == "GET" else None
+            assert read is None or read() == answer
             if isinstance(answer, Promise):
                 self._gateway.settle()
                 answer = answer.answer
