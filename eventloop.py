@@ -67,7 +67,7 @@ _MAX_FAST_BODY = 16 * 1024
 # that one connection can queue are those that fit into one piece.
 _PIECE = 8 * 1024
 # Up to here one buffer for head and body is cheaper than two.
-_JOINED_BODY = 16 * 1024
+_JOINED_BODY = 64 * 1024
 _TICK_SECS = 0.02
 _SWEEP_SECS = 0.5
 # How long a client has to read the last answer, and how recently a connection must have been used

@@ -60,9 +60,7 @@ def effective_status(situation: Situation) -> InstanceStatus:
     return situation.reported
 
 
-def status_after_renewal(
-    listed: InstanceStatus, override: InstanceStatus | None
-) -> InstanceStatus:
+def status_after_renewal(listed: InstanceStatus, override: InstanceStatus | None) -> InstanceStatus:
     """What the rules give where an instance renews, which reports nothing but what is listed.
 
     Each heartbeat asks, so the three rules are put together: an override wins if the instance

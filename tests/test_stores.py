@@ -265,6 +265,9 @@ def test_more_leases_than_the_file_had_room_for(store: LmdbStore, other: Elsewhe
     assert other.renew(NS, instances[-1].key, Lease(2_000, 90_000, 2), None)
     assert store.lease(NS, instances[-1].key) == Lease(2_000, 90_000, 2)
     assert store.due(NS, 0).leases == 3_000
+    over = store.due(NS, 1_500)
+    assert {key for key, _ in over.expired} == {instance.key for instance in instances[:-1]}
+    assert (over.leases, over.next_deadline_mono_ms) == (3_000, 2_000)
 
 
 @pytest.mark.parametrize(

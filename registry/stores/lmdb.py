@@ -66,7 +66,8 @@ _CHECKPOINT_DUTY = 20.0
 _MAX_KEY_BYTES = 511
 _TRIMMED_AT_ONCE = 2_000
 _TRIM_PORTIONS = 100
-_TRIM_PAUSE_SECS = 0.005
+_LOOKED_AT_AT_ONCE = 1_000
+_PAUSE_SECS = 0.002
 _MINIMUM_FREE_BYTES = 128 * 1024
 
 
@@ -317,10 +318,13 @@ class LmdbStore:
         return self._read(load)
 
     @staticmethod
-    def _items(txn: Any, db: Any, namespace: Namespace) -> Iterator[tuple[bytes, bytes]]:
+    def _items(
+        txn: Any, db: Any, namespace: Namespace, after: bytes | None = None
+    ) -> Iterator[tuple[bytes, bytes]]:
         prefix = namespace.encode() + b"\0"
         cursor = txn.cursor(db)
-        if cursor.set_range(prefix):
+        # No key lies between one and the same with a byte of zero after it.
+        if cursor.set_range(prefix if after is None else prefix + after + b"\0"):
             for key, value in cursor:
                 if not key.startswith(prefix):
                     return
@@ -363,9 +367,7 @@ class LmdbStore:
             self._live.end_change()
         return written.revisions
 
-    def _apply(
-        self, txn: Any, namespace: Namespace, commit: Commit, written: _Written
-    ) -> None:
+    def _apply(self, txn: Any, namespace: Namespace, commit: Commit, written: _Written) -> None:
         """Write a commit if its guards hold, all but what is written once for many."""
         app, instance_id = commit.key
         key = self._key(namespace, app, instance_id)
@@ -551,11 +553,16 @@ class LmdbStore:
 
     def due(self, namespace: Namespace, now_mono_ms: int) -> Due:
         deadline_of = self._live.deadline
+        expired: list[tuple[InstanceKey, Lease]] = []
+        leases, earliest = 0, 1 << 62
+        last: bytes | None = None
 
-        def look(txn: Any) -> Due:
-            expired = []
-            leases, earliest = 0, 1 << 62
-            for key, value in self._items(txn, self._leased, namespace):
+        def look(txn: Any) -> bool:
+            """Look at the next portion; whether there is more."""
+            nonlocal leases, earliest, last
+            for number, (key, value) in enumerate(self._items(txn, self._leased, namespace, last)):
+                if number == _LOOKED_AT_AT_ONCE:
+                    return True
                 slot, generation, registered = _DUE.unpack_from(value)
                 deadline = deadline_of(slot, generation, registered)
                 leases += 1
@@ -564,9 +571,13 @@ class LmdbStore:
                     expired.append((place, self._as_renewed(value)))
                 elif deadline < earliest:
                     earliest = deadline
-            return Due(expired, leases, earliest if leases > len(expired) else None)
+                last = key
+            return False
 
-        return self._read(look)
+        # Neither this process' other threads nor its transactions wait for a look at all leases.
+        while self._read(look):
+            time.sleep(_PAUSE_SECS)
+        return Due(expired, leases, earliest if leases > len(expired) else None)
 
     def expected_clients(self, namespace: Namespace) -> int | None:
         key = b"expected\0" + namespace.encode()
@@ -599,7 +610,7 @@ class LmdbStore:
             total += gone
             if gone < _TRIMMED_AT_ONCE:
                 break
-            time.sleep(_TRIM_PAUSE_SECS)
+            time.sleep(_PAUSE_SECS)
         return total
 
     def acquire(self, name: str, owner: str, now_mono_ms: int, ttl_ms: int) -> bool:

@@ -95,9 +95,7 @@ class MemoryStore:
             or contents.overrides.get(key.id) != commit.expected_override
             or (
                 commit.expected_deadline_mono_ms is not None
-                and (
-                    lease is None or lease.deadline_mono_ms != commit.expected_deadline_mono_ms
-                )
+                and (lease is None or lease.deadline_mono_ms != commit.expected_deadline_mono_ms)
             )
         ):
             raise ConflictError
