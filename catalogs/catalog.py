@@ -30,9 +30,12 @@ class Entry:
     namespace: Namespace = DEFAULT_NAMESPACE
 
 
-Groups = Mapping[str, Sequence[Entry]]
+Groups = Mapping[str, Sequence[Entry] | None]
 """Entries by group. A group is what a source changes as a whole, in its own words: a file, an
 endpoint slice, a service, a key. An entry may be in several groups, and is there while any has it.
+
+None stands for a group that is there but cannot be read (a broken file): it holds what it held, and
+that is what is listed of it where another worker was the last to read it.
 """
 
 

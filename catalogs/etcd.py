@@ -123,7 +123,7 @@ class EtcdCatalog:
             present.add(self._take(kv))
         for gone in (self._good.keys() | self._wrong.keys()) - present:
             self._drop(gone)
-        return {key: [entry] for key, entry in self._good.items()}
+        return {key: self._held(key) for key in self._good.keys() | self._wrong.keys()}
 
     def watch(self, stopping: threading.Event) -> Iterator[Groups]:
         """Keys as they are put and deleted, by writers and by leases that end."""
@@ -160,7 +160,7 @@ class EtcdCatalog:
             raise RelistError(f"revisions up to {result['compact_revision']} are compacted")
         if "error" in told or result.get("canceled"):
             raise SourceError(f"the watch was refused: {result.get('cancel_reason', 'no reason')}")
-        changed: dict[str, Sequence[Entry]] = {}
+        changed: dict[str, Sequence[Entry] | None] = {}
         for event in result.get("events", []):
             kv = event["kv"]
             self._revision = max(self._revision, int(kv["mod_revision"]))
@@ -169,9 +169,15 @@ class EtcdCatalog:
                 self._drop(key)
             else:
                 key = self._take(kv)
-            kept = self._good.get(key)
-            changed[key] = () if kept is None else (kept,)
+            changed[key] = self._held(key)
         return changed
+
+    def _held(self, key: str) -> Sequence[Entry] | None:
+        """What a key holds: its last good value, if that is known."""
+        kept = self._good.get(key)
+        if kept is not None:
+            return (kept,)
+        return None if key in self._wrong else ()
 
     def _drop(self, key: str) -> None:
         self._good.pop(key, None)

@@ -50,10 +50,13 @@ class _Stamp(NamedTuple):
 
 @dataclass(slots=True)
 class _File:
-    """A file as it was last read: its stamp, what it held when it was whole, and what is wrong."""
+    """A file as it was last read: its stamp, what it held when it was whole, and what is wrong.
+
+    Where it never was whole, ``entries`` is None.
+    """
 
     stamp: _Stamp
-    entries: Sequence[Entry] = ()
+    entries: Sequence[Entry] | None
     problem: str | None = None
 
 
@@ -72,8 +75,8 @@ class _Marked:
 class FileCatalog:
     """The catalog of one folder; see ``catalogs.catalog.Catalog``.
 
-    A group is a file. A file that is broken keeps what it held before, for as long as this catalog
-    runs; an unreadable folder is a source that does not answer.
+    A group is a file. A file that is broken keeps what it held before; an unreadable folder is a
+    source that does not answer.
     """
 
     prefers_local = False
@@ -127,7 +130,9 @@ class FileCatalog:
     def _look(self) -> Groups:
         """What has changed since the last look."""
         stamps = self._stamps()
-        changed: dict[str, Sequence[Entry]] = dict.fromkeys(self._files.keys() - stamps.keys(), ())
+        changed: dict[str, Sequence[Entry] | None] = dict.fromkeys(
+            self._files.keys() - stamps.keys(), ()
+        )
         for name in changed:
             del self._files[name]
         for name, stamp in stamps.items():
@@ -137,7 +142,7 @@ class FileCatalog:
             entries, problem = self._read(name)
             if problem is not None:
                 # A writer may be in the midst of it: the last whole content stays.
-                self._files[name] = _File(stamp, known.entries if known else (), problem)
+                self._files[name] = _File(stamp, known.entries if known else None, problem)
             else:
                 self._files[name] = _File(stamp, entries)
                 changed[name] = entries

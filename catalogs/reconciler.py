@@ -38,7 +38,7 @@ _TOLD = tuple(
     if name
     not in (
         *("revision", "action_type", "last_updated_ms", "registration_ms", "last_renewal_ms"),
-        *("eviction_ms", "service_up_ms", "lease_secs", "last_dirty_ms"),
+        *("eviction_ms", "service_up_ms", "lease_secs", "last_dirty_ms", "origin"),
     )
 )
 
@@ -69,7 +69,7 @@ class Reconciler:
         prefers_local: bool,
         address_of: Callable[[str], str | None],
     ) -> None:
-        """Nothing is known before the first ``replace``; until then nothing is written."""
+        """Nothing is known before the first ``replace``; until then marks alone are written."""
         self._registry = registry
         self._source = source
         self._prefers_local = prefers_local
@@ -77,6 +77,8 @@ class Reconciler:
         self._is_known = False
         self._is_stale = False
         self._groups: dict[str, dict[Identity, Entry]] = {}
+        # Those that nobody could read since this one began.
+        self._unread: set[str] = set()
         self._holders: dict[Identity, dict[str, None]] = {}
         self._due: dict[Identity, None] = {}
         self._revisions: dict[Namespace, Revision] = {}
@@ -86,14 +88,13 @@ class Reconciler:
 
     def replace(self, groups: Groups) -> None:
         """Know exactly these groups."""
-        for gone in self._groups.keys() - groups.keys():
+        for gone in (self._groups.keys() | self._unread) - groups.keys():
             self._put(gone, ())
         for name, entries in groups.items():
             self._put(name, entries)
         if not self._is_known:
             self._is_known = True
-            for namespace in self._registry.namespaces():
-                self._all_listed(self._registry.view(namespace))
+            self._look_at_all_listed()
 
     def change(self, groups: Groups) -> None:
         """Know these groups as they are now, and the others as before."""
@@ -101,10 +102,12 @@ class Reconciler:
             self._put(name, entries)
 
     def set_stale(self, stale: bool) -> None:
-        """Mark every entry, or take the mark away."""
+        """Mark every entry, or take the mark away; also of what another worker listed before."""
         if stale != self._is_stale:
             self._is_stale = stale
             self._due.update(dict.fromkeys(self._holders))
+            if not self._is_known:
+                self._look_at_all_listed()
 
     def addresses_changed(self) -> None:
         """Look again at the entries whose addresses are looked up."""
@@ -129,7 +132,14 @@ class Reconciler:
         """Whether there is something to look at."""
         return bool(self._due)
 
-    def _put(self, name: str, entries: Sequence[Entry]) -> None:
+    def _put(self, name: str, entries: Sequence[Entry] | None) -> None:
+        if entries is None:
+            if name not in self._groups:
+                self._unread.add(name)
+            return
+        if name in self._unread:
+            self._unread.discard(name)
+            self._look_at_all_listed()
         fresh = {Identity(e.namespace, e.instance.key): e for e in entries}
         before = self._groups.get(name, {})
         if fresh:
@@ -147,9 +157,12 @@ class Reconciler:
             if before.get(identity) != entry:
                 self._due[identity] = None
 
-    def _entry(self, identity: Identity) -> Entry:
+    def _group_of(self, identity: Identity) -> str:
         """Of the groups that have it the first, whose word stands while it has it."""
-        return self._groups[next(iter(self._holders[identity]))][identity]
+        return next(iter(self._holders[identity]))
+
+    def _entry(self, identity: Identity) -> Entry:
+        return self._groups[self._group_of(identity)][identity]
 
     # What is listed
 
@@ -159,10 +172,11 @@ class Reconciler:
         What is due stays so until it is written: ``StoreError`` passes through, and the next call
         tries again.
         """
-        if not self._is_known:
+        if self._is_known:
+            for namespace in {*self._revisions, *(i.namespace for i in self._due)}:
+                self._notice(namespace)
+        elif not self._is_stale:
             return Outcome()
-        for namespace in {*self._revisions, *(i.namespace for i in self._due)}:
-            self._notice(namespace)
         listed = removed = 0
         while self._due and goes_on():
             for identity in list(islice(self._due, BATCH)):
@@ -176,8 +190,7 @@ class Reconciler:
         """Take out all that is listed, as of a source that will not come back."""
         self.replace({})
         self._is_known = True
-        for namespace in self._registry.namespaces():
-            self._all_listed(self._registry.view(namespace))
+        self._look_at_all_listed()
         outcome = self.reconcile(goes_on)
         self._is_known = bool(self._due)
         return outcome
@@ -210,6 +223,10 @@ class Reconciler:
                     )
             self._revisions[namespace] = view.revision
 
+    def _look_at_all_listed(self) -> None:
+        for namespace in self._registry.namespaces():
+            self._all_listed(self._registry.view(namespace))
+
     def _all_listed(self, view: View) -> None:
         with view.lock:
             for application in view.applications.values():
@@ -228,15 +245,20 @@ class Reconciler:
                 other.is_leased for other in view.applications.get(key.app, {}).values()
             )
         wanted = None
-        if identity in self._holders and not is_local:
-            wanted = self._complete(self._entry(identity).instance, present)
         is_own = present is not None and present.source == self._source
+        if identity in self._holders and not is_local:
+            wanted = self._complete(identity, present)
+        elif not self._is_known and is_own and present is not None:
+            # Its source was silent before it said anything to this worker.
+            wanted = present._replace(metadata={**present.metadata, STALE: "true"})
         if wanted is None:
             if is_local and identity in self._holders:
                 self._shadowed.add(identity)
             else:
                 self._shadowed.discard(identity)
-            if not is_own:
+            if present is None or not is_own:
+                return 0
+            if present.origin in self._unread and not is_local:
                 return 0
             gone = registry.cancel(key.app, key.id, source=self._source, namespace=namespace)
             return -1 if gone else 0
@@ -254,7 +276,9 @@ class Reconciler:
         self._shadowed.discard(identity)
         return 1
 
-    def _complete(self, told: Instance, present: Instance | None) -> Instance:
+    def _complete(self, identity: Identity, present: Instance | None) -> Instance:
+        group = self._group_of(identity)
+        told = self._groups[group][identity].instance
         address = told.ip_addr or self._address_of(told.host_name)
         if not address:
             # A name that is no more keeps its last address.
@@ -266,6 +290,7 @@ class Reconciler:
         return told._replace(
             ip_addr=address,
             source=self._source,
+            origin=group,
             metadata=metadata,
             last_dirty_ms=told.last_dirty_ms or self._registry.clock.wall_ms(),
         )

@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from catalogs.addresses import Addresses
-from catalogs.catalog import Catalog, Groups, RelistError, SourceError
+from catalogs.catalog import Catalog, Entry, Groups, RelistError, SourceError
 from catalogs.reconciler import Reconciler
 from registry import Registry, StoreError
 
@@ -78,7 +78,7 @@ class _Inbox:
 
     changed: threading.Condition = field(default_factory=threading.Condition)
     whole: Groups | None = None
-    groups: dict[str, Sequence[object]] = field(default_factory=dict)
+    groups: dict[str, Sequence[Entry] | None] = field(default_factory=dict)
     since: float | None = None
     is_woken: bool = False
 
@@ -106,6 +106,7 @@ class _Run:
         self._heard = time.monotonic() - self._silence_before()
         self._reporting = threading.Lock()
         self._answers = False
+        self._has_forgotten = False
         self._problems: tuple[str, ...] = ()
         self._noted = b""
         self._noted_at = 0.0
@@ -240,7 +241,7 @@ class _Run:
         if whole is not None:
             self._reconciler.replace(whole)
         if groups:
-            self._reconciler.change(groups)  # type: ignore[arg-type]  # entries all of them
+            self._reconciler.change(groups)
         if woken:
             self._reconciler.addresses_changed()
         return since
@@ -254,9 +255,14 @@ class _Run:
             log.warning("the entries of %s are %s", self._catalog.source, state)
         self._reconciler.set_stale(is_stale)
         limit = self._terms.remove_after_secs
-        if limit is not None and silent > limit and self._reconciler.size():
-            log.error("%s has been silent for %.0f s: its entries go", self._catalog.source, silent)
-            self._reconciler.forget(self._goes_on)
+        if limit is None or silent <= limit:
+            self._has_forgotten = False
+        elif not self._has_forgotten:
+            gone = self._reconciler.forget(self._goes_on).removed
+            self._has_forgotten = not self._reconciler.has_due()
+            log.error(
+                "%s has been silent for %.0f s: %d entries go", self._catalog.source, silent, gone
+            )
 
     def _goes_on(self) -> bool:
         if self._stopping.is_set() or not self._holds_lock():

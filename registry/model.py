@@ -104,6 +104,8 @@ class Instance(NamedTuple):
     """The metadata as a JSON object, where they have types that ``metadata`` cannot hold."""
     # What the server adds.
     source: str = "eureka"
+    origin: str | None = None
+    """Of a catalog's entry: the part of its source that brought it."""
     lease_secs: int = DEFAULT_DURATION_SECS
     revision: Revision = Revision(0)
     action_type: ActionType = ActionType.ADDED

@@ -11,8 +11,10 @@ import pytest
 
 from catalogs import SourceError
 from catalogs.file import FileCatalog, FileSettings
-from catalogs.testing import CatalogSuite, until
-from registry import Instance
+from catalogs.reconciler import STALE
+from catalogs.supervisor import Terms
+from catalogs.testing import CatalogSuite, Followed, until
+from registry import Instance, Namespace
 from tests.sources.files import FolderSource
 
 
@@ -33,7 +35,7 @@ def catalog(folder: Path) -> FileCatalog:
 
 
 def listed(catalog: FileCatalog) -> dict[str, Instance]:
-    entries = [e for group in catalog.list().values() for e in group]
+    entries = [e for group in catalog.list().values() for e in group or ()]
     return {e.instance.endpoint_value or "": e.instance for e in entries}
 
 
@@ -120,6 +122,61 @@ def test_a_broken_file_keeps_its_last_content_and_says_where_it_is_broken(
     file.write_text(one("b:1"))
     assert set(listed(catalog)) == {"b:1"}
     assert catalog.problems == []
+
+
+def test_what_a_broken_file_held_outlives_the_worker_that_read_it(tmp_path: Path) -> None:
+    """Another worker, or the server after a restart, has never seen it whole."""
+    source = FolderSource(tmp_path)
+    source.put("web", "10.0.0.1", 80)
+    (source.folder / "other.yaml").write_text(one("10.0.0.9:80"))
+    followed = Followed(source, Terms())
+    followed.start()
+    view = followed.registry.view
+    until(lambda: view().size() == 1 and view(Namespace("other")).size() == 1)
+    followed.supervisor.stop()
+    revision = followed.revision()
+
+    (source.folder / "default.yaml").write_text("instances: [")
+    (source.folder / "other.yaml").unlink()
+    second = followed.another()
+    second.start()
+    until(lambda: view(Namespace("other")).size() == 0)
+    assert set(followed.instances()) == {("10.0.0.1", 80)}
+    assert followed.revision() == revision
+    until(lambda: followed.report().problems)
+
+    source.put("web", "10.0.0.2", 80)
+    source.remove("web", "10.0.0.1", 80)
+    until(lambda: set(followed.instances()) == {("10.0.0.2", 80)})
+    second.stop()
+
+
+@pytest.mark.parametrize("limit", [None, 1.0])
+def test_a_source_that_is_silent_at_a_restart_is_marked_and_its_limit_holds(
+    tmp_path: Path, limit: float | None
+) -> None:
+    source = FolderSource(tmp_path)
+    source.put("web", "10.0.0.1", 80)
+    followed = Followed(source, Terms(stale_after_secs=0.3, remove_after_secs=limit))
+    followed.start()
+    until(followed.instances)
+    followed.supervisor.stop()
+
+    source.kill()
+    second = followed.another()
+    second.start()
+    marked = {("10.0.0.1", 80): "true"}
+
+    def marks() -> dict[tuple[str, int], str | None]:
+        return {k: i.metadata.get(STALE) for k, i in followed.instances().items()}
+
+    if limit is None:
+        until(lambda: marks() == marked)
+    else:
+        until(lambda: marks() == {})
+    source.start()
+    until(lambda: marks() == {("10.0.0.1", 80): None})
+    second.stop()
 
 
 def test_a_file_that_is_not_utf_8_is_a_problem_of_its_own(
