@@ -79,6 +79,7 @@ class Evictor:
     def run_once(self) -> int:
         """One pass; how many instances it evicted. ``StoreError`` if the store does not answer."""
         registry = self._registry
+        registry.forget_old_changes()
         now = registry.clock.mono_ms()
         given_back = registry.store.resume(now, PAUSE_MS)
         if given_back is not None:

@@ -7,6 +7,7 @@ write; when that lost a race it looks again. Semantics: protocol section 7.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -47,6 +48,8 @@ from registry.view import View
 log = logging.getLogger("registry")
 
 MAX_IDENTITY_BYTES = 400
+_FORGOTTEN_AT_ONCE = 1_000
+_PAUSE_SECS = 0.002
 _T = TypeVar("_T")
 
 
@@ -97,6 +100,13 @@ class Registry:
             fresh = View(self.store, namespace, self.settings.delta_retention_ms)
             view = self._views.setdefault(namespace, fresh)
         return view
+
+    def forget_old_changes(self) -> None:
+        """Let go of changes that no delta tells of any more, a few at a time."""
+        now = self.clock.mono_ms()
+        for view in list(self._views.values()):
+            while view.forget(now, _FORGOTTEN_AT_ONCE):
+                time.sleep(_PAUSE_SECS)
 
     def check(self) -> None:
         """Return if the store answers and takes writes; ``StoreError`` with the reason if not."""

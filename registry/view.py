@@ -134,9 +134,21 @@ class View:
             instances[instance.id] = instance
             self.recent_revisions[instance.app] = change.revision
 
-    def _forget(self, now_mono_ms: int) -> None:
+    def forget(self, now_mono_ms: int, at_most: int) -> bool:
+        """Let go of so many of the changes that are older than the window; whether some remain.
+
+        To be called now and then, since what has gathered by the next read costs that read.
+        """
+        with self.lock:
+            before = now_mono_ms - self._retention_ms
+            self._forget(now_mono_ms, at_most)
+            return bool(self._log) and self._log[0].at_mono_ms < before
+
+    def _forget(self, now_mono_ms: int, at_most: int | None = None) -> None:
         """Let go of the changes that are older than the retention window."""
-        while self._log and self._log[0].at_mono_ms < now_mono_ms - self._retention_ms:
+        before = now_mono_ms - self._retention_ms
+        while self._log and self._log[0].at_mono_ms < before and at_most != 0:
+            at_most = None if at_most is None else at_most - 1
             change = self._log.popleft()
             instance = change.instance
             if instance is None:

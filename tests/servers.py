@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 from conformance.programs import free_port
 
 ROOT = Path(__file__).parent.parent
+# ``WORKER_CLASS=gthread make test`` has everything served by another worker than the default.
+ANOTHER_WORKER = {k: v for k, v in os.environ.items() if k == "WORKER_CLASS"}
 JSON = {"Content-Type": "application/json", "Accept": "application/json"}
 
 
@@ -102,6 +104,7 @@ class RegistryServer:
             "WORKERS": str(workers),
             "STORE_URL": f"lmdb:{folder / 'store'}",
             "EUREKA_SERVER_ENABLE_SELF_PRESERVATION": "false",
+            **ANOTHER_WORKER,
             **(env or {}),
         }
 

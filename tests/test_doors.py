@@ -106,7 +106,8 @@ class Joined(Connection):
 def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Connection, Connection]]:
     """The event loop with its lanes, and Flask alone in gthread."""
     same = {"PYTHONHASHSEED": "1"}  # applications are listed in the order of their hashes
-    fast = RegistryServer(tmp_path_factory.mktemp("fast"), env=same)
+    loop = {"WORKER_CLASS": "eventloop.EventLoopWorker"}
+    fast = RegistryServer(tmp_path_factory.mktemp("fast"), env=same | loop)
     slow = RegistryServer(tmp_path_factory.mktemp("slow"), env=same | {"WORKER_CLASS": "gthread"})
     with fast, slow:
         yield Joined(fast.root), Joined(slow.root)

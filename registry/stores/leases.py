@@ -95,6 +95,10 @@ class LeaseFile:
         """Changes with every change of a lease's place; odd while one is being made."""
         return self._words[_VERSION]
 
+    def size(self) -> int:
+        """How many slots this process has seen room for; there are no more leases than that."""
+        return self._slots
+
     def lock(self) -> bool:
         """Keep all others from changing which lease has which slot, until ``unlock``.
 

@@ -131,9 +131,9 @@ class _Written:
         self._next = revision + 1
         self.last = 0
         self.revisions: list[Revision | None] = []
-        # The places in the lease file that are another lease's now.
-        self.places: list[tuple[Place, Lease]] = []
-        self.removed: list[InstanceKey] = []
+        # The places in the lease file that are another lease's now, and whose they are: the
+        # instance's that is listed, or nobody's.
+        self.places: list[tuple[InstanceKey, Place, Lease | None]] = []
         self.step = 0
 
     def take(self) -> Revision:
@@ -358,12 +358,13 @@ class LmdbStore:
             except BaseException:
                 self._live.end_change()  # nothing was written
                 raise
-            for place, lease in written.places:
-                self._live.write(place, lease)
-            if written.removed:
-                places = self._places.get(namespace, {})
-                for key in written.removed:
-                    places.pop(key, None)
+            known = self._places.setdefault(namespace, {})
+            for key, place, lease in written.places:
+                self._live.write(place, lease or _NO_LEASE)
+                if lease is None:
+                    known.pop(key, None)
+                else:
+                    known[key] = place
             self._live.end_change()
         return written.revisions
 
@@ -394,19 +395,18 @@ class LmdbStore:
         encoded = None if instance is None else encode_instance(instance)
         if encoded is not None:
             if commit.remove:
-                written.removed.append(commit.key)
                 txn.delete(key, db=record)
                 if leased is not None:
                     place = _place(leased).next()
                     txn.delete(key, db=leases)
                     txn.put(_U64.pack(place.slot), _U64.pack(place.generation), db=self._free)
-                    written.places.append((place, _NO_LEASE))
+                    written.places.append((commit.key, place, None))
             else:
                 txn.put(key, _U64.pack(revision) + encoded, db=record)
                 if lease is not None:
                     place = self._new_place(txn) if leased is None else _place(leased).next()
                     txn.put(key, _pack(place, lease), db=leases)
-                    written.places.append((place, lease))
+                    written.places.append((commit.key, place, lease))
         change = commit.override
         if change is not None:
             if change.status is None:
@@ -473,7 +473,7 @@ class LmdbStore:
         self, namespace: Namespace, key: InstanceKey, lease: Lease, window: int | None
     ) -> bool:
         live = self._live
-        place = self._places.get(namespace, _NO_PLACES).get(key)
+        place = self._places.get(namespace, _NO_PLACES).get(key) or self._find(namespace, key)
         if (place is None or not live.renew(place, lease)) and not self._renew_surely(
             namespace, key, lease
         ):
@@ -482,24 +482,31 @@ class LmdbStore:
             live.count(self._counter(namespace), window)
         return True
 
+    def _find(self, namespace: Namespace, key: InstanceKey) -> Place | None:
+        """The place of a lease that another worker registered, where it is sure; else None."""
+        version = self._live.version
+        stored_key = self._key(namespace, *key)
+        leased = self._read(lambda txn: txn.get(stored_key, db=self._leased))
+        if leased is None or version & 1 or self._live.version != version:
+            return None
+        return self._remember(namespace, key, _place(leased))
+
+    def _remember(self, namespace: Namespace, key: InstanceKey, place: Place) -> Place:
+        places = self._places.setdefault(namespace, {})
+        if len(places) > self._live.size():
+            places.clear()  # most of them ended in other processes
+        places[key] = place
+        return place
+
     def _renew_surely(self, namespace: Namespace, key: InstanceKey, lease: Lease) -> bool:
         """Renew where nobody else changes places meanwhile."""
         stored_key = self._key(namespace, *key)
-        places = self._places.setdefault(namespace, {})
         with self._alone():
-            leased, slots = self._read(
-                lambda txn: (
-                    txn.get(stored_key, db=self._leased),
-                    self._number(txn, self._meta, b"slots") or 0,
-                )
-            )
+            leased = self._read(lambda txn: txn.get(stored_key, db=self._leased))
             if leased is None:
-                places.pop(key, None)
+                self._places.get(namespace, {}).pop(key, None)
                 return False
-            if len(places) > slots:
-                places.clear()  # most of them ended in other processes
-            places[key] = _place(leased)
-            self._live.write(places[key], lease)
+            self._live.write(self._remember(namespace, key, _place(leased)), lease)
             return True
 
     def _counter(self, namespace: Namespace) -> int:
@@ -548,7 +555,7 @@ class LmdbStore:
         if leased is None:
             return None
         if not version & 1 and live.version == version:
-            self._places.setdefault(namespace, {})[key] = _place(leased)
+            self._remember(namespace, key, _place(leased))
         return self._as_renewed(leased)
 
     def due(self, namespace: Namespace, now_mono_ms: int) -> Due:
