@@ -532,8 +532,8 @@ class Curve:
         self.points.setdefault(server, []).append((size, value))
 
 
-GENUINE_FLEETS = (40_000, 80_000, 120_000, 160_000)
-OUR_FLEETS = (200_000, 400_000, 600_000, 800_000)
+GENUINE_FLEETS = (20_000, 40_000, 60_000, 80_000)
+OUR_FLEETS = (100_000, 200_000, 300_000, 400_000)
 # So long does a delta tell of a change at the defaults.
 WINDOW_SECS = 215
 
