@@ -130,8 +130,8 @@ def main() -> None:
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
     lines = [
-        "| catalog | change to answer, p50 / p99 | 1,000 changes in a row | changes by restarts of the source"
-        " and half a quiet minute |"
+        "| catalog | change to answer, p50 / p99 | 1,000 changes in a row |"
+        " changes by restarts of the source and half a quiet minute |"
         " worker killed, the next goes on | 10,000 listed | memory for them, two workers |"
         " slowest answer meanwhile |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
