@@ -61,6 +61,7 @@ _STATUS, _OVERRIDDEN = _PLACE_OF["status"], _PLACE_OF["overridden_status"]
 _ACTION, _REVISION = _PLACE_OF["action_type"], _PLACE_OF["revision"]
 _STATUSES = {str(status): status for status in InstanceStatus}
 _ACTIONS = {str(action): action for action in ActionType}
+_FORMAT = ",".join(Instance._fields).encode()
 _CHECKPOINT_EVERY_SECS = 1.0
 _CHECKPOINT_DUTY = 20.0
 _MAX_KEY_BYTES = 511
@@ -167,6 +168,7 @@ class LmdbStore:
                     (folder / "leases").unlink(missing_ok=True)
                 self._live = LeaseFile(folder / "leases")
                 self._open()
+                self._write(self._check_format)
                 # The file may be new, of another boot, or lost; the store knows how many slots.
                 slots = self._read(lambda txn: self._number(txn, self._meta, b"slots")) or 0
                 self._live.reserve(max(0, slots - 1))
@@ -202,6 +204,17 @@ class LmdbStore:
         self._override = self._env.open_db(b"override")
         self._log = self._env.open_db(b"log")
         self._meta = self._env.open_db(b"meta")
+
+    def _check_format(self, txn: Any) -> None:
+        """Refuse what another version wrote: records are kept by the order of their fields."""
+        found = txn.get(b"format", db=self._meta)
+        if found is None and txn.stat(self._record)["entries"] == 0:
+            txn.put(b"format", _FORMAT, db=self._meta)
+        elif found != _FORMAT:
+            raise StoreError(
+                f"the store in {self._folder} has the format of another version; "
+                "move it away, and clients register again"
+            )
 
     def _map_is_smaller(self) -> bool:
         size: int = self._env.info()["map_size"]
