@@ -39,3 +39,17 @@ def entry(
         source=source,
     )
     return Entry(instance, namespace)
+
+
+def entry_of(source: str, data: Mapping[str, Any], namespace: Namespace) -> Entry:
+    """The entry of a document in the native form, as ``Schemas.checked_registration`` gives it."""
+    return entry(
+        source,
+        service_name=data["service_name"],
+        endpoint_type=data["endpoint"]["type"],
+        endpoint_value=data["endpoint"]["value"],
+        status=data.get("status", "UP"),
+        tags=data.get("tags", ()),
+        metadata=data.get("metadata"),
+        namespace=namespace,
+    )

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import orjson
 
 from catalogs.catalog import Entry, Groups, RelistError, SourceError
-from catalogs.entries import entry
+from catalogs.entries import entry_of
 from catalogs.http import Client, Quiet, StatusError, documents
 from native_api.schemas import Schemas, WrongFieldsError
 from native_api.settings import NativeSettings
@@ -210,16 +210,7 @@ class EtcdCatalog:
             raise ValueError(str(error)) from None
         if data["service_name"].lower() != service.lower():
             raise ValueError(f"service_name: {data['service_name']} stands below {service}")
-        return entry(
-            self.source,
-            service_name=data["service_name"],
-            endpoint_type=data["endpoint"]["type"],
-            endpoint_value=data["endpoint"]["value"],
-            status=data.get("status", "UP"),
-            tags=data.get("tags", ()),
-            metadata=data.get("metadata"),
-            namespace=Namespace(unquote(parts[0])),
-        )
+        return entry_of(self.source, data, Namespace(unquote(parts[0])))
 
     # Authentication
 

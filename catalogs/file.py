@@ -16,7 +16,7 @@ import watchfiles
 import yaml
 
 from catalogs.catalog import Entry, Groups, SourceError
-from catalogs.entries import entry
+from catalogs.entries import entry_of
 from native_api.form import ENDPOINT_TYPES
 from native_api.schemas import Schemas, WrongFieldsError
 from native_api.settings import NativeSettings
@@ -199,16 +199,7 @@ class FileCatalog:
             data = self._schemas.checked_registration(told)
         except WrongFieldsError as error:
             raise _WrongError(f"{where}: {error}") from None
-        return entry(
-            self.source,
-            service_name=data["service_name"],
-            endpoint_type=data["endpoint"]["type"],
-            endpoint_value=data["endpoint"]["value"],
-            status=data.get("status", "UP"),
-            tags=data.get("tags", ()),
-            metadata=data.get("metadata"),
-            namespace=namespace,
-        )
+        return entry_of(self.source, data, namespace)
 
 
 def _spelled_out(endpoint: str) -> dict[str, str]:
