@@ -57,7 +57,6 @@ NO_CONTENT = Answer(204)
 NOT_FOUND = Answer(404)
 
 
-
 def _bodiless(answer: Answer) -> Answer:
     """Without the body of a refusal: Java clients would decode it as an instance."""
     if answer.status >= 300 and answer.status != 409:
@@ -216,9 +215,7 @@ class Protocol:
         instance = self._posted(app, body, is_json)
         if isinstance(instance, Answer):
             return instance
-        self._registry.register(
-            instance, is_replication=is_replication, namespace=self._namespace
-        )
+        self._registry.register(instance, is_replication=is_replication, namespace=self._namespace)
         return NO_CONTENT
 
     def register_soon(
