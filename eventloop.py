@@ -8,10 +8,9 @@ small (16 KiB). It must not wait, nor must what follows. An ``Answer`` is sent a
 ``threads`` threads.
 
 ``lane(headers)`` is asked once about header fields that came before, byte for byte, and hold no
-secret. It may return a function from method, target and body to an ``Answer``, which is asked
-before ``fast_lane`` about each request with these fields; None leaves the request to that. It may
-also return a ``Promise``: ``settle()`` is called when all that had arrived together was read, and
-every promise has its answer then.
+secret. It may return a ``Lane``, which is asked before ``fast_lane`` about each request with these
+fields; None leaves the request to that. A lane may also give a ``Promise``: ``settle()`` is called
+when all that had arrived together was read, and every promise has its answer then.
 
 ``tick()`` is called in the same thread every 20 ms while a stream is open.
 

@@ -138,6 +138,11 @@ class Protocol:
     def answer(self, request: Request, path: str) -> Answer:
         """The answer to a request for ``path`` below the protocol's base; never raises for it."""
         try:
+            if request.method == "GET":
+                read = self.remembered(path, _shape(request.headers))
+                answer = read() if read is not None else None
+                if answer is not None:
+                    return answer
             return self._dispatch(request, path)
         except _REFUSALS as error:
             return _refusal(error, request.method, path)
