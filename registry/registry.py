@@ -39,6 +39,7 @@ from registry.model import (
     Namespace,
     OverrideChange,
     Revision,
+    registered,
 )
 from registry.settings import RegistrySettings
 from registry.status_rules import Situation, effective_status, status_after_renewal
@@ -304,15 +305,12 @@ class Registry:
         if status is InstanceStatus.UP and not service_up:
             service_up = now
         duration = duration_ms(instance.duration_secs)
-        listed = chosen._replace(
-            lease_secs=duration // 1000,
-            overridden_status=override or chosen.overridden_status,
+        listed = registered(
+            chosen,
             status=status,
-            action_type=ActionType.ADDED,
-            last_updated_ms=now,
-            registration_ms=now,
-            last_renewal_ms=now,
-            eviction_ms=0,
+            overridden_status=override or chosen.overridden_status,
+            lease_secs=duration // 1000,
+            now_ms=now,
             service_up_ms=service_up,
         )
         return Commit(

@@ -28,6 +28,7 @@ from registry import (
     View,
 )
 from registry import InstanceStatus as S
+from registry.model import Revision, at_revision, registered
 from registry.stores.lmdb import LmdbStore
 from registry.stores.memory import MemoryStore
 from registry.testing import ManualClock, sample_instance
@@ -269,6 +270,38 @@ def test_eviction_is_random_across_applications(world: World) -> None:
     left = Counter(len(instances) for instances in view.applications.values())
     assert len(view.applications) == 10
     assert len(left) > 1
+
+
+def test_what_registers_is_as_if_its_fields_were_replaced_by_name() -> None:
+    before = sample_instance(
+        revision=Revision(7),
+        action_type=ActionType.DELETED,
+        eviction_ms=3,
+        overridden_status=S.DOWN,
+        tags=("a",),
+        source="native",
+    )
+    after = registered(
+        before,
+        status=S.STARTING,
+        overridden_status=S.OUT_OF_SERVICE,
+        lease_secs=11,
+        now_ms=12,
+        service_up_ms=13,
+    )
+    assert after == before._replace(
+        status=S.STARTING,
+        overridden_status=S.OUT_OF_SERVICE,
+        lease_secs=11,
+        action_type=ActionType.ADDED,
+        last_updated_ms=12,
+        registration_ms=12,
+        last_renewal_ms=12,
+        eviction_ms=0,
+        service_up_ms=13,
+    )
+    assert at_revision(after, Revision(8)) == after._replace(revision=Revision(8))
+    assert type(after) is type(at_revision(after, Revision(8))) is Instance
 
 
 def test_many_are_registered_together_each_for_itself(world: World) -> None:

@@ -126,9 +126,10 @@ def _boot_id() -> str:
 class _Written:
     """What the commits of one transaction come to."""
 
-    __slots__ = ("_next", "last", "places", "removed", "revisions", "step")
+    __slots__ = ("_next", "has_overrides", "last", "places", "revisions", "step")
 
-    def __init__(self, revision: int) -> None:
+    def __init__(self, revision: int, has_overrides: bool) -> None:
+        self.has_overrides = has_overrides
         self._next = revision + 1
         self.last = 0
         self.revisions: list[Revision | None] = []
@@ -358,7 +359,8 @@ class LmdbStore:
 
     def commit_all(self, namespace: Namespace, commits: Sequence[Commit]) -> list[Revision | None]:
         def write(txn: Any) -> _Written:
-            written = _Written(self._revision(txn, namespace))
+            has_overrides = txn.stat(self._override)["entries"] > 0
+            written = _Written(self._revision(txn, namespace), has_overrides)
             for commit in commits:
                 self._apply(txn, namespace, commit, written)
             self._count(txn, namespace, written)
@@ -385,10 +387,12 @@ class LmdbStore:
         """Write a commit if its guards hold, all but what is written once for many."""
         app, instance_id = commit.key
         key = self._key(namespace, app, instance_id)
-        override_key = self._key(namespace, instance_id)
         record, leases = self._record, self._leased
         stored = txn.get(key, db=record)
-        override = txn.get(override_key, db=self._override)
+        override = None
+        if written.has_overrides or commit.override is not None:
+            override_key = self._key(namespace, instance_id)
+            override = txn.get(override_key, db=self._override)
         leased = txn.get(key, db=leases)
         deadline = commit.expected_deadline_mono_ms
         if (
@@ -422,6 +426,7 @@ class LmdbStore:
                     written.places.append((commit.key, place, lease))
         change = commit.override
         if change is not None:
+            written.has_overrides = True
             if change.status is None:
                 txn.delete(override_key, db=self._override)
             else:
