@@ -292,8 +292,6 @@ def compare(count: int, rounds: int, seconds: float, folder: Path) -> list[Row]:
         static = stack.enter_context(nginx(folder, bodies))
         writes = [each for each in wanted if each[0].name == "registration"]
         turns = [each for each in enumerate(wanted) if each[1] not in writes] * rounds
-        # Last of all, since afterwards no delta is quiet.
-        turns += [(-1, each) for each in writes] * rounds
         for number, (row, path, headers, script) in turns:
             for server in servers:
                 row.add(server.name, wrk(server.url(path), headers, seconds, script))
@@ -302,11 +300,21 @@ def compare(count: int, rounds: int, seconds: float, folder: Path) -> list[Row]:
         rows += [row for row, *_ in wanted]
         if count <= 1000:
             rows.append(changing(servers, rounds, seconds))
-        memory = Row(f"memory at {count:,}, one process", "", "MiB")
-        for server in servers:
-            memory.add(server.name, server.memory_mib())
-        rows.append(memory)
+        rows.append(memory(f"memory at {count:,}, one process", servers))
+        # Last of all, since afterwards no delta is quiet, and much of it is kept for a while.
+        for row, path, headers, script in writes * rounds:
+            for server in servers:
+                row.add(server.name, wrk(server.url(path), headers, seconds, script))
+        if writes:
+            rows.append(memory("memory just after all these registrations", servers))
     return rows
+
+
+def memory(name: str, servers: Sequence[Server]) -> Row:
+    row = Row(name, "", "MiB")
+    for server in servers:
+        row.add(server.name, server.memory_mib())
+    return row
 
 
 def wait_for_quiet(servers: Sequence[Server]) -> None:
