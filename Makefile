@@ -38,7 +38,8 @@ conformance-compare: $(VENV)/dev ## this server and a genuine one, side by side 
 	scripts/system-packages
 	$(VENV)/bin/python -m conformance.compare --report build/conformance $(ARGS)
 
-bench: $(VENV)/dev ## beside a genuine server and nginx, into docs/performance.md (ARGS="--rounds 5"); needs wrk and nginx
+bench: $(VENV)/dev ## beside a genuine server and nginx, into docs/performance.md (ARGS="--rounds 5")
+	scripts/system-packages wrk nginx
 	$(VENV)/bin/python bench/beside_genuine.py --write docs/performance.md $(ARGS)
 	$(VENV)/bin/python bench/full_fetch.py
 
