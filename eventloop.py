@@ -84,6 +84,7 @@ _BODILESS = frozenset({204, 304})
 _METHODS = {
     name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 }
+_G = ord("G")
 _END_OF_HEAD = b"\r\n\r\n"
 _PLAIN_LINE = re.compile(r"(GET|HEAD|POST|PUT|DELETE) (/[!\"$-~]*) HTTP/1\.1").fullmatch
 # What a head is not remembered with: it may hold a secret, or ask for more than an answer.
@@ -573,7 +574,7 @@ class _Connection(asyncio.Protocol):
                 self._transport.pause_reading()
         elif self._current is None and not self._is_paused:
             if len(data) <= _PIECE:
-                read = self.worker.known_requests.get(data)
+                read = self.worker.known_requests.get(data) if data[0] == _G else None
                 if (read is None or not self._is_recalled(read)) and not self._is_known(data):
                     self._feed(data)
                     if self._stash:

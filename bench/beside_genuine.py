@@ -276,7 +276,7 @@ def compare(count: int, rounds: int, seconds: float, folder: Path) -> list[Row]:
         for server in servers:
             fill(server, count)
         own = servers[1]
-        wanted = reads(count)
+        wanted = [each for each in reads(count) if each[0].name != "registration"]
         for server in servers:  # a JVM is fast once it is warm
             for _, path, headers, script in wanted:
                 wrk(server.url(path), headers, 2, script)
@@ -290,24 +290,32 @@ def compare(count: int, rounds: int, seconds: float, folder: Path) -> list[Row]:
                 reply = send(own.port, "GET", f"/eureka{path}", None, headers)
                 bodies[f"file{number}"] = reply.body
         static = stack.enter_context(nginx(folder, bodies))
-        writes = [each for each in wanted if each[0].name == "registration"]
-        turns = [each for each in enumerate(wanted) if each[1] not in writes] * rounds
-        for number, (row, path, headers, script) in turns:
+        for number, (row, path, headers, script) in list(enumerate(wanted)) * rounds:
             for server in servers:
                 row.add(server.name, wrk(server.url(path), headers, seconds, script))
             if not script:
                 row.add("nginx", wrk(static.url(f"/file{number}"), headers, seconds))
         rows += [row for row, *_ in wanted]
-        if count <= 1000:
-            rows.append(changing(servers, rounds, seconds))
         rows.append(memory(f"memory at {count:,}, one process", servers))
-        # Last of all, since afterwards no delta is quiet, and much of it is kept for a while.
-        for row, path, headers, script in writes * rounds:
+    return rows
+
+
+def writing(rounds: int, seconds: float, folder: Path) -> list[Row]:
+    """Deltas amid changes, then registrations without pause, after which much is kept a while."""
+    with genuine() as theirs, ours(folder) as own:
+        servers = [theirs, own]
+        for server in servers:
+            fill(server, 1000)
+        ((row, path, headers, script),) = (e for e in reads(1000) if e[0].name == "registration")
+        for server in servers:
+            for each in reads(1000):
+                wrk(server.url(each[1]), each[2], 2, each[3])
+        wait_for_quiet(servers)
+        rows = [changing(servers, rounds, seconds), row]
+        for _ in range(rounds):
             for server in servers:
                 row.add(server.name, wrk(server.url(path), headers, seconds, script))
-        if writes:
-            rows.append(memory("memory just after all these registrations", servers))
-    return rows
+        return [*rows, memory("memory just after all these registrations", servers)]
 
 
 def memory(name: str, servers: Sequence[Server]) -> Row:
@@ -337,12 +345,14 @@ def wait_for_quiet(servers: Sequence[Server]) -> None:
 
 
 def changing(servers: Sequence[Server], rounds: int, seconds: float) -> Row:
-    """Delta fetches while ten instances a second change."""
+    """Delta fetches while ten instances a second change, two hundred of them in turn."""
     row = Row("`apps/delta` gzip, 10 changes/s", "≥ 5")
-    for _ in range(rounds):
+    with ExitStack() as changes:
         for server in servers:
-            with change(server, 10, 201, back=True):
-                time.sleep(1)
+            changes.enter_context(change(server, 10, 201, back=True))
+        time.sleep(25)
+        for _ in range(rounds):
+            for server in servers:
                 row.add(server.name, wrk(server.url("/apps/delta"), GZIP, seconds))
     return row
 
@@ -787,19 +797,33 @@ def growing(folder: Path, rounds: int, seconds: float) -> tuple[list[Row], Curve
     return rows, curve
 
 
-def table(rows: Sequence[Row]) -> str:
-    lines = [
-        "| measure | genuine | this server | ratio | target | nginx, static | to nginx |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+HEAD = [
+    "| measure | genuine | this server | ratio | target | nginx, static | to nginx |",
+    "| --- | --- | --- | --- | --- | --- | --- |",
+]
+
+
+def lines_of(rows: Sequence[Row]) -> list[str]:
+    """The rows of the table."""
+    found = []
     for row in rows:
         unit = "" if row.unit == "/s" else f" ({row.unit})"
-        lines.append(
+        found.append(
             f"| {row.name}{unit} | {row.shown('genuine')} | {row.shown('this server')}"
             f" | {row.ratio('genuine')} | {row.target}"
             f" | {row.shown('nginx')} | {row.ratio('nginx')} |"
         )
-    return "\n".join(lines)
+    return found
+
+
+def merged(before: Sequence[str], lines: Sequence[str]) -> list[str]:
+    """The table with these lines in the places of those of the same measures."""
+    found = {cells(line)[0]: line for line in before}
+    return list((found | {cells(line)[0]: line for line in lines}).values())
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 COLOURS = {"genuine": "#b54708", "this server": "#175cd3", "nginx": "#667085"}
@@ -813,12 +837,12 @@ def drawing(width: int, height: int, content: Sequence[str]) -> str:
     )
 
 
-def ratios(rows: Sequence[Row]) -> str:
+def ratios(lines: Sequence[str]) -> str:
     """The ratios to the genuine server as bars, with a line where the target is."""
     found = [
-        (row.name.replace("`", ""), float(row.ratio("genuine")), row.target)
-        for row in rows
-        if row.ratio("genuine") and row.unit == "/s"
+        (name.replace("`", ""), float(ratio), target)
+        for name, _, _, ratio, target, *_ in map(cells, lines)
+        if ratio and not name.endswith(")")
     ]
     top = max([value for _, value, _ in found] or [1.0])
     bars = []
@@ -881,23 +905,30 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 def write(page: Path, rows: Sequence[Row], curves: Mapping[str, Curve]) -> None:
-    """Put the table and the plots between the page's marks, the drawings beside it."""
+    """Put rows and plots between the page's marks, the drawings beside it.
+
+    What was not measured this time stays as it is.
+    """
     text = page.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
-    _, found, after = rest.partition(END)
+    old, found, after = rest.partition(END)
     if not found:
         raise SystemExit(f"{page} has no {BEGIN} and {END}")
-    drawings = {"ratios": ratios(rows)} | {name: lines(curve) for name, curve in curves.items()}
-    shown = []
+    kept = [line for line in old.splitlines() if line.startswith("| ") and line not in HEAD]
+    shown = [line for line in old.splitlines() if line.startswith("![")]
+    made = merged(kept, lines_of(rows))
+    drawings = {"ratios": ratios(made)} | {name: lines(curve) for name, curve in curves.items()}
     for name, drawn in drawings.items():
         file = page.with_name(f"{page.stem}-{name}.svg")
         file.write_text(drawn, encoding="utf-8")
-        shown.append(f"![{name}]({file.name})")
-    made = [BEGIN, "", table(rows), "", *shown, "", END]
-    page.write_text(before + "\n".join(made) + after, encoding="utf-8")
+        link = f"![{name}]({file.name})"
+        if link not in shown:
+            shown.append(link)
+    content = [BEGIN, "", *HEAD, *made, "", *shown, "", END]
+    page.write_text(before + "\n".join(content) + after, encoding="utf-8")
 
 
-PARTS = "1000,10000,propagation,growing,storm,memory,start,fleet"
+PARTS = "1000,writing,10000,propagation,growing,storm,memory,start,fleet"
 
 
 def main() -> None:
@@ -915,6 +946,8 @@ def main() -> None:
         for size in (1000, 10_000):
             if str(size) in parts:
                 rows += compare(size, options.rounds, options.seconds, folder)
+            if size == 1000 and "writing" in parts:
+                rows += writing(options.rounds, options.seconds, folder)
         if "propagation" in parts:
             rows.append(propagation(folder, options.rounds))
         if "growing" in parts:
@@ -929,7 +962,7 @@ def main() -> None:
         if "fleet" in parts:
             row, curves["fleet"] = fleets(folder, 60)
             rows.append(row)
-    print(table(rows))
+    print("\n".join([*HEAD, *lines_of(rows)]))
     if options.write:
         write(options.write, rows, curves)
 

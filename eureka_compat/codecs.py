@@ -37,7 +37,7 @@ def read_json(body: bytes) -> Any:
 def instance_tree_from_json(body: bytes) -> Any:
     """The tree under the root key ``instance``, which must be the only one."""
     document = read_json(body)
-    if not isinstance(document, dict) or document.keys() != {"instance"}:
+    if not isinstance(document, dict) or len(document) != 1 or "instance" not in document:
         raise ParseError('expected one root key: {"instance": {...}}')
     return as_read_from_json(document["instance"])
 

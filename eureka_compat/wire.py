@@ -271,37 +271,46 @@ def _metadata(value: Any) -> dict[str, str]:
 
 
 _PORT_KEYS = frozenset({"$", "@enabled"})
+_PORT_ATTRIBUTES = {
+    "port": ("port", "port_enabled"),
+    "securePort": ("secure_port", "secure_port_enabled"),
+}
 
 
 def _read_port(value: Any, name: str, fields: dict[str, Any], *, enabled_by_default: bool) -> None:
-    attribute = "port" if name == "port" else "secure_port"
     if value is None:
         return
-    path = f"instance.{name}"
+    attribute, flag_attribute = _PORT_ATTRIBUTES[name]
     enabled = enabled_by_default
     if isinstance(value, dict):
         if len(value) > 2 or not value.keys() <= _PORT_KEYS:
-            raise ParseError(f'{path}: expected {{"$": 8080, "@enabled": "true"}} and no other key')
+            raise ParseError(
+                f'instance.{name}: expected {{"$": 8080, "@enabled": "true"}} and no other key'
+            )
         number = value.get("$")
         if number is not None:
-            fields[attribute] = _port_number(number, f"{path}.$")
+            fields[attribute] = (
+                number
+                if type(number) is int and 0 <= number < 65536
+                else _port_number(number, name)
+            )
         flag = value.get("@enabled")
         if type(flag) is str:
             enabled = flag == "true"
         elif isinstance(flag, bool | int | float):
             enabled = bool(flag)
     elif isinstance(value, (int, str)) and not isinstance(value, bool):
-        fields[attribute] = _integer(value, path)
+        fields[attribute] = _integer(value, f"instance.{name}")
     else:
-        raise ParseError(f'{path}: expected {{"$": 8080, "@enabled": "true"}}')
-    fields[f"{attribute}_enabled"] = enabled
+        raise ParseError(f'instance.{name}: expected {{"$": 8080, "@enabled": "true"}}')
+    fields[flag_attribute] = enabled
 
 
-def _port_number(value: Any, path: str) -> int:
+def _port_number(value: Any, name: str) -> int:
     if isinstance(value, str):
         number = _number(value)
         return 0 if number is None or abs(number) >= 2**31 else number
-    return _integer(value, path)
+    return _integer(value, f"instance.{name}.$")
 
 
 def _read_lease(value: Any, fields: dict[str, Any]) -> None:

@@ -198,10 +198,11 @@ class Evictor:
             self._last_trim is None
             or now - self._last_trim > settings.delta_retention_timer_interval_ms
         ):
-            self._last_trim = now
             keep = max(settings.delta_retention_ms, BUDGET_WINDOW_MS)
-            for namespace in namespaces:
-                store.trim(namespace, now - keep - settings.delta_retention_timer_interval_ms)
+            before = now - keep - settings.delta_retention_timer_interval_ms
+            gone = sum([store.trim(namespace, before) for namespace in namespaces])
+            # What a storm left goes a little at each pass, so that no eviction waits for it.
+            self._last_trim = None if gone else now
         if self._last_threshold is None:
             self._last_threshold = now
         elif now - self._last_threshold > settings.renewal_threshold_update_interval_ms:

@@ -235,7 +235,7 @@ class Registry:
         def decide(view: View) -> tuple[Commit, bool]:
             if quota is not None and view.get(instance.key) is None and view.size() >= quota:
                 raise QuotaError(quota)
-            commit = self._registration(view, instance, is_replication)
+            commit = self._registration(view, instance, is_replication, self._now())
             return commit, not commit.expected
 
         _log_registered(instance, self._decide(namespace, decide))
@@ -252,11 +252,12 @@ class Registry:
         view.sync()
         commits: list[Commit] = []
         places: list[int] = []
+        now = self._now()
         with view.lock:
             for place, (instance, is_replication) in enumerate(wanted):
                 try:
                     _check_identity(instance.key)
-                    commits.append(self._registration(view, instance, is_replication))
+                    commits.append(self._registration(view, instance, is_replication, now))
                     places.append(place)
                 except RegistryError as error:
                     outcomes[place] = error
@@ -273,8 +274,15 @@ class Registry:
                 outcomes[place] = error
         return outcomes
 
-    def _registration(self, view: View, instance: Instance, is_replication: bool) -> Commit:
+    def _now(self) -> tuple[int, int]:
+        """The wall clock and the monotonic one."""
+        return self.clock.wall_ms(), self.clock.mono_ms()
+
+    def _registration(
+        self, view: View, instance: Instance, is_replication: bool, at: tuple[int, int]
+    ) -> Commit:
         """The commit that lists an instance, by the rules; ``SourceConflictError``."""
+        now, mono = at
         key = instance.key
         existing = view.get(key)
         _check_source(existing, instance.source)
@@ -299,8 +307,6 @@ class Registry:
                 override_change = OverrideChange(key.id, override)
             leased = existing.status if existing is not None and was_leased else None
             status = effective_status(Situation(status, override, leased, is_replication))
-        now = self.clock.wall_ms()
-        mono = self.clock.mono_ms()
         service_up = existing.service_up_ms if existing is not None else 0
         if status is InstanceStatus.UP and not service_up:
             service_up = now

@@ -119,7 +119,10 @@ class Store(Protocol):
         ...
 
     def trim(self, namespace: Namespace, before_mono_ms: int) -> int:
-        """Forget changes older than an instant, all or many of them; how many went."""
+        """Forget changes older than an instant, all or some of them; how many went.
+
+        It takes a moment, not more: where any went, ask again soon.
+        """
         ...
 
     def acquire(self, name: str, owner: str, now_mono_ms: int, ttl_ms: int) -> bool:

@@ -65,8 +65,9 @@ _FORMAT = ",".join(Instance._fields).encode()
 _CHECKPOINT_EVERY_SECS = 1.0
 _CHECKPOINT_DUTY = 20.0
 _MAX_KEY_BYTES = 511
-_TRIMMED_AT_ONCE = 2_000
-_TRIM_PORTIONS = 100
+_TRIMMED_AT_ONCE = 200
+_TRIM_PORTIONS = 20
+_TRIM_PAUSE_SECS = 0.004
 _LOOKED_AT_AT_ONCE = 1_000
 _PAUSE_SECS = 0.002
 _MINIMUM_FREE_BYTES = 128 * 1024
@@ -628,14 +629,14 @@ class LmdbStore:
             return len(old)
 
         # After a storm there is much to forget: between two portions others have their turn, and
-        # what is left after many of them is forgotten next time.
+        # what is left after some of them is forgotten next time.
         total = 0
         for _ in range(_TRIM_PORTIONS):
             gone = self._write(write)
             total += gone
             if gone < _TRIMMED_AT_ONCE:
                 break
-            time.sleep(_PAUSE_SECS)
+            time.sleep(_TRIM_PAUSE_SECS)
         return total
 
     def acquire(self, name: str, owner: str, now_mono_ms: int, ttl_ms: int) -> bool:
