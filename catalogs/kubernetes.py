@@ -230,6 +230,7 @@ class KubernetesCatalog:
     ) -> None:
         """One watch, opened again where it was when the server ends it; in its own thread."""
         where = (kind.name, namespace)
+        client: Client | None = None
         try:
             client = self._client()
             while not ended.is_set():
@@ -256,10 +257,9 @@ class KubernetesCatalog:
         except Exception as error:
             told.put(_Event(kind, "", {}, error))
         finally:
-            with_client = locals().get("client")
-            if isinstance(with_client, Client):
-                with_client.close()
-                self._clients.remove(with_client)
+            if client is not None:
+                client.close()
+                self._clients.remove(client)
 
     def _tell(
         self,
