@@ -15,7 +15,7 @@ from flask import Flask, Response, jsonify
 from werkzeug.exceptions import HTTPException
 
 from access import Access
-from catalogs import Supervisor
+from catalogs import Runner
 from catalogs.metrics import exposition
 from environment import Environment, SettingError, load
 from gateway import Gateway
@@ -37,15 +37,15 @@ def create_app(environment: Environment) -> Flask:
     evictor.start()
 
     def stop() -> None:
-        supervisor.stop()
+        runner.stop()
         evictor.stop()
         store.close()
 
     atexit.register(stop)
-    supervisor = Supervisor(
+    runner = Runner(
         registry, [(each.make, each.source, each.terms) for each in environment.catalogs]
     )
-    supervisor.start()
+    runner.start()
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
     gateway = Gateway(
@@ -53,14 +53,14 @@ def create_app(environment: Environment) -> Flask:
         environment.eureka,
         environment.native,
         access,
-        lambda: [asdict(report) for report in supervisor.reports()],
+        lambda: [asdict(report) for report in runner.reports()],
     )
     app.register_blueprint(blueprint(gateway, environment.threads))
     # The event-loop worker looks for these; other workers use the application alone.
     app.fast_lane, app.tick = gateway.fast_lane, gateway.tick  # type: ignore[attr-defined]
     app.lane, app.settle = gateway.lane, gateway.settle  # type: ignore[attr-defined]
     _add_health(app, registry)
-    _add_metrics(app, supervisor)
+    _add_metrics(app, runner)
     return app
 
 
@@ -86,11 +86,11 @@ def _add_health(app: Flask, registry: Registry) -> None:
         return Response(status=error.code, headers={"Content-Length": "0"} | _allow(response))
 
 
-def _add_metrics(app: Flask, supervisor: Supervisor) -> None:
+def _add_metrics(app: Flask, runner: Runner) -> None:
     @app.get("/metrics")
     def metrics() -> Response:
         """The catalogs' gauges in Prometheus's text format."""
-        text = exposition(supervisor.reports(), SystemClock().wall_ms())
+        text = exposition(runner.reports(), SystemClock().wall_ms())
         return Response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -5,8 +5,8 @@ in one worker at a time.
 """
 
 from catalogs.catalog import Catalog, Entry, Groups, RelistError, SourceError
+from catalogs.runner import Report, Runner, Terms
 from catalogs.settings import CatalogSettings, read_catalogs
-from catalogs.supervisor import Report, Supervisor, Terms
 
 __all__ = [
     "Catalog",
@@ -15,8 +15,8 @@ __all__ = [
     "Groups",
     "RelistError",
     "Report",
+    "Runner",
     "SourceError",
-    "Supervisor",
     "Terms",
     "read_catalogs",
 ]

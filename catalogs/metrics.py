@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from catalogs.supervisor import Report
+from catalogs.runner import Report
 
 
 def _silence(report: Report, now_ms: int) -> float:

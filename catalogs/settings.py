@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from catalogs.catalog import Catalog
-from catalogs.supervisor import Terms
+from catalogs.runner import Terms
 from registry import Namespace
 
 # kind → module, its settings and its catalog. Each is imported only where it is set up.

@@ -1,4 +1,4 @@
-"""The catalog contract as a suite: each catalog on its real source, through the real supervisor.
+"""The catalog contract as a suite: each catalog on its real source, through the real runner.
 
 Shipped with the package, so that a catalog kept elsewhere can be held to the same contract.
 """
@@ -14,7 +14,7 @@ import pytest
 
 from catalogs.catalog import Catalog
 from catalogs.reconciler import STALE
-from catalogs.supervisor import Report, Supervisor, Terms
+from catalogs.runner import Report, Runner, Terms
 from registry import Instance, InstanceStatus, Registry, RegistrySettings, SystemClock, open_store
 
 
@@ -68,7 +68,7 @@ def until(condition: Callable[[], Any], secs: float = 15.0) -> Any:
 
 
 class Followed:
-    """A registry in memory that a supervisor fills from one source."""
+    """A registry in memory that a runner fills from one source."""
 
     def __init__(self, source: Source, terms: Terms) -> None:
         """Nothing is followed before ``start``."""
@@ -78,18 +78,18 @@ class Followed:
         self._terms = terms
         self._made: list[Catalog] = []
         self.name = source.catalog().source
-        self.supervisor = self._supervisor()
+        self.runner = self._runner()
 
-    def _supervisor(self) -> Supervisor:
-        return Supervisor(self.registry, [(self.source.catalog, self.name, self._terms)])
+    def _runner(self) -> Runner:
+        return Runner(self.registry, [(self.source.catalog, self.name, self._terms)])
 
     def start(self) -> None:
         """Follow the source."""
-        self.supervisor.start()
+        self.runner.start()
 
-    def another(self) -> Supervisor:
+    def another(self) -> Runner:
         """As a second worker's."""
-        return self._supervisor()
+        return self._runner()
 
     def instances(self) -> dict[tuple[str, int], Instance]:
         """What is listed, by address and port."""
@@ -104,7 +104,7 @@ class Followed:
 
     def report(self) -> Report:
         """What is told of the catalog."""
-        (report,) = self.supervisor.reports()
+        (report,) = self.runner.reports()
         return report
 
     def settle(self) -> int:
@@ -126,7 +126,7 @@ class CatalogSuite:
         followed = Followed(source, Terms(stale_after_secs=60.0))
         followed.start()
         yield followed
-        followed.supervisor.stop()
+        followed.runner.stop()
 
     def test_an_entry_is_a_complete_instance(self, source: Source, followed: Followed) -> None:
         """Whatever a Eureka client looks for is there."""
@@ -164,7 +164,7 @@ class CatalogSuite:
         try:
             until(lambda: len(followed.instances()) == 20)
         finally:
-            followed.supervisor.stop()
+            followed.runner.stop()
 
     def test_every_one_of_many_changes_is_seen(self, source: Source, followed: Followed) -> None:
         """However fast they come."""
@@ -204,7 +204,7 @@ class CatalogSuite:
         try:
             self._goes_and_returns(source, followed)
         finally:
-            followed.supervisor.stop()
+            followed.runner.stop()
 
     def _goes_and_returns(self, source: Source, followed: Followed) -> None:
         source.put_many([("web", f"10.5.0.{n}", 80) for n in range(1, 6)])
@@ -234,7 +234,7 @@ class CatalogSuite:
             source.start()
             until(lambda: len(followed.instances()) == 1, 60)
         finally:
-            followed.supervisor.stop()
+            followed.runner.stop()
 
     def test_another_worker_takes_over_without_a_change(
         self, source: Source, followed: Followed
@@ -246,7 +246,7 @@ class CatalogSuite:
         second = followed.another()
         second.start()
         try:
-            followed.supervisor.stop()
+            followed.runner.stop()
             source.put("web", "10.7.0.9", 80)
             until(lambda: len(followed.instances()) == 6)
             assert followed.settle() == before + 1

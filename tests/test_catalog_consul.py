@@ -149,4 +149,4 @@ def test_a_change_of_one_service_among_hundreds_is_seen_soon(source: ConsulSourc
             until(lambda n=number: (f"10.99.0.{n}", 80) in followed.instances())
             assert time.monotonic() - began < 3
     finally:
-        followed.supervisor.stop()
+        followed.runner.stop()

@@ -34,7 +34,7 @@ def followed(source: EtcdSource) -> Iterator[Followed]:
     followed = Followed(source, Terms(stale_after_secs=1))
     followed.start()
     yield followed
-    followed.supervisor.stop()
+    followed.runner.stop()
 
 
 def test_a_key_names_the_namespace_and_the_service(source: EtcdSource) -> None:

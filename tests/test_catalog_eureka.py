@@ -42,7 +42,7 @@ def followed(source: EurekaSource) -> Iterator[Followed]:
     followed = Followed(source, Terms(stale_after_secs=60))
     followed.start()
     yield followed
-    followed.supervisor.stop()
+    followed.runner.stop()
 
 
 def genuine(source: EurekaSource, app: str) -> dict[str, Any]:

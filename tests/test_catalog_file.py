@@ -12,7 +12,7 @@ import pytest
 from catalogs import SourceError
 from catalogs.file import FileCatalog, FileSettings
 from catalogs.reconciler import STALE
-from catalogs.supervisor import Terms
+from catalogs.runner import Terms
 from catalogs.testing import CatalogSuite, Followed, until
 from registry import Instance, Namespace
 from tests.sources.files import FolderSource
@@ -133,7 +133,7 @@ def test_what_a_broken_file_held_outlives_the_worker_that_read_it(tmp_path: Path
     followed.start()
     view = followed.registry.view
     until(lambda: view().size() == 1 and view(Namespace("other")).size() == 1)
-    followed.supervisor.stop()
+    followed.runner.stop()
     revision = followed.revision()
 
     (source.folder / "default.yaml").write_text("instances: [")
@@ -160,7 +160,7 @@ def test_a_source_that_is_silent_at_a_restart_is_marked_and_its_limit_holds(
     followed = Followed(source, Terms(stale_after_secs=0.3, remove_after_secs=limit))
     followed.start()
     until(followed.instances)
-    followed.supervisor.stop()
+    followed.runner.stop()
 
     source.kill()
     second = followed.another()

@@ -177,7 +177,7 @@ def test_a_pods_new_label_and_its_end_are_seen_at_once(source: KubernetesSource)
         source.delete("/api/v1/namespaces/default/services/api")
         until(lambda: key not in followed.instances())
     finally:
-        followed.supervisor.stop()
+        followed.runner.stop()
 
 
 def test_a_history_that_is_gone_is_listed_again(source: KubernetesSource) -> None:
@@ -275,4 +275,4 @@ def test_a_change_among_thousands_is_seen_soon(source: KubernetesSource) -> None
             until(lambda n=number: (f"10.99.0.{n}", 80) in followed.instances())
             assert time.monotonic() - began < 3
     finally:
-        followed.supervisor.stop()
+        followed.runner.stop()

@@ -1,6 +1,6 @@
 """Runs each catalog in one worker at a time, and tells of it.
 
-Every worker has a supervisor; a lock in the store decides which of them runs a catalog, and a dead
+Every worker has a runner; a lock in the store decides which of them runs a catalog, and a dead
 worker's lock runs out. Of a running catalog one thread reads the source and another writes to the
 registry, so that a burst is read while it is written, and told once.
 """
@@ -324,7 +324,7 @@ def _remembered(registry: Registry, source: str) -> Report:
     return Report(source=source)
 
 
-class Supervisor:
+class Runner:
     """All catalogs of this server, as far as this worker has their locks."""
 
     def __init__(
