@@ -358,10 +358,14 @@ class Protocol:
                 status = _status_name(override)
                 if status is None:
                     return 400, None
-                self._registry.store_override(app, instance_id, status, namespace=self._namespace)
+                self._registry.store_override(
+                    app, instance_id, status, last_dirty_ms=incoming, namespace=self._namespace
+                )
             return 404, None
         if incoming < instance.last_dirty_ms and is_replication:
-            return 409, self._registry.instance(app, instance_id, self._namespace)
+            # Where it is gone by now, the one that was compared.
+            current = self._registry.instance(app, instance_id, self._namespace)
+            return 409, current or instance
         return 200, None
 
     def _set_status(self, request: Request, app: str, instance_id: str) -> Answer:
@@ -389,7 +393,7 @@ class Protocol:
             return 400
         change = registry.remove_override if remove else registry.set_override
         known = change(app, instance_id, status, last_dirty_ms=timestamp, namespace=self._namespace)
-        return 200 if known else 404
+        return 200 if known is not None else 404
 
     def _metadata(self, request: Request, app: str, instance_id: str) -> Answer:
         metadata: dict[str, str] = {}

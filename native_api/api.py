@@ -190,31 +190,45 @@ class NativeApi:
         if not instance.is_leased:
             raise ProblemError(problem(409, _belongs(instance)))
         if instance.source != form.SOURCE:
-            self._override(instance, change)
+            changed = self._override(instance, change)
         else:
-            self._replace(instance, change)
-        return _json(form.shown(self._known(name)))
+            changed = self._replace(instance, change)
+        if changed is None:
+            raise ProblemError(_gone(name))
+        return _json(form.shown(changed))
 
-    def _replace(self, instance: Instance, change: Mapping[str, Any]) -> None:
+    def _replace(self, instance: Instance, change: Mapping[str, Any]) -> Instance | None:
         """The instance with these fields; its status takes the place of any override."""
-        if "status" in change and instance.overridden_status is not InstanceStatus.UNKNOWN:
-            self._registry.remove_override(
-                instance.app, instance.id, instance.status, namespace=self._namespace
-            )
-        endpoint = form.parsed_endpoint(instance.endpoint_type or "", instance.endpoint_value or "")
-        changed = form.complete(
-            service_name=instance.app,
-            endpoint=endpoint,
-            ttl_secs=instance.duration_secs,
-            address=instance.ip_addr,
-            status=change.get("status", form.shown_status(instance)),
-            tags=change.get("tags", form.shown_tags(instance)),
-            metadata=change.get("metadata", form.shown_metadata(instance)),
-            last_dirty_ms=max(instance.last_dirty_ms, self._registry.clock.wall_ms()),
-        )
-        self._write(changed)
+        now = self._registry.clock.wall_ms()
 
-    def _override(self, instance: Instance, change: Mapping[str, Any]) -> None:
+        def replaced(listed: Instance) -> Instance:
+            changed = form.complete(
+                service_name=listed.app,
+                endpoint=form.parsed_endpoint(
+                    listed.endpoint_type or "", listed.endpoint_value or ""
+                ),
+                ttl_secs=listed.duration_secs,
+                address=listed.ip_addr,
+                status=change.get("status", "UP"),
+                tags=change.get("tags", form.shown_tags(listed)),
+                metadata=change.get("metadata", form.shown_metadata(listed)),
+                last_dirty_ms=max(listed.last_dirty_ms, now),
+            )
+            if "status" in change:
+                return changed
+            return changed._replace(status=listed.status, custom_status=listed.custom_status)
+
+        return self._registry.amend(
+            instance.app,
+            instance.id,
+            replaced,
+            source=form.SOURCE,
+            is_replication=True,
+            drops_override="status" in change,
+            namespace=self._namespace,
+        )
+
+    def _override(self, instance: Instance, change: Mapping[str, Any]) -> Instance | None:
         """Of another's instance an operator may set the status, which Eureka clients see too."""
         if set(change) != {"status"}:
             raise ProblemError(problem(409, f"{_belongs(instance)}; only its status can be set"))
@@ -224,7 +238,9 @@ class NativeApi:
             words = ", ".join(InstanceStatus)
             text = f"a Eureka instance has one of {words}"
             raise ProblemError(problem(400, text, errors={"status": text})) from None
-        self._registry.set_override(instance.app, instance.id, status, namespace=self._namespace)
+        return self._registry.set_override(
+            instance.app, instance.id, status, namespace=self._namespace
+        )
 
     def _deregister(self, request: Request, name: str) -> Answer:
         instance = self._known(name)
@@ -238,7 +254,8 @@ class NativeApi:
         return Answer(200)
 
     def _known(self, instance_id: str) -> Instance:
-        instance = self._registry.instance_by_id(instance_id, self._namespace)
+        """The instance as lists show it: one whose eviction waits can be renewed or taken out."""
+        instance = self._registry.listed_by_id(instance_id, self._namespace)
         if instance is None:
             raise ProblemError(_gone(instance_id))
         return instance

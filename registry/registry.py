@@ -1,7 +1,9 @@
 """The registry: register, renew, cancel, override, read. The one place that decides what is true.
 
-Each mutation reads the worker's view, decides by the rules, and hands the store one conditional
-write; when that lost a race it looks again. Semantics: protocol section 7.
+Each mutation is one shape: read the worker's view, decide by the rules, hand the store one
+conditional write; when that lost a race, look and decide again. Whatever the decision rests on is
+read inside it, so no caller reads, merges and writes back: who wants a change of what is listed
+says which (``amend``). Nothing is logged before it is committed. Semantics: protocol section 7.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from registry.model import (
     Namespace,
     OverrideChange,
     Revision,
+    at_revision,
     registered,
 )
 from registry.settings import RegistrySettings
@@ -148,10 +151,25 @@ class Registry:
         self, instance_id: str, namespace: Namespace = DEFAULT_NAMESPACE
     ) -> Instance | None:
         """As ``instance``, looked for in every application."""
+        return _as_renewed(self._with_lease(self._by_id(instance_id, namespace), namespace))
+
+    def listed_by_id(
+        self, instance_id: str, namespace: Namespace = DEFAULT_NAMESPACE
+    ) -> Instance | None:
+        """As ``instance_by_id``, but one that has expired is found as long as lists show it."""
+        found = self._by_id(instance_id, namespace)
+        if found is None:
+            return None
+        try:
+            lease = self.store.lease(namespace, found.key)
+        except StoreError:
+            return found
+        return found if lease is None else found._replace(last_renewal_ms=lease.last_renewal_ms)
+
+    def _by_id(self, instance_id: str, namespace: Namespace) -> Instance | None:
         view = self.view(namespace)
         with view.lock:
-            found = view.by_id(instance_id)
-        return _as_renewed(self._with_lease(found, namespace))
+            return view.by_id(instance_id)
 
     def _with_lease(
         self, found: Instance | None, namespace: Namespace
@@ -198,21 +216,25 @@ class Registry:
 
     def _decide(
         self, namespace: Namespace, decision: Callable[[View], tuple[Commit | None, _T]]
-    ) -> _T:
-        """Make a decision on the current view and commit it, again and again until it holds."""
+    ) -> tuple[_T, Instance | None]:
+        """Make a decision on the current view and commit it, again and again until it holds.
+
+        Returns its answer, and the instance as it was committed; None where nothing was.
+        """
         while True:
             view = self._view(namespace)
             view.sync()
             with view.lock:
                 commit, answer = decision(view)
             if commit is None:
-                return answer
+                return answer, None
             try:
                 revision = self.store.commit(namespace, commit)
             except ConflictError:
                 continue
             view.follow_all((commit,), (revision,))
-            return answer
+            instance = commit.instance
+            return answer, None if instance is None else at_revision(instance, revision)
 
     def register(
         self,
@@ -224,7 +246,9 @@ class Registry:
     ) -> None:
         """List an instance, with a new lease, or replace it (protocol 7.1).
 
-        Where the listed one has a newer dirty timestamp its data stay, with the new lease. A new
+        Where the one that a Eureka client listed has a newer dirty timestamp its data stay, with
+        the new lease; the timestamps of the native API are this server's own, so there the last
+        word counts, and is never older than the one before. A new
         one is refused where the namespace holds ``quota`` already. What a catalog lists gets no
         lease, replaces what it listed before whatever the timestamps say, and makes way where the
         instance itself registers at this server. Raises ``QuotaError``,
@@ -238,7 +262,8 @@ class Registry:
             commit = self._registration(view, instance, is_replication, self._now())
             return commit, not commit.expected
 
-        _log_registered(instance, self._decide(namespace, decide))
+        is_new, _ = self._decide(namespace, decide)
+        _log_registered(instance, is_new)
 
     def register_all(
         self, wanted: Sequence[Registering], *, namespace: Namespace = DEFAULT_NAMESPACE
@@ -278,8 +303,55 @@ class Registry:
         """The wall clock and the monotonic one."""
         return self.clock.wall_ms(), self.clock.mono_ms()
 
+    def amend(
+        self,
+        app: str,
+        instance_id: str,
+        change: Callable[[Instance], Instance],
+        *,
+        source: str | None = None,
+        is_replication: bool = False,
+        drops_override: bool = False,
+        namespace: Namespace = DEFAULT_NAMESPACE,
+    ) -> Instance | None:
+        """Register the listed instance again as ``change`` makes it; it, as it is listed then.
+
+        ``change`` is given the instance that is listed at that moment, and is asked anew where
+        another write came between: of two changes at once neither is lost. It must be pure, and
+        leave the key and the source. ``drops_override`` removes the override in the same step.
+        None, and nothing done, where no such instance is listed (or it is another source's than
+        ``source``): what was cancelled stays cancelled. Raises as ``register``, and
+        ``SourceConflictError`` for what a catalog lists.
+        """
+        key = InstanceKey(app.upper(), instance_id)
+
+        def decide(view: View) -> tuple[Commit | None, None]:
+            listed = view.get(key)
+            _check_leased(listed)
+            if listed is None or source not in (None, listed.source):
+                return None, None
+            wanted = change(listed)
+            if (wanted.key, wanted.source) != (key, listed.source):
+                raise ValueError("an amendment leaves the key and the source")
+            at = self._now()
+            commit = self._registration(
+                view, wanted, is_replication, at, drops_override=drops_override
+            )
+            return commit, None
+
+        _, amended = self._decide(namespace, decide)
+        if amended is not None:
+            _log_registered(amended, is_new=False)
+        return amended
+
     def _registration(
-        self, view: View, instance: Instance, is_replication: bool, at: tuple[int, int]
+        self,
+        view: View,
+        instance: Instance,
+        is_replication: bool,
+        at: tuple[int, int],
+        *,
+        drops_override: bool = False,
     ) -> Commit:
         """The commit that lists an instance, by the rules; ``SourceConflictError``."""
         now, mono = at
@@ -295,13 +367,19 @@ class Registry:
             and is_leased
             and existing.last_dirty_ms > instance.last_dirty_ms
         ):
-            chosen = existing
+            if instance.source == "eureka":
+                chosen = existing
+            else:
+                chosen = instance._replace(last_dirty_ms=existing.last_dirty_ms)
         override_change = None
         status = chosen.status
         was_leased = existing is not None and existing.is_leased
         if not is_leased:
             override = None
         else:
+            if drops_override and override is not None:
+                override = None
+                override_change = OverrideChange(key.id, None)
             if chosen.overridden_status is not InstanceStatus.UNKNOWN and override is None:
                 override = chosen.overridden_status
                 override_change = OverrideChange(key.id, override)
@@ -351,43 +429,73 @@ class Registry:
         with view.lock:
             instance = view.get(key)
             override = view.overrides.get(key.id)
+            revision = view.revision
         if instance is None or instance.source != source:
             return None
         status = status_after_renewal(instance.status, override)
+        if status is not instance.status:
+            if status is InstanceStatus.UNKNOWN:
+                return None
+            committed = self._set_status_by_rule(key, source, namespace)
+            if committed is not None:
+                # Others may have seen it: whatever comes now comes after this renewal.
+                self._renew_lease(namespace, committed, committed.revision, counts=True)
+                return committed
+            return self.renew(app, instance_id, source=source, namespace=namespace)
         if status is InstanceStatus.UNKNOWN:
             return None
-        if status is not instance.status:
-            self._set_status_by_rule(key, namespace)
-        return instance if self._renew_lease(namespace, key, instance, counts=True) else None
+        return instance if self._renew_lease(namespace, instance, revision, counts=True) else None
 
-    def _set_status_by_rule(self, key: InstanceKey, namespace: Namespace) -> None:
-        """Show the status that the rules now give. Unlike the original, the delta tells of it."""
+    def _set_status_by_rule(
+        self, key: InstanceKey, source: str, namespace: Namespace
+    ) -> Instance | None:
+        """Show the status that the rules now give. Unlike the original, the delta tells of it.
+
+        None where there is nothing to change any more.
+        """
 
         def decide(view: View) -> tuple[Commit | None, None]:
             instance = view.get(key)
             override = view.overrides.get(key.id)
-            if instance is None:
+            if instance is None or instance.source != source:
                 return None, None
             status = status_after_renewal(instance.status, override)
-            if status is instance.status:
+            if status in (instance.status, InstanceStatus.UNKNOWN):
                 return None, None
             return self._update(instance, override, status=status), None
 
-        self._decide(namespace, decide)
+        return self._decide(namespace, decide)[1]
 
     def _renew_lease(
-        self, namespace: Namespace, key: InstanceKey, instance: Instance, *, counts: bool
+        self, namespace: Namespace, instance: Instance, revision: Revision, *, counts: bool
     ) -> bool:
-        mono = self.clock.mono_ms()
-        duration = instance.lease_secs * 1000
-        now = self.clock.wall_ms()
-        lease = Lease(
-            deadline_after_renewal(mono, duration, doubled=self._doubled),
-            duration,
-            now + duration if self._doubled else now,
-        )
-        window = renewal_window(mono) if counts else None
-        return self.store.renew(namespace, key, lease, window)
+        """Give an instance, as it was listed at a revision, its lease anew; False where gone.
+
+        Where it has registered again meanwhile, perhaps with a lease of another length, it is that
+        length that counts.
+        """
+        key = instance.key
+        while True:
+            mono = self.clock.mono_ms()
+            now = self.clock.wall_ms()
+            duration = instance.lease_secs * 1000
+            lease = Lease(
+                deadline_after_renewal(mono, duration, doubled=self._doubled),
+                duration,
+                now + duration if self._doubled else now,
+            )
+            window = renewal_window(mono) if counts else None
+            if not self.store.renew(namespace, key, lease, window):
+                return False
+            if self.store.revision(namespace) == revision:
+                return True
+            view = self._view(namespace)
+            view.sync()
+            with view.lock:
+                listed, revision = view.get(key), view.revision
+            if listed is None or listed.lease_secs == instance.lease_secs:
+                return True
+            instance, counts = listed, False
 
     def _update(
         self,
@@ -415,10 +523,11 @@ class Registry:
         *,
         last_dirty_ms: int = 0,
         namespace: Namespace = DEFAULT_NAMESPACE,
-    ) -> bool:
-        """Set an operator's status above the instance's own (protocol 7.3); False where unknown.
+    ) -> Instance | None:
+        """Set an operator's status above the instance's own (protocol 7.3); None where unknown.
 
-        ``SourceConflictError`` for what a catalog lists, here and in the following.
+        Returns the instance as it is listed then. ``SourceConflictError`` for what a catalog lists,
+        here and in the following.
         A status that the instance has already changes and stores nothing. Either way the lease is
         renewed, uncounted.
         """
@@ -445,11 +554,25 @@ class Registry:
                 last_renewal_ms=now,
                 action_type=ActionType.MODIFIED,
             )
-            log.info("override %s for %s/%s", status, key.app, key.id)
             return commit, instance
 
-        instance = self._decide(namespace, decide)
-        return instance is not None and self._renew_lease(namespace, key, instance, counts=False)
+        listed, changed = self._decide(namespace, decide)
+        if changed is not None:
+            log.info("override %s for %s/%s", status, key.app, key.id)
+        return self._spoken_for(namespace, listed, changed)
+
+    def _spoken_for(
+        self, namespace: Namespace, listed: Instance | None, changed: Instance | None
+    ) -> Instance | None:
+        """The instance of which an operator spoke, its lease renewed; None where it is gone."""
+        if changed is not None:
+            # What is committed was done, even if it is cancelled before its lease is renewed.
+            self._renew_lease(namespace, changed, changed.revision, counts=False)
+            return changed
+        if listed is None:
+            return None
+        renewed = self._renew_lease(namespace, listed, listed.revision, counts=False)
+        return listed if renewed else None
 
     def remove_override(
         self,
@@ -459,8 +582,8 @@ class Registry:
         *,
         last_dirty_ms: int = 0,
         namespace: Namespace = DEFAULT_NAMESPACE,
-    ) -> bool:
-        """Remove an override and show ``status`` instead (protocol 7.4); False where unknown.
+    ) -> Instance | None:
+        """Remove an override and show ``status`` instead (protocol 7.4); None where unknown.
 
         As in the original, this alone never notes the instant of coming up.
         """
@@ -484,11 +607,12 @@ class Registry:
                 last_renewal_ms=now,
                 action_type=ActionType.MODIFIED,
             )
-            log.info("override of %s/%s removed", key.app, key.id)
             return commit, instance
 
-        instance = self._decide(namespace, decide)
-        return instance is not None and self._renew_lease(namespace, key, instance, counts=False)
+        listed, changed = self._decide(namespace, decide)
+        if changed is not None:
+            log.info("override of %s/%s removed", key.app, key.id)
+        return self._spoken_for(namespace, listed, changed)
 
     def store_override(
         self,
@@ -496,16 +620,20 @@ class Registry:
         instance_id: str,
         status: InstanceStatus,
         *,
+        last_dirty_ms: int,
         namespace: Namespace = DEFAULT_NAMESPACE,
     ) -> None:
-        """Remember an override that a peer told of (protocol 7.6); the next renewal applies it."""
+        """Remember an override that a peer told of (protocol 7.6); the next renewal applies it.
+
+        Only where the peer knows a newer instance, of ``last_dirty_ms``, than the listed one.
+        """
         key = InstanceKey(app.upper(), instance_id)
 
         def decide(view: View) -> tuple[Commit | None, None]:
             instance = view.get(key)
             override = view.overrides.get(key.id)
             _check_leased(instance)
-            if instance is None or override is status:
+            if instance is None or override is status or instance.last_dirty_ms >= last_dirty_ms:
                 return None, None
             change = OverrideChange(key.id, status)
             return self._update(instance, override, override=change, overridden_status=status), None
@@ -521,16 +649,11 @@ class Registry:
         namespace: Namespace = DEFAULT_NAMESPACE,
     ) -> bool:
         """Merge metadata by registering the instance again (protocol 2.10); False where unknown."""
-        view = self._view(namespace)
-        view.sync()
-        with view.lock:
-            instance = view.get(InstanceKey(app.upper(), instance_id))
-        _check_leased(instance)
-        if instance is None:
-            return False
-        merged = {**instance.metadata, **metadata}
-        self.register(instance._replace(metadata=merged), namespace=namespace)
-        return True
+
+        def merged(listed: Instance) -> Instance:
+            return listed._replace(metadata={**listed.metadata, **metadata})
+
+        return self.amend(app, instance_id, merged, namespace=namespace) is not None
 
     def cancel(
         self,
@@ -563,7 +686,7 @@ class Registry:
             )
             return commit, False
 
-        found = self._decide(namespace, decide)
+        found, _ = self._decide(namespace, decide)
         if found:
             log.info("cancelled %s/%s", key.app, key.id)
         return found
@@ -599,22 +722,26 @@ class Registry:
     ) -> bool:
         """Take out an instance whose lease still ends at ``deadline_mono_ms``.
 
-        False, and nothing done, where it was renewed, registered again or cancelled meanwhile.
+        False, and nothing done, where it was renewed, registered again or cancelled meanwhile, or
+        stays without a lease by now.
         """
-        view = self._view(namespace)
-        view.sync()
-        with view.lock:
+
+        def decide(view: View) -> tuple[Commit | None, None]:
             instance = view.get(key)
+            if instance is None or not instance.expires:
+                return None, None
+            lease = self.store.lease(namespace, key)
+            if lease is None or lease.deadline_mono_ms != deadline_mono_ms:
+                return None, None
             override = view.overrides.get(key.id)
-        if instance is None:
-            return False
-        commit = self._removal(instance, override, evicted=True, deadline_mono_ms=deadline_mono_ms)
-        try:
-            self.store.commit(namespace, commit)
-        except ConflictError:
-            return False
-        log.warning("evicted %s/%s: its lease ended", key.app, key.id)
-        return True
+            return self._removal(
+                instance, override, evicted=True, deadline_mono_ms=deadline_mono_ms
+            ), None
+
+        _, gone = self._decide(namespace, decide)
+        if gone is not None:
+            log.warning("evicted %s/%s: its lease ended", key.app, key.id)
+        return gone is not None
 
 
 def _check_identity(key: InstanceKey) -> None:

@@ -142,6 +142,87 @@ def test_a_heartbeat_renews_and_silence_ends_it(world: World) -> None:
     assert world.register() == identity
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("PUT", "", {"metadata": {"zone": "b"}}, 200),
+        ("PUT", "", {"status": "BUSY"}, 200),
+        ("PUT", "/heartbeat", None, 200),
+        ("DELETE", "", None, 410),
+    ],
+)
+def test_of_two_changes_at_once_neither_is_lost(
+    method: str, path: str, body: Any, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second comes between the first one's decision and its write."""
+    world = World()
+    identity = world.register(tags=["v1"], metadata={"zone": "a"})
+    commit = world.registry.store.commit
+
+    def meanwhile(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        assert world.send(method, f"/instances/{identity}{path}", body).status_code == 200
+        return commit(*arguments)
+
+    monkeypatch.setattr(world.registry.store, "commit", meanwhile)
+    reply = world.send("PUT", f"/instances/{identity}", {"tags": ["v2"]})
+    assert reply.status_code == status
+    left = world.send("GET", f"/instances/{identity}")
+    if method == "DELETE":
+        problem(left, 410)
+        return
+    shown = {"metadata": {"zone": "a"}, "status": "UP"} | (body or {}) | {"tags": ["v2"]}
+    assert left.json | shown == left.json == reply.json
+
+
+def test_a_change_is_answered_with_what_it_made_though_it_is_gone_by_then(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = world.register()
+    commit = world.registry.store.commit
+
+    def cancelled_after(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        revision = commit(*arguments)
+        assert world.send("DELETE", f"/instances/{identity}").status_code == 200
+        return revision
+
+    monkeypatch.setattr(world.registry.store, "commit", cancelled_after)
+    reply = world.send("PUT", f"/instances/{identity}", {"tags": ["v2"]})
+    assert (reply.status_code, reply.json["tags"]) == (200, ["v2"])
+    problem(world.send("GET", f"/instances/{identity}"), 410)
+
+
+def test_what_waits_for_its_eviction_is_listed_renewed_and_taken_out_like_any_other(
+    world: World,
+) -> None:
+    """No more than 15 % go in a minute; whatever lists show, its owner can still speak of."""
+    ids = [
+        world.register(ttl=10, endpoint={"type": "tcp", "value": f"10.0.0.1:{port}"})
+        for port in range(1, 21)
+    ]
+    world.pass_time(15)
+    listed = [i["id"] for i in world.send("GET", "/instances?fields=id").json["instances"]]
+    assert len(listed) == 17
+    shown = world.shown(listed[0])
+    assert shown["last_heartbeat"] == world.clock.wall_ms() - 15_000
+    assert world.send("PUT", f"/instances/{listed[1]}/heartbeat").status_code == 200
+    assert world.send("PUT", f"/instances/{listed[2]}", {"tags": ["v2"]}).status_code == 200
+    assert world.send("DELETE", f"/instances/{listed[3]}").status_code == 200
+    problem(world.send("DELETE", f"/instances/{listed[3]}"), 410)
+    for gone in set(ids) - set(listed):
+        problem(world.send("GET", f"/instances/{gone}"), 410)
+
+
+def test_a_custom_status_stays_under_an_override_when_other_fields_change(world: World) -> None:
+    identity = world.register(status="BUSY")
+    assert world.eureka("PUT", f"/apps/REVIEWS/{identity}/status?value=DOWN").status_code == 200
+    reply = world.send("PUT", f"/instances/{identity}", {"tags": ["v2"]})
+    assert (reply.json["status"], reply.json["tags"]) == ("DOWN", ["v2"])
+    assert world.eureka("DELETE", f"/apps/REVIEWS/{identity}/status?value=UP").status_code == 200
+    assert world.shown(identity)["status"] == "BUSY"
+
+
 def test_what_is_out_of_service_waits_without_heartbeats(world: World) -> None:
     identity = world.register(ttl=10, status="OUT_OF_SERVICE")
     world.pass_time(300)

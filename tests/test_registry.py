@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from registry import (
     DEFAULT_NAMESPACE,
     ActionType,
+    ConflictError,
     Evictor,
     Instance,
     InstanceKey,
@@ -25,6 +26,7 @@ from registry import (
     Registry,
     RegistrySettings,
     SourceConflictError,
+    StoreError,
     View,
 )
 from registry import InstanceStatus as S
@@ -202,7 +204,7 @@ def test_an_override_told_by_a_peer_applies_at_the_next_renewal_and_is_in_the_lo
     world: World,
 ) -> None:
     world.registry.register(sample_instance())
-    world.registry.store_override("WEB", "web:1", S.OUT_OF_SERVICE)
+    world.registry.store_override("WEB", "web:1", S.OUT_OF_SERVICE, last_dirty_ms=2_000)
     listed = world.listed()
     assert listed is not None
     assert listed.status is S.UP
@@ -302,6 +304,159 @@ def test_what_registers_is_as_if_its_fields_were_replaced_by_name() -> None:
     )
     assert at_revision(after, Revision(8)) == after._replace(revision=Revision(8))
     assert type(after) is type(at_revision(after, Revision(8))) is Instance
+
+
+class Interrupted:
+    """A fake: the store, but another worker's call comes just before one of this one's calls."""
+
+    def __init__(self, store: MemoryStore, before: int, other: Callable[[], None]) -> None:
+        self.store = store
+        self.calls = 0
+        self._before = before
+        self._other = other
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.store, name)
+
+        def call(*arguments: Any) -> Any:
+            self.calls += 1
+            if self.calls == self._before:
+                self._other()
+            return method(*arguments)
+
+        return call
+
+
+def zoned(zone: str) -> Callable[[Instance], Instance]:
+    return lambda listed: listed._replace(metadata={**listed.metadata, "zone": zone})
+
+
+MUTATIONS: dict[str, Callable[[Registry], Any]] = {
+    "register": lambda r: r.register(sample_instance(last_dirty_ms=2_000, metadata={"r": "1"})),
+    "register an older": lambda r: r.register(sample_instance(last_dirty_ms=1, status=S.DOWN)),
+    "register many": lambda r: r.register_all([Registering(sample_instance(duration_secs=7))]),
+    "renew": lambda r: r.renew("WEB", "web:1"),
+    "set": lambda r: r.set_override("WEB", "web:1", S.DOWN),
+    "set the same": lambda r: r.set_override("WEB", "web:1", S.UP),
+    "remove": lambda r: r.remove_override("WEB", "web:1", S.STARTING),
+    "peer's override": lambda r: r.store_override("WEB", "web:1", S.DOWN, last_dirty_ms=1_500),
+    "metadata": lambda r: r.update_metadata("WEB", "web:1", {"a": "1"}),
+    "other metadata": lambda r: r.update_metadata("WEB", "web:1", {"b": "1"}),
+    "amend": lambda r: r.amend("WEB", "web:1", zoned("z"), drops_override=True),
+    "cancel": lambda r: r.cancel("WEB", "web:1"),
+    "evict": lambda r: r.evict(KEY, 1_090_000),
+}
+BEFORE: dict[str, Callable[[Registry], Any]] = {
+    "nothing": lambda r: None,
+    "listed": lambda r: r.register(sample_instance()),
+    "overridden": lambda r: (
+        r.register(sample_instance()),
+        r.set_override("WEB", "web:1", S.OUT_OF_SERVICE),
+    ),
+    "told of an override": lambda r: (
+        r.register(sample_instance()),
+        r.store_override("WEB", "web:1", S.OUT_OF_SERVICE, last_dirty_ms=1_500),
+    ),
+}
+
+
+def left_behind(registry: Registry) -> Any:
+    """All that a sequence of calls leaves, but for the count of changes that it took."""
+    snapshot = registry.store.load(DEFAULT_NAMESPACE)
+    listed = {i._replace(revision=Revision(0)) for i in map(hashable, snapshot.instances)}
+    lease = registry.store.lease(DEFAULT_NAMESPACE, KEY)
+    clients = registry.self_preservation().expected_clients
+    return listed, dict(snapshot.overrides), lease, clients
+
+
+def hashable(instance: Instance) -> Instance:
+    return instance._replace(metadata=frozenset(instance.metadata.items()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("first", MUTATIONS)
+def test_of_two_mutations_at_once_one_comes_before_the_other(first: str, before: str) -> None:
+    """Whatever the second does, and between whichever two steps of the first it comes."""
+
+    def world() -> World:
+        world = World(MemoryStore())
+        BEFORE[before](world.registry)
+        return world
+
+    def in_order(*names: str) -> tuple[dict[str, bool], Any]:
+        registry = world().registry
+        answers = {name: bool(MUTATIONS[name](registry)) for name in names}
+        return answers, left_behind(registry)
+
+    for second in MUTATIONS:
+        if second == first:
+            continue
+        serial = [in_order(first, second), in_order(second, first)]
+        place = 0
+        while True:
+            place += 1
+            shared = world()
+            answers: dict[str, bool] = {}
+            other = Registry(shared.registry.store, shared.clock, shared.registry.settings)
+            interrupted: Any = Interrupted(
+                shared.registry.store,  # type: ignore[arg-type]
+                place,
+                lambda other=other, second=second, answers=answers: answers.update(  # type: ignore[misc]
+                    {second: bool(MUTATIONS[second](other))}
+                ),
+            )
+            registry = Registry(interrupted, shared.clock, shared.registry.settings)
+            answers[first] = bool(MUTATIONS[first](registry))
+            if second not in answers:
+                break  # it has no further steps
+            assert (answers, left_behind(other)) in serial, (second, place)
+
+
+def test_the_servers_own_timestamps_lose_no_word_when_the_clock_is_set_back(world: World) -> None:
+    """Those of the native API are this server's; an operator may have noted one of any year."""
+    world.registry.register(sample_instance(source="native", last_dirty_ms=9_000))
+    world.registry.register(sample_instance(source="native", last_dirty_ms=5, ip_addr="10.9.9.9"))
+    listed = world.listed()
+    assert listed is not None
+    assert (listed.ip_addr, listed.last_dirty_ms) == ("10.9.9.9", 9_000)
+
+
+@pytest.mark.parametrize("change", ["app", "source"])
+def test_an_amendment_leaves_the_key_and_the_source(world: World, change: str) -> None:
+    world.registry.register(sample_instance())
+    with pytest.raises(ValueError, match="leaves the key"):
+        world.registry.amend("WEB", "web:1", lambda i: i._replace(**{change: "native"}))
+    assert world.registry.view().revision == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["register", "register many", "set", "remove", "metadata", "amend", "cancel", "evict"]
+)
+def test_what_is_logged_was_committed_before(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No line says what the store then refused, nor says twice what was decided twice."""
+    registry = World(MemoryStore()).registry
+    BEFORE["told of an override"](registry)
+    store = registry.store
+    commit, commit_all = store.commit, store.commit_all
+    refusing = Mock(side_effect=[StoreError("no space left"), ConflictError, None])
+
+    def commit_late(*arguments: Any) -> Any:
+        refusing()
+        return commit(*arguments)
+
+    monkeypatch.setattr(store, "commit", commit_late)
+    if name == "register many":
+        monkeypatch.setattr(store, "commit_all", commit_late)
+    caplog.set_level("DEBUG", "registry")
+    with pytest.raises(StoreError):
+        MUTATIONS[name](registry)
+    assert caplog.messages == []
+    if name == "register many":
+        monkeypatch.setattr(store, "commit_all", commit_all)
+    MUTATIONS[name](registry)
+    assert len(caplog.messages) == 1
 
 
 def test_many_are_registered_together_each_for_itself(world: World) -> None:
@@ -480,7 +635,7 @@ def test_whoever_applies_every_change_ends_with_the_whole(steps: list[Any]) -> N
         elif kind == "remove":
             registry.remove_override(app, instance_id, status)
         elif kind == "peer":
-            registry.store_override(app, instance_id, status)
+            registry.store_override(app, instance_id, status, last_dirty_ms=99)
         else:
             registry.update_metadata(app, instance_id, {"n": str(dirty)})
         view = registry.view()
