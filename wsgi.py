@@ -43,7 +43,9 @@ def create_app(environment: Environment) -> Flask:
 
     atexit.register(stop)
     runner = Runner(
-        registry, [(each.make, each.source, each.terms) for each in environment.catalogs]
+        registry,
+        [(each.make, each.source, each.terms) for each in environment.catalogs],
+        is_open=environment.access.mode == "none",
     )
     runner.start()
     app = Flask(__name__, static_folder=None)

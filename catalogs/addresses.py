@@ -65,7 +65,10 @@ class Addresses:
         self._failed &= wanted
         for host in wanted - self._busy:
             self._busy.add(host)
-            self._pool.submit(self._refresh, host)
+            try:
+                self._pool.submit(self._refresh, host)
+            except RuntimeError:
+                return  # closed meanwhile: whoever asks is about to stop too
 
     def _refresh(self, host: str) -> None:
         try:

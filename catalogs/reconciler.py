@@ -8,11 +8,12 @@ it was causes no change, and another's write is undone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
+from catalogs.bounds import shortened
 from catalogs.catalog import Entry, Groups
 from registry import (
     Instance,
@@ -21,6 +22,7 @@ from registry import (
     Registry,
     RegistryError,
     Revision,
+    SourceConflictError,
     StoreError,
     View,
 )
@@ -66,13 +68,13 @@ class Reconciler:
         registry: Registry,
         source: str,
         *,
-        prefers_local: bool,
         address_of: Callable[[str], str | None],
+        prefers_local: bool = False,
     ) -> None:
         """Nothing is known before the first ``replace``; until then marks alone are written."""
         self._registry = registry
         self._source = source
-        self._prefers_local = prefers_local
+        self.prefers_local = prefers_local
         self._address_of = address_of
         self._is_known = False
         self._is_stale = False
@@ -83,6 +85,7 @@ class Reconciler:
         self._due: dict[Identity, None] = {}
         self._revisions: dict[Namespace, Revision] = {}
         self._shadowed: set[Identity] = set()
+        self._refused: dict[Identity, str] = {}
 
     # What is known
 
@@ -127,6 +130,23 @@ class Reconciler:
     def shadowed(self) -> int:
         """How many of them are not listed, because the instance is another's here."""
         return len(self._shadowed)
+
+    def refused(self) -> Iterator[str]:
+        """What cannot be listed as it is, and why; what was listed of it before stays."""
+        for (_, key), reason in self._refused.items():
+            yield f"{shortened(key.app)}/{shortened(key.id)} is not listed: {reason}"
+
+    def try_refused_again(self) -> None:
+        """Look at them again: a quota may have room by now."""
+        self._due.update(dict.fromkeys(self._refused))
+
+    def namespaces(self) -> Mapping[Namespace, str]:
+        """The namespaces that there are entries in, each with a group that has one."""
+        return {
+            identity.namespace: group
+            for group, entries in reversed(self._groups.items())
+            for identity in islice(entries, 1)
+        }
 
     def has_due(self) -> bool:
         """Whether there is something to look at."""
@@ -180,8 +200,13 @@ class Reconciler:
         listed = removed = 0
         while self._due and goes_on():
             for identity in list(islice(self._due, BATCH)):
-                wrote = self._settle(identity)
-                self._due.pop(identity, None)
+                del self._due[identity]
+                try:
+                    wrote = self._settle(identity)
+                except Exception:
+                    # Due still, but behind the others: it may be this one that cannot be written.
+                    self._due[identity] = None
+                    raise
                 listed += wrote > 0
                 removed += wrote < 0
         return Outcome(listed, removed)
@@ -213,7 +238,7 @@ class Reconciler:
                     identity = Identity(namespace, instance.key)
                     if instance.source == self._source or identity in self._holders:
                         self._due[identity] = None
-                    if self._prefers_local and instance.is_leased:
+                    if self.prefers_local and instance.is_leased:
                         apps.add(instance.app)
                 if apps:
                     self._due.update(
@@ -241,7 +266,7 @@ class Reconciler:
         view = registry.view(namespace)
         with view.lock:
             present = view.get(key)
-            is_local = self._prefers_local and any(
+            is_local = self.prefers_local and any(
                 other.is_leased for other in view.applications.get(key.app, {}).values()
             )
         wanted = None
@@ -256,6 +281,7 @@ class Reconciler:
                 self._shadowed.add(identity)
             else:
                 self._shadowed.discard(identity)
+            self._refused.pop(identity, None)
             if present is None or not is_own:
                 return 0
             if present.origin in self._unread and not is_local:
@@ -265,15 +291,24 @@ class Reconciler:
         if present is not None and is_own and _is_same(present, wanted):
             return 0
         try:
+            _check_texts(wanted)
             registry.register(wanted, namespace=namespace)
         except StoreError:
             raise
-        except RegistryError as error:
+        except SourceConflictError as error:
             if identity not in self._shadowed:
                 log.warning("%s: not listed: %s", self._source, error)
             self._shadowed.add(identity)
+            self._refused.pop(identity, None)
+            return 0
+        except Exception as error:
+            # Whatever a source may say that nobody has thought of: it is this entry's alone.
+            known = isinstance(error, RegistryError | ValueError)
+            self._refused[identity] = str(error) if known else f"{type(error).__name__}: {error}"
+            self._shadowed.discard(identity)
             return 0
         self._shadowed.discard(identity)
+        self._refused.pop(identity, None)
         return 1
 
     def _complete(self, identity: Identity, present: Instance | None) -> Instance:
@@ -294,6 +329,18 @@ class Reconciler:
             metadata=metadata,
             last_dirty_ms=told.last_dirty_ms or self._registry.clock.wall_ms(),
         )
+
+
+def _check_texts(instance: Instance) -> None:
+    """``ValueError`` where a text cannot be answered to anybody: half a character, say."""
+    told = (*instance.metadata.items(), *instance.tags, *instance)
+    try:
+        for item in told:
+            for text in item if isinstance(item, tuple) else (item,):
+                if isinstance(text, str):
+                    text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair is no text") from None
 
 
 def _is_same(listed: Instance, wanted: Instance) -> bool:

@@ -1,8 +1,9 @@
 """Runs each catalog in one worker at a time, and tells of it.
 
 Every worker has a runner; a lock in the store decides which of them runs a catalog, and a dead
-worker's lock runs out. Of a running catalog one thread reads the source and another writes to the
-registry, so that a burst is read while it is written, and told once.
+worker's lock runs out. Of a running catalog one thread makes it and reads the source, and another
+writes to the registry, so that a burst is read while it is written, and told once. Whatever goes
+wrong in the one or in the other is that catalog's alone: it is told, and tried again.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import orjson
 
 from catalogs.addresses import Addresses
+from catalogs.bounds import LONGEST_SECS, in_bounds
 from catalogs.catalog import Catalog, Entry, Groups, RelistError, SourceError
 from catalogs.reconciler import Reconciler
-from registry import Registry, StoreError
+from registry import DEFAULT_NAMESPACE, Registry, StoreError
 
 log = logging.getLogger("catalogs")
 
@@ -32,8 +36,10 @@ _STOP_SECS = 5.0
 _PAUSE_SECS = 0.002
 _REFRESH_SECS = 30.0
 _BACKOFF_SECS, _MAX_BACKOFF_SECS = 0.25, 15.0
+_LIST_SECS = 1.0  # between two lists, where a source has one begun again and again
 _ORPHANS = "catalogs"
 _MAX_PROBLEMS = 20
+_MAX_TEXT = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +52,12 @@ class Terms:
 
     stale_after_secs: float = 10.0
     remove_after_secs: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense; ``ValueError``."""
+        in_bounds("stale_after_secs", self.stale_after_secs, 0.1, LONGEST_SECS)
+        if self.remove_after_secs is not None:
+            in_bounds("remove_after_secs", self.remove_after_secs, 0.1, LONGEST_SECS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +84,10 @@ class Report:
     problems: tuple[str, ...] = ()
 
 
+SetUp = tuple[Callable[[], Catalog], str, Terms]
+"""A catalog as it is set up: how it is made, its source, its terms."""
+
+
 @dataclass(slots=True)
 class _Inbox:
     """What the reading thread leaves for the writing one. Guarded by ``changed``."""
@@ -79,6 +95,7 @@ class _Inbox:
     changed: threading.Condition = field(default_factory=threading.Condition)
     whole: Groups | None = None
     groups: dict[str, Sequence[Entry] | None] = field(default_factory=dict)
+    prefers_local: bool = False
     since: float | None = None
     is_woken: bool = False
 
@@ -87,30 +104,32 @@ class _Run:
     """One catalog while this worker has its lock."""
 
     def __init__(
-        self, registry: Registry, catalog: Catalog, terms: Terms, holds_lock: Callable[[], bool]
+        self,
+        registry: Registry,
+        set_up: SetUp,
+        holds_lock: Callable[[], bool],
+        is_open: bool,
     ) -> None:
         self._registry = registry
-        self._catalog = catalog
-        self._terms = terms
+        self._make, self._source, self._terms = set_up
         self._holds_lock = holds_lock
+        self._is_open = is_open
         self._stopping = threading.Event()
         self._inbox = _Inbox()
+        self._catalog: Catalog | None = None
         self._addresses = Addresses(self._wake)
-        self._reconciler = Reconciler(
-            registry,
-            catalog.source,
-            prefers_local=catalog.prefers_local,
-            address_of=self._addresses.get,
-        )
-        self._report = _remembered(registry, catalog.source)
+        self._reconciler = Reconciler(registry, self._source, address_of=self._addresses.get)
+        self._report = _remembered(registry, self._source)
         self._heard = time.monotonic() - self._silence_before()
         self._reporting = threading.Lock()
         self._answers = False
         self._has_forgotten = False
         self._problems: tuple[str, ...] = ()
+        self._logged: frozenset[str] = frozenset()
+        self._cannot_write = ""
         self._noted = b""
         self._noted_at = 0.0
-        name = catalog.source
+        name = self._source
         threading.Thread(target=self._read, name=f"read {name}", daemon=True).start()
         self._writer = threading.Thread(target=self._write, name=f"write {name}", daemon=True)
         self._writer.start()
@@ -124,7 +143,7 @@ class _Run:
     def stop(self) -> None:
         """Begin to stop."""
         self._stopping.set()
-        self._catalog.close()
+        self._close()
         self._addresses.close()
         self._wake()
 
@@ -143,16 +162,19 @@ class _Run:
     def _read(self) -> None:
         backoff = _BACKOFF_SECS
         while not self._stopping.is_set():
+            began = time.monotonic()
             try:
-                groups = self._catalog.list()
-                self._tell(groups, whole=True)
+                catalog = self._made()
+                groups = catalog.list()
+                self._leave(catalog, groups, whole=True)
                 backoff = _BACKOFF_SECS
-                for groups in self._catalog.watch(self._stopping):
-                    self._tell(groups, whole=False)
+                for groups in catalog.watch(self._stopping):
+                    self._leave(catalog, groups, whole=False)
             except RelistError as error:
-                log.info("%s is listed again: %s", self._catalog.source, error)
+                log.info("%s is listed again: %s", self._source, _one_line(error))
                 with self._reporting:
                     self._report = replace(self._report, relists=self._report.relists + 1)
+                self._stopping.wait(began + _LIST_SECS - time.monotonic())
             except Exception as error:
                 if self._stopping.is_set():
                     return
@@ -161,14 +183,31 @@ class _Run:
                 self._stopping.wait(backoff * random.uniform(0.5, 1.0))
                 backoff = min(_MAX_BACKOFF_SECS, backoff * 2)
 
-    def _tell(self, groups: Groups, *, whole: bool) -> None:
+    def _made(self) -> Catalog:
+        """The catalog, made where it is not yet there."""
+        if self._catalog is None:
+            self._catalog = self._make()
+            if self._stopping.is_set():
+                self._close()  # it was told to stop meanwhile, when there was nothing to close
+        return self._catalog
+
+    def _close(self) -> None:
+        if self._catalog is not None:
+            try:
+                self._catalog.close()
+            except Exception as error:
+                log.warning("%s does not close: %s", self._source, _one_line(error))
+
+    def _leave(self, catalog: Catalog, groups: Groups, *, whole: bool) -> None:
+        """Leave for the writing thread what the source has just told."""
         if not self._answers:
-            log.info("%s answers", self._catalog.source)
+            log.info("%s answers", self._source)
         self._answers = True
         self._heard = time.monotonic()
-        self._problems = tuple(self._catalog.problems[:_MAX_PROBLEMS])
+        self._problems = tuple(catalog.problems[:_MAX_PROBLEMS])
         inbox = self._inbox
         with inbox.changed:
+            inbox.prefers_local = catalog.prefers_local
             if whole:
                 inbox.whole = groups
                 inbox.groups.clear()
@@ -180,13 +219,19 @@ class _Run:
                 inbox.changed.notify()
 
     def _failed(self, error: Exception) -> None:
-        text = str(error) or type(error).__name__
-        if not isinstance(error, SourceError):
-            log.exception("%s failed in an unforeseen way", self._catalog.source)
-            text = f"{type(error).__name__}: {text}"
-        elif self._answers or text != self._report.last_error:
-            log.warning("%s does not answer, what it brought stays: %s", self._catalog.source, text)
+        text, is_known = _one_line(error), isinstance(error, SourceError)
+        if self._answers or text != self._report.last_error:
+            log.log(
+                logging.WARNING if is_known else logging.ERROR,
+                "%s does not answer, what it brought stays: %s",
+                self._source,
+                text,
+                exc_info=None if is_known else error,
+            )
         self._answers = False
+        self._note_error(text)
+
+    def _note_error(self, text: str) -> None:
         with self._reporting:
             self._report = replace(
                 self._report,
@@ -206,13 +251,14 @@ class _Run:
         refreshed = 0.0
         hosts: set[str] = set()
         while not self._stopping.is_set():
-            since = self._take()
             try:
+                since = self._collect()
                 wanted = self._reconciler.hosts()
                 now = time.monotonic()
                 if wanted - hosts or now > refreshed + _REFRESH_SECS:
                     hosts, refreshed = wanted, now
                     self._addresses.refresh(wanted)
+                    self._reconciler.try_refused_again()
                     if since is not None:
                         # Most names are known in a moment, and an address is told once then.
                         self._stopping.wait(0.05)
@@ -221,14 +267,25 @@ class _Run:
                 if outcome.listed or outcome.removed:
                     self._changed(since, outcome.listed, outcome.removed)
                 self._note()
-            except StoreError as error:
-                log.warning("%s: the store does not answer: %s", self._catalog.source, error)
-                self._stopping.wait(_TURN_SECS)
-            except Exception:
-                log.exception("%s: its entries cannot be written", self._catalog.source)
+                self._cannot_write = ""
+            except Exception as error:
+                self._failed_to_write(error)
                 self._stopping.wait(_TURN_SECS)
 
-    def _take(self) -> float | None:
+    def _failed_to_write(self, error: Exception) -> None:
+        text, is_known = _one_line(error), isinstance(error, StoreError)
+        if text != self._cannot_write:
+            log.log(
+                logging.WARNING if is_known else logging.ERROR,
+                "%s: its entries cannot be written: %s",
+                self._source,
+                text,
+                exc_info=None if is_known else error,
+            )
+            self._note_error(f"its entries cannot be written: {text}")
+        self._cannot_write = text
+
+    def _collect(self) -> float | None:
         """Wait for something to do, or for half a second; since when it has been known."""
         inbox = self._inbox
         with inbox.changed:
@@ -238,6 +295,7 @@ class _Run:
             groups, inbox.groups = inbox.groups, {}
             since, inbox.since = inbox.since, None
             woken, inbox.is_woken = inbox.is_woken, False
+            self._reconciler.prefers_local = inbox.prefers_local
         if whole is not None:
             self._reconciler.replace(whole)
         if groups:
@@ -252,7 +310,7 @@ class _Run:
         if is_stale != self._report.stale:
             self._tell_report(stale=is_stale)
             state = "stale" if is_stale else "fresh again"
-            log.warning("the entries of %s are %s", self._catalog.source, state)
+            log.warning("the entries of %s are %s", self._source, state)
         self._reconciler.set_stale(is_stale)
         limit = self._terms.remove_after_secs
         if limit is None or silent <= limit:
@@ -260,9 +318,7 @@ class _Run:
         elif not self._has_forgotten:
             gone = self._reconciler.forget(self._goes_on).removed
             self._has_forgotten = not self._reconciler.has_due()
-            log.error(
-                "%s has been silent for %.0f s: %d entries go", self._catalog.source, silent, gone
-            )
+            log.error("%s has been silent for %.0f s: %d entries go", self._source, silent, gone)
 
     def _goes_on(self) -> bool:
         if self._stopping.is_set() or not self._holds_lock():
@@ -274,7 +330,7 @@ class _Run:
         now = self._registry.clock.wall_ms()
         lag = self._report.lag_ms if since is None else (time.monotonic() - since) * 1000
         self._tell_report(last_change_ms=now, lag_ms=round(lag, 1))
-        log.info("%s: %d listed, %d removed", self._catalog.source, listed, removed)
+        log.info("%s: %d listed, %d removed", self._source, listed, removed)
 
     def _note(self) -> None:
         """Leave the report for every worker, each second and where it says something new."""
@@ -283,12 +339,18 @@ class _Run:
         state = "stale" if self._report.stale else "failing" if silent else "following"
         if not self._report.last_success_ms and silent and not self._report.last_error:
             state = "starting"
+        problems = (*self._problems, *self._unresolved(), *self._refused(), *self._unseen())
+        shown = tuple(_printable(text) for text in problems[:_MAX_PROBLEMS])
+        for text in shown:
+            if text not in self._logged:
+                log.warning("%s: %s", self._source, text)
+        self._logged = frozenset(shown)
         self._tell_report(
             state=state,
             worker=os.getpid(),
             entries=self._reconciler.size(),
             shadowed=self._reconciler.shadowed(),
-            problems=self._problems + self._unresolved(),
+            problems=shown,
         )
         value = orjson.dumps(asdict(self._report))
         now = time.monotonic()
@@ -296,7 +358,7 @@ class _Run:
             if self._answers:
                 self._tell_report(last_success_ms=heard_ms)
             self._noted, self._noted_at = value, now
-            name = _note_name(self._catalog.source)
+            name = _note_name(self._source)
             self._registry.store.set_note(name, orjson.dumps(asdict(self._report)))
 
     def _tell_report(self, **changes: Any) -> None:
@@ -306,6 +368,35 @@ class _Run:
     def _unresolved(self) -> tuple[str, ...]:
         failed = [h for h in sorted(self._reconciler.hosts()) if self._addresses.has_failed(h)]
         return tuple(f"the name {host} has no address" for host in failed[:_MAX_PROBLEMS])
+
+    def _refused(self) -> tuple[str, ...]:
+        return tuple(islice(self._reconciler.refused(), _MAX_PROBLEMS))
+
+    def _unseen(self) -> tuple[str, ...]:
+        """What is listed where nobody can look: without accounts there is one namespace."""
+        if not self._is_open:
+            return ()
+        return tuple(
+            f"{group} is in the namespace {namespace}, and nobody sees it: without accounts there "
+            f"is {DEFAULT_NAMESPACE} alone"
+            for namespace, group in sorted(self._reconciler.namespaces().items())
+            if namespace != DEFAULT_NAMESPACE
+        )
+
+
+def _printable(text: str) -> str:
+    """A text as a log and JSON can have it: escaped, and of bounded length."""
+    escaped = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:_MAX_TEXT]
+    )
+    return escaped if len(text) <= _MAX_TEXT else f"{escaped}…"
+
+
+def _one_line(error: Exception) -> str:
+    text = _printable(" ".join(str(error).split()))
+    if isinstance(error, SourceError | RelistError | StoreError):
+        return text or type(error).__name__
+    return f"{type(error).__name__}: {text}"
 
 
 def _note_name(source: str) -> str:
@@ -328,18 +419,22 @@ class Runner:
     """All catalogs of this server, as far as this worker has their locks."""
 
     def __init__(
-        self, registry: Registry, catalogs: Sequence[tuple[Callable[[], Catalog], str, Terms]]
+        self, registry: Registry, catalogs: Sequence[SetUp], *, is_open: bool = False
     ) -> None:
-        """Each catalog: how it is made, its source, its terms. Nothing runs before ``start``."""
+        """Nothing runs before ``start``.
+
+        ``is_open``: there are no accounts, so that nobody sees any namespace but the default one.
+        """
         self._registry = registry
         self._catalogs = catalogs
+        self._is_open = is_open
         self._owner = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._runs: dict[str, _Run] = {}
         self._held_until: dict[str, int] = {}
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._has_swept = False
-        self._failing = False
+        self._problem: dict[str, str] = {}
 
     def start(self) -> None:
         """Run in the background until ``stop``."""
@@ -374,36 +469,43 @@ class Runner:
 
     def _supervise(self) -> None:
         while True:
-            try:
-                self._turn()
-                self._failing = False
-            except StoreError as error:
-                if not self._failing:
-                    log.warning("catalogs wait while the store fails: %s", error)
-                self._failing = True
+            for set_up in self._catalogs:
+                self._guarded(set_up[1], partial(self._turn, set_up))
+            self._guarded(_ORPHANS, self._sweep)
             if self._stopping.wait(_TURN_SECS):
                 return
 
-    def _turn(self) -> None:
-        for make, source, terms in self._catalogs:
-            holds = self._acquire(source)
-            run = self._runs.get(source)
-            if run is not None and (not holds or run.has_ended()):
-                log.warning("%s is left to another worker", source)
-                run.stop()
-                del self._runs[source]
-            elif run is None and holds and not self._stopping.is_set():
-                log.info("%s runs in this worker", source)
-                catalog = make()
-                self._runs[source] = _Run(
-                    self._registry,
-                    catalog,
-                    terms,
-                    lambda source=source: self._holds(source),  # type: ignore[misc]
+    def _guarded(self, name: str, turn: Callable[[], None]) -> None:
+        """What goes wrong with one catalog is told once, and holds up no other."""
+        try:
+            turn()
+            self._problem.pop(name, None)
+        except Exception as error:
+            text = _one_line(error)
+            if self._problem.get(name) != text:
+                is_known = isinstance(error, StoreError)
+                log.log(
+                    logging.WARNING if is_known else logging.ERROR,
+                    "%s waits, and is tried again: %s",
+                    name,
+                    text,
+                    exc_info=None if is_known else error,
                 )
-        if not self._has_swept and self._acquire(_ORPHANS):
-            self._sweep()
-            self._has_swept = True
+            self._problem[name] = text
+
+    def _turn(self, set_up: SetUp) -> None:
+        source = set_up[1]
+        holds = self._acquire(source)
+        run = self._runs.get(source)
+        if run is not None and (not holds or run.has_ended()):
+            log.warning("%s is left to another worker", source)
+            del self._runs[source]
+            run.stop()
+        elif run is None and holds and not self._stopping.is_set():
+            log.info("%s runs in this worker", source)
+            self._runs[source] = _Run(
+                self._registry, set_up, lambda: self._holds(source), self._is_open
+            )
 
     def _acquire(self, name: str) -> bool:
         now = self._registry.clock.mono_ms()
@@ -416,7 +518,9 @@ class Runner:
         return self._registry.clock.mono_ms() < self._held_until.get(source, 0) - LOCK_TTL_MS // 4
 
     def _sweep(self) -> None:
-        """Take out what catalogs brought that are not set up any more."""
+        """Take out what catalogs brought that are not set up any more, once."""
+        if self._has_swept or not self._acquire(_ORPHANS):
+            return
         known = {source for _, source, _ in self._catalogs}
         for namespace in self._registry.namespaces():
             view = self._registry.view(namespace)
@@ -433,3 +537,4 @@ class Runner:
                 )
             if orphans:
                 log.warning("%d entries go: their catalogs are not set up any more", len(orphans))
+        self._has_swept = True

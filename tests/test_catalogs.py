@@ -9,18 +9,30 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from catalogs import Report, read_catalogs
+from catalogs import Entry, Groups, RelistError, Report, Runner, Terms, read_catalogs
+from catalogs.addresses import Addresses
 from catalogs.entries import entry
 from catalogs.metrics import exposition
+from catalogs.testing import until
 from conformance.programs import Program
 from conformance.programs import named as named_program
-from registry import Instance, Registry, SourceConflictError
+from registry import (
+    DEFAULT_NAMESPACE,
+    Instance,
+    Namespace,
+    Registry,
+    RegistrySettings,
+    SourceConflictError,
+    SystemClock,
+    open_store,
+)
 from registry.testing import sample_instance
 from tests.servers import JSON, RegistryServer, instance_body, wait_until
 from tests.sources.kubernetes import KubernetesSource
@@ -143,6 +155,156 @@ def test_metrics_are_in_the_form_that_prometheus_reads() -> None:
     assert 'registry_catalog_stale{source="file:a"} 1\n' in text
     assert 'registry_catalog_silence_seconds{source="file:a"} 2.5\n' in text
     assert "# TYPE registry_catalog_errors_total counter\n" in text
+
+
+# Who runs them, and what goes wrong
+
+
+class FakeCatalog:
+    """A fake source: it says what it is given, or fails as it is told to."""
+
+    prefers_local = False
+    problems: Sequence[str] = ()
+
+    def __init__(self, source: str, *entries: Entry, errors: Sequence[Exception] = ()) -> None:
+        self.source = source
+        self.entries = entries
+        self.errors = list(errors)
+        self.listed = 0
+
+    def list(self) -> Groups:
+        self.listed += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return {"all": self.entries}
+
+    def watch(self, stopping: threading.Event) -> Iterator[Groups]:
+        while not stopping.wait(0.02):
+            yield {}
+
+    def close(self) -> None:
+        pass
+
+
+class Running:
+    """A runner over some catalogs, on a registry in memory."""
+
+    def __init__(self, *catalogs: FakeCatalog, makes: dict[str, Any] | None = None) -> None:
+        self.registry = Registry(open_store("memory:"), SystemClock(), RegistrySettings())
+        self.registry.start()
+        made = {c.source: (lambda c=c: c) for c in catalogs} | (makes or {})
+        set_up = [(make, source, Terms()) for source, make in made.items()]
+        self.runner = Runner(self.registry, set_up, is_open=True)
+        self.runner.start()
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.runner.stop()
+
+    def apps(self, namespace: Namespace = DEFAULT_NAMESPACE) -> set[str]:
+        view = self.registry.view(namespace)
+        with view.lock:
+            return set(view.applications)
+
+    def report(self, source: str) -> Report:
+        return next(r for r in self.runner.reports() if r.source == source)
+
+
+def an_entry(source: str, name: str = "web", **more: Any) -> Entry:
+    told = {"endpoint_type": "http", "endpoint_value": "10.0.0.1:80", **more}
+    return entry(source, service_name=name, **told)
+
+
+def test_a_catalog_that_cannot_be_made_is_told_and_tried_again_and_touches_no_other() -> None:
+    may = threading.Event()
+    late = FakeCatalog("fake:late", an_entry("fake:late", "late"))
+
+    def make() -> FakeCatalog:
+        if not may.is_set():
+            raise ValueError("not an http(s) URL")
+        return late
+
+    good = FakeCatalog("fake:good", an_entry("fake:good", "good"))
+    with Running(good, makes={"fake:late": make}) as running:
+        until(lambda: running.apps() == {"GOOD"})
+        report = until(lambda: (r := running.report("fake:late")).state == "failing" and r)
+        assert report.last_error == "ValueError: not an http(s) URL"
+        may.set()
+        until(lambda: running.apps() == {"GOOD", "LATE"})
+        until(lambda: running.report("fake:late").state == "following")
+
+
+def test_a_catalog_whose_making_hangs_holds_up_no_other() -> None:
+    may = threading.Event()
+
+    def make() -> FakeCatalog:
+        may.wait(30)
+        return FakeCatalog("fake:slow")
+
+    good = FakeCatalog("fake:good", an_entry("fake:good", "good"))
+    with Running(makes={"fake:slow": make, "fake:good": lambda: good}) as running:
+        until(lambda: running.apps() == {"GOOD"})
+        may.set()
+
+
+def test_an_unforeseen_error_is_logged_once_and_reported(caplog: pytest.LogCaptureFixture) -> None:
+    errors = [KeyError("header") for _ in range(3)]
+    with Running(FakeCatalog("fake:odd", an_entry("fake:odd"), errors=errors)) as running:
+        until(lambda: running.apps() == {"WEB"})
+        report = running.report("fake:odd")
+        assert (report.last_error, report.errors) == ("KeyError: 'header'", 3)
+    told = [r for r in caplog.records if "KeyError" in r.getMessage()]
+    assert len(told) == 1
+    assert "\n" not in told[0].getMessage()
+
+
+def test_what_cannot_be_listed_is_told_by_its_name_and_holds_up_nothing() -> None:
+    source = "fake:odd"
+    good = an_entry(source, "good")
+    long = Entry(good.instance._replace(app="LONG" * 500))
+    half = Entry(good.instance._replace(app="HALF", metadata={"a": "\ud800"}))
+    tagged = Entry(good.instance._replace(app="TAGGED", tags=("\udfff",)))
+    wrong = Entry(good.instance._replace(app="WRONG", port=2**70, last_dirty_ms=2**70))
+    with Running(FakeCatalog(source, long, half, tagged, wrong, good)) as running:
+        until(lambda: running.apps() >= {"GOOD"})
+        problems = until(lambda: len(p := running.report(source).problems) >= 3 and p)
+        assert "GOOD" in running.apps()
+        assert not running.apps() & {"HALF", "TAGGED"}
+        text = "\n".join(problems)
+        assert "LONGLONG" in text
+        assert "(2000 characters)" in text
+        assert "HALF/" in text
+        assert "TAGGED/" in text
+        assert running.report(source).state == "following"
+        assert running.report(source).shadowed == 0
+
+
+def test_entries_that_nobody_sees_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    hidden = an_entry("fake:a", namespace=Namespace("partners"))
+    with Running(FakeCatalog("fake:a", hidden)) as running:
+        (problem,) = until(lambda: running.report("fake:a").problems)
+        assert problem == (
+            "all is in the namespace partners, and nobody sees it: without accounts there is "
+            "default alone"
+        )
+        assert running.apps(Namespace("partners")) == {"WEB"}
+    assert len([r for r in caplog.records if "nobody sees it" in r.getMessage()]) == 1
+
+
+def test_a_source_that_asks_for_a_list_again_and_again_is_not_asked_all_the_time() -> None:
+    again = FakeCatalog("fake:a", errors=[RelistError("again")] * 1000)
+    with Running(again) as running:
+        until(lambda: running.report("fake:a").relists >= 2)
+        assert again.listed < 20
+
+
+def test_a_name_is_not_looked_up_any_more_once_all_is_over() -> None:
+    addresses = Addresses(lambda: None, lambda host: "10.0.0.1")
+    addresses.close()
+    addresses.refresh({"db.example"})
+    assert addresses.get("db.example") is None
 
 
 # In the real server
