@@ -1,33 +1,39 @@
 """Encoded answers, made once per change.
 
-Each instance is encoded once per format when it changes. Applications are gathered in buckets of
-some 64 instances, each a piece of the body with its compressed form, so that a change costs the
-joining and compressing of one bucket. A whole answer is put together from them, plain or
-compressed, and kept until the revision moves: a request on an unchanged registry costs a look-up.
+Each instance is encoded once per format when it changes. Each portion of a listing (some 64
+instances: several applications, or a part of a large one) is a piece of the body with its
+compressed form, so that a change costs the joining and compressing of one portion. A whole answer
+is put together from them, plain or compressed, and kept until something changes: a request on an
+unchanged registry costs a look-up. What is kept lies with what it was made of, which forgets it
+when it changes, or beside the view's version, which never comes back; so nothing stale is found.
 Delta, hash code and version come from one moment, because all is read under the view's lock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable
 from enum import Enum
 from typing import Any
 
 from eureka_compat import codecs, wire
 from eureka_compat.pieces import EncodedAnswer, Piece
 from registry import (
+    Application,
     Instance,
     InstanceStatus,
+    Listing,
     Namespace,
     Registry,
-    Revision,
 )
 
 JSON = "application/json"
 XML = "application/xml"
 _MARK = 7_046_029_254_386_353_131
 _KEPT_ANSWERS = 256
-_BUCKET_INSTANCES = 64
+_COMMA = Piece([b","])
+_OPENING = Piece([b'{"application":'])
+_CLOSING = Piece([b"}"])
 
 
 class Form(Enum):
@@ -77,105 +83,115 @@ class Answers:
         """Nothing is encoded before it is asked for."""
         self._registry = registry
         self._namespace = namespace
-        self._answers: dict[Any, tuple[Any, EncodedAnswer]] = {}
-        # At which revision, and until when, each is what changed lately.
-        self._deltas: dict[Form, tuple[Revision, int | None, EncodedAnswer]] = {}
-        self._fragments: dict[tuple[str, str], tuple[Revision, dict[Any, Any]]] = {}
+        # At which version of the view, and until when, each is what changed lately.
+        self._deltas: dict[Form, tuple[int, int | None, EncodedAnswer]] = {}
+        self._vips: dict[tuple[str, bool, Form], tuple[int, EncodedAnswer]] = {}
+        # Where the answers with single applications are kept, so that they are not all kept.
+        self._kept: deque[tuple[dict[Any, Any], Form]] = deque()
+        self._fragments: dict[tuple[str, str], tuple[Instance, dict[Any, Any]]] = {}
         self._most_fragments = 0
         self._view = registry.view(namespace)
-        self._buckets: dict[tuple[str, Form], list[tuple[Any, Piece]]] = {}
 
     def applications(self, form: Form) -> EncodedAnswer:
         """Everything: ``GET apps``."""
         view = self._registry.view(self._namespace)
-        kept = self._answers.get(("apps", form))
-        if kept is not None and kept[0] == view.revision:
-            return kept[1]
+        kept: EncodedAnswer | None = view.listing.kept.get(form)
+        if kept is not None:
+            return kept
         with view.lock:
-            joined = self._in_buckets(
-                "apps", view.applications, view.application_revisions, view.size(), form
-            )
-            code = hash_code(view.status_counts.items())
-            answer = _wrapped(joined, "1", code, form)
-            for other in Form:
-                stale = self._answers.get(("apps", other))
-                if stale is not None and stale[0] != view.revision:
-                    del self._answers["apps", other]
-            self._answers["apps", form] = (view.revision, answer)
-            return answer
+            return self._listed(view.listing, "1", form)
 
-    def _in_buckets(
-        self,
-        name: str,
-        applications: Mapping[str, Mapping[str, Instance]],
-        revisions: Mapping[str, Revision],
-        size: int,
-        form: Form,
-    ) -> list[Piece]:
-        """These applications; a bucket in which nothing changed is the piece that it was.
+    def _listed(self, listing: Listing, version: str, form: Form) -> EncodedAnswer:
+        """The answer with a listing, kept with it."""
+        answer: EncodedAnswer | None = listing.kept.get(form)
+        if answer is None:
+            code = hash_code(listing.counts.items())
+            answer = _wrapped(self._pieces(listing, form), version, code, form)
+            listing.kept[form] = answer
+        return answer
 
-        ``revisions`` has the last change of each, and ``size`` is how many instances they have.
-        """
-        # A power of two, so that a growing list splits its buckets and seldom mixes them anew.
-        count = 1 << max(0, (size // _BUCKET_INSTANCES).bit_length())
-        apps_of: list[list[str]] = [[] for _ in range(count)]
-        for app in applications:
-            apps_of[hash(app) & (count - 1)].append(app)
-        buckets = self._buckets.get((name, form), [])
-        if len(buckets) != count:
-            buckets = [(None, Piece(()))] * count
-        for place, apps in enumerate(apps_of):
-            # A change raises a revision over all there were before. What only goes lowers the
-            # number of applications, or that of their instances.
-            marker = (
-                len(apps),
-                sum([revisions[app] for app in apps]),
-                sum([len(applications[app]) for app in apps]),
-            )
-            if buckets[place][0] != marker:
-                joined = [
-                    self._join(app, applications[app].values(), form, depth=1) for app in apps
-                ]
-                buckets[place] = (marker, _in_list(joined, form))
-        self._buckets[name, form] = buckets
-        return [piece for _, piece in buckets if piece.parts]
+    def _pieces(self, listing: Listing, form: Form) -> list[Piece]:
+        """All applications of a listing; in JSON each with a comma before it."""
+        pieces: list[Piece] = []
+        for portion in listing.portions.all:
+            piece: Piece | None = portion.kept.get(form)
+            if piece is None:
+                applications = list(portion.members.values())
+                if applications[0].portions is not None:  # it stands alone
+                    if form.is_json:
+                        pieces.append(_COMMA)
+                    pieces += self._parts(applications[0], form, depth=1)
+                    continue
+                parts: list[bytes] = []
+                for application in applications:
+                    if form.is_json:
+                        parts.append(b",")
+                    parts += self._join(application.name, application.values(), form, depth=1)
+                piece = portion.kept[form] = Piece(parts)
+            pieces.append(piece)
+        return pieces
+
+    def _parts(self, application: Application, form: Form, depth: int) -> list[Piece]:
+        """One application, whatever its size."""
+        if application.portions is None:
+            return [Piece(self._join(application.name, application.values(), form, depth))]
+        pieces = []
+        portions = application.portions.all
+        last = len(portions) - 1
+        for place, portion in enumerate(portions):
+            name = (form, depth, place == 0, place == last)
+            piece: Piece | None = portion.kept.get(name)
+            if piece is None:
+                instances = portion.members.values()
+                piece = portion.kept[name] = Piece(
+                    self._join(
+                        application.name,
+                        instances,
+                        form,
+                        depth,
+                        opens=place == 0,
+                        closes=place == last,
+                    )
+                )
+            pieces.append(piece)
+        return pieces
 
     def delta(self, form: Form) -> EncodedAnswer:
         """What changed in the retention window: ``GET apps/delta``."""
         registry = self._registry
         view = registry.view(self._namespace)
         kept = self._deltas.get(form)
-        if kept is not None and kept[0] == view.revision:
+        if kept is not None and kept[0] == view.version:
             until = kept[1]
             if until is None or registry.clock.mono_ms() <= until:
                 return kept[2]
         with view.lock:
             until = view.recent_until(registry.clock.mono_ms())
-            changed = view.recent_applications
-            size = sum(map(len, changed.values()))
-            joined = self._in_buckets("delta", changed, view.recent_revisions, size, form)
-            code = hash_code(view.status_counts.items())
-            answer = _wrapped(joined, str(view.revision + 1), code, form)
-            self._deltas[form] = (view.revision, until, answer)
+            code = hash_code(view.listing.counts.items())
+            pieces = self._pieces(view.changed, form)
+            answer = _wrapped(pieces, str(view.revision + 1), code, form)
+            self._deltas[form] = (view.version, until, answer)
             return answer
 
     def application(self, app: str, form: Form) -> EncodedAnswer | None:
         """One application; None where nothing is registered under its name."""
-        app = app.upper()
         view = self._registry.view(self._namespace)
         with view.lock:
-            instances = view.applications.get(app)
-            if instances is None:
+            application = view.applications.get(app.upper())
+            if application is None:
                 return None
-            revision = view.application_revisions[app]
-            kept = self._answers.get((app, form))
-            if kept is not None and kept[0] == revision:
-                return kept[1]
-            body = b"".join(self._join(app, instances.values(), form, depth=0))
-            if form.is_json:
-                body = b'{"application":' + body + b"}"
-            answer = EncodedAnswer([Piece([body.rstrip(b"\n")])], form.media)
-            self._keep((app, form), revision, answer)
+            answer: EncodedAnswer | None = application.kept.get(form)
+            if answer is None:
+                pieces = self._parts(application, form, depth=0)
+                if form.is_json:
+                    pieces = [_OPENING, *pieces, _CLOSING]
+                else:
+                    pieces[-1] = Piece([*pieces[-1].parts[:-1], pieces[-1].parts[-1].rstrip()])
+                answer = application.kept[form] = EncodedAnswer(pieces, form.media)
+                self._kept.append((application.kept, form))
+                if len(self._kept) > _KEPT_ANSWERS:
+                    kept, other = self._kept.popleft()
+                    kept.pop(other, None)
             return answer
 
     def instance(self, instance: Instance, last_renewal_ms: int, form: Form) -> bytes:
@@ -198,43 +214,49 @@ class Answers:
         """The instances of a VIP; an empty answer where there are none."""
         view = self._registry.view(self._namespace)
         with view.lock:
-            kept = self._answers.get((vip, secure, form))
-            if kept is not None and kept[0] == view.revision:
+            kept = self._vips.get((vip, secure, form))
+            if kept is not None and kept[0] == view.version:
                 return kept[1]
-            apps: dict[str, list[Instance]] = {}
-            counts: dict[InstanceStatus, int] = {}
-            for instance in view.by_vip(vip, secure=secure):
-                apps.setdefault(instance.app, []).append(instance)
-                counts[instance.status] = counts.get(instance.status, 0) + 1
-            joined = [self._join(app, found, form, 1) for app, found in apps.items()]
-            code = hash_code(counts.items())
-            answer = _wrapped([_in_list(joined, form)], "-1", code, form)
-            self._keep((vip, secure, form), view.revision, answer)
+            answer = self._listed(view.by_vip(vip, secure=secure), "-1", form)
+            if len(self._vips) >= _KEPT_ANSWERS:
+                self._vips.clear()
+            self._vips[vip, secure, form] = (view.version, answer)
             return answer
 
-    def _keep(self, name: Any, marker: Any, answer: EncodedAnswer) -> None:
-        if len(self._answers) >= _KEPT_ANSWERS:
-            self._answers.clear()
-        self._answers[name] = (marker, answer)
+    def _join(
+        self,
+        app: str,
+        instances: Iterable[Instance],
+        form: Form,
+        depth: int,
+        *,
+        opens: bool = True,
+        closes: bool = True,
+    ) -> list[bytes]:
+        """An application's parts, its instances' among them as they are kept.
 
-    def _join(self, app: str, instances: Iterable[Instance], form: Form, depth: int) -> list[bytes]:
-        """An application's parts, its instances' among them as they are kept."""
+        A portion of a large one ``opens`` it, ``closes`` it, or stands between.
+        """
         fragments = [self._fragment(instance, form, depth + 1) for instance in instances]
+        parts: list[bytes] = []
         if form.is_json:
-            parts = [b'{"name":' + codecs.to_json(app) + b',"instance":[']
+            if opens:
+                parts.append(b'{"name":' + codecs.to_json(app) + b',"instance":[')
             for fragment in fragments:
                 parts += (fragment, b",")
-            parts[-1] = b"]}"
+            if closes:
+                parts[-1] = b"]}"
             return parts
         indent = form is Form.XML
-        name = codecs.to_xml("name", app, depth + 1, indent=indent).encode()
         space = b"  " * depth if indent else b""
         end = b"\n" if indent else b""
-        return [
-            space + b"<application>" + end + name,
-            *fragments,
-            space + b"</application>" + end,
-        ]
+        if opens:
+            name = codecs.to_xml("name", app, depth + 1, indent=indent).encode()
+            parts.append(space + b"<application>" + end + name)
+        parts += fragments
+        if closes:
+            parts.append(space + b"</application>" + end)
+        return parts
 
     def _fragment(self, instance: Instance, form: Form, depth: int) -> bytes:
         variants = self._variants(instance)
@@ -265,25 +287,19 @@ class Answers:
         """What was encoded of an instance as it is now."""
         place = (instance.app, instance.id)
         kept = self._fragments.get(place)
-        if kept is None or kept[0] != instance.revision:
+        # A revision may come again, in another life of the store, with another content.
+        if kept is None or (kept[0] is not instance and kept[0] != instance):
             if len(self._fragments) >= self._most_fragments:
                 self._make_room()
-            kept = (instance.revision, {})
+            kept = (instance, {})
             self._fragments[place] = kept
         return kept[1]
-
-
-def _in_list(applications: list[list[bytes]], form: Form) -> Piece:
-    """Applications as they stand in a list: in JSON each with a comma before it."""
-    if form.is_json:
-        return Piece([part for parts in applications for part in (b",", *parts)])
-    return Piece([part for parts in applications for part in parts])
 
 
 def _wrapped(applications: list[Piece], version: str, code: str, form: Form) -> EncodedAnswer:
     opening, closing = _frame(version.encode(), code.encode(), form)
     first = [opening]
-    if form.is_json and applications and applications[0].parts:
+    if form.is_json and applications:
         # The first has no comma before it; what is before it changes with every answer anyway.
         first += applications[0].parts[1:]
         applications = applications[1:]

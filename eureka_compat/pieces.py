@@ -39,8 +39,7 @@ class Piece:
         """A sequence of deflate blocks that ends on a byte and needs nothing before it."""
         if self._deflated is None:
             raw = b"".join(self.parts)
-            compressor = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, _RAW_DEFLATE)
-            self._deflated = compressor.compress(raw) + compressor.flush(isal_zlib.Z_FULL_FLUSH)
+            self._deflated = _compressed(raw)
             self._crc = isal_zlib.crc32(raw)
             self._size = len(raw)
         return self._deflated
@@ -48,6 +47,11 @@ class Piece:
     def joined_to(self, crc: int, size: int) -> tuple[int, int]:
         """Checksum and size of what has these, with this piece after it; ``deflated`` first."""
         return isal_zlib.crc32_combine(crc, self._crc, self._size), size + self._size
+
+
+def _compressed(raw: bytes) -> bytes:
+    compressor = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, _RAW_DEFLATE)
+    return compressor.compress(raw) + compressor.flush(isal_zlib.Z_FULL_FLUSH)
 
 
 class EncodedAnswer:

@@ -10,6 +10,7 @@ from registry.errors import (
 )
 from registry.evictor import Evictor
 from registry.lease import Clock, SystemClock
+from registry.listing import Application, Listing
 from registry.model import (
     DEFAULT_DURATION_SECS,
     DEFAULT_NAMESPACE,
@@ -33,6 +34,7 @@ __all__ = [
     "DEFAULT_DURATION_SECS",
     "DEFAULT_NAMESPACE",
     "ActionType",
+    "Application",
     "Change",
     "Clock",
     "ConflictError",
@@ -43,6 +45,7 @@ __all__ = [
     "InstanceStatus",
     "InvalidIdentityError",
     "Lease",
+    "Listing",
     "Namespace",
     "QuotaError",
     "Registering",

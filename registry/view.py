@@ -8,10 +8,11 @@ accepted is in the next answer of every other. All reads of one answer happen wh
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
+from registry.listing import Listing
 from registry.model import (
     Change,
     Instance,
@@ -25,6 +26,8 @@ from registry.store import Commit, Store
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
+_LARGE_VIPS = 256
+_NOBODY: Mapping[str, Instance] = {}
 
 
 class View:
@@ -37,21 +40,23 @@ class View:
         self._store = store
         self._retention_ms = retention_ms
         self._loaded = False
+        self.version = 0
+        """Grows with every change that this process sees, and with each that it may have missed."""
         self._clear()
 
     def _clear(self) -> None:
         self.revision = Revision(0)
-        self.applications: dict[str, dict[str, Instance]] = {}
-        self.application_revisions: dict[str, Revision] = {}
+        self.listing = Listing()
+        self.applications = self.listing.applications
         self.overrides: dict[str, InstanceStatus] = {}
-        self.status_counts: Counter[InstanceStatus] = Counter()
         self.leased = 0
         self._ids: dict[str, dict[str, None]] = {}
         self._vips: dict[str, dict[InstanceKey, None]] = {}
         self._secure_vips: dict[str, dict[InstanceKey, None]] = {}
+        self._large_vips: dict[tuple[bool, str], Listing] = {}
         self._log: deque[Change] = deque()
-        self.recent_applications: dict[str, dict[str, Instance]] = {}
-        self.recent_revisions: dict[str, Revision] = {}
+        self.changed = Listing()
+        """What changed in the window, each as it is after its last change."""
 
     def sync(self) -> None:
         """Catch up with the store; ``StoreError`` (and an unchanged view) if it does not answer."""
@@ -101,6 +106,7 @@ class View:
             if listed is not None and listed.revision == change.revision:
                 change = change._replace(instance=listed)  # one copy of what is the same
             self._remember(change)
+        self.version += 1
         self.revision = snapshot.revision
         self._loaded = True
 
@@ -113,8 +119,6 @@ class View:
                 self._take_out(instance.key)
             else:
                 self._put(instance)
-            if instance.app in self.applications:
-                self.application_revisions[instance.app] = change.revision
         override = change.override
         if override is not None:
             if override.status is None:
@@ -122,17 +126,13 @@ class View:
             else:
                 self.overrides[override.id] = override.status
         self._remember(change)
+        self.version += 1
         self.revision = change.revision
 
     def _remember(self, change: Change) -> None:
         self._log.append(change)
-        instance = change.instance
-        if instance is not None:
-            instances = self.recent_applications.setdefault(instance.app, {})
-            # It stands once, at the place of its last change.
-            instances.pop(instance.id, None)
-            instances[instance.id] = instance
-            self.recent_revisions[instance.app] = change.revision
+        if change.instance is not None:
+            self.changed.put(change.instance)
 
     def forget(self, now_mono_ms: int, at_most: int) -> bool:
         """Let go of so many of the changes that are older than the window; whether some remain.
@@ -153,17 +153,12 @@ class View:
             instance = change.instance
             if instance is None:
                 continue
-            instances = self.recent_applications[instance.app]
-            if instances[instance.id].revision == change.revision:
-                del instances[instance.id]
-                if not instances:
-                    del self.recent_applications[instance.app]
-                    del self.recent_revisions[instance.app]
+            key = instance.key
+            if self.changed.applications[key.app][key.id].revision == change.revision:
+                self.changed.remove(key)
 
     def _put(self, instance: Instance) -> None:
-        app = instance.app
-        application = self.applications.setdefault(app, {})
-        before = application.get(instance.id)
+        before = self.applications.get(instance.app, _NOBODY).get(instance.id)
         if (
             before is not None
             and before.source == instance.source
@@ -171,42 +166,45 @@ class View:
             and before.secure_vip_address == instance.secure_vip_address
         ):
             # It stands in the same places as before.
-            if before.status is not instance.status:
-                self.status_counts[before.status] -= 1
-                self.status_counts[instance.status] += 1
-            application[instance.id] = instance
-            self.application_revisions[app] = max(
-                self.application_revisions[app], instance.revision
-            )
+            self.listing.put(instance)
+            for listing in self._large_vips_of(instance):
+                listing.put(instance)
             return
         key = instance.key
         if before is not None:
             self._take_out(key)
-            application = self.applications.setdefault(app, {})
-        application[key.id] = instance
-        newest = self.application_revisions.get(app, Revision(0))
-        self.application_revisions[app] = max(newest, instance.revision)
-        self.status_counts[instance.status] += 1
+        self.listing.put(instance)
         self.leased += instance.is_leased
         self._ids.setdefault(key.id, {})[key.app] = None
         for index, vips in self._vip_indexes(instance):
             for vip in vips:
                 index.setdefault(vip, {})[key] = None
+        for listing in self._large_vips_of(instance):
+            listing.put(instance)
 
     def _take_out(self, key: InstanceKey) -> None:
-        application = self.applications.get(key.app, {})
-        instance = application.pop(key.id, None)
+        instance = self.applications.get(key.app, _NOBODY).get(key.id)
         if instance is None:
             return
-        if not application:
-            del self.applications[key.app]
-            self.application_revisions.pop(key.app, None)
-        self.status_counts[instance.status] -= 1
+        self.listing.remove(key)
         self.leased -= instance.is_leased
         _discard(self._ids, key.id, key.app)
         for index, vips in self._vip_indexes(instance):
             for vip in vips:
                 _discard(index, vip, key)
+        for listing in self._large_vips_of(instance):
+            listing.remove(key)
+
+    def _large_vips_of(self, instance: Instance) -> list[Listing]:
+        """The listings that are kept of the VIPs that an instance names."""
+        if not self._large_vips:
+            return []
+        named = [
+            (index is self._secure_vips, vip)
+            for index, vips in self._vip_indexes(instance)
+            for vip in vips
+        ]
+        return [self._large_vips[name] for name in named if name in self._large_vips]
 
     def _vip_indexes(
         self, instance: Instance
@@ -229,14 +227,23 @@ class View:
             return self.applications[app][instance_id]
         return None
 
-    def by_vip(self, vip: str, *, secure: bool) -> list[Instance]:
+    def by_vip(self, vip: str, *, secure: bool) -> Listing:
         """The instances that name ``vip`` (one comma part, exact) as their (secure) VIP."""
-        index = self._secure_vips if secure else self._vips
-        return [self.applications[key.app][key.id] for key in index.get(vip, ())]
+        found = self._large_vips.get((secure, vip))
+        if found is None:
+            index = self._secure_vips if secure else self._vips
+            keys = index.get(vip, ())
+            found = Listing(self.applications[key.app][key.id] for key in keys)
+            if found.is_large:
+                # To list so many anew at each change would cost too much; it follows them.
+                if len(self._large_vips) >= _LARGE_VIPS:
+                    del self._large_vips[next(iter(self._large_vips))]
+                self._large_vips[secure, vip] = found
+        return found
 
     def size(self) -> int:
         """How many instances there are."""
-        return sum(map(len, self.applications.values()))
+        return self.listing.size
 
     def recent(self, now_mono_ms: int) -> list[Change]:
         """The changes inside the retention window, oldest first."""
@@ -260,9 +267,7 @@ class View:
     def recent_until(self, now_mono_ms: int) -> int | None:
         """The last instant at which the window holds what it holds now, if nothing else changes.
 
-        None where it is empty, and stays so. Afterwards ``recent_applications`` has the instances
-        that changed in the window, by application and id, each as it was after its last change, and
-        ``recent_revisions`` the last change of each of these applications.
+        None where it is empty, and stays so. Afterwards ``changed`` lists what is in it.
         """
         self._forget(now_mono_ms)
         return self._log[0].at_mono_ms + self._retention_ms if self._log else None

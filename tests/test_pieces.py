@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import gzip
 import json
+from unittest import mock
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eureka_compat import pieces
 from eureka_compat.answers import Answers, Form
 from eureka_compat.pieces import EncodedAnswer, Piece
-from registry import DEFAULT_NAMESPACE, Namespace, Registry, RegistrySettings, View
+from registry import (
+    DEFAULT_NAMESPACE,
+    Instance,
+    InstanceStatus,
+    Namespace,
+    Registry,
+    RegistrySettings,
+    View,
+    listing,
+)
 from registry.stores.memory import MemoryStore
 from registry.testing import ManualClock, sample_instance
 
@@ -30,27 +42,146 @@ def test_what_repeats_over_many_pieces_is_still_one_stream() -> None:
 
 @given(
     steps=st.lists(
-        st.tuples(st.integers(0, 12), st.integers(0, 40), st.booleans()), min_size=1, max_size=60
+        st.tuples(
+            st.integers(0, 5),
+            st.integers(0, 30),
+            st.sampled_from(["register", "another status", "another vip", "cancel", "miss"]),
+        ),
+        min_size=1,
+        max_size=80,
     ),
     form=st.sampled_from(list(Form)),
+    size=st.sampled_from([1, 2, 5, 64]),
 )
-def test_kept_pieces_always_make_the_answer_that_fresh_ones_make(
-    steps: list[tuple[int, int, bool]], form: Form
+def test_kept_answers_are_always_what_fresh_ones_are(
+    steps: list[tuple[int, int, str]], form: Form, size: int
 ) -> None:
-    """Whatever came and went between two answers, none shows what is no longer so."""
+    """Whatever came and went between two answers, none shows what is no longer so.
+
+    The answers are those of a worker that changes nothing itself, and now and then misses so much
+    that it loads everything anew.
+    """
+    store, clock = MemoryStore(), ManualClock()
+    here, elsewhere = (Registry(store, clock, RegistrySettings()) for _ in "ab")
+    with mock.patch.object(listing, "PORTION", size):
+        for registry in (here, elsewhere):
+            registry.start()
+        kept = Answers(here, DEFAULT_NAMESPACE)
+        for number, (app, instance, step) in enumerate(steps):
+            name, key = f"i{instance}", f"A{app}"
+            if step == "cancel":
+                elsewhere.cancel(key, name)
+            else:
+                vip = "other" if step == "another vip" else "all,web"
+                status = "DOWN" if step == "another status" else "UP"
+                elsewhere.register(
+                    sample_instance(
+                        key,
+                        name,
+                        last_dirty_ms=number,
+                        vip_address=vip,
+                        status=InstanceStatus(status),
+                    )
+                )
+            if step == "miss":
+                store.trim(DEFAULT_NAMESPACE, clock.mono_ms() + 1)
+            fresh = Answers(elsewhere, DEFAULT_NAMESPACE)
+            for got, expected in (
+                (kept.applications(form), fresh.applications(form)),
+                (kept.application(key, form), fresh.application(key, form)),
+                (kept.vip("all", form, secure=False), fresh.vip("all", form, secure=False)),
+            ):
+                if got is None or expected is None:
+                    assert got is expected
+                    continue
+                assert gzip.decompress(got.gzipped().body) == got.plain().body
+                assert _shown(got, form) == _shown(expected, form)
+
+
+def _shown(answer: EncodedAnswer, form: Form) -> tuple[str, list[str]]:
+    """What an answer says, but for its order: a load gives another one."""
+    body = answer.plain().body.decode()
+    if not form.is_json:
+        tree = ElementTree.fromstring(body)
+        shown = [
+            ElementTree.canonicalize(ElementTree.tostring(e, "unicode"), strip_text=True)
+            for e in tree.iter("instance")
+        ]
+        return tree.findtext("apps__hashcode", ""), sorted(shown)
+    document = json.loads(body)
+    root = document.get("applications", document)
+    applications = root["application"]
+    if isinstance(applications, dict):
+        applications = [applications]
+    shown = [json.dumps([a["name"], i]) for a in applications for i in a["instance"]]
+    return root.get("apps__hashcode", ""), sorted(shown)
+
+
+def test_a_worker_that_missed_a_cancellation_does_not_list_the_instance() -> None:
+    """Nor anything else that it kept: all the others were there before, at the same revisions."""
+    store, clock = MemoryStore(), ManualClock()
+    idle, busy = (Registry(store, clock, RegistrySettings()) for _ in "ab")
+    for registry in (idle, busy):
+        registry.start()
+    for number in (1, 2):
+        busy.register(sample_instance("WEB", f"web:{number}", vip_address="web"))
+    kept = Answers(idle, DEFAULT_NAMESPACE)
+
+    def shown() -> set[tuple[str, ...]]:
+        answers = [
+            kept.applications(Form.JSON),
+            kept.application("WEB", Form.JSON),
+            kept.vip("web", Form.JSON, secure=False),
+        ]
+        return {
+            tuple(name for name in ("web:1", "web:2") if name.encode() in each.plain().body)
+            for each in answers
+            if each is not None
+        }
+
+    assert shown() == {("web:1", "web:2")}
+    busy.cancel("WEB", "web:1")
+    store.trim(DEFAULT_NAMESPACE, clock.mono_ms() + 1)
+    assert shown() == {("web:2",)}
+
+
+@pytest.mark.parametrize("form", list(Form))
+@pytest.mark.parametrize("answer", ["apps", "application", "delta", "vip"])
+def test_a_change_in_a_large_application_costs_what_changed(
+    form: Form, answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of thousands of instances one is spelled anew, and the few portions that it touches."""
     registry = Registry(MemoryStore(), ManualClock(), RegistrySettings())
     registry.start()
-    kept = Answers(registry, DEFAULT_NAMESPACE)
-    for number, (app, instance, stays) in enumerate(steps):
-        name = f"i{instance}"
-        if stays:
-            registry.register(sample_instance(f"A{app}", name, last_dirty_ms=number))
-        else:
-            registry.cancel(f"A{app}", name)
-        got = kept.applications(form)
-        fresh = Answers(registry, DEFAULT_NAMESPACE).applications(form)
-        assert got.plain().body == fresh.plain().body
-        assert gzip.decompress(got.gzipped().body) == got.plain().body
+    for number in range(3000):
+        registry.register(sample_instance("BIG", f"i{number}", vip_address="big"))
+    answers = Answers(registry, DEFAULT_NAMESPACE)
+    wanted = {
+        "apps": answers.applications,
+        "application": lambda form: answers.application("BIG", form),
+        "delta": answers.delta,
+        "vip": lambda form: answers.vip("big", form, secure=False),
+    }[answer]
+    wanted(form).gzipped()
+    spelled: list[str] = []
+    compressed: list[int] = []
+    encode, compress = Answers._fragment, pieces._compressed
+
+    def spell(self: Answers, instance: Instance, form: Form, depth: int) -> bytes:
+        spelled.append(instance.id)
+        return encode(self, instance, form, depth)
+
+    def squeeze(raw: bytes) -> bytes:
+        compressed.append(len(raw))
+        return compress(raw)
+
+    monkeypatch.setattr(Answers, "_fragment", spell)
+    monkeypatch.setattr(pieces, "_compressed", squeeze)
+    registry.register(sample_instance("BIG", "i1500", vip_address="big", last_dirty_ms=5))
+    body = gzip.decompress(wanted(form).gzipped().body)
+    assert b"i1500" in body
+    assert len(spelled) <= 2 * listing.PORTION
+    assert sum(compressed) < len(body) // 5
 
 
 @given(
@@ -82,7 +213,7 @@ def test_a_delta_put_together_from_kept_pieces_is_what_it_would_be_anew(
         assert got.plain().body == fresh.plain().body
         assert gzip.decompress(got.gzipped().body) == got.plain().body
         window = {key for key, (at, _) in log.items() if at >= clock.mono - 180_000}
-        shown = registry.view().recent_applications
+        shown = registry.view().changed.applications
         assert {(a, i) for a, instances in shown.items() for i in instances} == window
 
 

@@ -510,8 +510,8 @@ def test_an_application_that_is_gone_leaves_nothing_in_the_view(world: World) ->
         world.registry.register(sample_instance(f"APP{number}", "i"))
         assert world.registry.cancel(f"APP{number}", "i")
     view = world.registry.view()
-    assert (view.applications, view.application_revisions, view.leased) == ({}, {}, 0)
-    assert not +view.status_counts
+    assert (view.applications, view.size(), view.leased) == ({}, 0, 0)
+    assert not +view.listing.counts
 
 
 @pytest.mark.parametrize("changed", [{}, {"vip_address": "other"}, {"status": S.DOWN}])
@@ -522,9 +522,10 @@ def test_an_instance_that_registers_again_is_indexed_as_it_is_now(
     world.registry.register(sample_instance(**changed))
     instance = sample_instance(**changed)
     view = world.registry.view()
-    assert [i.id for i in view.by_vip(instance.vip_address or "", secure=False)] == ["web:1"]
-    assert len(view.by_vip("web", secure=False)) == (instance.vip_address == "web")
-    assert +view.status_counts == {instance.status: 1}
+    named = view.by_vip(instance.vip_address or "", secure=False)
+    assert list(named.applications["WEB"]) == ["web:1"]
+    assert view.by_vip("web", secure=False).size == (instance.vip_address == "web")
+    assert +view.listing.counts == {instance.status: 1}
     assert (view.size(), view.leased) == (1, 1)
 
 
@@ -649,7 +650,7 @@ def test_whoever_applies_every_change_ends_with_the_whole(steps: list[Any]) -> N
         listed = {i.key: i for a in view.applications.values() for i in a.values()}
         assert follower == listed
         counts = Counter(i.status for i in listed.values())
-        assert {s: n for s, n in view.status_counts.items() if n} == counts
+        assert {s: n for s, n in view.listing.counts.items() if n} == counts
     fresh = Registry(registry.store, world.clock, RegistrySettings())
     fresh.start()
     assert fresh.view().applications == registry.view().applications
