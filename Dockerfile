@@ -5,7 +5,8 @@ RUN pip install --no-cache-dir --require-hashes -r requirements.lock
 COPY registry registry
 COPY eureka_compat eureka_compat
 COPY native_api native_api
-COPY access.py environment.py eventloop.py exchange.py gateway.py gunicorn.conf.py routes.py wsgi.py ./
+COPY catalogs catalogs
+COPY *.py ./
 RUN useradd --system --create-home eureka && mkdir /data && chown eureka /data
 USER eureka
 ENV STORE_URL=lmdb:/data

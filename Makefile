@@ -1,4 +1,4 @@
-.PHONY: run test check conformance conformance-compare oracle bench clean help
+.PHONY: run test check conformance conformance-compare oracle bench clean help check-settings
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
@@ -16,6 +16,9 @@ $(VENV)/dev: requirements-dev.lock $(VENV)/run
 
 run: $(VENV)/run ## serve on 0.0.0.0:8761 (PORT, HOST, WORKERS, STORE_URL)
 	@exec $(VENV)/bin/gunicorn wsgi:app
+
+check-settings: $(VENV)/run ## say what is wrong with settings, users, keys, catalogs and store, without serving
+	@$(VENV)/bin/python -m start
 
 test: $(VENV)/dev ## everything, real clients included
 	scripts/system-packages

@@ -8,10 +8,12 @@ reason, rather than ignored. Source: protocol section 10.
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import os
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -115,18 +117,33 @@ def _existing_file(text: str) -> Path:
     return path
 
 
-def _secret_in_file(text: str) -> str:
-    try:
-        return _existing_file(text).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        raise ValueError("a file that can be read") from None
+def _existing_path(text: str) -> Path:
+    path = Path(text)
+    if not text or not path.exists():
+        raise ValueError("a file, or a folder of files, that can be read")
+    return path
 
 
 def _networks(text: str) -> tuple[Network, ...]:
     try:
-        return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
+        return tuple(_network(part.strip()) for part in text.split(",") if part.strip())
     except ValueError:
         raise ValueError("addresses or networks, such as 10.0.0.0/8, parted by commas") from None
+
+
+def _network(text: str) -> Network:
+    """A network, of IPv4 as such where it is written in IPv6's way: peers are compared so."""
+    network = ipaddress.ip_network(text)
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped is None or network.prefixlen < 96:
+        return network
+    return ipaddress.IPv4Network((mapped, network.prefixlen - 96))
+
+
+def _words(text: str) -> str:
+    if not text.strip():
+        raise ValueError("a text that is not empty")
+    return text.strip()
 
 
 def _interval(text: str) -> int:
@@ -180,7 +197,9 @@ _NATIVE: dict[str, tuple[str, Callable[[str], Any]]] = {
 _ACCESS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "REGISTRY_AUTH": ("mode", _choice("none", "trusted", "jwt", "basic")),
     "REGISTRY_JWT_KEY": ("key", str),
-    "REGISTRY_JWT_KEY_FILE": ("key", _secret_in_file),
+    "REGISTRY_JWT_KEY_FILE": ("keys_path", _existing_path),
+    "REGISTRY_JWT_AUDIENCE": ("audience", _words),
+    "REGISTRY_JWT_ISSUER": ("issuer", _words),
     "REGISTRY_USERS_FILE": ("users_file", _existing_file),
     "REGISTRY_AUTH_READS": ("protect_reads", _boolean),
     "REGISTRY_AUTH_WRITES": ("protect_writes", _boolean),
@@ -192,6 +211,23 @@ _TLS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "TLS_KEY_FILE": ("key_file", _existing_file),
     "TLS_CLIENT_CA_FILE": ("client_ca_file", _existing_file),
 }
+# Settings of one mode of accounts, which mean nothing in another.
+_OF_MODE = {
+    "jwt": (
+        *("REGISTRY_JWT_KEY", "REGISTRY_JWT_KEY_FILE"),
+        *("REGISTRY_JWT_AUDIENCE", "REGISTRY_JWT_ISSUER"),
+    ),
+    "basic": ("REGISTRY_USERS_FILE",),
+}
+_OTHERS = (
+    *("HOST", "PORT", "SERVER_PORT", "WORKERS", "THREADS", "WORKER_CLASS", "STORE_URL"),
+    *("LEASE_EXPIRY", "LOG_LEVEL", "ACCESS_LOG", "REGISTRY_CATALOGS"),
+)
+# What Kubernetes sets in every Pod for a Service that happens to be called "registry".
+_SERVICE_LINK = re.compile(
+    r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_SIMILAR, _ALMOST = 0.8, 0.85
 # Never shown, not even where they are wrong.
 _SECRET = frozenset({"REGISTRY_JWT_KEY", "REGISTRY_CATALOGS"})
 _NO_CACHE = "answers always come from the current registry, so there is no cache to set"
@@ -273,10 +309,10 @@ def load(environ: Mapping[str, str]) -> Environment:
     if not native.min_ttl_secs <= native.default_ttl_secs <= native.max_ttl_secs:
         raise SettingError("expected REGISTRY_MIN_TTL <= REGISTRY_DEFAULT_TTL <= REGISTRY_MAX_TTL")
     access = AccessSettings(**table(_ACCESS))
-    if access.mode == "jwt" and not access.key:
-        raise SettingError("REGISTRY_AUTH=jwt: expected REGISTRY_JWT_KEY or REGISTRY_JWT_KEY_FILE")
-    if access.mode == "basic" and access.users_file is None:
-        raise SettingError("REGISTRY_AUTH=basic: expected REGISTRY_USERS_FILE")
+    _check_accounts(access, reduced)
+    if access.users_file is not None and shared:
+        folder = Path(store_url.removeprefix("lmdb:"))
+        access = replace(access, users_copy=folder / "users.last-good")
     tls = TlsSettings(**table(_TLS))
     if (tls.cert_file is None) != (tls.key_file is None):
         raise SettingError("expected TLS_CERT_FILE and TLS_KEY_FILE, both or neither")
@@ -311,18 +347,57 @@ def _reduced(name: str) -> str:
     return name
 
 
+def _check_accounts(access: AccessSettings, given: Mapping[str, Any]) -> None:
+    """Refuse what asks for accounts without switching them on: the server would be open."""
+    if access.mode == "jwt" and not access.key and access.keys_path is None:
+        raise SettingError("REGISTRY_AUTH=jwt: expected REGISTRY_JWT_KEY or REGISTRY_JWT_KEY_FILE")
+    if access.key and access.keys_path is not None:
+        raise SettingError("expected REGISTRY_JWT_KEY or REGISTRY_JWT_KEY_FILE, not both")
+    if access.mode == "basic" and access.users_file is None:
+        raise SettingError("REGISTRY_AUTH=basic: expected REGISTRY_USERS_FILE")
+    for mode, names in _OF_MODE.items():
+        for name in names:
+            if name in given and access.mode != mode:
+                raise SettingError(f"{name}: expected REGISTRY_AUTH={mode}, not {access.mode}")
+    for name in ("REGISTRY_AUTH_READS", "REGISTRY_AUTH_WRITES"):
+        if name in given and access.mode == "none":
+            raise SettingError(f"{name}: expected REGISTRY_AUTH=trusted, jwt or basic, not none")
+
+
 def _warnings(reduced: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:
+    """A line for each variable that was meant for this server, and has no effect on it.
+
+    ``SettingError`` where it looks like one that would close the server or encrypt its traffic: a
+    letter that is missing must not open it.
+    """
     found = []
+    known = {*_NATIVE, *_ACCESS, *_TLS, *_OTHERS}
     for name, (variable, _) in reduced.items():
-        known = name in _NATIVE or name in _ACCESS or name == "REGISTRY_CATALOGS"
-        if name.startswith("REGISTRY_") and not known:
-            found.append(f"{variable} has no effect here: it is not known")
-        if not name.startswith(("EUREKA_SERVER_", "EUREKA_INSTANCE_REGISTRY_")):
+        if name in known or _SERVICE_LINK.fullmatch(name):
             continue
-        if name in _REGISTRY_PROPERTIES or name in _EUREKA_PROPERTIES:
+        if name.startswith(("EUREKA_SERVER_", "EUREKA_INSTANCE_REGISTRY_")):
+            if name not in _REGISTRY_PROPERTIES and name not in _EUREKA_PROPERTIES:
+                found.append(f"{variable} has no effect here: {_reason(name)}")
             continue
-        reason = _WITHOUT_MEANING.get(name.removeprefix("EUREKA_SERVER_"), "it is not known")
-        if name == "EUREKA_INSTANCE_REGISTRY_EXPECTEDNUMBEROFCLIENTSSENDINGRENEWS":
-            reason = "the number comes from the registry itself"
-        found.append(f"{variable} has no effect here: {reason}")
+        is_ours = name.startswith(("REGISTRY_", "TLS_"))
+        near = difflib.get_close_matches(
+            name.upper(), sorted(known), n=1, cutoff=_SIMILAR if is_ours else _ALMOST
+        )
+        if is_ours and near and near[0] in (*_ACCESS, *_TLS):
+            raise SettingError(f"{variable} is not known: expected {near[0]}, or nothing")
+        if is_ours or near:
+            meant = f"; is {near[0]} meant?" if near else ""
+            found.append(f"{variable} has no effect here: it is not known{meant}")
     return tuple(found)
+
+
+def _reason(name: str) -> str:
+    """Why a property of Spring's has no effect here."""
+    if name == "EUREKA_INSTANCE_REGISTRY_EXPECTEDNUMBEROFCLIENTSSENDINGRENEWS":
+        return "the number comes from the registry itself"
+    short = name.removeprefix("EUREKA_SERVER_")
+    if short in _WITHOUT_MEANING:
+        return _WITHOUT_MEANING[short]
+    known = [*_REGISTRY_PROPERTIES, *_EUREKA_PROPERTIES]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.9)
+    return f"it is not known; is {near[0]} meant?" if near else "it is not known"

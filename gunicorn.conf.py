@@ -3,7 +3,6 @@
 import gc
 import logging
 import os
-import re
 import ssl
 import sys
 
@@ -14,12 +13,15 @@ from gunicorn.glogging import Logger
 import eventloop  # noqa: F401
 import gateway  # noqa: F401
 import routes  # noqa: F401
-from environment import SettingError, load
+import start
+from environment import SettingError
+from shown import masked
 
 try:
-    _environment = load(os.environ)
+    _environment = start.check(os.environ)
 except SettingError as error:
     sys.exit(f"cannot start: {error}")
+_more_files = start.raise_file_limit()
 
 _host = f"[{_environment.host}]" if ":" in _environment.host else _environment.host
 bind = f"{_host}:{_environment.port}"
@@ -29,7 +31,7 @@ threads = _environment.threads
 loglevel = _environment.log_level
 backlog = 2048
 # Watches hold their connections, at a few kilobytes each.
-worker_connections = 20_000
+worker_connections = start.most_connections()
 certfile = str(_environment.tls.cert_file or "") or None
 keyfile = str(_environment.tls.key_file or "") or None
 ca_certs = str(_environment.tls.client_ca_file or "") or None
@@ -48,32 +50,29 @@ control_socket_disable = True
 # Ids may hold %2F and be long; real request lines stay far below.
 limit_request_line = 8190
 
-_TOKEN = re.compile(r"(/eureka/(?:v2/)?n/)[^/? ]+")
-
 
 class QuietLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
-    """Gunicorn's log, but for the tokens that stand in paths."""
+    """Gunicorn's log, but for the secrets that stand in requests."""
 
     def atoms(self, resp, req, environ, request_time):  # type: ignore[no-untyped-def]
         """What an access line is made of."""
         atoms = super().atoms(resp, req, environ, request_time)
         for name in ("r", "U", "f"):
             if isinstance(atoms.get(name), str):
-                atoms[name] = _without_token(atoms[name])
+                atoms[name] = masked(atoms[name])
         return atoms
 
     def debug(self, msg, *args, **kwargs):  # type: ignore[no-untyped-def]
         """A line that may name a request's path, as gunicorn's own hook before each request."""
         if self.error_log.isEnabledFor(logging.DEBUG):
-            super().debug("%s", _without_token(msg % args if args else msg), **kwargs)
-
-
-def _without_token(text: str) -> str:
-    return _TOKEN.sub(r"\1…", text)
+            super().debug("%s", masked(msg % args if args else msg), **kwargs)
 
 
 logger_class = QuietLogger
-_format = {"format": "%(asctime)s %(levelname)s %(name)s [%(process)d] %(message)s"}
+_format = {
+    "()": "shown.LineFormatter",
+    "fmt": "%(asctime)s %(levelname)s %(name)s [%(process)d]%(caller)s %(message)s",
+}
 logconfig_dict = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -103,6 +102,7 @@ def post_worker_init(worker):  # type: ignore[no-untyped-def]  # gunicorn's hook
     Hardly anything here is in a cycle, while a look through a large registry holds every request
     up. So does a thread that is given five milliseconds at a time, as they are by default.
     """
+    start.served()
     sys.setswitchinterval(0.001)
     gc.collect()
     gc.freeze()
@@ -114,7 +114,36 @@ def pre_fork(server, worker):  # type: ignore[no-untyped-def]  # gunicorn's hook
     gc.freeze()
 
 
+def on_starting(server):  # type: ignore[no-untyped-def]  # gunicorn's hook
+    """Refuse what the command line says and the store cannot have; let no reload break anything."""
+    try:
+        start.check_command_line(server.cfg, os.environ)
+    except SettingError as error:
+        sys.exit(f"cannot start: {error}")
+    hang_up = server.handle_hup
+
+    def reload() -> None:
+        try:
+            start.check(os.environ)
+        except SettingError as error:
+            server.log.error("not reloaded, all stays as it is: %s", error)
+        else:
+            hang_up()
+
+    # gunicorn would end itself for a setting that is wrong, and its workers one after another.
+    server.handle_hup = reload
+    if not start.is_shared(_environment):
+        server.handle_ttin = lambda: server.log.warning("this store takes one worker")
+
+
 def when_ready(server):  # type: ignore[no-untyped-def]  # gunicorn's hook
     """Name each setting of the operator's that changes nothing here."""
+    if _more_files:
+        server.log.info(_more_files)
+    if worker_connections < start.MOST_CONNECTIONS:
+        server.log.warning(
+            "a worker takes %d connections at most: it may not open more files (ulimit -n)",
+            worker_connections,
+        )
     for warning in _environment.warnings:
         server.log.warning(warning)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import sys
 from dataclasses import asdict
 
 from flask import Flask, Response, jsonify
@@ -21,13 +20,15 @@ from environment import Environment, SettingError, load
 from gateway import Gateway
 from registry import Evictor, Registry, StoreError, SystemClock, open_store
 from routes import blueprint
+from start import give_up
 
 log = logging.getLogger("server")
 
 
 def create_app(environment: Environment) -> Flask:
     """The whole server in this process: loaded, evicting, ready to answer."""
-    access = Access(environment.access)
+    access = Access(environment.access, threads=environment.threads)
+    access.start()
     store = open_store(environment.store_url)
     registry = Registry(store, SystemClock(), environment.registry)
     registry.start()
@@ -37,6 +38,7 @@ def create_app(environment: Environment) -> Flask:
     evictor.start()
 
     def stop() -> None:
+        access.stop()
         runner.stop()
         evictor.stop()
         store.close()
@@ -105,7 +107,7 @@ def _start() -> Flask:
     try:
         return create_app(load(os.environ))
     except (SettingError, StoreError, ValueError) as error:
-        sys.exit(f"cannot start: {error}")
+        give_up(error)
 
 
 app = _start()

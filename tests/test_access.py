@@ -33,9 +33,12 @@ QUICK_HASH = "pbkdf2:sha256:1"
 
 
 def client_of(**settings: Any) -> FlaskClient:
+    return client_with(Access(AccessSettings(**settings)))
+
+
+def client_with(access: Access) -> FlaskClient:
     registry = Registry(MemoryStore(), ManualClock(), RegistrySettings(self_preservation=False))
     registry.start()
-    access = Access(AccessSettings(**settings))
     app = Flask(__name__, static_folder=None)
     app.register_blueprint(
         blueprint(Gateway(registry, EurekaSettings(), NativeSettings(), access), 8)
@@ -219,16 +222,44 @@ def test_users_have_their_namespace(users: Path) -> None:
 
 
 def test_a_changed_users_file_counts_and_a_broken_one_does_not(
-    users: Path, monkeypatch: pytest.MonkeyPatch
+    users: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client = client_of(mode="basic", users_file=users)
-    monkeypatch.setattr("access._REREAD_SECS", 0.0)
+    access = Access(AccessSettings(mode="basic", users_file=users))
+    client = client_with(access)
     assert apps(client, basic("ann", "secret")) == []
     users.write_text(f"ann red user {generate_password_hash('changed', QUICK_HASH)}\n")
+    access.refresh()
     assert client.get("/eureka/apps", headers=basic("ann", "secret")).status_code == 401
     assert apps(client, basic("ann", "changed")) == []
-    users.write_text("broken")
+    users.write_text("# a remark\nann red user\n")
+    caplog.clear()
+    access.refresh()
+    access.refresh()
     assert apps(client, basic("ann", "changed")) == []
+    # At once and once, whether or not anybody asks for anything.
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [
+        f"the users file {users} cannot be used, what was last good stays in force:"
+        " line 2: expected NAME NAMESPACE user|admin HASH"
+    ]
+
+
+def test_the_last_good_users_stay_in_force_after_a_restart(users: Path, tmp_path: Path) -> None:
+    settings = AccessSettings(mode="basic", users_file=users, users_copy=tmp_path / "s" / "copy")
+    Access(settings)
+    assert (tmp_path / "s" / "copy").stat().st_mode & 0o777 == 0o600
+    users.write_text("broken")
+    assert apps(client_with(Access(settings)), basic("ann", "secret")) == []
+    # A file that was taken away was meant to be, and a copy of another file is another's.
+    users.unlink()
+    with pytest.raises(AccessError, match="No such file"):
+        Access(settings)
+    (tmp_path / "others").write_text("broken")
+    with pytest.raises(AccessError, match="line 1"):
+        Access(
+            AccessSettings(
+                mode="basic", users_file=tmp_path / "others", users_copy=settings.users_copy
+            )
+        )
 
 
 @pytest.mark.parametrize(

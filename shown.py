@@ -1,0 +1,94 @@
+"""What may be shown: URLs without their secrets, and text from outside that stays on its line.
+
+The one place for both, for the server and for the sidecar alike; needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from contextvars import ContextVar
+from urllib.parse import urlsplit
+
+_USER = re.compile(r"(?<=://)[^/?#\s\"'<>]*@")
+# A token stands in the path of clients that can send no header; an application may be called "n".
+_PATH_TOKEN = re.compile(r"(?<!/apps)(/n/)[^/?#\s\"'<>]+")
+_QUERY_SECRET = re.compile(
+    r"""([?&;][^=&\s"']*?
+    (?:token|passw(?:or)?d|passwd|pwd|secret|credential|api[_-]?key|access[_-]?key|sig(?:nature)?)
+    [^=&\s"']*=|[?&;](?:key|auth|jwt|pass)=)[^&\#\s"'<>]+""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_HEADER_SECRET = re.compile(r"\b(Basic|Bearer)\s+[A-Za-z0-9+/=._~-]{6,}", re.IGNORECASE)
+# Controls, what else ends a line, what turns the direction of writing, and halves of characters.
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+caller: ContextVar[str] = ContextVar("caller", default="")
+"""Who asks for what this thread does, as a line of the log names it; empty where nobody does."""
+
+
+def masked(text: str) -> str:
+    """Any text, its URLs without accounts, tokens in paths and secrets in queries."""
+    if "://" in text:
+        text = _USER.sub("…@", text)
+    if "/n/" in text:
+        text = _PATH_TOKEN.sub(r"\1…", text)
+    if "=" in text:
+        text = _QUERY_SECRET.sub(r"\1…", text)
+    return _HEADER_SECRET.sub(r"\1 …", text)
+
+
+def masked_url(url: str) -> str:
+    """A URL without its account, the tokens in its path, its query and its fragment.
+
+    Of one that is not well formed hardly anything is shown: what looks like a path may be the rest
+    of a password.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return "…"
+    if not parts.hostname or "@" in parts.path or (port is None and parts.netloc.endswith(":")):
+        return f"{parts.scheme}://…" if parts.netloc else "…"
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    place = host if port is None else f"{host}:{port}"
+    return escaped(masked(f"{parts.scheme}://{place}{parts.path}"))
+
+
+def escaped(text: str) -> str:
+    """Text from outside as a part of one line, which it can neither end nor colour."""
+    return _UNSAFE.sub(_spelled_out, text)
+
+
+def _spelled_out(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    short = {9: "\\t", 10: "\\n", 13: "\\r"}.get(code)
+    return short or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
+
+
+class LineFormatter(logging.Formatter):
+    """One line for each record, masked and escaped, with who asked; a traceback is set in."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as it is written."""
+        record.caller = f" [{caller.get()}]" if caller.get() else ""
+        return super().format(record)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        """The line itself."""
+        return escaped(masked(super().formatMessage(record)))
+
+    def formatException(self, ei: object) -> str:  # noqa: N802  # logging's name
+        """A traceback, each line set in, so that none can be taken for a record's own."""
+        return _set_in(super().formatException(ei))  # type: ignore[arg-type]  # logging's triple
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802  # logging's name
+        """A stack, set in as a traceback is."""
+        return _set_in(super().formatStack(stack_info))
+
+
+def _set_in(text: str) -> str:
+    return "\n".join(f"    {escaped(masked(line))}" for line in text.split("\n"))

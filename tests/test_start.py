@@ -1,0 +1,350 @@
+"""Starting for real: what cannot serve says so in one line and ends, and what serves has room."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import importlib.metadata
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from werkzeug.security import generate_password_hash
+
+from conformance.programs import free_port
+from tests.servers import ROOT, RegistryServer, wait_until
+
+WORKER_CLASSES = ["eventloop.EventLoopWorker", "gthread"]
+QUICK_HASH = "pbkdf2:sha256:1"
+
+
+def outcome(
+    folder: Path, env: Mapping[str, str], *arguments: str, port: int | None = None
+) -> tuple[int, list[str], int]:
+    """A server that is expected not to start: its exit code, what it says, and its port."""
+    port = port or free_port()
+    base = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "HOST": "127.0.0.1",
+        "PORT": str(port),
+        "WORKERS": "2",
+        "STORE_URL": f"lmdb:{folder / 'store'}",
+    }
+    ended = subprocess.run(
+        [sys.executable, "-m", "gunicorn", "wsgi:app", *arguments],
+        cwd=ROOT,
+        env=base | dict(env),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return ended.returncode, ended.stderr.splitlines(), port
+
+
+def _broken_users(folder: Path) -> dict[str, str]:
+    (folder / "users").write_text("ann red user\n")
+    return {"REGISTRY_AUTH": "basic", "REGISTRY_USERS_FILE": str(folder / "users")}
+
+
+def _unknown_hash(folder: Path) -> dict[str, str]:
+    (folder / "users").write_text("ann red user md5$salt$0123\n")
+    return {"REGISTRY_AUTH": "basic", "REGISTRY_USERS_FILE": str(folder / "users")}
+
+
+def _garbage_key(folder: Path) -> dict[str, str]:
+    (folder / "key.pem").write_text("-----BEGIN PUBLIC KEY-----\nno\n-----END PUBLIC KEY-----\n")
+    return {"REGISTRY_AUTH": "jwt", "REGISTRY_JWT_KEY_FILE": str(folder / "key.pem")}
+
+
+def _certificate_of_another_key(folder: Path) -> dict[str, str]:
+    for name in ("one", "other"):
+        subprocess.run(
+            [
+                *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x"),
+                *("-keyout", f"{name}.key", "-out", f"{name}.pem", "-days", "2"),
+            ],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+        )
+    return {"TLS_CERT_FILE": str(folder / "one.pem"), "TLS_KEY_FILE": str(folder / "other.key")}
+
+
+def _garbage_certificate(folder: Path) -> dict[str, str]:
+    (folder / "x.pem").write_text("no certificate")
+    return {"TLS_CERT_FILE": str(folder / "x.pem"), "TLS_KEY_FILE": str(folder / "x.pem")}
+
+
+def _impossible_store(folder: Path) -> dict[str, str]:
+    return {"STORE_URL": "lmdb:/proc/nowhere"}
+
+
+def _file_as_store(folder: Path) -> dict[str, str]:
+    (folder / "file").write_text("x")
+    return {"STORE_URL": f"lmdb:{folder / 'file'}"}
+
+
+def _damaged_store(folder: Path) -> dict[str, str]:
+    (folder / "store").mkdir()
+    (folder / "store" / "data.mdb").write_bytes(b"garbage" * 4096)
+    return {}
+
+
+REASONS: list[tuple[Callable[[Path], dict[str, str]], str]] = [
+    (lambda _: {"REGISTRY_AUTH": "jwt", "REGISTRY_JWT_KEY": "short"}, "at least 32 characters"),
+    (lambda _: {"REGISTRY_AUTH": "jwt"}, "REGISTRY_JWT_KEY"),
+    (_broken_users, "line 1: expected NAME NAMESPACE user|admin HASH"),
+    (_unknown_hash, "line 1: a password hash of an unknown method"),
+    (_garbage_key, "key.pem"),
+    (_certificate_of_another_key, "they do not belong to each other"),
+    (_garbage_certificate, "TLS_CERT_FILE"),
+    (_impossible_store, "/proc/nowhere"),
+    (_file_as_store, "file"),
+    (_damaged_store, "store"),
+    (lambda _: {"STORE_URL": "memory:", "WORKERS": "2"}, "WORKERS=2: expected 1"),
+    (lambda _: {"REGISTRY_CATALOGS": "[{kind: nothing}]"}, "REGISTRY_CATALOGS"),
+    (lambda _: {"WORKER_CLASS": "nonsense"}, "WORKER_CLASS='nonsense'"),
+    (lambda _: {"REGISTRY_AUHT": "basic"}, "REGISTRY_AUHT is not known: expected REGISTRY_AUTH"),
+]
+
+
+# Both workers run the same code before any is forked: a few under the other stand for all.
+STARTS = [(WORKER_CLASSES[0], *each) for each in REASONS]
+STARTS += [(WORKER_CLASSES[1], *each) for each in REASONS[::4]]
+
+
+@pytest.mark.parametrize(("worker_class", "spoil", "told"), STARTS, ids=range(len(STARTS)))
+def test_a_start_that_cannot_succeed_is_one_line_and_an_end(
+    tmp_path: Path, worker_class: str, spoil: Callable[[Path], dict[str, str]], told: str
+) -> None:
+    env = {"WORKER_CLASS": worker_class} | spoil(tmp_path)
+    code, lines, port = outcome(tmp_path, env)
+    reasons = [line for line in lines if "cannot start" in line]
+    assert code not in (0, None), lines
+    assert len(reasons) == 1, lines
+    assert told in reasons[0]
+    assert not any("Traceback" in line for line in lines), lines
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=1)
+
+
+def test_a_port_that_is_taken_is_one_line_and_an_end(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, lines, _ = outcome(tmp_path, {}, port=port)
+    told = [line for line in lines if "cannot start" in line]
+    assert code == 1
+    assert told == [
+        f"cannot start: HOST=127.0.0.1 PORT={port}: cannot listen there: Address already in use"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(["-w", "3"], "3 workers: expected 1"), (["--preload"], "--preload")],
+)
+def test_the_command_line_cannot_ask_for_what_the_store_forbids(
+    tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    code, lines, _ = outcome(tmp_path, {"STORE_URL": "memory:", "WORKERS": "1"}, *arguments)
+    assert code == 1
+    assert [line for line in lines if "cannot start" in line and told in line], lines
+
+
+@pytest.mark.parametrize("worker_class", WORKER_CLASSES)
+def test_what_only_a_worker_finds_out_is_told_once_and_ends_the_server(
+    tmp_path: Path, worker_class: str
+) -> None:
+    # What was read before the workers were forked is not read again in time to see this.
+    spoiling = tmp_path / "sitecustomize.py"
+    spoiling.write_text(
+        "import registry.registry as r\n"
+        "from registry import StoreError\n"
+        "def start(self): raise StoreError('the store went away')\n"
+        "r.Registry.start = start\n"
+    )
+    env = {"WORKER_CLASS": worker_class, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    code, lines, _ = outcome(tmp_path, env)
+    assert code == 3
+    assert [line for line in lines if "cannot start" in line] == [
+        "cannot start: the store went away"
+    ]
+
+
+def test_a_worker_that_cannot_start_later_is_tried_again_without_haste(tmp_path: Path) -> None:
+    flag = tmp_path / "broken"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, registry.registry as r\n"
+        "from registry import StoreError\n"
+        "genuine = r.Registry.start\n"
+        "def start(self):\n"
+        f"    if os.path.exists({str(flag)!r}): raise StoreError('the store went away')\n"
+        "    genuine(self)\n"
+        "r.Registry.start = start\n"
+    )
+    env = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    with RegistryServer(tmp_path, workers=1, env=env) as server:
+        flag.touch()
+        began = time.monotonic()
+        os.kill(server.worker_pids()[0], signal.SIGKILL)
+        told = "cannot start a worker, tried again: the store went away"
+        wait_until(lambda: server.log().count(told) >= 3, 60, "three tries")
+        assert time.monotonic() - began >= 2.0  # a second lies between two of them
+        flag.unlink()
+        wait_until(lambda: server.send("GET", "/health/ready").status == 200, 60, "readiness")
+
+
+def test_a_reload_with_settings_that_are_wrong_changes_nothing(
+    tmp_path: Path, certificates: Path
+) -> None:
+    for name in ("server.pem", "server.key"):
+        shutil.copy(certificates / name, tmp_path / name)
+    users = tmp_path / "users"
+    users.write_text(f"ann red user {generate_password_hash('secret', QUICK_HASH)}\n")
+    catalogs = tmp_path / "catalogs.yaml"
+    catalogs.write_text("[]")
+    env = {"REGISTRY_CATALOGS": str(catalogs)}
+    with RegistryServer(tmp_path, workers=1, env=env) as server:
+        before = server.worker_pids()
+        catalogs.write_text("[{kind: nothing}]")
+        server._process.send_signal(signal.SIGHUP)  # type: ignore[union-attr]
+        wait_until(lambda: "not reloaded, all stays as it is" in server.log(), 30)
+        assert "REGISTRY_CATALOGS" in server.log()
+        assert server.worker_pids() == before
+        assert server.send("GET", "/health/ready").status == 200
+        catalogs.write_text("[]")
+        server._process.send_signal(signal.SIGHUP)  # type: ignore[union-attr]
+        wait_until(lambda: server.worker_pids() and before[0] not in server.worker_pids(), 30)
+        wait_until(lambda: server.send("GET", "/health/ready").status == 200, 30)
+
+
+def test_as_many_files_as_may_be_are_opened_and_no_more_connections_than_that(
+    tmp_path: Path,
+) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    script = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (400, 1000));"
+        "import start; print(start.raise_file_limit()); print(start.most_connections());"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE)); print(start.raise_file_limit())"
+    )
+    assert hard >= 1000
+    told = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert told == ["each process may open 1000 files now, not 400", "800", "(1000, 1000)", ""]
+
+
+def test_settings_are_checked_without_serving(tmp_path: Path) -> None:
+    env = {
+        "PATH": os.environ["PATH"],
+        "STORE_URL": f"lmdb:{tmp_path / 'store'}",
+        "ACCES_LOG": "true",
+    }
+    command = [sys.executable, "-m", "start"]
+    good = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert good.returncode == 0
+    assert good.stdout.startswith("it would serve on 0.0.0.0:8761")
+    assert "ACCES_LOG has no effect here: it is not known; is ACCESS_LOG meant?" in good.stderr
+    wrong = subprocess.run(
+        command, cwd=ROOT, env=env | _broken_users(tmp_path), capture_output=True, text=True
+    )
+    assert wrong.returncode == 1
+    assert wrong.stderr.count("\n") == 1
+    assert "line 1" in wrong.stderr
+
+
+# The image
+
+
+def _instructions() -> list[tuple[str, str]]:
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    parted = (line.partition(" ") for line in text.splitlines() if line.strip())
+    return [(word, rest.strip()) for word, _, rest in parted]
+
+
+def test_the_image_starts_with_what_is_copied_into_it(tmp_path: Path) -> None:
+    """What the Dockerfile says, in empty folders: COPY, ENV and CMD."""
+    app, data = tmp_path / "app", tmp_path / "data"
+    app.mkdir()
+    data.mkdir()
+    port = free_port()
+    env = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PORT": str(port)}
+    command: list[str] = []
+    for word, rest in _instructions():
+        if word == "COPY":
+            *sources, target = rest.split()
+            for pattern in sources:
+                found = fnmatch.filter(os.listdir(ROOT), pattern)
+                assert found, f"nothing to copy for {pattern}"
+                for name in found:
+                    if (ROOT / name).is_dir():
+                        shutil.copytree(ROOT / name, app / target)
+                    else:
+                        shutil.copy(ROOT / name, app / target)
+        elif word == "ENV":
+            name, _, value = rest.partition("=")
+            env[name] = value.replace("/data", str(data))
+        elif word == "CMD":
+            command = ast.literal_eval(rest)
+    assert command
+    log = (tmp_path / "log").open("wb")
+    process = subprocess.Popen(
+        command, cwd=app, env=env, stdout=log, stderr=log, start_new_session=True
+    )
+    server = RegistryServer(tmp_path)
+    server.port = port
+    try:
+
+        def is_ready() -> bool:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            try:
+                return server.send("GET", "/health/ready").status == 200
+            except OSError:
+                return False
+
+        wait_until(is_ready, 60, "readiness")
+        assert server.register("SHOP", "shop:1") == 204
+        assert server.send("GET", "/api/v1/docs").status == 200
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_the_image_installs_all_that_is_imported() -> None:
+    """Each package that the copied modules import is in the lock that the image installs."""
+    locked = {
+        re.split(r"[=\[ ]", line)[0].lower().replace("_", "-")
+        for line in (ROOT / "requirements.lock").read_text().splitlines()
+        if "==" in line
+    }
+    owners = importlib.metadata.packages_distributions()
+    copied = [rest.split()[0] for word, rest in _instructions() if word == "COPY"]
+    files = [f for name in copied for f in (ROOT / name).rglob("*.py")] + list(ROOT.glob("*.py"))
+    missing = set()
+    for file in files:
+        if file.name == "testing.py":  # for tests alone
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module]
+            for name in names:
+                top = name.partition(".")[0]
+                if top in sys.stdlib_module_names or (ROOT / top).exists():
+                    continue
+                if (ROOT / f"{top}.py").exists():
+                    continue
+                distributions = {d.lower().replace("_", "-") for d in owners.get(top, ["?"])}
+                if not distributions & locked:
+                    missing.add((file.name, top))
+    assert missing == set()
