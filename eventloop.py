@@ -658,7 +658,7 @@ class _Connection(asyncio.Protocol):
         worker = self.worker
         self._current = None
         if not worker.keeps_alive:
-            self.write(worker.head_of(answer, False, "1.1") + answer.body)
+            self.write(worker.head_of(answer, False, "1.1") + answer.whole_body())
             self._close()
             return
         self._reply(answer)
@@ -1149,13 +1149,15 @@ class _Connection(asyncio.Protocol):
 
     def _send(self, message: _Message, answer: Answer) -> None:
         worker = self.worker
-        body = answer.body
+        body, parts, length = answer.body, answer.parts, answer.length
         status = answer.status
         keeps = message.keeps and worker.keeps_alive
         head = worker.head_of(answer, keeps, message.version)
         if status in _BODILESS or message.method == "HEAD":
-            body = b""
-        if len(body) > _JOINED_BODY:
+            body, parts, length = b"", (), 0
+        if parts:
+            self.write_parts((head, *parts))
+        elif len(body) > _JOINED_BODY:
             self.write_parts((head, body))
         elif message.is_alone and keeps and not self._pending:
             self._pending = head + body
@@ -1163,7 +1165,7 @@ class _Connection(asyncio.Protocol):
         else:
             self.write(head + body)
         if message.started is not None:
-            worker.report(self, message, status, answer, len(body))
+            worker.report(self, message, status, answer, length)
         if not keeps:
             self._close()
         elif not self._is_paused:
@@ -1545,9 +1547,11 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
         known.has_lane = known.lane is not None
         return known.lane
 
-    def whole(self, answer: Answer) -> bytes | tuple[bytes, bytes]:
-        """An answer as it is sent on a kept connection; in two parts where it is long."""
+    def whole(self, answer: Answer) -> bytes | tuple[bytes, ...]:
+        """An answer as it is sent on a kept connection; in parts where it is long."""
         head = self.head_of(answer, True, "1.1")
+        if answer.parts:
+            return (head, *answer.parts)
         body = b"" if answer.status in _BODILESS else answer.body
         return (head, body) if len(body) > _JOINED_BODY else head + body
 
@@ -1555,7 +1559,7 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
         """The head of an answer, which many have in common."""
         headers = answer.headers
         extra = tuple(headers.items()) if headers else ()
-        key = (answer.status, answer.content_type, len(answer.body), keeps, version, extra)
+        key = (answer.status, answer.content_type, answer.length, keeps, version, extra)
         head = self.heads.get(key)
         if head is None:
             if len(self.heads) >= _MAX_CACHED:

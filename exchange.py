@@ -7,7 +7,7 @@ them is changed once made; they are not frozen because making one would cost thr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,7 +18,8 @@ class Request:
 
     ``read_body`` reads at most the given number of bytes and raises ``BodyTooLargeError`` beyond.
     ``scheme`` and ``peer`` are those of the connection itself, whatever a proxy tells; ``base`` is
-    the path that the whole application is mounted at.
+    the path that the whole application is mounted at. ``is_quick`` says that the answer is awaited
+    in the event loop, where nothing may take long.
     """
 
     method: str
@@ -29,18 +30,33 @@ class Request:
     scheme: str = "http"
     peer: str = ""
     base: str = ""
+    is_quick: bool = False
 
 
 @dataclass(slots=True)
 class Answer:
-    """A status with a body (often none)."""
+    """A status with a body (often none).
+
+    A long body may come as ``parts`` that follow each other, with ``body`` empty: parts that many
+    answers have in common are copied for none of them.
+    """
 
     status: int
     body: bytes = b""
     content_type: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    parts: Sequence[bytes] = ()
     sent: Any = field(default=None, compare=False, repr=False)
     """What the event loop keeps with an answer that is given often: how it was sent."""
+
+    @property
+    def length(self) -> int:
+        """How many bytes the body has."""
+        return sum(map(len, self.parts)) if self.parts else len(self.body)
+
+    def whole_body(self) -> bytes:
+        """The body in one piece."""
+        return b"".join(self.parts) if self.parts else self.body
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,7 @@ def _request() -> Request:
 
 
 def _response(answer: Answer) -> Response:
-    response = Response(answer.body, answer.status, dict(answer.headers))
+    response = Response(answer.parts or answer.body, answer.status, dict(answer.headers))
     if answer.content_type is None:
         del response.headers["Content-Type"]
     else:

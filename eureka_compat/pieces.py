@@ -7,7 +7,7 @@ application among a thousand costs the compression of that one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from isal import isal_zlib
 
@@ -19,30 +19,44 @@ _LEVEL = 1
 _RAW_DEFLATE = -15
 _HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 _GZIP = {"Content-Encoding": "gzip"}
+# What is longer is not copied together.
+_LONG = 1024 * 1024
 _END = b"\x03\x00"  # an empty last block
 
 
 class Piece:
-    """Some bytes of a body; their compressed form and checksum are made once.
+    """Some bytes of a body; the whole, the compressed form and the checksum are made once.
 
-    The bytes stay in the parts that they came in: what every list shows is kept once.
+    The bytes stay in the parts that they came in: what every list shows is kept once, and copied
+    only where somebody takes no compressed form.
     """
 
-    __slots__ = ("_crc", "_deflated", "_size", "parts")
+    __slots__ = ("_crc", "_deflated", "_raw", "_size", "parts")
 
     def __init__(self, parts: Sequence[bytes]) -> None:
         self.parts = parts
+        self._raw: bytes | None = None
         self._deflated: bytes | None = None
         self._crc = self._size = 0
+
+    def raw(self) -> bytes:
+        """The bytes."""
+        if self._raw is None:
+            self._raw = b"".join(self.parts)
+        return self._raw
 
     def deflated(self) -> bytes:
         """A sequence of deflate blocks that ends on a byte and needs nothing before it."""
         if self._deflated is None:
-            raw = b"".join(self.parts)
+            raw = self._raw or b"".join(self.parts)
             self._deflated = _compressed(raw)
             self._crc = isal_zlib.crc32(raw)
             self._size = len(raw)
         return self._deflated
+
+    def has(self, *, gzipped: bool) -> bool:
+        """Whether this form of it was made."""
+        return (self._deflated if gzipped else self._raw) is not None
 
     def joined_to(self, crc: int, size: int) -> tuple[int, int]:
         """Checksum and size of what has these, with this piece after it; ``deflated`` first."""
@@ -69,8 +83,7 @@ class EncodedAnswer:
     def plain(self) -> Answer:
         """The answer with the body as it is."""
         if self._plain is None:
-            body = b"".join([part for piece in self._pieces for part in piece.parts])
-            self._plain = Answer(200, body, self._media)
+            self._plain = self._answer([piece.raw() for piece in self._pieces], {})
         return self._plain
 
     def gzipped(self) -> Answer:
@@ -81,5 +94,14 @@ class EncodedAnswer:
             for piece in self._pieces:
                 crc, size = piece.joined_to(crc, size)
             blocks.append(crc.to_bytes(4, "little") + (size & 0xFFFFFFFF).to_bytes(4, "little"))
-            self._gzipped = Answer(200, b"".join(blocks), self._media, _GZIP)
+            self._gzipped = self._answer(blocks, _GZIP)
         return self._gzipped
+
+    def has(self, *, gzipped: bool) -> bool:
+        """Whether this form of it was put together."""
+        return (self._gzipped if gzipped else self._plain) is not None
+
+    def _answer(self, parts: list[bytes], headers: Mapping[str, str]) -> Answer:
+        if sum(map(len, parts)) > _LONG:
+            return Answer(200, b"", self._media, headers, parts)
+        return Answer(200, b"".join(parts), self._media, headers)

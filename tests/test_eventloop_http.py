@@ -201,6 +201,8 @@ class Application:
             return Answer(304, b"", None, {"ETag": "x"})
         if request.path == "/fast/big":
             return Answer(200, b"y" * 1_000_000, "text/plain")
+        if request.path == "/fast/parts":
+            return Answer(200, b"", "text/plain", {}, [b"a" * 700_000, b"b" * 700_000])
         if request.path == "/fast/stream":
             return Stream("text/event-stream", {"X-Stream": "yes"}, self.subscribe)
         if request.path == "/fast/poll":
@@ -1048,6 +1050,16 @@ class TestFastLane:
 
     def test_the_absolute_form_has_the_same_path(self, site: Site) -> None:
         assert site.get("http://other/fast/x?q").json()["path"] == "/fast/x"
+
+    def test_a_body_in_parts_is_one(self, site: Site) -> None:
+        """In the order of the requests, whatever was asked for beside it."""
+        sent = request("/fast/parts") + request("/fast/parts", method="HEAD") + request("/fast/x")
+        with site.wire(sent) as wire:
+            assert wire.reply().body == b"a" * 700_000 + b"b" * 700_000
+            assert wire.reply("HEAD").headers["content-length"] == "1400000"
+            assert wire.reply().json()["path"] == "/fast/x"
+        with site.wire(b"GET /fast/parts HTTP/1.0\r\n\r\n") as wire:
+            assert len(wire.reply().body) == 1_400_000
 
     def test_head_and_304_have_no_body(self, site: Site) -> None:
         sent = request("/fast", method="HEAD") + request("/fast/304") + request("/fast/big")

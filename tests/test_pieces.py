@@ -178,7 +178,8 @@ def test_a_change_in_a_large_application_costs_what_changed(
     monkeypatch.setattr(Answers, "_fragment", spell)
     monkeypatch.setattr(pieces, "_compressed", squeeze)
     registry.register(sample_instance("BIG", "i1500", vip_address="big", last_dirty_ms=5))
-    body = gzip.decompress(wanted(form).gzipped().body)
+    body = gzip.decompress(wanted(form).gzipped().whole_body())
+    assert body == wanted(form).plain().whole_body()
     assert b"i1500" in body
     assert len(spelled) <= 2 * listing.PORTION
     assert sum(compressed) < len(body) // 5
@@ -215,6 +216,14 @@ def test_a_delta_put_together_from_kept_pieces_is_what_it_would_be_anew(
         window = {key for key, (at, _) in log.items() if at >= clock.mono - 180_000}
         shown = registry.view().changed.applications
         assert {(a, i) for a, instances in shown.items() for i in instances} == window
+
+
+def test_a_long_body_is_not_copied_together() -> None:
+    pieces = [Piece([bytes([number]) * 300_000]) for number in range(5)]
+    answer = EncodedAnswer(pieces, "text/plain").plain()
+    assert answer.whole_body() == b"".join(piece.raw() for piece in pieces)
+    assert list(map(id, answer.parts)) == [id(piece.raw()) for piece in pieces]
+    assert answer.length == 1_500_000
 
 
 def test_what_comes_while_a_delta_is_made_is_in_the_next_one(
