@@ -26,7 +26,6 @@ from typing import Any, Literal, NamedTuple, overload
 import jwt
 
 from accounts import (
-    NAMESPACE,
     AccessError,
     Keys,
     User,
@@ -37,7 +36,7 @@ from accounts import (
     read_users,
 )
 from exchange import Answer, Request
-from registry import DEFAULT_NAMESPACE, Namespace
+from registry import DEFAULT_NAMESPACE, NAMESPACE, Namespace
 from shown import escaped
 
 log = logging.getLogger("access")

@@ -27,12 +27,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from werkzeug.security import check_password_hash, generate_password_hash
 
-from registry import Namespace
+from registry import NAMESPACE, Namespace
 from shown import escaped
 
 log = logging.getLogger("access")
 
-NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _LONGEST_FILE = 16 * 1024 * 1024
 _SHORTEST_SECRET = 32
 _SMALLEST_RSA_BITS = 2048

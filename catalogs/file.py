@@ -1,29 +1,35 @@
 """A folder of files, one for each namespace: what never registers itself, written down by hand.
 
-``default.yaml`` (or ``.yml``, ``.json``) holds ``instances: [{service_name, endpoint, …}]``, each
-in the native form; the file's name is the namespace.
+``default.yaml`` (or ``.yml``, or JSON in ``.json`` and ``.conf``) holds
+``instances: [{service_name, endpoint, …}]``, each in the native form; the file's name is the
+namespace. An Amalgam8 registry's files (``NAMESPACE.conf``) have the same form.
 """
 
 from __future__ import annotations
 
+import logging
+import stat
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import watchfiles
-import yaml
 
+from catalogs.bounds import shortened
 from catalogs.catalog import Entry, Groups, SourceError
+from catalogs.document import DocumentError, decoded, read_json, read_yaml
 from catalogs.entries import entry_of
 from native_api.form import ENDPOINT_TYPES
-from native_api.schemas import Schemas, WrongFieldsError
+from native_api.schemas import Schemas
 from native_api.settings import NativeSettings
-from registry import Namespace
+from registry import NAMESPACE, Namespace
+
+log = logging.getLogger("catalogs")
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
-_SUFFIXES = (".yaml", ".yml", ".json")
+_READERS = {".yaml": read_yaml, ".yml": read_yaml, ".json": read_json, ".conf": read_json}
 _LOOK_MS = 500
 # A service may have a longer endpoint or more metadata here than a client may register.
 _LIMITS = NativeSettings(max_endpoint=2048, max_metadata_bytes=65_536)
@@ -48,6 +54,9 @@ class _Stamp(NamedTuple):
     inode: int
 
 
+_NO_STAMP = _Stamp(0, 0, 0)
+
+
 @dataclass(slots=True)
 class _File:
     """A file as it was last read: its stamp, what it held when it was whole, and what is wrong.
@@ -62,14 +71,6 @@ class _File:
 
 class _WrongError(Exception):
     """A file that cannot be used: the line, where it is known, and the reason."""
-
-
-@dataclass(slots=True)
-class _Marked:
-    """A document and the lines of its instances."""
-
-    document: Any
-    lines: list[int] = field(default_factory=list)
 
 
 class FileCatalog:
@@ -152,13 +153,16 @@ class FileCatalog:
         found = {}
         try:
             for path in self._folder.iterdir():
-                if path.name.startswith((".", "#")) or path.suffix not in _SUFFIXES:
+                if path.name.startswith((".", "#")) or path.suffix not in _READERS:
                     continue
                 try:
                     told = path.stat()
                 except FileNotFoundError:
                     continue  # renamed away since it was seen
-                if path.is_file():
+                except OSError:
+                    found[path.name] = _NO_STAMP  # a link to itself, say: told when it is read
+                    continue
+                if stat.S_ISREG(told.st_mode):
                     found[path.name] = _Stamp(told.st_mtime_ns, told.st_size, told.st_ino)
         except OSError as error:
             raise SourceError(f"{self._folder} cannot be read: {error.strerror}") from error
@@ -167,39 +171,58 @@ class FileCatalog:
     def _read(self, name: str) -> tuple[Sequence[Entry], str | None]:
         try:
             return self._entries(name), None
-        except _WrongError as error:
+        except (_WrongError, DocumentError) as error:
             return (), str(error)
-        except (OSError, UnicodeDecodeError) as error:
-            return (), f"it cannot be read: {error}"
+        except OSError as error:
+            return (), f"it cannot be read: {error.strerror}"
+        except Exception as error:
+            # Whatever it holds that nobody has thought of: it is this file's alone.
+            log.exception("%s: %s cannot be used, for an unforeseen reason", self.source, name)
+            return (), f"it cannot be used: {type(error).__name__}: {error}"
 
     def _entries(self, name: str) -> Sequence[Entry]:
         path = self._folder / name
+        if not NAMESPACE.match(path.stem):
+            raise _WrongError(
+                f"its name is not that of a namespace, {shortened(path.stem)!r}: "
+                "letters, digits, dots, dashes and underscores, 64 at most"
+            )
         if path.stat().st_size > MAX_FILE_BYTES:
             raise _WrongError(f"longer than {MAX_FILE_BYTES} bytes")
-        marked = _parsed(path.read_text(encoding="utf-8"))
-        document = marked.document
-        if not isinstance(document, Mapping) or document.keys() != {"instances"}:
+        document = _READERS[path.suffix](decoded(path.read_bytes()))
+        held = document.value
+        if not isinstance(held, Mapping) or held.keys() != {"instances"}:
             raise _WrongError("line 1: expected one key, instances, and a list below it")
-        if not isinstance(document["instances"], list):
+        if not isinstance(held["instances"], list):
             raise _WrongError("line 1: instances is not a list")
         namespace = Namespace(path.stem)
         found = []
-        for number, told in enumerate(document["instances"]):
-            where = f"line {marked.lines[number]}: instance {number + 1}"
-            if not isinstance(told, Mapping):
-                raise _WrongError(f"{where}: not a mapping")
-            found.append(self._entry(told, namespace, where))
+        for number, told in enumerate(held["instances"]):
+            try:
+                found.append(self._entry(told, namespace))
+            except _WrongError as error:
+                raise _WrongError(
+                    f"line {document.line_of(number)}: instance {number + 1}: {error}{_named(told)}"
+                ) from None
         return found
 
-    def _entry(self, told: Mapping[str, Any], namespace: Namespace, where: str) -> Entry:
+    def _entry(self, told: Any, namespace: Namespace) -> Entry:
+        if not isinstance(told, Mapping):
+            raise _WrongError("not a mapping")
         endpoint = told.get("endpoint")
         if isinstance(endpoint, str):
             told = {**told, "endpoint": _spelled_out(endpoint)}
         try:
             data = self._schemas.checked_registration(told)
-        except WrongFieldsError as error:
-            raise _WrongError(f"{where}: {error}") from None
-        return entry_of(self.source, data, namespace)
+            return entry_of(self.source, data, namespace)
+        except ValueError as error:
+            raise _WrongError(str(error)) from None
+
+
+def _named(told: Any) -> str:
+    """An instance's service as a message names it, where it has one."""
+    name = told.get("service_name") if isinstance(told, Mapping) else None
+    return f" (service {shortened(name)})" if isinstance(name, str) and name else ""
 
 
 def _spelled_out(endpoint: str) -> dict[str, str]:
@@ -208,26 +231,3 @@ def _spelled_out(endpoint: str) -> dict[str, str]:
     if mark and scheme.lower() in ENDPOINT_TYPES:
         return {"type": scheme.lower(), "value": rest}
     return {"type": "http", "value": endpoint}
-
-
-def _parsed(text: str) -> _Marked:
-    """YAML, and so JSON, with the lines that its instances begin in."""
-    loader = yaml.CSafeLoader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            raise _WrongError("line 1: it is empty")
-        lines = []
-        if isinstance(node, yaml.MappingNode):
-            for _, below in node.value:
-                if isinstance(below, yaml.SequenceNode):
-                    lines = [item.start_mark.line + 1 for item in below.value]
-        return _Marked(loader.construct_document(node), lines)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = mark.line + 1 if mark is not None else 1
-        raise _WrongError(f"line {line}: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise _WrongError(f"not YAML or JSON: {' '.join(str(error).split())}") from None
-    finally:
-        loader.dispose()

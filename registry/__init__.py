@@ -14,6 +14,7 @@ from registry.listing import Application, Listing
 from registry.model import (
     DEFAULT_DURATION_SECS,
     DEFAULT_NAMESPACE,
+    NAMESPACE,
     ActionType,
     Change,
     DataCenter,
@@ -33,6 +34,7 @@ from registry.view import View
 __all__ = [
     "DEFAULT_DURATION_SECS",
     "DEFAULT_NAMESPACE",
+    "NAMESPACE",
     "ActionType",
     "Application",
     "Change",

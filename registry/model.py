@@ -7,6 +7,7 @@ orders anything by time: a ``Revision`` does.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,6 +17,8 @@ Revision = NewType("Revision", int)
 Namespace = NewType("Namespace", str)
 
 DEFAULT_NAMESPACE = Namespace("default")
+NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+"""What a namespace may be called."""
 DEFAULT_RENEWAL_INTERVAL_SECS = 30
 DEFAULT_DURATION_SECS = 90
 LEASED_SOURCES = frozenset({"eureka", "native"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -86,6 +87,17 @@ def test_what_editors_leave_is_left_alone(catalog: FileCatalog, folder: Path) ->
     assert catalog.list() == {}
 
 
+def odd(value: str) -> str:
+    """A file whose fourth line has such a value in its metadata."""
+    return f"instances:\n- service_name: web\n  endpoint: a:1\n  metadata: {{a: {value}}}"
+
+
+BOMB = "a: &a [x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    for before, name in itertools.pairwise("abcdefghijk")
+)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -106,6 +118,31 @@ def test_what_editors_leave_is_left_alone(catalog: FileCatalog, folder: Path) ->
         ("instances:\n- {service_name: a, endpoint: a:1, colour: red}", "colour: Unknown field"),
         ("instances:\n- {service_name: a, endpoint: 'http://'}", "endpoint.value: "),
         ("instances: !!python/object:os.system {}", "line 1: could not determine a constructor"),
+        (odd("!!binary aGk="), "line 4: could not determine a constructor for !!binary"),
+        (odd("!!set {x}"), "line 4: could not determine a constructor for !!set"),
+        (odd("!!int x"), "line 4: x is no int"),
+        (odd("&a [*a]"), "line 4: *a stands inside itself"),
+        (odd("*unknown"), "line 4: *unknown is not known before it"),
+        (odd('"\\ud800"'), "line 4: found invalid Unicode"),
+        (odd(".nan"), "line 4: .nan is no float that JSON has"),
+        (odd("-.inf"), "line 4: -.inf is no float that JSON has"),
+        (odd("{7: x}"), "line 4: the key 7 is no text: quote it"),
+        (odd("{on: x}"), "line 4: the key on is no text: quote it"),
+        (odd("{x: 1, x: 2}"), "line 4: x stands twice"),
+        (odd("9" * 5000), "line 4: a number of 5000 characters"),
+        (odd("a\tb\0"), "line 4: a character that YAML does not have"),
+        (odd("1\n\tb: c"), "line 5: "),
+        (odd("[" * 200_000), "line 4: more than 100 lists and mappings"),
+        (odd("1") + "\n---\ninstances: []", "line 5: a second document"),
+        (BOMB, "aliases of aliases"),
+        (
+            "instances:\n- service_name: " + "n" * 3000 + "\n  endpoint: a:1",
+            "(service " + "n" * 80 + "… (3000 characters))",
+        ),
+        (
+            "instances:\n- {service_name: web, endpoint: 'a:99999'}",
+            "line 2: instance 1: endpoint.value: ",
+        ),
     ],
 )
 def test_a_broken_file_keeps_its_last_content_and_says_where_it_is_broken(
@@ -117,8 +154,11 @@ def test_a_broken_file_keeps_its_last_content_and_says_where_it_is_broken(
     file.write_text(text)
     assert set(listed(catalog)) == {"a:1"}
     (problem,) = catalog.problems
-    assert problem.startswith("default.yaml: ")
+    assert problem.startswith("default.yaml: line ")
     assert told in problem
+    (folder / "other.yaml").write_text(one("other:1"))
+    assert set(listed(catalog)) == {"a:1", "other:1"}
+    (folder / "other.yaml").unlink()
     file.write_text(one("b:1"))
     assert set(listed(catalog)) == {"b:1"}
     assert catalog.problems == []
@@ -185,7 +225,126 @@ def test_a_file_that_is_not_utf_8_is_a_problem_of_its_own(
     (folder / "good.yaml").write_text(one("a:1"))
     (folder / "bad.yaml").write_bytes(b"instances: [\xff]")
     assert set(listed(catalog)) == {"a:1"}
-    assert catalog.problems[0].startswith("bad.yaml: it cannot be read: ")
+    assert catalog.problems == ["bad.yaml: line 1: not UTF-8"]
+    (folder / "bad.yaml").write_bytes(one("b:1").encode("utf-16"))
+    assert set(listed(catalog)) == {"a:1"}
+    assert catalog.problems == ["bad.yaml: line 1: not UTF-8"]
+    (folder / "bad.yaml").write_bytes(one("b:1").encode("utf-8-sig"))
+    assert set(listed(catalog)) == {"a:1", "b:1"}
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        ("12345678901234567890123", "12345678901234567890123"),
+        ("-9223372036854775809", "-9223372036854775809"),
+        ("18446744073709551615", "18446744073709551615"),
+        ("2024-01-01", "2024-01-01"),
+        ("2024-01-01T00:00:00Z", "2024-01-01T00:00:00Z"),
+        ("12:30", "12:30"),
+        ("=", "="),
+        ('"\U0001f600"', "\U0001f600"),
+        ("*shared", "v"),
+    ],
+)
+def test_what_yaml_means_otherwise_is_listed_as_it_is_written(
+    catalog: FileCatalog, folder: Path, value: str, wanted: str
+) -> None:
+    (folder / "default.yaml").write_text(
+        "instances:\n- service_name: web\n  endpoint: a:1\n"
+        f"  metadata: {{v: &shared v, <<: {{w: 1}}, a: {value}}}"
+    )
+    (instance,) = listed(catalog).values()
+    assert catalog.problems == []
+    assert (instance.metadata["a"], instance.metadata["w"]) == (wanted, "1")
+
+
+@pytest.mark.parametrize(
+    ("item", "told"),
+    [
+        ('"a": "\\ud800"', "line 3: "),
+        ('"a": NaN', "line 3: JSON has no NaN"),
+        ('"a": 1e999', "line 3: 1e999 is more than a number can be"),
+        ('"a": 1, "a": 2', "line 3: a stands twice"),
+        ('"a": 1,', "line 3: "),
+        ('"a": ' + "[" * 100_000, "line 1: lists and mappings too deep"),
+    ],
+)
+def test_json_is_read_as_json_and_says_its_line_too(
+    catalog: FileCatalog, folder: Path, item: str, told: str
+) -> None:
+    def text(metadata: str) -> str:
+        first = '{"service_name": "web", "endpoint": {"type": "tcp", "value": "a:1"}}'
+        second = first.replace("a:1", "b:1")[:-1] + f',\t"metadata": {{{metadata}}}}}'
+        return f'{{"instances": [\n {first},\n {second}]}}'
+
+    file = folder / "default.json"
+    file.write_text(text('"a": "\\ud83d\\ude00", "b": 12345678901234567890123'))
+    metadata = listed(catalog)["b:1"].metadata
+    assert (metadata["a"], metadata["b"]) == ("\U0001f600", "12345678901234567890123")
+    file.write_text(text(item))
+    assert set(listed(catalog)) == {"a:1", "b:1"}
+    (problem,) = catalog.problems
+    assert problem.startswith(f"default.json: {told}")
+
+
+def test_an_amalgam8_registrys_files_are_read(catalog: FileCatalog, folder: Path) -> None:
+    for name in ("blue.conf", "green.json"):
+        (folder / name).write_text(
+            """{"instances": [{
+                "service_name": "Database",
+                "endpoint": {"type": "tcp", "value": "10.0.0.9:5432"},
+                "status": "OUT_OF_SERVICE",
+                "ttl": 300,
+                "tags": ["primary"],
+                "metadata": {"rack": {"row": 3}}
+            }]}"""
+        )
+    groups = catalog.list()
+    for name in ("blue.conf", "green.json"):
+        (entry,) = groups[name] or ()
+        instance = entry.instance
+        assert entry.namespace == Path(name).stem
+        assert (instance.app, instance.vip_address) == ("DATABASE", "database")
+        assert (instance.endpoint_type, instance.endpoint_value) == ("tcp", "10.0.0.9:5432")
+        assert instance.status == "OUT_OF_SERVICE"
+        assert instance.tags == ("primary", "file:test")
+        assert instance.metadata["rack"] == '{"row":3}'
+
+
+def test_a_file_that_cannot_be_looked_at_or_whose_name_is_no_namespace_is_a_problem_of_its_own(
+    catalog: FileCatalog, folder: Path
+) -> None:
+    (folder / "good.yaml").write_text(one("a:1"))
+    (folder / "itself.yaml").symlink_to("itself.yaml")
+    (folder / "bad ns!.yaml").write_text(one("b:1"))
+    (folder / ("n" * 65 + ".yaml")).write_text(one("c:1"))
+    assert set(listed(catalog)) == {"a:1"}
+    first, second, third = catalog.problems
+    assert first.startswith("bad ns!.yaml: its name is not that of a namespace")
+    assert second == "itself.yaml: it cannot be read: Too many levels of symbolic links"
+    assert third.startswith("n" * 65 + ".yaml: its name is not that of a namespace")
+
+
+def test_a_broken_file_is_told_in_the_log_and_the_report_and_takes_nobodys_entries(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever the limit of the source's silence is: it is not silent."""
+    source = FolderSource(tmp_path)
+    source.put("web", "10.0.0.1", 80)
+    followed = Followed(source, Terms(stale_after_secs=0.2, remove_after_secs=0.4))
+    followed.start()
+    try:
+        until(followed.instances)
+        (source.folder / "teams.yaml").write_text(odd("!!binary aGk="))
+        (problem,) = until(lambda: followed.report().problems)
+        assert problem.startswith("teams.yaml: line 4: ")
+        source.put("web", "10.0.0.2", 80)
+        until(lambda: len(followed.instances()) == 2)
+        assert not followed.report().last_error
+    finally:
+        followed.runner.stop()
+    assert len([r for r in caplog.records if "teams.yaml: line 4: " in r.getMessage()]) == 1
 
 
 def test_a_folder_that_is_not_there_is_a_silent_source(folder: Path) -> None:
