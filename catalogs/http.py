@@ -6,18 +6,28 @@ What a password or a token could stand in never reaches an error's text.
 from __future__ import annotations
 
 import contextlib
+import json
+import re
+import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NewType
 from urllib.parse import urlsplit
 
 import orjson
 import requests
+import urllib3
 
+from catalogs.addresses import is_literal
+from catalogs.bounds import shortened
 from catalogs.catalog import SourceError
 
 CONNECT_SECS = 3.0
 READ_SECS = 10.0
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9._])?\Z")
+# What ``requests`` raises, and what it lets through: a certificate's file that is no more, a token
+# that no header can carry, a host's name that is none.
+_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError)
 
 
 class StatusError(SourceError):
@@ -31,6 +41,58 @@ class StatusError(SourceError):
 
 class Quiet(Exception):  # noqa: N818  # no error: a stream told nothing for a while
     """Nothing came within the time given."""
+
+
+Url = NewType("Url", str)
+"""One that ``checked_url`` has let through."""
+
+_URL = re.compile(r"[!-~]+\Z")
+
+
+def checked_url(text: str, *, credentials: bool = False) -> Url:
+    """An http(s) URL with a host, without a query; ``ValueError`` shows nothing of a password.
+
+    ``credentials``: whether a name and a password may stand before the host.
+    """
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ValueError(f"not an http(s) URL: {error}") from None
+    if "://" not in text:
+        raise ValueError(f"http:// or https:// must stand before {_without_credentials(text)}")
+    shown = f"{parts.scheme}://{_without_credentials(text.partition('://')[2])}"
+    if parts.scheme not in ("http", "https") or not host or port == 0 or not _URL.match(text):
+        raise ValueError(f"not an http(s) URL: {shown}")
+    if not _HOST.match(host) and not is_literal(host):
+        raise ValueError(f"no host's name in {shown}")
+    if parts.query or parts.fragment or text[-1] in "?#":
+        raise ValueError(f"no query and no fragment can stand in {shown}")
+    if not credentials and "@" in parts.netloc:
+        raise ValueError(f"no name and no password can stand in {shown}")
+    return Url(text)
+
+
+def _without_credentials(text: str) -> str:
+    return shortened(text.rpartition("@")[2].partition("?")[0])
+
+
+def checked_files(
+    ca_file: Path | None, cert_file: Path | None = None, key_file: Path | None = None
+) -> None:
+    """``ValueError`` where TLS cannot use one of these."""
+    context = ssl.create_default_context()
+    named = ca_file
+    try:
+        if ca_file is not None:
+            context.load_verify_locations(ca_file)
+        if cert_file is not None:
+            named = cert_file
+            # A key with a passphrase would ask for it on the terminal.
+            context.load_cert_chain(cert_file, key_file, password="")
+    except OSError as error:  # an SSLError is one
+        reason = getattr(error, "reason", None) or error.strerror or "no certificate or key"
+        raise ValueError(f"{named} cannot be used: {reason}") from None
 
 
 class Client:
@@ -48,11 +110,10 @@ class Client:
         cert_files: tuple[Path, Path] | None = None,
     ) -> None:
         """``headers`` is asked before each request: a token may be renewed meanwhile."""
-        for url in urls:
-            if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-                raise ValueError(f"not an http(s) URL: {_shown(url)}")
         if not urls:
             raise ValueError("at least one URL")
+        for url in urls:
+            checked_url(url, credentials=True)
         self._urls = [url.rstrip("/") for url in urls]
         self._headers = headers
         self._verify: bool | str = str(ca_file) if ca_file is not None else True
@@ -101,10 +162,10 @@ class Client:
                 stream=stream,
                 allow_redirects=False,
             )
-        except requests.RequestException as error:
+        except _ERRORS as error:
             raise SourceError(f"{self.url} {_reason(error)}") from None
         if not 200 <= answer.status_code < 300:
-            with contextlib.suppress(requests.RequestException):
+            with contextlib.suppress(*_ERRORS):
                 text = " ".join(answer.text.split())[:200]
                 answer.close()
                 raise StatusError(
@@ -119,17 +180,17 @@ class Client:
         for _ in self._urls:
             try:
                 answer = self.send(method, path, **options)
-                return orjson.loads(answer.content)
+                return parsed(answer.content)
             except StatusError as error:
                 if error.status < 500:
                     raise
                 last = error
             except SourceError as error:
                 last = error
-            except requests.RequestException as error:
-                last = SourceError(f"{self.url} {_reason(error)}")
-            except orjson.JSONDecodeError:
+            except ValueError:
                 last = SourceError(f"{self.url} answers with what is not JSON")
+            except _ERRORS as error:
+                last = SourceError(f"{self.url} {_reason(error)}")
             self.move_on()
         assert last is not None
         raise last
@@ -137,6 +198,21 @@ class Client:
     def close(self) -> None:
         """Let go of the connections."""
         self._session.close()
+
+
+def parsed(data: bytes) -> Any:
+    """The JSON of an answer; ``ValueError``.
+
+    One text that is none (half of a surrogate pair) does not take all others with it: whoever
+    lists it says so.
+    """
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        try:
+            return json.loads(data)
+        except RecursionError:
+            raise ValueError("too deep") from None
 
 
 def documents(answer: requests.Response) -> Iterator[Any]:
@@ -151,14 +227,14 @@ def documents(answer: requests.Response) -> Iterator[Any]:
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 if line.strip():
-                    yield orjson.loads(line)
+                    yield parsed(line)
     except requests.ConnectionError as error:
         if "timed out" in str(error).lower():
             raise Quiet from None
         raise SourceError(f"the stream broke: {_reason(error)}") from None
     except requests.RequestException as error:
         raise SourceError(f"the stream broke: {_reason(error)}") from None
-    except orjson.JSONDecodeError:
+    except ValueError:
         raise SourceError("the stream holds what is not JSON") from None
     finally:
         answer.close()
@@ -171,7 +247,7 @@ def _shown(url: str) -> str:
     return f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
-def _reason(error: requests.RequestException) -> str:
+def _reason(error: Exception) -> str:
     match error:
         case requests.ConnectTimeout():
             return f"does not take a connection within {CONNECT_SECS:g} s"
