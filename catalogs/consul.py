@@ -19,12 +19,14 @@ from urllib.parse import quote
 
 import orjson
 
+from catalogs.bounds import checked_prefix, in_bounds, readable
 from catalogs.catalog import Entry, Groups, RelistError, SourceError
 from catalogs.entries import entry
-from catalogs.http import READ_SECS, Client
+from catalogs.http import READ_SECS, Client, Url, checked_files
 from native_api.form import EndpointError
 from registry import DEFAULT_NAMESPACE, Namespace
 
+_LOCAL = Url("http://127.0.0.1:8500")
 _ASKED_AT_ONCE = 8
 _SWEEP_SECS = 1.0
 _TICK_SECS = 2.0
@@ -38,7 +40,7 @@ class ConsulSettings:
     name: str
     """Of the catalog, as it appears in ``source``."""
 
-    url: str = "http://127.0.0.1:8500"
+    url: Url = _LOCAL
     """An agent's HTTP API; the local one's, as Consul means it."""
 
     datacenter: str | None = None
@@ -70,8 +72,13 @@ class ConsulSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work; ``ValueError``."""
-        if not 1 <= self.wait_secs <= 600:
-            raise ValueError("wait_secs: from 1 to 600")
+        in_bounds("wait_secs", self.wait_secs, 1, 600)
+        checked_prefix(self.prefix)
+
+    def check(self) -> None:
+        """Look at its files; ``ValueError``."""
+        checked_files(self.ca_file)
+        readable("token_file", self.token_file)
 
 
 class ConsulCatalog:

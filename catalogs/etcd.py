@@ -17,9 +17,10 @@ from urllib.parse import unquote
 
 import orjson
 
+from catalogs.bounds import readable
 from catalogs.catalog import Entry, Groups, RelistError, SourceError
 from catalogs.entries import entry_of
-from catalogs.http import Client, Quiet, StatusError, documents
+from catalogs.http import Client, Quiet, StatusError, Url, checked_files, documents
 from native_api.schemas import Schemas, WrongFieldsError
 from native_api.settings import NativeSettings
 from registry import Namespace
@@ -36,7 +37,7 @@ class EtcdSettings:
     name: str
     """Of the catalog, as it appears in ``source``."""
 
-    endpoints: tuple[str, ...] = ("http://127.0.0.1:2379",)
+    endpoints: tuple[Url, ...] = (Url("http://127.0.0.1:2379"),)
     """Its members' client URLs; one that fails is left for the next."""
 
     prefix: str = "registry"
@@ -62,6 +63,15 @@ class EtcdSettings:
             raise ValueError("username and password_file, both or neither")
         if (self.cert_file is None) != (self.key_file is None):
             raise ValueError("cert_file and key_file, both or neither")
+        if not self.endpoints:
+            raise ValueError("endpoints: at least one")
+        if not self.prefix.strip("/"):
+            raise ValueError("prefix: at least one character that is no /")
+
+    def check(self) -> None:
+        """Look at its files; ``ValueError``."""
+        checked_files(self.ca_file, self.cert_file, self.key_file)
+        readable("password_file", self.password_file)
 
 
 class EtcdCatalog:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from catalogs.bounds import LONGEST_SECS, in_bounds
 from catalogs.catalog import Entry, Groups, RelistError, SourceError
-from catalogs.http import Client
+from catalogs.http import AccountUrl, Client, checked_files
 from eureka_compat import wire
 from registry import DEFAULT_NAMESPACE, Instance, InstanceKey, Namespace
 
@@ -27,7 +28,7 @@ class EurekaCatalogSettings:
     name: str
     """Of the catalog, as it appears in ``source``."""
 
-    urls: tuple[str, ...]
+    urls: tuple[AccountUrl, ...]
     """Its servers' service URLs, as clients have them (``http://host:8761/eureka``), with
     credentials where they need some. One that fails is left for the next."""
 
@@ -57,8 +58,12 @@ class EurekaCatalogSettings:
         """Refuse what cannot work; ``ValueError``."""
         if not self.urls:
             raise ValueError("urls: at least one")
-        if self.interval_secs < 0.1:
-            raise ValueError("interval_secs: at least 0.1")
+        in_bounds("interval_secs", self.interval_secs, 0.1, 3600)
+        in_bounds("grace_secs", self.grace_secs, 0, LONGEST_SECS)
+
+    def check(self) -> None:
+        """Look at its files; ``ValueError``."""
+        checked_files(self.ca_file)
 
 
 class EurekaCatalog:

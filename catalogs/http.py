@@ -21,6 +21,7 @@ import urllib3
 from catalogs.addresses import is_literal
 from catalogs.bounds import shortened
 from catalogs.catalog import SourceError
+from shown import masked_url
 
 CONNECT_SECS = 3.0
 READ_SECS = 10.0
@@ -46,6 +47,9 @@ class Quiet(Exception):  # noqa: N818  # no error: a stream told nothing for a w
 Url = NewType("Url", str)
 """One that ``checked_url`` has let through."""
 
+AccountUrl = NewType("AccountUrl", str)
+"""One in which a name and a password may stand."""
+
 _URL = re.compile(r"[!-~]+\Z")
 
 
@@ -57,11 +61,12 @@ def checked_url(text: str, *, credentials: bool = False) -> Url:
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise ValueError(f"not an http(s) URL: {error}") from None
+    except ValueError:
+        # Not its text: what looks like a port may be a password.
+        raise ValueError(f"not an http(s) URL: its host or its port, {masked_url(text)}") from None
     if "://" not in text:
-        raise ValueError(f"http:// or https:// must stand before {_without_credentials(text)}")
-    shown = f"{parts.scheme}://{_without_credentials(text.partition('://')[2])}"
+        raise ValueError(f"http:// or https:// must stand before {shortened(_masked(text))}")
+    shown = shortened(masked_url(text))
     if parts.scheme not in ("http", "https") or not host or port == 0 or not _URL.match(text):
         raise ValueError(f"not an http(s) URL: {shown}")
     if not _HOST.match(host) and not is_literal(host):
@@ -73,8 +78,9 @@ def checked_url(text: str, *, credentials: bool = False) -> Url:
     return Url(text)
 
 
-def _without_credentials(text: str) -> str:
-    return shortened(text.rpartition("@")[2].partition("?")[0])
+def _masked(text: str) -> str:
+    """What has no scheme yet, without its account all the same."""
+    return masked_url(f"http://{text}").removeprefix("http://")
 
 
 def checked_files(
@@ -129,7 +135,7 @@ class Client:
     @property
     def url(self) -> str:
         """The URL in use, without credentials."""
-        return _shown(self._urls[self._current])
+        return masked_url(self._urls[self._current])
 
     def move_on(self) -> None:
         """Use the next URL from now on."""
@@ -238,13 +244,6 @@ def documents(answer: requests.Response) -> Iterator[Any]:
         raise SourceError("the stream holds what is not JSON") from None
     finally:
         answer.close()
-
-
-def _shown(url: str) -> str:
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    host = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
 def _reason(error: Exception) -> str:

@@ -27,6 +27,7 @@ from catalogs.bounds import LONGEST_SECS, in_bounds
 from catalogs.catalog import Catalog, Entry, Groups, RelistError, SourceError
 from catalogs.reconciler import Reconciler
 from registry import DEFAULT_NAMESPACE, Registry, StoreError
+from shown import escaped, masked
 
 log = logging.getLogger("catalogs")
 
@@ -385,11 +386,9 @@ class _Run:
 
 
 def _printable(text: str) -> str:
-    """A text as a log and JSON can have it: escaped, and of bounded length."""
-    escaped = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:_MAX_TEXT]
-    )
-    return escaped if len(text) <= _MAX_TEXT else f"{escaped}…"
+    """A text as a report can have it: without secrets, on one line, and of bounded length."""
+    told = escaped(masked(text))
+    return told if len(told) <= _MAX_TEXT else f"{told[:_MAX_TEXT]}…"
 
 
 def _one_line(error: Exception) -> str:

@@ -13,11 +13,12 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from catalogs.catalog import Catalog
+from catalogs.bounds import shortened
+from catalogs.catalog import Catalog, SourceError
+from catalogs.document import DocumentError, decoded, read_json, read_yaml
+from catalogs.http import AccountUrl, Url, checked_url
 from catalogs.runner import Terms
-from registry import Namespace
+from registry import NAMESPACE, Namespace
 
 # kind → module, its settings and its catalog. Each is imported only where it is set up.
 KINDS = {
@@ -28,6 +29,16 @@ KINDS = {
     "etcd": ("catalogs.etcd", "EtcdSettings", "EtcdCatalog"),
 }
 _TERMS = {f.name: f for f in fields(Terms)}
+_EXPECTED: Mapping[Any, str] = {
+    bool: "true or false",
+    str: "a text on one line",
+    int: "a whole number",
+    float: "a number",
+    Path: "a path",
+    Namespace: "a namespace's name (letters, digits, dots, dashes and underscores)",
+    Url: "a URL",
+    AccountUrl: "a URL",
+}
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
@@ -41,16 +52,16 @@ class CatalogSettings:
 
 
 def read_catalogs(text: str) -> tuple[CatalogSettings, ...]:
-    """The catalogs of a setting; ``ValueError`` says which of them is wrong, and why."""
+    """The catalogs of a setting; ``ValueError`` says which of them is wrong, and why.
+
+    Whatever can be known of a catalog without asking its source is looked at here: its files too.
+    """
     if "\n" not in text and not text.lstrip().startswith(("[", "{", "-")):
         try:
-            text = Path(text).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = decoded(Path(text).read_bytes())
+        except (OSError, ValueError) as error:
             raise ValueError(f"a list of catalogs, or the path of a file: {error}") from None
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"YAML or JSON: {' '.join(str(error).split())}") from None
+    document = _document(text)
     if isinstance(document, Mapping) and document.keys() == {"catalogs"}:
         document = document["catalogs"]
     if not isinstance(document, list):
@@ -65,39 +76,68 @@ def read_catalogs(text: str) -> tuple[CatalogSettings, ...]:
     return found
 
 
+def _document(text: str) -> Any:
+    try:
+        return read_json(text).value
+    except DocumentError:
+        pass  # what is wrong with it as YAML says more
+    try:
+        return read_yaml(text).value
+    except DocumentError as error:
+        raise ValueError(f"YAML or JSON: {error}") from None
+
+
 def _read(number: int, item: Any) -> CatalogSettings:
-    if not isinstance(item, Mapping) or item.get("kind") not in KINDS:
+    kind = item.get("kind") if isinstance(item, Mapping) else None
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"catalog {number}: a kind, one of {', '.join(KINDS)}")
-    kind = item["kind"]
-    name = str(item.get("name", "main"))
+    name = item.get("name", "main")
+    if not isinstance(name, str) or not 0 < len(name) <= 64 or not set(name) <= _NAME:
+        raise ValueError(
+            f"catalog {number} ({kind}:{shortened(str(name))}): letters, digits, dots, dashes and "
+            "underscores in its name, 64 at most"
+        )
     where = f"catalog {number} ({kind}:{name})"
-    if not name or not set(name) <= _NAME:
-        raise ValueError(f"{where}: letters, digits, dots, dashes and underscores in its name")
     module_name, settings_name, catalog_name = KINDS[kind]
     module = importlib.import_module(module_name)
+    settings_type = getattr(module, settings_name)
+    known = [f.name for f in fields(settings_type)] + list(_TERMS)
+    for given in item:
+        if given not in known and given != "kind":
+            raise ValueError(
+                f"{where}: no setting {shortened(given)!r}; there are {', '.join(known)}"
+            )
     own = {k: v for k, v in item.items() if k not in ("kind", "name") and k not in _TERMS}
     terms = {k: v for k, v in item.items() if k in _TERMS}
-    settings = _made(getattr(module, settings_name), {"name": name, **own}, where)
+    settings = _made(settings_type, {"name": name, **own}, where)
     catalog = getattr(module, catalog_name)
     return CatalogSettings(f"{kind}:{name}", _made(Terms, terms, where), lambda: catalog(settings))
 
 
 def _made(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    """The dataclass from what was written, each value as its field's type wants it."""
+    """The dataclass from what was written, each value as its field's type wants it.
+
+    Where it has a ``check``, that looks at what no type tells.
+    """
     assert is_dataclass(kind)
     hints = typing.get_type_hints(kind)
     known = {f.name: f for f in fields(kind)}
-    for name in values:
-        if name not in known:
-            raise ValueError(f"{where}: no setting {name!r}; there are {', '.join(known)}")
     for name, field in known.items():
         if field.default is MISSING and field.default_factory is MISSING and name not in values:
             raise ValueError(f"{where}: {name} is missing")
-    made = {name: _as(hints[name], value, f"{where}: {name}") for name, value in values.items()}
+    made = {}
+    for name, value in values.items():
+        if value == "" and known[name].default == "":
+            made[name] = value
+        else:
+            made[name] = _as(hints[name], value, f"{where}: {name}")
     try:
-        return kind(**made)
-    except ValueError as error:
+        settings = kind(**made)
+        if hasattr(settings, "check"):
+            settings.check()
+    except (ValueError, SourceError) as error:
         raise ValueError(f"{where}: {error}") from None
+    return settings
 
 
 def _as(hint: Any, value: Any, where: str) -> Any:
@@ -114,15 +154,23 @@ def _as(hint: Any, value: Any, where: str) -> Any:
         if value in arguments:
             return value
         raise ValueError(f"{where}: one of {', '.join(map(str, arguments))}")
-    if hint is Path and isinstance(value, str) and value:
+    is_text = isinstance(value, str) and value != "" and value.isprintable()
+    if hint in (Url, AccountUrl) and isinstance(value, str) and value:
+        try:
+            return checked_url(value, credentials=hint is AccountUrl)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+    if hint is Path and is_text:
         return Path(value)
-    if hint is Namespace and isinstance(value, str) and value:
+    if hint is Namespace and isinstance(value, str) and NAMESPACE.match(value):
         return Namespace(value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if hint in (bool, str) and isinstance(value, hint):
+    if hint is str and is_text:
         return value
-    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+    if hint is bool and isinstance(value, bool):
         return value
-    words = {bool: "true or false", str: "a text", int: "a whole number", float: "a number"}
-    raise ValueError(f"{where}: {words.get(hint, getattr(hint, '__name__', str(hint)))} expected")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if hint is float:
+            return float(value)
+        if hint is int and isinstance(value, int):
+            return value
+    raise ValueError(f"{where}: {_EXPECTED[hint]} expected")
