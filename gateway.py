@@ -1,13 +1,18 @@
 """From any request to its meaning: access, namespace, then the protocol or the native API.
 
+Paths are taken as the original's servlet container takes them: what normalises to the protocol's
+base is the base, and what stands behind a semicolon in a segment is left out.
+
 Both ways in ask this one: the WSGI application for everything, and the event-loop worker first
 for what can be answered at once (``fast_lane``).
 """
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
 
@@ -59,9 +64,14 @@ class Gateway:
         self._protocol(DEFAULT_NAMESPACE)
 
     def answer(self, request: Request) -> Answer | Watched:
-        """The answer to a request below one of the two bases, in a thread that may wait."""
+        """The answer to a request below one of the bases, in a thread that may wait."""
         if _is_below(request.path, api.BASE):
             return self._native_answer(request)
+        if not _is_below(request.path, EUREKA):
+            path = normalised(request.path)
+            if path is None:
+                return Answer(404)
+            request = replace(request, path=path)
         answer = self._eureka_answer(request)
         assert answer is not None  # only a quick one may be unsure
         return answer
@@ -82,7 +92,10 @@ class Gateway:
             if "transfer-encoding" in headers:
                 return None
             return self._eureka_answer(request, quick=True)
-        if _is_below(path, api.BASE) and path not in _DESCRIPTIONS:
+        if not _is_below(path, api.BASE):
+            below = normalised(path)
+            return None if below is None else self.fast_lane(replace(request, path=below))
+        if path not in _DESCRIPTIONS:
             grant = self._access.grant(request, quick=True)
             if not isinstance(grant, Grant):
                 return grant
@@ -116,11 +129,16 @@ class Gateway:
 
     def _eureka_answer(self, request: Request, *, quick: bool = False) -> Answer | None:
         rest = request.path[len(EUREKA) + 1 :]
+        if ";" in rest:
+            rest = _PARAMETERS.sub("", rest)
+        if rest[:1] in _NO_SEGMENT:
+            rest = _EMPTY_SEGMENTS.sub("", rest)
         token = None
         # Clients that can send no header have their token in the path, before or after the version.
-        if rest.startswith(("n/", "v2/n/")):
-            quoted, _, rest = rest.removeprefix("v2/")[2:].partition("/")
-            token = unquote(quoted)
+        if rest[:1] in _NAMESPACE_OR_VERSION:
+            found = _NAMESPACE.match(rest)
+            if found is not None:
+                token, rest = unquote(found[1]), found[2]
         grant = self._access.grant(request, token, quick=quick)
         if not isinstance(grant, Grant):
             return grant
@@ -162,6 +180,36 @@ class Gateway:
                 made = NativeApi(self._registry, self._native, namespace, self._catalogs)
                 found = self._apis.setdefault(namespace, made)
         return found
+
+
+_PARAMETERS = re.compile(r";[^/]*")
+_NO_SEGMENT, _EMPTY_SEGMENTS = frozenset("/."), re.compile(r"\A(?:\.?/)+")
+_NAMESPACE_OR_VERSION = frozenset("nv")
+_NAMESPACE = re.compile(r"(?:v2[^/]*/)?n/([^/]*)/?(.*)", re.DOTALL)
+
+
+def normalised(path: str) -> str | None:
+    """An odd path to something below the protocol's base, with that base as it is; None else.
+
+    Empty segments and dots before the base are passed over, ``..`` goes back, and the base itself
+    may be percent-encoded. What is below stays as it was sent.
+    """
+    before: list[str] = []
+    segments = path.split("/")
+    for place, segment in enumerate(segments):
+        name = segment.partition(";")[0]
+        if name == "..":
+            if not before:
+                return None
+            before.pop()
+            continue
+        name = unquote(name)
+        if name in ("", "."):
+            continue
+        before.append(name)
+        if before == [EUREKA[1:]]:
+            return "/".join((EUREKA, *segments[place + 1 :]))
+    return None
 
 
 def _is_below(path: str, base: str) -> bool:

@@ -8,9 +8,10 @@ from typing import Any
 from urllib.parse import quote
 
 from flask import Blueprint, Response, request
+from werkzeug.exceptions import NotFound
 
 from exchange import Answer, BodyTooLargeError, Request
-from gateway import EUREKA, Gateway
+from gateway import EUREKA, Gateway, normalised
 from native_api import api
 from native_api.problems import problem
 
@@ -35,6 +36,13 @@ def blueprint(gateway: Gateway, threads: int) -> Blueprint:
             return _response(problem(503, text, headers={"Retry-After": "5"}))
         return Response(_released(body, watchers), 200, dict(headers), content_type=media)
 
+    def elsewhere() -> Response | None:
+        """What no rule knows may still be a way to write the protocol's base."""
+        if not isinstance(request.routing_exception, NotFound) or request.method not in METHODS:
+            return None
+        return None if normalised(_raw_path(request.environ)) is None else answer()
+
+    routes.before_app_request(elsewhere)
     for base in (EUREKA, api.BASE):
         for rule in (base, f"{base}/", f"{base}/<path:rest>"):
             routes.add_url_rule(

@@ -149,7 +149,9 @@ class Protocol:
 
     def _dispatch(self, request: Request, path: str) -> Answer:
         raw = path.split("/")
-        if raw[0] == "v2" and len(raw) > 1:
+        if raw[0].startswith("v2") and len(raw) > 1:
+            raw = raw[1:]  # to the original, too, whatever begins so is a version
+        while len(raw) > 1 and raw[0] in ("", "."):
             raw = raw[1:]
         if len(raw) > 1 and raw[-1] == "":
             raw.pop()  # one trailing slash is as good as none
@@ -473,7 +475,7 @@ class Protocol:
         if not _is_json(request.headers):
             return Answer(415)
         try:
-            items = _batch_items(codecs.read_json(body))
+            items = _batch_items(codecs.batch_from_json(body))
         except wire.ParseError as error:
             return _parse_failure(str(error), True)
         results: list[tuple[int, Instance | None]] = [self._batch_item(item) for item in items]
@@ -562,12 +564,12 @@ class Caller:
         """``base`` is the path that the protocol is served below, with a slash at its end."""
         self._protocol = protocol
         self._base = base
-        instance = rf"{re.escape(base)}(?:v2/)?apps/([^/%?#]+)/([^/%?#]+)"
+        instance = rf"{re.escape(base)}(?:v2/)?apps/([^/%?#;]+)/([^/%?#;]+)"
         self._instance = re.compile(instance).fullmatch
         # What clients send with each heartbeat.
         told = r"(?:\?status=[A-Z_]+&lastDirtyTimestamp=([0-9]{1,18}))?"
         self._heartbeat = re.compile(instance + told).fullmatch
-        self._application = re.compile(rf"{re.escape(base)}(?:v2/)?apps/([^/%?#]+)").fullmatch
+        self._application = re.compile(rf"{re.escape(base)}(?:v2/)?apps/([^/%?#;]+)").fullmatch
         self._shape = _shape(headers)
         self._reads: dict[str, Read] = {}
         self._media = negotiated(headers.get("accept"))

@@ -7,6 +7,8 @@ Source: protocol sections 2.4, 3.3 to 3.8, 4.1 and 4.3.
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +36,12 @@ class ParseError(ValueError):
     """A body that is no instance; the text names the field and what was expected."""
 
 
+class Digits(str):
+    """A number of JSON as it was written, which is what it is where a text is expected."""
+
+    __slots__ = ()
+
+
 class InvalidInstanceError(ValueError):
     """An instance that lacks what the protocol requires; the text begins as the original's."""
 
@@ -46,9 +54,7 @@ def instance_tree(instance: Instance, status: InstanceStatus | None = None) -> T
 
     ``status`` replaces the shown status (the down-mapping of protocol 4.6).
     """
-    tree: Tree = {}
-    if instance.instance_id is not None:
-        tree["instanceId"] = instance.instance_id
+    tree: Tree = {"instanceId": _shown_id(instance)}
     tree["hostName"] = instance.host_name
     tree["app"] = instance.app
     tree["ipAddr"] = instance.ip_addr
@@ -86,9 +92,7 @@ def instance_tree(instance: Instance, status: InstanceStatus | None = None) -> T
 
 def compact_tree(instance: Instance) -> Tree:
     """The short form of an instance that ``X-Eureka-Accept: compact`` asks for (protocol 3.7)."""
-    tree: Tree = {}
-    if instance.instance_id is not None:
-        tree["instanceId"] = instance.instance_id
+    tree: Tree = {"instanceId": _shown_id(instance)}
     tree["app"] = instance.app
     tree["ipAddr"] = instance.ip_addr
     _put(tree, "vipAddress", instance.vip_address)
@@ -102,6 +106,11 @@ def compact_tree(instance: Instance) -> Tree:
     tree["port"] = _port(instance.port, instance.port_enabled)
     tree["securePort"] = _port(instance.secure_port, instance.secure_port_enabled)
     return tree
+
+
+def _shown_id(instance: Instance) -> str:
+    """The id; where the client told none, what stands for it in paths."""
+    return instance.id if instance.instance_id is None else instance.instance_id
 
 
 def _put(tree: Tree, name: str, value: str | None) -> None:
@@ -179,20 +188,21 @@ def read_candidate(tree: Any) -> Candidate:
             continue
         attribute = _TEXT_FIELDS.get(name)
         if attribute is not None:
-            fields[attribute] = value if type(value) is str else _scalar(value, f"instance.{name}")
+            fields[attribute] = value if type(value) is str else scalar(value, f"instance.{name}")
         elif name in ("overriddenStatus", "overriddenstatus"):
-            fields["overridden_status"] = _status(_scalar(value, f"instance.{name}"))
+            fields["overridden_status"] = _status(scalar(value, f"instance.{name}"))
     status = _text(tree, "status")
     fields["status"] = InstanceStatus.UP if status is None else _status(status)
     _read_port(tree.get("port"), "port", fields, enabled_by_default=True)
     _read_port(tree.get("securePort"), "securePort", fields, enabled_by_default=False)
     country = tree.get("countryId")
     if country is not None:
-        fields["country_id"] = _integer(country, "instance.countryId")
+        fields["country_id"] = _whole(country, 32, "instance.countryId")
     _read_lease(tree.get("leaseInfo"), fields)
     _read_data_center(tree, candidate)
     dirty = tree.get("lastDirtyTimestamp")
-    candidate.last_dirty_ms = None if dirty is None else _timestamp(dirty)
+    if dirty is not None:
+        candidate.last_dirty_ms = _timestamp(dirty, "instance.lastDirtyTimestamp")
     return candidate
 
 
@@ -203,9 +213,10 @@ def _id_from_metadata(value: str, host_name: str | None) -> str:
     return value
 
 
-def _scalar(value: Any, path: str) -> str:
+def scalar(value: Any, path: str) -> str:
+    """The text that a value of JSON is; ``ParseError`` for an array or an object."""
     if isinstance(value, str):
-        return value
+        return str(value)
     if isinstance(value, bool):
         return "true" if value else "false"
     if value is None:
@@ -219,7 +230,7 @@ def _text(tree: Tree, name: str) -> str | None:
     value = tree.get(name)
     if value is None or type(value) is str:
         return value
-    return _scalar(value, f"instance.{name}")
+    return scalar(value, f"instance.{name}")
 
 
 _STATUSES = {str(status): status for status in InstanceStatus}
@@ -229,42 +240,84 @@ def _status(text: str) -> InstanceStatus:
     return _STATUSES.get(text, InstanceStatus.UNKNOWN)
 
 
-def _number(value: Any) -> int | None:
-    """A number or a numeric string; None for anything else."""
-    if type(value) is int:
-        return value
-    if isinstance(value, bool):
+_BLANKS = "".join(map(chr, range(33)))
+_WHOLE = re.compile(r"-?[0-9]+")
+_DECIMAL = re.compile(
+    r"\s*([+-]?(?:NaN|Infinity|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?))[fFdD]?", re.ASCII
+)
+_HEXADECIMAL = re.compile(
+    r"\s*([+-]?0[xX](?:[0-9a-fA-F]+\.?|[0-9a-fA-F]*\.[0-9a-fA-F]+)[pP][+-]?[0-9]+)[fFdD]?", re.ASCII
+)
+_LONGEST_NUMBER = 1000
+
+
+def number_in(text: str, bits: int) -> int | None:
+    """The number that a text of JSON is to the original, None where it is none.
+
+    Blanks around it, a fraction and an exponent are taken, as Java's ``parseDouble`` takes them;
+    what they say is cut to a whole number of so many bits. Source: Jackson's ``NumberInput``.
+    """
+    text = text.strip(_BLANKS)
+    if len(text) > _LONGEST_NUMBER:
         return None
-    if isinstance(value, float):
-        return int(value)
-    if isinstance(value, str):
-        try:
-            return int(value) if value.strip() == value and "_" not in value else None
-        except ValueError:
+    least, most = -(1 << bits - 1), (1 << bits - 1) - 1
+    unsigned = text.removeprefix("+")
+    digits = text[1:] if text[:1] == "-" else unsigned
+    if digits.isdecimal() and digits.isascii():
+        number = int(unsigned)
+        return number if least <= number <= most else None
+    decimal = _DECIMAL.fullmatch(unsigned)
+    if decimal is not None:
+        value = float(decimal[1])
+    else:
+        hexadecimal = _HEXADECIMAL.fullmatch(unsigned)
+        if hexadecimal is None:
             return None
-    return None
+        try:
+            value = float.fromhex(hexadecimal[1])
+        except OverflowError:
+            value = -math.inf if hexadecimal[1][0] == "-" else math.inf
+    if math.isnan(value):
+        return 0
+    return least if value <= least else most if value >= most else int(value)
 
 
-def _integer(value: Any, path: str) -> int:
-    number = _number(value)
-    if number is None or not -(2**31) <= number < 2**31:
+def _whole(value: Any, bits: int, path: str) -> int:
+    """A number of so many bits from any value of JSON, as the original reads it.
+
+    A text that is none counts as 0, as null does; ``ParseError`` for a number that is too large.
+    """
+    if type(value) is int or type(value) is bool:
+        number = int(value)
+    elif isinstance(value, Digits) or type(value) is float:
+        try:
+            number = int(value)
+        except (ValueError, OverflowError):
+            exact = float(value)
+            number = int(exact) if math.isfinite(exact) else 1 << bits
+    elif isinstance(value, str):
+        return number_in(value, bits) or 0
+    elif value is None:
+        return 0
+    else:
         raise ParseError(f"{path}: expected a number")
+    if not -(1 << bits - 1) <= number < 1 << bits - 1:
+        raise ParseError(f"{path}: expected a number of at most {bits} bits")
     return number
 
 
-def _timestamp(value: Any) -> int:
+def _timestamp(value: Any, path: str) -> int:
     """Epoch milliseconds; what is no number counts as 0, as in the original."""
-    number = _number(value)
-    return 0 if number is None or not 0 <= number < 2**63 else number
+    return 0 if isinstance(value, list | dict) else _whole(value, 64, path)
 
 
 def _metadata(value: Any) -> dict[str, str]:
-    if value is None:
+    if value is None or value == []:  # an empty map, as PHP writes it
         return {}
     if not isinstance(value, dict):
         raise ParseError("instance.metadata: expected an object of strings")
     return {
-        name: item if type(item) is str else _scalar(item, f"instance.metadata.{name}")
+        name: item if type(item) is str else scalar(item, f"instance.metadata.{name}")
         for name, item in value.items()
         if name != "@class"
     }
@@ -287,45 +340,64 @@ def _read_port(value: Any, name: str, fields: dict[str, Any], *, enabled_by_defa
             raise ParseError(
                 f'instance.{name}: expected {{"$": 8080, "@enabled": "true"}} and no other key'
             )
-        number = value.get("$")
-        if number is not None:
+        if "$" in value:
+            number = value["$"]
             fields[attribute] = (
                 number
                 if type(number) is int and 0 <= number < 65536
-                else _port_number(number, name)
+                else _whole(number, 32, f"instance.{name}.$")
             )
-        flag = value.get("@enabled")
-        if type(flag) is str:
-            enabled = flag == "true"
-        elif isinstance(flag, bool | int | float):
-            enabled = bool(flag)
-    elif isinstance(value, (int, str)) and not isinstance(value, bool):
-        fields[attribute] = _integer(value, f"instance.{name}")
+        if "@enabled" in value:
+            flag = value["@enabled"]
+            enabled = flag == "true" or _flag(flag, f"instance.{name}.@enabled")
     else:
-        raise ParseError(f'instance.{name}: expected {{"$": 8080, "@enabled": "true"}}')
+        fields[attribute] = _bare_port(value, name)
     fields[flag_attribute] = enabled
 
 
-def _port_number(value: Any, name: str) -> int:
-    if isinstance(value, str):
-        number = _number(value)
-        return 0 if number is None or abs(number) >= 2**31 else number
-    return _integer(value, f"instance.{name}.$")
+def _flag(value: Any, path: str) -> bool:
+    """A switch: the text ``true``, true, or a whole number that is not 0."""
+    if isinstance(value, str) and not isinstance(value, Digits):
+        return value.strip(_BLANKS) == "true"
+    if isinstance(value, list | dict):
+        raise ParseError(f'{path}: expected "true" or "false"')
+    is_fraction = type(value) is float or (
+        isinstance(value, Digits) and not _WHOLE.fullmatch(value)
+    )
+    return not is_fraction and _whole(value, 32, path) != 0
+
+
+def _bare_port(value: Any, name: str) -> int:
+    """A port that is no object, as some clients' documentation has it."""
+    number = None
+    if type(value) is int or isinstance(value, Digits):
+        number = _whole(value, 32, f"instance.{name}")
+    elif isinstance(value, str):
+        number = number_in(value, 32)
+    if number is None:
+        raise ParseError(f'instance.{name}: expected {{"$": 8080, "@enabled": "true"}}')
+    return number
 
 
 def _read_lease(value: Any, fields: dict[str, Any]) -> None:
-    if value is None:
-        return
+    # What is no object says nothing; PHP writes an empty one as [].
     if not isinstance(value, dict):
-        raise ParseError("instance.leaseInfo: expected an object")
+        return
     for name, attribute in (
         ("renewalIntervalInSecs", "renewal_interval_secs"),
         ("durationInSecs", "duration_secs"),
     ):
-        number = _number(value.get(name))
-        # Not positive means the default; a lease of over 68 years is none.
-        if number is not None and 0 < number < 2**31:
+        number = value.get(name)
+        if type(number) is not int or not 0 < number < 2**31:
+            number = (
+                0 if isinstance(number, list | dict) else _whole(number, 32, f"instance.{name}")
+            )
+        # Not positive means the default.
+        if number > 0:
             fields[attribute] = number
+
+
+_CENTER_KEYS = frozenset({"@class", "name", "metadata"})
 
 
 def _read_data_center(tree: Tree, candidate: Candidate) -> None:
@@ -337,22 +409,28 @@ def _read_data_center(tree: Tree, candidate: Candidate) -> None:
         raise ParseError(f"{path}: expected an object")
     kind = value.get("@class")
     name = value.get("name")
-    if kind == AMAZON_CLASS or (kind is None and name == "Amazon" and "metadata" in value):
-        metadata = value.get("metadata")
-        if not isinstance(metadata, dict):
-            raise ParseError(f"{path}.metadata: expected an object for an Amazon data center")
+    if kind == DEFAULT_CLASS and len(value) == 2 and name in DATA_CENTER_NAMES:
+        candidate.data_center = _DATA_CENTERS[name]
+        return
+    if kind not in (None, AMAZON_CLASS, DEFAULT_CLASS, MY_CLASS):
+        raise ParseError(f"{path}.@class: expected {DEFAULT_CLASS}")
+    metadata = value.get("metadata")
+    if metadata is None or metadata == []:
+        metadata = {}
+    if not isinstance(metadata, dict):
+        raise ParseError(f"{path}.metadata: expected an object for an Amazon data center")
+    # Helidon's stand beside the name.
+    flat = {key: item for key, item in value.items() if key not in _CENTER_KEYS}
+    if kind == AMAZON_CLASS or (name == "Amazon" and (flat or metadata)):
         amazon = {
-            key: _scalar(item, f"{path}.metadata.{key}")
-            for key, item in metadata.items()
-            if key != "@class" and item is not None
+            key: scalar(item, f"{path}.metadata.{key}")
+            for key, item in {**flat, **metadata}.items()
+            if key != "@class"
         }
         candidate.data_center = DataCenter("Amazon", amazon)
         return
-    if kind is not None:
-        if kind not in (DEFAULT_CLASS, MY_CLASS):
-            raise ParseError(f"{path}.@class: expected {DEFAULT_CLASS}")
-        if not value.keys() <= {"@class", "name"}:
-            raise ParseError(f"{path}: expected no other key than @class and name")
+    if kind is not None and (flat or metadata):
+        raise ParseError(f"{path}: expected no other key than @class and name")
     if name is None:
         candidate.data_center = DataCenter("MyOwn")
         candidate.data_center_named = False
@@ -444,7 +522,7 @@ def read_applications(document: Any) -> Told:
         for tree in _listed(application.get("instance")):
             try:
                 instance = validated(read_candidate(tree), name, 0)
-                updated = _timestamp(tree.get("lastUpdatedTimestamp") or 0)
+                updated = _timestamp(tree.get("lastUpdatedTimestamp"), "lastUpdatedTimestamp")
             except (ParseError, InvalidInstanceError) as error:
                 shown = tree.get("instanceId", "?") if isinstance(tree, dict) else "?"
                 found.append(Unreadable(f"{name}/{shown}", str(error)))

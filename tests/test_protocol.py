@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import codecs as encodings
 import gzip
 import json
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from access import Access, AccessSettings
@@ -27,6 +30,7 @@ from routes import blueprint
 from tests.servers import JSON, instance_body
 
 XML = {"Content-Type": "application/xml", "Accept": "application/xml"}
+AMAZON = {"@class": wire.AMAZON_CLASS, "name": "Amazon"}
 
 
 def make_client(settings: EurekaSettings | None = None) -> FlaskClient:
@@ -123,13 +127,14 @@ BAD_FIELDS = [
     ("port", [8080], "instance.port"),
     ("port", True, "instance.port"),
     ("metadata", {"a": {"b": "c"}}, "instance.metadata.a"),
-    ("metadata", [], "instance.metadata"),
+    ("metadata", ["x"], "instance.metadata"),
     ("dataCenterInfo", {"@class": "java.lang.String", "name": "MyOwn"}, "dataCenterInfo.@class"),
     ("dataCenterInfo", {"name": "Mars"}, "dataCenterInfo.name"),
     ("dataCenterInfo", "MyOwn", "instance.dataCenterInfo"),
-    ("leaseInfo", "90", "instance.leaseInfo"),
+    ("leaseInfo", {"durationInSecs": 2**31}, "instance.durationInSecs"),
+    ("lastDirtyTimestamp", 2**63, "instance.lastDirtyTimestamp"),
     ("hostName", {"a": 1}, "instance.hostName"),
-    ("countryId", "one", "instance.countryId"),
+    ("countryId", [1], "instance.countryId"),
     ("app", None, "instance.app"),
 ]
 
@@ -205,6 +210,499 @@ def test_what_eureka_js_client_and_fargo_send_is_accepted(client: FlaskClient) -
     assert found["leaseInfo"]["durationInSecs"] == 90
     assert found["overriddenStatus"] == "UNKNOWN"
     assert found["port"] == {"$": 8080, "@enabled": "true"}
+
+
+NUMBERS: list[tuple[Any, int | None]] = [
+    (" 8080", 8080),
+    ("\t8080\r\n", 8080),
+    ("8080\x00", 8080),
+    ("8080.0", 8080),
+    ("8080.9", 8080),
+    ("8.08e3", 8080),
+    ("8.08E+3", 8080),
+    ("+8080", 8080),
+    ("+ 8080", 8080),
+    ("8080.", 8080),
+    ("8080f", 8080),
+    ("8080D", 8080),
+    ("0x1p3", 8),
+    ("-80.5", -80),
+    ("+-80", -80),
+    (".5", 0),
+    ("Infinity", 2**31 - 1),
+    ("-Infinity", -(2**31)),
+    ("0x1p99999", 2**31 - 1),
+    ("1e400", 2**31 - 1),
+    ("1.632719563702E12", 2**31 - 1),
+    ("-2147483648", -(2**31)),
+    ("2147483648", 0),
+    ("99999999999", 0),
+    ("9" * 5000, 0),
+    ("NaN", 0),
+    ("\uff18\uff10\uff18\uff10", 0),
+    ("٨٠", 0),
+    ("8_080", 0),
+    ("0x50", 0),
+    ("- 80", 0),
+    ("--80", 0),
+    ("1e", 0),
+    ("80L", 0),
+    ("\u00a080", 0),
+    ("true", 0),
+    ("US", 0),
+    ("-", 0),
+    ("+", 0),
+    ("", 0),
+    (" ", 0),
+    (True, 1),
+    (False, 0),
+    (80.9, 80),
+    (-1.5, -1),
+    (-80, -80),
+    (2**31, None),
+    (-(2**31) - 1, None),
+    (1e19, None),
+    (2**70, None),
+]
+
+
+@pytest.mark.parametrize(("sent", "meant"), NUMBERS)
+def test_a_number_is_what_the_original_takes_it_for_in_every_field(
+    client: FlaskClient, sent: Any, meant: int | None
+) -> None:
+    fields: list[tuple[dict[str, Any], Callable[[Any], Any], Callable[[int], int]]] = [
+        ({"port": {"$": sent, "@enabled": "true"}}, lambda i: i["port"]["$"], int),
+        ({"securePort": {"$": sent}}, lambda i: i["securePort"]["$"], int),
+        ({"countryId": sent}, lambda i: i["countryId"], int),
+        (
+            {"leaseInfo": {"durationInSecs": sent}},
+            lambda i: i["leaseInfo"]["durationInSecs"],
+            lambda n: n if n > 0 else 90,
+        ),
+        (
+            {"leaseInfo": {"renewalIntervalInSecs": sent}},
+            lambda i: i["leaseInfo"]["renewalIntervalInSecs"],
+            lambda n: n if n > 0 else 30,
+        ),
+    ]
+    for place, (told, shown, kept) in enumerate(fields):
+        status = register(client, "NUM", f"num:{place}", **told).status_code
+        assert status == (400 if meant is None else 204), told
+        if meant is not None:
+            found = client.get(f"/eureka/apps/NUM/num:{place}", headers=JSON).get_json()
+            assert shown(found["instance"]) == kept(meant), told
+
+
+@pytest.mark.parametrize(
+    ("sent", "meant"),
+    [
+        ("1.632719563702E12", 1632719563702),
+        (" 1632719563702 ", 1632719563702),
+        ("-80", -80),
+        (-80, -80),
+        (True, 1),
+        ("1e19", 2**63 - 1),
+        ("9223372036854775808", 0),
+        ([80], 0),
+        (2**63, None),
+        (1e19, None),
+    ],
+)
+def test_a_dirty_timestamp_is_what_the_original_takes_it_for(
+    client: FlaskClient, sent: Any, meant: int | None
+) -> None:
+    status = register(client, "NUM", "num:1", lastDirtyTimestamp=sent).status_code
+    assert status == (400 if meant is None else 204)
+    if meant is not None:
+        found = client.get("/eureka/apps/NUM/num:1", headers=JSON).get_json()["instance"]
+        assert found["lastDirtyTimestamp"] == str(meant)
+
+
+@pytest.mark.parametrize(
+    ("sent", "meant"),
+    [
+        ("true", True),
+        (" true\n", True),
+        (True, True),
+        (1, True),
+        (-7, True),
+        ("TRUE", False),
+        ("1", False),
+        ("yes", False),
+        ("", False),
+        (None, False),
+        (0, False),
+        (1.5, False),
+        (1e300, False),
+        (2**40, None),
+        ([], None),
+        ({}, None),
+    ],
+)
+@pytest.mark.parametrize("name", ["port", "securePort"])
+def test_a_ports_switch_is_what_the_original_takes_it_for(
+    client: FlaskClient, name: str, sent: Any, meant: bool | None
+) -> None:
+    response = register(client, "NUM", "num:1", **{name: {"$": None, "@enabled": sent}})
+    assert response.status_code == (400 if meant is None else 204)
+    if meant is not None:
+        found = client.get("/eureka/apps/NUM/num:1", headers=JSON).get_json()["instance"]
+        assert found[name] == {"$": 0, "@enabled": "true" if meant else "false"}
+
+
+@pytest.mark.parametrize(
+    "digits",
+    [
+        "18446744073709551616",
+        "1" + "0" * 400,
+        "1.50",
+        "1e5",
+        "1E+05",
+        "0.1234567890123456789012345",
+        "1e400",
+        "-0",
+        "-0.0",
+        "12345678901234567.0",
+    ],
+)
+def test_a_number_that_stands_for_a_text_keeps_its_digits(client: FlaskClient, digits: str) -> None:
+    body = instance_body("WEB", "web:1", metadata={"n": "N"}, sid="N", dataCenterInfo="C")
+    body = body.replace('"N"', digits)
+    center = AMAZON | {"metadata": {"instance-id": "i-1", "n": "N", "none": None}}
+    body = body.replace('"C"', json.dumps(center).replace('"N"', digits))
+    assert client.post("/eureka/apps/WEB", data=body, headers=JSON).status_code == 204
+    item = {"appName": "WEB", "id": "web:2", "action": "Register", "instanceInfo": "I"}
+    told = body.replace("web:1", "web:2")[len('{"instance": ') : -1]
+    batch = json.dumps({"replicationList": [item]}).replace('"I"', told)
+    assert client.post("/eureka/peerreplication/batch", data=batch, headers=JSON).status_code == 200
+    for instance_id in ("web:1", "web:2"):
+        found = client.get(f"/eureka/apps/WEB/{instance_id}", headers=JSON).get_json()["instance"]
+        assert found["metadata"] == {"n": digits}
+        assert found["sid"] == digits
+        assert found["dataCenterInfo"]["metadata"]["n"] == digits
+        assert found["dataCenterInfo"]["metadata"]["none"] == "null"
+
+
+JSON_BYTES: list[tuple[str, Callable[[str], bytes]]] = [
+    ("UTF-8 after a mark", lambda text: encodings.BOM_UTF8 + text.encode()),
+    *((f"{name}", lambda text, name=name: text.encode(name)) for name in ("utf-16", "utf-32")),
+    *(
+        (f"{name}", lambda text, name=name: text.encode(name))
+        for name in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
+    ),
+    ("a mark, the other way", lambda text: encodings.BOM_UTF16_BE + text.encode("utf-16-be")),
+    ("half a character after it", lambda text: text.encode("utf-16-le") + b"x"),
+    *(
+        (f"{tail!r} after it", lambda text, tail=tail: encodings.BOM_UTF8 + text.encode() + tail)
+        for tail in (b"\0", b";", b"}", b"\x1a", b"{}", b"\xff", b"null", b" //")
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "spelled", [pytest.param(spelled, id=name) for name, spelled in JSON_BYTES]
+)
+def test_json_is_read_whatever_bytes_it_is_in_and_whatever_comes_after_it(
+    client: FlaskClient, spelled: Callable[[str], bytes]
+) -> None:
+    text = json.dumps(json.loads(instance_body("WEB", "web:1", sid="é☃𝄞")), ensure_ascii=False)
+    assert client.post("/eureka/apps/WEB", data=spelled(text), headers=JSON).status_code == 204
+    found = client.get("/eureka/apps/WEB/web:1", headers=JSON).get_json()["instance"]
+    assert found["sid"] == "é☃𝄞"
+    half = text.replace("é☃𝄞", "a\\ud800b\\udc00\\ud834\\udd1e")
+    assert client.post("/eureka/apps/WEB", data=spelled(half), headers=JSON).status_code == 204
+    found = client.get("/eureka/apps/WEB/web:1", headers=JSON).get_json()["instance"]
+    assert found["sid"] == "a?b?𝄞"
+    cut = spelled(text)[: len(spelled(text)) // 2]
+    assert client.post("/eureka/apps/WEB", data=cut, headers=JSON).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("ISO-8859-1", "é"),
+        ("latin1", "é"),
+        ("ISO-8859-15", "€"),
+        ("windows-1252", "€"),
+        ("Cp1252", "€"),
+        ("ISO-8859-2", "ł"),
+        ("windows-1251", "ж"),
+        ("KOI8-R", "ж"),
+        ("GBK", "中"),
+        ("GB18030", "中"),
+        ("Big5", "中"),
+        ("Shift_JIS", "本"),
+        ("EUC-KR", "한"),
+        ("ISO-2022-JP", "本"),
+        ("IBM037", "é"),
+        ("UTF-16", "☃𝄞"),
+        ("UTF-8", "☃𝄞"),
+    ],
+)
+def test_xml_is_read_in_the_encoding_that_it_declares(
+    client: FlaskClient, name: str, text: str
+) -> None:
+    document = encode_instance(sample_instance(metadata={"k": text}), Form.XML).decode()
+    declaration = f'<?xml version="1.0"  encoding = "{name}" ?>'
+    for declared in (declaration, declaration.replace('"', "'")):
+        body = (declared + "\n" + document).encode(name)
+        assert client.post("/eureka/apps/WEB", data=body, headers=XML).status_code == 204
+        (found,) = client.get("/eureka/apps/WEB", headers=JSON).get_json()["application"][
+            "instance"
+        ]
+        assert found["metadata"] == {"k": text}
+
+
+@pytest.mark.parametrize(
+    ("declared", "used"),
+    [
+        ("x-none", "utf-8"),
+        ("rot13", "utf-8"),
+        ("unicode-escape", "utf-8"),
+        ("UTF-7", "utf-8"),
+        ("UTF-16", "utf-8"),
+        ("GBK", "latin-1"),
+        ("UTF-8", "latin-1"),
+    ],
+)
+def test_xml_in_no_encoding_that_it_declares_is_a_400(
+    client: FlaskClient, declared: str, used: str
+) -> None:
+    document = encode_instance(sample_instance(metadata={"k": "é"}), Form.XML).decode()
+    body = (f'<?xml version="1.0" encoding="{declared}"?>' + document).encode(used)
+    assert client.post("/eureka/apps/WEB", data=body, headers=XML).status_code == 400
+
+
+def test_xml_means_the_same_however_it_is_written(client: FlaskClient) -> None:
+    plain = encode_instance(sample_instance(metadata={"a": "b", "c": " d "}), Form.XML).decode()
+    client.post("/eureka/apps/WEB", data=plain, headers=XML)
+    (wanted,) = client.get("/eureka/apps/WEB", headers=JSON).get_json()["application"]["instance"]
+    app = wanted["app"]
+    for old, new in (
+        ("<instance>", '<instance xmlns="urn:x" class="y">'),
+        ("<a>b</a>", "<a>x</a><a><![CDATA[b]]></a>"),
+        ("<a>b</a>", "<a z='y'><!-- c --><?p q?>&#98;</a>"),
+        ("<metadata>", "<metadata><never>x</never></metadata><metadata class='y'>text"),
+        (f"<app>{app}</app>", f"<app>other</app><fancy><deep><er/></deep></fancy><app>{app}</app>"),
+        ("</instance>", "</instance> <!-- c --> <?p q?>\n"),
+    ):
+        assert old in plain
+        answer = client.post("/eureka/apps/WEB", data=plain.replace(old, new, 1), headers=XML)
+        assert answer.status_code == 204
+        (got,) = client.get("/eureka/apps/WEB", headers=JSON).get_json()["application"]["instance"]
+        for found in (wanted, got):
+            found["leaseInfo"].pop("lastRenewalTimestamp", None)
+            found.pop("lastUpdatedTimestamp", None)
+            found["leaseInfo"].pop("registrationTimestamp", None)
+        assert got == wanted
+    other = plain.replace("instance>", "com.netflix.appinfo.InstanceInfo>")
+    assert client.post("/eureka/apps/WEB", data=other, headers=XML).status_code == 204
+
+
+@pytest.mark.parametrize(
+    "name", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "utf-16", "utf-32", "utf-8-sig"]
+)
+def test_xml_is_read_where_its_first_bytes_tell_its_encoding(
+    client: FlaskClient, name: str
+) -> None:
+    document = encode_instance(sample_instance(metadata={"k": "é☃𝄞"}), Form.XML).decode()
+    for declaration in ("", '<?xml version="1.0" encoding="UTF-8"?>'):
+        body = (declaration + document).encode(name)
+        assert client.post("/eureka/apps/WEB", data=body, headers=XML).status_code == 204
+        (found,) = client.get("/eureka/apps/WEB", headers=JSON).get_json()["application"][
+            "instance"
+        ]
+        assert found["metadata"] == {"k": "é☃𝄞"}
+
+
+@pytest.mark.parametrize("text", ["", " 7", "7.0", "x", "<y>7</y>", "9" * 30])
+def test_a_bad_number_in_an_xml_lease_costs_nothing_else(client: FlaskClient, text: str) -> None:
+    document = encode_instance(sample_instance(metadata={"k": "v"}, duration_secs=77), Form.XML)
+    body = document.decode().replace(">77<", f">{text}<")
+    assert client.post("/eureka/apps/WEB", data=body, headers=XML).status_code == 204
+    (found,) = client.get("/eureka/apps/WEB", headers=JSON).get_json()["application"]["instance"]
+    assert found["leaseInfo"]["durationInSecs"] == 90
+    assert found["metadata"] == {"k": "v"}
+
+
+@pytest.mark.parametrize("spelled", [b"\xc0\xaf", b"\xf4\x90\x80\x80", b"\xff", b"\xe2\x98"])
+def test_overlong_characters_are_refused(client: FlaskClient, spelled: bytes) -> None:
+    body = instance_body("WEB", "web:1", sid="S").encode().replace(b'"S"', b'"' + spelled + b'"')
+    assert client.post("/eureka/apps/WEB", data=body, headers=JSON).status_code == 400
+
+
+def test_a_field_that_comes_twice_counts_as_the_last_says(client: FlaskClient) -> None:
+    body = instance_body("WEB", "web:1", sid="S").replace('"sid": "S"', '"sid": "a", "sid": "b"')
+    assert client.post("/eureka/apps/WEB", data=body, headers=JSON).status_code == 204
+    found = client.get("/eureka/apps/WEB/web:1", headers=JSON).get_json()["instance"]
+    assert found["sid"] == "b"
+
+
+def test_xml_that_is_too_deep_is_not_read_to_its_end() -> None:
+    deep = b"<instance>" + b"<a>" * 300_000
+    with pytest.raises(wire.ParseError, match="inside each other"):
+        codecs.read_xml(deep)  # to its end it would be unclosed
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "status"),
+    [
+        ("port", "+80", 204),
+        ("port", "٨٠", 204),
+        ("port", "8_0", 400),
+        ("port", " 80", 400),
+        ("port", "80.0", 400),
+        ("port", "2147483648", 400),
+        ("port", "", 400),
+        ("countryId", "80", 204),
+        ("countryId", "8_0", 400),
+        ("countryId", "", 400),
+    ],
+)
+def test_a_number_in_xml_has_digits_alone(
+    client: FlaskClient, field: str, text: str, status: int
+) -> None:
+    document = encode_instance(sample_instance(port=7777, country_id=7777), Form.XML).decode()
+    other = "countryId" if field == "port" else "port"
+    body = document.replace(">7777<", f">{text}<" if field == "port" else ">1<", 1)
+    body = body.replace(">7777<", f">{text}<" if field == "countryId" else ">1<", 1)
+    assert client.post("/eureka/apps/WEB", data=body, headers=XML).status_code == status
+    if status == 204:
+        (found,) = client.get("/eureka/apps/WEB", headers=JSON).get_json()["application"][
+            "instance"
+        ]
+        numbers = {"port": found["port"]["$"], "countryId": found["countryId"]}
+        assert numbers == {field: 80, other: 1}
+
+
+CENTERS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    (AMAZON, {}),
+    (AMAZON | {"metadata": None}, {}),
+    (AMAZON | {"metadata": []}, {}),
+    (AMAZON | {"instance-id": "i-7", "ami-id": "a"}, {"instance-id": "i-7", "ami-id": "a"}),
+    ({"name": "Amazon", "instance-id": "i-7"}, {"instance-id": "i-7"}),
+    ({"name": "Amazon", "metadata": {"instance-id": "i-7"}}, {"instance-id": "i-7"}),
+]
+
+
+@pytest.mark.parametrize(("sent", "kept"), CENTERS)
+def test_an_amazon_data_center_is_read_however_it_is_written(
+    client: FlaskClient, sent: dict[str, Any], kept: dict[str, Any]
+) -> None:
+    assert register(client, "WEB", "web:1", dataCenterInfo=sent).status_code == 204
+    found = client.get("/eureka/apps/WEB/web:1", headers=JSON).get_json()["instance"]
+    assert found["dataCenterInfo"] == AMAZON | {"metadata": {"instance-id": "web:1"} | kept}
+
+
+@pytest.mark.parametrize("metadata", [None, {}, []])
+def test_an_empty_metadata_of_a_plain_data_center_says_nothing(
+    client: FlaskClient, metadata: Any
+) -> None:
+    plain = {"@class": wire.DEFAULT_CLASS, "name": "MyOwn"}
+    sent = plain | {"metadata": metadata}
+    assert register(client, "WEB", "web:1", dataCenterInfo=sent).status_code == 204
+    found = client.get("/eureka/apps/WEB/web:1", headers=JSON).get_json()["instance"]
+    assert found["dataCenterInfo"] == plain
+    full = plain | {"metadata": {"a": "b"}}
+    assert register(client, "WEB", "web:1", dataCenterInfo=full).status_code == 400
+
+
+def test_what_php_calls_an_empty_map_is_one(client: FlaskClient) -> None:
+    assert register(client, "WEB", "web:1", metadata=[], leaseInfo=[]).status_code == 204
+    found = client.get("/eureka/apps/WEB/web:1", headers=JSON).get_json()["instance"]
+    assert found["metadata"] == {"@class": "java.util.Collections$EmptyMap"}
+    assert found["leaseInfo"]["durationInSecs"] == 90
+
+
+def test_keys_beside_the_root_are_ignored(client: FlaskClient) -> None:
+    body = json.loads(instance_body("WEB", "web:1"))
+    for document in (body | {"more": {"a": [1]}}, {"first": 1} | body):
+        answer = client.post("/eureka/apps/WEB", data=json.dumps(document), headers=JSON)
+        assert answer.status_code == 204
+    assert client.post("/eureka/apps/WEB", data='{"more": {}}', headers=JSON).status_code == 400
+
+
+def test_an_id_that_was_not_sent_is_shown(client: FlaskClient) -> None:
+    assert register(client, "WEB", "web:1", instanceId=None).status_code == 204
+    for headers in (JSON, JSON | {"X-Eureka-Accept": "compact"}):
+        for path in ("/apps/WEB", "/apps", "/apps/delta"):
+            answer = client.get(f"/eureka{path}", headers=headers).data
+            assert answer.count(b'"instanceId":"host.local"') == 1
+    assert b"<instanceId>host.local</instanceId>" in client.get("/eureka/apps", headers=XML).data
+    assert client.put("/eureka/apps/WEB/host.local").status_code == 200
+
+
+ODD_PATHS = [
+    "/eureka/v2%20/apps",
+    "/eureka/v2x/apps",
+    "/eureka/v2.0/apps",
+    "/eureka/v22/apps",
+    "/eureka/v2+/apps",
+    "/eureka/v2%C3%A9/apps",
+    "/eureka/v2;a=b/apps",
+    "//eureka/apps",
+    "///eureka/apps",
+    "/./eureka/apps",
+    "/.//eureka/apps",
+    "/x/../eureka/apps",
+    "/x/y/../../eureka/apps",
+    "/%65ureka/apps",
+    "/%2e/eureka/apps",
+    "/eureka;x=1/apps",
+    "/;x/eureka/apps",
+    "/eureka//apps",
+    "/eureka/./apps",
+    "/eureka/v2//apps",
+    "//eureka/v2/apps",
+    "/eureka/apps;jsessionid=1",
+]
+
+
+@pytest.mark.parametrize("apps", ODD_PATHS)
+def test_a_path_means_what_its_normal_form_means(client: FlaskClient, apps: str) -> None:
+    body = instance_body("WEB", "web:1")
+    apps = "http://localhost" + apps
+    posted = client.open(apps + "/WEB;v=1", method="POST", data=body, headers=JSON)
+    assert posted.status_code == 204
+    one = apps + "/WEB/web:1;v=2"
+    listed = client.open(apps, headers=JSON).get_json()["applications"]
+    assert listed["apps__hashcode"] == "UP_1_"
+    assert client.open(apps, method="HEAD", headers=JSON).status_code == 200
+    assert client.open(apps + "/delta;x", headers=JSON).status_code == 200
+    found = client.open(one, headers=JSON).get_json()["instance"]
+    assert found["instanceId"] == "web:1"
+    assert client.open(one, method="PUT").status_code == 200
+    status = client.open(apps + "/WEB/web:1/status;x?value=DOWN", method="PUT")
+    assert status.status_code == 200
+    assert client.open(apps, method="OPTIONS").headers["Allow"] == "GET,HEAD,OPTIONS"
+    assert client.open(apps, method="DELETE").status_code == 405
+    assert client.open(one, method="DELETE").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../eureka/apps",
+        "/x/%2e%2e/eureka/apps",
+        "/eureka/../apps",
+        "/Eureka/apps",
+        "/eurekax/apps",
+        "/x/eureka/apps",
+        "/eureka/V2/apps",
+        "/eureka/v1/apps",
+        "/eureka/v3/apps",
+        "/eureka/v2/v2/apps",
+        "/eureka/%61pps",
+        "/eureka/%76%32/apps",
+        "/eureka/apps%3Bjsessionid=1",
+        "/eureka/apps//",
+        "/eureka/v2",
+        "/apps",
+        "/%2feureka/apps",
+    ],
+)
+def test_what_is_no_way_to_write_the_base_is_a_404(client: FlaskClient, path: str) -> None:
+    assert client.open("http://localhost" + path, headers=JSON).status_code == 404
 
 
 def test_what_steeltoe_sends_can_be_read_back(client: FlaskClient) -> None:
@@ -303,9 +801,32 @@ def test_xml_shows_a_single_drained_instance_as_down_and_lists_it_as_it_is(
 
 def test_metadata_that_is_no_element_name_is_escaped_as_the_original_does() -> None:
     names = {"x y": "x_.0020y", "1n": "_.0031n", "k&": "k_.0026", "a_b": "a__b", "$": "_-"}
+    names |= {"aws:a:b": "aws_.003aa_.003ab", ":": "_.003a"}
     for key, expected in names.items():
         assert codecs.encode_name(key) == expected
         assert codecs.decode_name(expected) == key
+    assert codecs.decode_name("k_.00E9_.00e9") == "kéé"
+
+
+def test_a_colon_in_a_metadata_key_is_no_prefix_to_readers_that_know_namespaces(
+    client: FlaskClient,
+) -> None:
+    keys = {"aws:autoscaling:groupName": "g", "xmlns:x": "y", ":": "z"}
+    amazon = AMAZON | {"metadata": {"instance-id": "i-1", "a:b": "c"}}
+    assert register(client, "WEB", "web:1", metadata=keys, dataCenterInfo=amazon).status_code == 204
+    for path in ("/apps", "/apps/delta", "/apps/WEB", "/apps/WEB/web:1", "/vips/web"):
+        for compact in ({}, {"X-Eureka-Accept": "compact"}):
+            answer = client.get(f"/eureka{path}", headers=XML | compact)
+            root = ElementTree.fromstring(answer.data)
+            (found,) = root.iter("instance")
+            if not compact or path == "/apps/WEB/web:1":
+                posted = client.post(
+                    "/eureka/apps/WEB", data=ElementTree.tostring(found), headers=XML
+                )
+                assert posted.status_code == 204
+    back = client.get("/eureka/apps/WEB/web:1", headers=JSON).get_json()["instance"]
+    assert back["metadata"] == keys
+    assert back["dataCenterInfo"]["metadata"]["a:b"] == "c"
 
 
 @given(st.text(min_size=1))
@@ -319,6 +840,7 @@ xml_text = st.text(
 
 
 @given(st.dictionaries(xml_text.filter(bool), xml_text, max_size=5), xml_text.filter(bool))
+@example({"overriddenStatus": "x", "port": "1", "leaseInfo": "y"}, "host")
 def test_an_instance_comes_back_from_both_formats(metadata: dict[str, str], host: str) -> None:
     metadata.pop("@class", None)
     metadata.pop("instanceId", None)
@@ -363,7 +885,7 @@ def test_any_value_in_any_field_is_accepted_or_a_400(name: str, value: Any) -> N
 
 # Fields that come again have a lane, which is to change no answer.
 
-BASES = ("/eureka/", "/eureka/v2/", "/other/")
+BASES = ("/eureka/", "/eureka/v2/", "/other/", "//eureka/", "/%65ureka/", "/eureka/v2x/")
 RESOURCES = (
     "apps",
     "apps/",
@@ -377,6 +899,9 @@ RESOURCES = (
     "apps/WEB/web:1/status?value=DOWN",
     "apps/WEB/web%3A1",
     "apps/delta/web:1",
+    "apps;x=1",
+    "apps/WEB;x",
+    "apps/WEB;x/web:1;y=z",
     "apps/NONE/none",
     "vips/web",
     "vips/none",
