@@ -13,6 +13,7 @@ import hmac
 import ipaddress
 import logging
 import os
+import re
 import secrets
 import threading
 import time
@@ -43,6 +44,7 @@ log = logging.getLogger("access")
 
 Mode = Literal["none", "trusted", "jwt", "basic"]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_AUTHORITY = re.compile(r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?\Z")
 _REREAD_SECS = 1.0
 _MOST_REMEMBERED = 10_000
 _WRITING = frozenset({"POST", "PUT", "DELETE", "PATCH"})
@@ -90,7 +92,7 @@ class AccessSettings:
     """Whether plain HTTP is refused."""
 
     trusted_proxies: tuple[Network, ...] = ()
-    """Whose ``X-Forwarded-Proto`` and ``X-Forwarded-For`` are believed: nobody's, unless named."""
+    """Whose ``X-Forwarded-Proto``, ``-Host`` and ``-For`` are believed: nobody's, unless named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,14 +262,26 @@ class Access:
             return Answer(403)
         return Grant(Namespace(wanted), True, grant.user, grant.until)
 
+    def origin(self, request: Request) -> str:
+        """What this server's URLs begin with for this caller, such as ``https://registry:8761``.
+
+        Nothing where the request names no host: then a URL has to go without.
+        """
+        host = self._forwarded(request, "host") or request.headers.get("host", "")
+        if not _AUTHORITY.match(host):
+            return ""
+        return f"{'https' if self._is_https(request) else 'http'}://{host}"
+
     def _is_https(self, request: Request) -> bool:
-        if request.scheme == "https":
-            return True
-        if not self._is_proxy(request.peer):
-            return False
+        return request.scheme == "https" or self._forwarded(request, "proto").lower() == "https"
+
+    def _forwarded(self, request: Request, what: str) -> str:
+        """What a trusted proxy says of the request that it passes on."""
+        told = request.headers.get(f"x-forwarded-{what}")
+        if told is None or not self._is_proxy(request.peer):
+            return ""
         # The proxy next to us wrote the last word.
-        told = request.headers.get("x-forwarded-proto", "")
-        return told.rpartition(",")[2].strip().lower() == "https"
+        return told.rpartition(",")[2].strip()
 
     def _is_proxy(self, peer: str) -> bool:
         if not self._settings.trusted_proxies:
@@ -283,9 +297,7 @@ class Access:
 
         Of IPv6 the network alone, for each client has one of its own.
         """
-        told = request.peer
-        if self._is_proxy(told):
-            told = request.headers.get("x-forwarded-for", "").rpartition(",")[2].strip() or told
+        told = self._forwarded(request, "for") or request.peer
         try:
             address = ipaddress.ip_address(told)
         except ValueError:

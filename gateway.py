@@ -177,7 +177,13 @@ class Gateway:
             with self._lock:
                 if len(self._apis) >= MAX_NAMESPACES:
                     return None
-                made = NativeApi(self._registry, self._native, namespace, self._catalogs)
+                made = NativeApi(
+                    self._registry,
+                    self._native,
+                    namespace,
+                    self._catalogs,
+                    self._access.origin,
+                )
                 found = self._apis.setdefault(namespace, made)
         return found
 

@@ -19,7 +19,7 @@ def entry(
     endpoint_value: str,
     status: str = "UP",
     tags: Sequence[str] = (),
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Any = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
 ) -> Entry:
     """A whole Eureka instance of what a source says; ``form.EndpointError``.
@@ -32,13 +32,19 @@ def entry(
         service_name=service_name,
         endpoint=endpoint,
         ttl_secs=DEFAULT_DURATION_SECS,
-        address=endpoint.host if is_literal(endpoint.host) or endpoint_type == "user" else "",
+        address=_address(endpoint),
         status=status,
         tags=(*tags, source),
         metadata=metadata,
         source=source,
     )
     return Entry(instance, namespace)
+
+
+def _address(endpoint: form.Endpoint) -> str:
+    if not endpoint.host:
+        return form.NO_ADDRESS
+    return endpoint.host if is_literal(endpoint.host) else ""
 
 
 def entry_of(source: str, data: Mapping[str, Any], namespace: Namespace) -> Entry:

@@ -1,6 +1,7 @@
 """The native REST API over one namespace, as functions from a request to an answer.
 
-Source of the pattern: the Amalgam8 registry. Free of any web framework.
+Source of the pattern: the Amalgam8 registry, whose clients are served unchanged (``QUIRKS.md``).
+Free of any web framework.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ _COLUMNS = (
     *("id", "service_name", "endpoint", "status", "tags", "metadata", "ttl"),
     *("source", "last_heartbeat", "revision"),
 )
+# Given whatever ``fields`` names; and what it may name, but no list has.
+_ALWAYS = ("id", "endpoint")
+_NAMEABLE = frozenset((*_COLUMNS, "links"))
+_FILTERS = frozenset({"id", "service_name", "status", "tags", "fields"})
 _DEFAULT_WAIT_SECS, _MAX_WAIT_SECS = 30, 300
 
 
@@ -48,9 +53,15 @@ class NativeApi:
         settings: NativeSettings,
         namespace: Namespace = DEFAULT_NAMESPACE,
         catalogs: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
+        origin: Callable[[Request], str] = lambda _: "",
     ) -> None:
-        """Serve ``namespace``; ``catalogs`` tells how each catalog is, as JSON values."""
+        """Serve ``namespace``.
+
+        ``catalogs`` tells how each catalog is, as JSON values; ``origin`` what the URLs of a
+        request begin with, or nothing where that is not known.
+        """
         self._catalogs = catalogs
+        self._origin = origin
         self._registry = registry
         self._settings = settings
         self._namespace = namespace
@@ -131,19 +142,20 @@ class NativeApi:
             case ["watch"]:
                 handlers = {}
             case _:
-                return problem(404, "there is nothing at this path")
+                return problem(404, "there is nothing at this path", code="Resource not found")
         handler = handlers.get(method)
         if handler is None:
             allowed = {*handlers, "HEAD"} if "GET" in handlers else set(handlers)
             allow = ", ".join(sorted(allowed or {"GET"}))
-            return problem(405, f"allowed here: {allow}", headers={"Allow": allow})
+            text = f"allowed here: {allow}"
+            return problem(405, text, headers={"Allow": allow}, code="Method not allowed")
         return handler(request, parts[-1])
 
     # Instances
 
     def _register(self, request: Request, name: str) -> Answer:
         settings = self._settings
-        data = self._schemas.read_registration(request.read_body(_MAX_BODY_BYTES))
+        data = self._schemas.read_registration(_json_body(request))
         endpoint = form.parsed_endpoint(data["endpoint"]["type"], data["endpoint"]["value"])
         ttl = data.get("ttl", settings.default_ttl_secs)
         instance = form.complete(
@@ -157,7 +169,7 @@ class NativeApi:
             last_dirty_ms=self._registry.clock.wall_ms(),
         )
         self._write(instance, quota=settings.max_instances)
-        location = f"{_own_path(request)}/instances/{instance.id}"
+        location = f"{self._origin(request)}{request.base}{BASE}/instances/{instance.id}"
         links = {"self": location, "heartbeat": f"{location}/heartbeat"}
         body = {"id": instance.id, "ttl": ttl, "links": links}
         return Answer(201, orjson.dumps(body), _JSON, {"Location": location})
@@ -169,23 +181,23 @@ class NativeApi:
         )
 
     def _heartbeat(self, request: Request, name: str) -> Answer:
-        instance = self._known(name)
+        instance = self._known(name, "error_instance_heartbeat_failure")
         if instance.source != form.SOURCE:
             raise ProblemError(problem(409, _belongs(instance)))
         renewed = self._registry.renew(
             instance.app, instance.id, source=form.SOURCE, namespace=self._namespace
         )
         if renewed is None:
-            raise ProblemError(_gone(name))
+            raise ProblemError(_gone(name, "error_instance_heartbeat_failure"))
         return _json({"id": instance.id, "ttl": instance.duration_secs})
 
     def _show(self, request: Request, name: str) -> Answer:
-        columns = _columns(request)
+        columns = _columns(_query(request))
         shown = form.shown(self._known(name))
         return _json({column: shown[column] for column in columns})
 
     def _change(self, request: Request, name: str) -> Answer:
-        change = self._schemas.read_change(request.read_body(_MAX_BODY_BYTES))
+        change = self._schemas.read_change(_json_body(request))
         instance = self._known(name)
         if not instance.is_leased:
             raise ProblemError(problem(409, _belongs(instance)))
@@ -203,7 +215,7 @@ class NativeApi:
 
         def replaced(listed: Instance) -> Instance:
             changed = form.complete(
-                service_name=listed.app,
+                service_name=form.service_name(listed),
                 endpoint=form.parsed_endpoint(
                     listed.endpoint_type or "", listed.endpoint_value or ""
                 ),
@@ -233,7 +245,7 @@ class NativeApi:
         if set(change) != {"status"}:
             raise ProblemError(problem(409, f"{_belongs(instance)}; only its status can be set"))
         try:
-            status = InstanceStatus(change["status"])
+            status = InstanceStatus(change["status"].upper())
         except ValueError:
             words = ", ".join(InstanceStatus)
             text = f"a Eureka instance has one of {words}"
@@ -243,63 +255,75 @@ class NativeApi:
         )
 
     def _deregister(self, request: Request, name: str) -> Answer:
-        instance = self._known(name)
+        instance = self._known(name, "error_instance_deletion_failure")
         if instance.source != form.SOURCE:
             raise ProblemError(problem(409, _belongs(instance)))
         gone = self._registry.cancel(
             instance.app, instance.id, source=form.SOURCE, namespace=self._namespace
         )
         if not gone:
-            raise ProblemError(_gone(name))
+            raise ProblemError(_gone(name, "error_instance_deletion_failure"))
         return Answer(200)
 
-    def _known(self, instance_id: str) -> Instance:
+    def _known(self, instance_id: str, code: str | None = None) -> Instance:
         """The instance as lists show it: one whose eviction waits can be renewed or taken out."""
         instance = self._registry.listed_by_id(instance_id, self._namespace)
         if instance is None:
-            raise ProblemError(_gone(instance_id))
+            raise ProblemError(_gone(instance_id, code))
         return instance
 
     # Lists
 
     def _list(self, request: Request, name: str) -> Answer:
         query = _query(request)
-        return self._listed(request, query.get("service_name"))
+        unknown = ", ".join(sorted(query.keys() - _FILTERS))
+        if unknown:
+            text = f"expected only {', '.join(sorted(_FILTERS))}"
+            raise ProblemError(
+                problem(
+                    400,
+                    f"nothing is listed by {unknown}",
+                    errors=dict.fromkeys(sorted(query.keys() - _FILTERS), text),
+                    code="error_filter_selection_criteria",
+                )
+            )
+        return _json({"instances": self._listed(query, query.get("service_name"))})
 
     def _services(self, request: Request, name: str) -> Answer:
         view = self._registry.view(self._namespace)
         with view.lock:
-            names = sorted(app.lower() for app in view.applications)
-        return _json({"services": names})
+            names = {
+                form.service_name(instance)
+                for application in view.applications.values()
+                for instance in application.values()
+            }
+        return _json({"services": sorted(names)})
 
     def _service(self, request: Request, name: str) -> Answer:
         view = self._registry.view(self._namespace)
         with view.lock:
-            known = name.upper() in view.applications
+            application = list(view.applications.get(name.upper(), {}).values())
+        known = any(form.is_of(instance, name) for instance in application)
         if not known:
-            return problem(404, f"no instance of {name!r} is registered")
-        return self._listed(request, name)
+            text = f"no instance of {name!r} is registered"
+            return problem(404, text, code="error_service_enumeration")
+        listed = self._listed(_query(request), name)
+        return _json({"service_name": name, "instances": listed})
 
     def _show_catalogs(self, request: Request, name: str) -> Answer:
         return _json({"catalogs": self._catalogs()})
 
-    def _listed(self, request: Request, service: str | None) -> Answer:
-        query = _query(request)
-        columns = _columns(request)
-        tags = {tag for tag in query.get("tags", "").split(",") if tag}
-        wanted = query.get("status")
+    def _listed(self, query: Mapping[str, str], service: str | None) -> list[dict[str, Any]]:
+        columns = _columns(query)
+        wanted = _Wanted(service, query)
         view = self._registry.view(self._namespace)
         with view.lock:
             if service is None:
                 found = [i for a in view.applications.values() for i in a.values()]
             else:
                 found = list(view.applications.get(service.upper(), {}).values())
-        listed = [
-            {name: shown[name] for name in columns}
-            for instance, shown in ((i, form.shown(i)) for i in found)
-            if _has_status(instance, wanted) and tags <= set(form.shown_tags(instance))
-        ]
-        return _json({"instances": listed})
+        listed = [form.shown(instance) for instance in found if wanted.has(instance)]
+        return [{name: shown[name] for name in columns} for shown in listed]
 
     def _watch_query(self, request: Request) -> tuple[int | None, str | None, float]:
         query = _query(request)
@@ -307,28 +331,56 @@ class NativeApi:
         since = None if told is None else _whole("since", told, 0, 2**63)
         wait = _whole("wait", query.get("wait", str(_DEFAULT_WAIT_SECS)), 0, _MAX_WAIT_SECS)
         service = query.get("service_name")
-        return since, service.lower() if service else None, float(wait)
+        return since, service or None, float(wait)
 
 
 _NO_CACHE = {"Cache-Control": "no-store"}
 
 
-def _has_status(instance: Instance, wanted: str | None) -> bool:
-    if wanted is None:
-        return form.is_usable(instance)
-    return wanted == "ALL" or form.shown_status(instance) == wanted
+class _Wanted:
+    """Which instances a query asks for: those that are usable, unless it says more."""
+
+    def __init__(self, service: str | None, query: Mapping[str, str]) -> None:
+        self._service = service
+        self._id = query.get("id")
+        self._tags = frozenset(query["tags"].split(",")) if "tags" in query else None
+        self._status = query["status"].upper() if "status" in query else None
+        # Whoever asks for a service wants to know how it is.
+        is_narrowed = not (service is None and self._id is None and self._tags is None)
+        self._usable_only = self._status is None and not is_narrowed
+
+    def has(self, instance: Instance) -> bool:
+        if self._usable_only:
+            return form.is_usable(instance)
+        if self._service is not None and not form.is_of(instance, self._service):
+            return False
+        if self._id is not None and instance.id != self._id:
+            return False
+        if (
+            self._status not in (None, "ALL")
+            and form.shown_status(instance).upper() != self._status
+        ):
+            return False
+        return self._tags is None or self._tags <= set(form.shown_tags(instance))
 
 
-def _columns(request: Request) -> Sequence[str]:
-    """The fields that are asked for: all, or the named ones."""
-    named = _query(request).get("fields")
+def _columns(query: Mapping[str, str]) -> Sequence[str]:
+    """The fields that are asked for: all, or the named ones with those that are always given."""
+    named = query.get("fields")
     if named is None:
         return _COLUMNS
-    columns = named.split(",")
-    if not all(name in _COLUMNS for name in columns):
+    columns = set(named.split(",")) if named else set()
+    if not columns <= _NAMEABLE:
         text = f"some of {', '.join(_COLUMNS)}"
-        raise ProblemError(problem(400, f"no such field: {named!r}", errors={"fields": text}))
-    return columns
+        raise ProblemError(
+            problem(
+                400,
+                f"no such field: {named!r}",
+                errors={"fields": text},
+                code="error_filter_bad_fields",
+            )
+        )
+    return [name for name in _COLUMNS if name in columns or name in _ALWAYS]
 
 
 def _whole(name: str, text: str, low: int, high: int) -> int:
@@ -339,7 +391,20 @@ def _whole(name: str, text: str, low: int, high: int) -> int:
 
 
 def _query(request: Request) -> dict[str, str]:
-    return dict(parse_qsl(request.query, keep_blank_values=True))
+    """The parameters; of one that is given twice the first counts."""
+    return dict(reversed(parse_qsl(request.query, keep_blank_values=True)))
+
+
+def _json_body(request: Request) -> bytes:
+    """The body, which has to say that it is JSON: what a web page sends unasked does not."""
+    media, *parameters = request.headers.get("content-type", "").lower().split(";")
+    told = [parameter.strip().partition("=") for parameter in parameters]
+    charsets = {value.strip('"') for name, _, value in told if name == "charset"}
+    if media.strip() != _JSON or not charsets <= {"utf-8"}:
+        text = "expected Content-Type: application/json, in UTF-8"
+        code = "Bad Content-Type or charset, expected 'application/json'"
+        raise ProblemError(problem(415, text, code=code))
+    return request.read_body(_MAX_BODY_BYTES)
 
 
 def _wants_json(request: Request) -> bool:
@@ -347,17 +412,13 @@ def _wants_json(request: Request) -> bool:
     return "json" in accept and "text/event-stream" not in accept
 
 
-def _own_path(request: Request) -> str:
-    """The API's base as this client reached it."""
-    return request.base + BASE
-
-
 def _json(document: Any) -> Answer:
     return Answer(200, orjson.dumps(document), _JSON)
 
 
-def _gone(instance_id: str) -> Answer:
-    return problem(410, f"no instance {instance_id!r} is registered; register it again")
+def _gone(instance_id: str, code: str | None = None) -> Answer:
+    text = f"no instance {instance_id!r} is registered; register it again"
+    return problem(410, text, code=code)
 
 
 def _belongs(instance: Instance) -> str:

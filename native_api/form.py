@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,11 +25,12 @@ from registry import Instance, InstanceStatus
 SOURCE = "native"
 ENDPOINT_TYPES = ("http", "https", "tcp", "udp", "user")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_NO_ADDRESS = "0.0.0.0"
+NO_ADDRESS = "0.0.0.0"
 _RESOLVED_FOR_SECS = 30
-_TAGS = "tags"
+_TAGS, _WHOLE, _NAME = "tags", "metadata", "service_name"
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\Z")
 _PATH = re.compile(r"[A-Za-z0-9._~/-]*\Z")
+_URL = re.compile(r"https?://[A-Za-z0-9._~:\[\]-]+(?:/[A-Za-z0-9._~:@!$&'()*+,;=/?%-]*)?\Z")
 
 
 class EndpointError(ValueError):
@@ -37,13 +39,25 @@ class EndpointError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where an instance is reached, taken apart; ``url`` only for http and https."""
+    """Where an instance is reached, taken apart.
+
+    ``host`` is in ASCII and lower case, without brackets; empty for ``user``. ``port`` is 0 where
+    none is told and the type has no usual one. ``url`` is there for http and https only.
+    """
 
     type: str
     value: str
     host: str
     port: int
+    path: str
     url: str | None
+
+    @property
+    def canonical(self) -> str:
+        """The same text for every spelling of the same place, such as with and without scheme."""
+        if self.type == "user":
+            return self.value
+        return f"{_in_url(self.host)}:{self.port}{self.path.rstrip('/')}"
 
 
 @functools.lru_cache(maxsize=10_000)
@@ -53,47 +67,62 @@ def parsed_endpoint(kind: str, value: str) -> Endpoint:
     Of type ``user`` anything goes (a socket's path, say): nobody but its users understands it.
     """
     if kind == "user":
-        return Endpoint(kind, value, value, 0, None)
+        return Endpoint(kind, value, "", 0, "", None)
     scheme, mark, rest = value.partition("://")
     if not mark:
         scheme, rest = kind, value
     if scheme.lower() != kind:
         raise EndpointError(f"a {kind} endpoint cannot begin with {scheme}://")
+    if _is_ipv6(rest):
+        rest = f"[{rest}]"
     try:
         parts = urlsplit(f"{kind}://{rest}")
-        host, port = parts.hostname, parts.port
+        host, port = _ascii_host(parts.hostname or ""), parts.port
     except ValueError as error:
         raise EndpointError(f"not host:port or a URL: {error}") from None
-    if not host or not _is_host(host) or parts.username is not None:
+    if parts.username is not None or port == 0:
         raise EndpointError("not host:port or a URL")
     if not _PATH.match(parts.path) or parts.query or parts.fragment or rest[-1:] in "?#":
         raise EndpointError("a path has letters, digits, and . _ ~ / - only, and no query")
     if port is None:
-        port = _DEFAULT_PORTS.get(kind)
-    if not port:
-        raise EndpointError(f"a {kind} endpoint needs a port")
+        port = _DEFAULT_PORTS.get(kind, 0)
     url = None
     if kind in _DEFAULT_PORTS:
-        shown = f"[{host}]" if ":" in host else host
         path = parts.path if parts.path.endswith("/") else f"{parts.path}/"
-        url = f"{kind}://{shown}:{port}{path}"
+        url = f"{kind}://{_in_url(host)}:{port}{path}"
     elif parts.path:
         raise EndpointError(f"a {kind} endpoint is host:port")
-    return Endpoint(kind, value, host, port, url)
+    return Endpoint(kind, value, host, port, parts.path, url)
 
 
-def _is_host(host: str) -> bool:
+def _ascii_host(host: str) -> str:
+    """The host as it stands in a URL, but for brackets; ``ValueError`` where it cannot be one."""
     if _HOST.match(host):
-        return True
+        return host
+    if _is_ipv6(host):
+        return ipaddress.IPv6Address(host).compressed
+    if not host.isascii():
+        ascii_host = host.encode("idna").decode()
+        if _HOST.match(ascii_host):
+            return ascii_host
+    raise ValueError("this is no host")
+
+
+def _is_ipv6(text: str) -> bool:
+    # A zone is a matter of the machine that it was told on.
     try:
-        return ipaddress.ip_address(host).version == 6
+        return ":" in text and "%" not in text and bool(ipaddress.IPv6Address(text))
     except ValueError:
         return False
 
 
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
 def instance_id(service_name: str, endpoint: Endpoint) -> str:
     """The same for the same service and endpoint, so that registering twice is once."""
-    text = "\0".join((service_name.lower(), endpoint.type, endpoint.value))
+    text = "\0".join((service_name, endpoint.type, endpoint.canonical))
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
@@ -102,7 +131,8 @@ def literal_address(host: str, otherwise: str) -> str:
     try:
         return str(ipaddress.ip_address(host))
     except ValueError:
-        return _resolved(host, int(time.monotonic()) // _RESOLVED_FOR_SECS) or otherwise
+        now = int(time.monotonic()) // _RESOLVED_FOR_SECS
+        return (_resolved(host, now) if host else None) or otherwise or NO_ADDRESS
 
 
 @functools.lru_cache(maxsize=1000)
@@ -124,25 +154,32 @@ def complete(
     address: str,
     status: str = "UP",
     tags: Sequence[str] = (),
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Any = None,
     source: str = SOURCE,
     last_dirty_ms: int = 0,
 ) -> Instance:
     """A whole Eureka instance from the native form.
 
-    Metadata that are texts named ``status_page_url`` or ``health_check_url`` replace what is
-    guessed; ``zone`` is what Spring Cloud prefers zones by.
+    Metadata that are URLs named ``status_page_url`` or ``health_check_url`` replace what is
+    guessed; ``zone`` is what Spring Cloud prefers zones by. Where the endpoint names no host,
+    ``address`` is the host too: Eureka clients make URLs of it and give up at one that is none.
     """
-    metadata = metadata or {}
+    metadata = {} if metadata is None else metadata
     identity = instance_id(service_name, endpoint)
-    is_secure, is_plain = endpoint.type == "https", endpoint.type not in ("https", "user")
+    is_secure = endpoint.type == "https"
+    is_plain = not is_secure and endpoint.port > 0
     word, custom = _status(status)
-    vip = service_name.lower()
+    # A comma would part it into two.
+    vip = service_name.lower().replace(",", "_")
+    host = _in_url(endpoint.host or address)
+    home = endpoint.url or f"http://{host}:{endpoint.port or 80}/"
+    health = _url(metadata, "health_check_url") or f"{home}health"
+    status_page = f"{home}info" if endpoint.url else None
     return Instance(
         app=service_name.upper(),
         id=identity,
         instance_id=identity,
-        host_name=endpoint.host,
+        host_name=host,
         ip_addr=address,
         status=word,
         custom_status=custom,
@@ -152,15 +189,14 @@ def complete(
         secure_port_enabled=is_secure,
         renewal_interval_secs=max(1, ttl_secs // 3),
         duration_secs=ttl_secs,
-        metadata=flat(metadata, tags),
+        metadata=flat(metadata, tags, service_name),
         home_page_url=endpoint.url,
-        status_page_url=_url(metadata, "status_page_url", endpoint, "info"),
-        health_check_url=_url(metadata, "health_check_url", endpoint, "health"),
-        secure_health_check_url=(
-            _url(metadata, "health_check_url", endpoint, "health") if is_secure else None
-        ),
+        status_page_url=_url(metadata, "status_page_url") or status_page,
+        health_check_url=health,
+        secure_health_check_url=health if is_secure else None,
         vip_address=vip,
         secure_vip_address=vip,
+        service_name=service_name,
         endpoint_type=endpoint.type,
         endpoint_value=endpoint.value,
         tags=tuple(tags),
@@ -173,29 +209,36 @@ def complete(
 def _status(word: str) -> tuple[InstanceStatus, str | None]:
     """The protocol's status, and the word itself where the protocol has no such one.
 
-    A custom status is one in which the instance can be used: to Eureka clients it is UP.
+    The case of a status does not count. A custom one is one in which the instance can be used: to
+    Eureka clients it is UP.
     """
     try:
-        return InstanceStatus(word), None
+        return InstanceStatus(word.upper()), None
     except ValueError:
         return InstanceStatus.UP, word
 
 
-def _url(metadata: Mapping[str, Any], name: str, endpoint: Endpoint, last: str) -> str | None:
-    given = metadata.get(name)
-    if isinstance(given, str):
-        return given
-    return None if endpoint.url is None else endpoint.url + last
+def _url(metadata: Any, name: str) -> str | None:
+    """A URL from the metadata, where it is one that every client can parse."""
+    given = metadata.get(name) if isinstance(metadata, Mapping) else None
+    return given if isinstance(given, str) and _URL.match(given) else None
 
 
-def flat(metadata: Mapping[str, Any], tags: Sequence[str]) -> dict[str, str]:
-    """Metadata as Eureka has it: texts; what is nested as JSON, and the tags under their name."""
+def flat(metadata: Any, tags: Sequence[str], service_name: str) -> dict[str, str]:
+    """Metadata as Eureka has it: texts; what is nested as JSON, and the tags under their name.
+
+    Metadata that are no object are the entry ``metadata``. Two services whose names differ in case
+    only are one application there: the entry ``service_name`` tells them apart.
+    """
+    entries = metadata if isinstance(metadata, Mapping) else {_WHOLE: metadata}
     made = {
         name: value if isinstance(value, str) else orjson.dumps(value).decode()
-        for name, value in metadata.items()
+        for name, value in entries.items()
     }
     if tags:
         made.setdefault(_TAGS, ",".join(tags))
+    if service_name != service_name.upper().lower():
+        made.setdefault(_NAME, service_name)
     return made
 
 
@@ -214,16 +257,21 @@ def shown_tags(instance: Instance) -> list[str]:
     return [tag.strip() for tag in told.split(",") if tag.strip()]
 
 
-def shown_metadata(instance: Instance) -> dict[str, Any]:
+def shown_metadata(instance: Instance) -> Any:
     """The metadata with their types, and as texts what was changed through Eureka since."""
     typed = orjson.loads(instance.attributes) if instance.attributes else {}
-    known = flat(typed, instance.tags)
+    known = flat(typed, instance.tags, service_name(instance))
+    if instance.metadata == known:
+        return typed
+    if not isinstance(typed, dict):
+        typed = {_WHOLE: typed}
     made = {
         name: typed[name] if name in typed and known[name] == value else value
         for name, value in instance.metadata.items()
     }
-    if _TAGS not in typed and made.get(_TAGS) == known.get(_TAGS):
-        made.pop(_TAGS, None)
+    for name in (_TAGS, _NAME):
+        if name not in typed and made.get(name) == known.get(name):
+            made.pop(name, None)
     return made
 
 
@@ -237,8 +285,28 @@ def shown_endpoint(instance: Instance) -> dict[str, str]:
 
 
 def service_name(instance: Instance) -> str:
-    """How the native API calls the instance's application."""
-    return instance.app.lower()
+    """How the native API calls the instance's application: as it was registered there."""
+    return instance.app.lower() if instance.service_name is None else instance.service_name
+
+
+def is_of(instance: Instance, service: str) -> bool:
+    """Whether it is the service's.
+
+    Case counts, but for those that a Eureka client registered: their names have none.
+    """
+    if instance.service_name is None:
+        return instance.app == service.upper()
+    return instance.service_name == service
+
+
+def instant(epoch_ms: int) -> str:
+    """An instant as RFC 3339 has it, in UTC."""
+    return f"{_second(epoch_ms // 1000)}.{epoch_ms % 1000:03d}Z"
+
+
+@functools.lru_cache(maxsize=1000)
+def _second(epoch_secs: int) -> str:
+    return datetime.fromtimestamp(epoch_secs, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def shown(instance: Instance) -> dict[str, Any]:
@@ -252,7 +320,7 @@ def shown(instance: Instance) -> dict[str, Any]:
         "metadata": shown_metadata(instance),
         "ttl": instance.duration_secs,
         "source": instance.source,
-        "last_heartbeat": instance.last_renewal_ms,
+        "last_heartbeat": instant(instance.last_renewal_ms),
         "revision": instance.revision,
     }
 

@@ -1,4 +1,7 @@
-"""Errors as RFC 9457 has them: ``application/problem+json``, naming the field."""
+"""Errors as RFC 9457 has them: ``application/problem+json``, naming the field.
+
+The member ``Error`` is what clients of the Amalgam8 registry read.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,14 @@ def problem(
     *,
     errors: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
+    code: str | None = None,
 ) -> Answer:
-    """A problem with its detail; ``errors`` maps a field's path to what was expected of it."""
+    """A problem with its detail; ``errors`` maps a field's path to what was expected of it.
+
+    ``code`` is how the Amalgam8 registry calls it, where it has a word for it.
+    """
     body: dict[str, Any] = {
+        "Error": code or HTTPStatus(status).phrase,
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
         "status": status,

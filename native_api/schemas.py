@@ -1,8 +1,13 @@
-"""What a client may send, checked with marshmallow; a refusal names the field."""
+"""What a client may send, checked with marshmallow; a refusal names the field.
+
+A registration is read as the Amalgam8 registry reads it: unknown fields, those that are null, and
+the case of the fields' names do not count; an empty status and a ``ttl`` of 0 are the defaults, and
+a ``ttl`` out of bounds is moved to the bound. Documents that an operator writes are read strictly.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -17,6 +22,23 @@ _RESERVED = ("UNKNOWN", "ALL")
 _WORD = validate.Regexp(
     r"[A-Za-z0-9._-]+\Z", error="letters, digits, dots, dashes and underscores only"
 )
+_NAME = validate.Regexp(
+    r"(?!\s)[^\x00-\x1f\x7f]*(?<!\s)\Z",
+    error="no control characters, and no blank at either end",
+)
+_UNREADABLE = "error_instance_registration_failure"
+# In the order in which that registry looks: the field, the type that it has to have, and the word.
+_CODES: tuple[tuple[str, type, str], ...] = (
+    ("endpoint.type", str, "error_instance_endpoint_type_invalid"),
+    ("status", str, "error_instance_status_invalid"),
+    ("service_name", str, "error_service_name_too_long"),
+    ("endpoint.value", str, "error_instance_endpoint_too_long"),
+    ("metadata", object, "error_meta_data_too_long"),
+)
+_LENGTH = " at most, not the "
+_LONGEST_KEY = 128
+_LARGEST_TTL = 2**32 - 1
+_SHOWN = 80
 _TEXT = validate.Regexp(r"[^\x00-\x1f\x7f]*\Z", error="no control characters")
 
 
@@ -39,6 +61,39 @@ class _Whole(fields.Integer):
         return value
 
 
+class _Metadata(fields.Field[Any]):
+    """Any JSON value but null; an object's names are texts that XML can show."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._limit = limit
+
+    def _deserialize(self, value: Any, *_: object, **__: object) -> Any:
+        if isinstance(value, Mapping):
+            for name in value:
+                if not isinstance(name, str) or not 1 <= len(name) <= _LONGEST_KEY:
+                    raise ValidationError(f"names of 1 to {_LONGEST_KEY} characters")
+                _TEXT(name)
+        try:
+            size = len(orjson.dumps(value))
+        except TypeError as error:
+            raise ValidationError(f"JSON expected: {error}") from None
+        if size > self._limit:
+            raise ValidationError(f"{self._limit} bytes as JSON{_LENGTH}{size}")
+        return value
+
+
+def _length(low: int, high: int) -> Callable[[str], None]:
+    """Refuse a text of another length; the refusal shows how it begins."""
+
+    def check(text: str) -> None:
+        if not low <= len(text) <= high:
+            shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+            raise ValidationError(f"{low} to {high} characters{_LENGTH}{len(text)} of {shown!r}")
+
+    return check
+
+
 class Schemas:
     """The schemas for one set of limits."""
 
@@ -46,23 +101,16 @@ class Schemas:
         """Build them once; ``read_*`` may be called from any thread."""
         status_field = fields.String(
             validate=[
-                validate.Length(1, settings.max_status),
+                _length(1, settings.max_status),
                 _WORD,
-                validate.NoneOf(_RESERVED, error="this word is reserved"),
+                _is_free,
             ]
         )
         tags_field = fields.List(
-            fields.String(
-                required=True,
-                validate=[
-                    validate.Length(1, settings.max_service_name),
-                    _TEXT,
-                    validate.ContainsNoneOf(",", error="no comma: it parts tags in a query"),
-                ],
-            ),
+            fields.String(required=True, validate=[_length(0, settings.max_service_name), _TEXT]),
             validate=validate.Length(max=settings.max_tags),
         )
-        limit = settings.max_metadata_bytes
+        self._ttl_bounds = settings.min_ttl_secs, settings.max_ttl_secs
 
         class EndpointSchema(Schema):
             """Where the instance is reached."""
@@ -72,7 +120,7 @@ class Schemas:
 
             type = fields.String(required=True, validate=validate.OneOf(ENDPOINT_TYPES))
             value = fields.String(
-                required=True, validate=[validate.Length(1, settings.max_endpoint), _TEXT]
+                required=True, validate=[_length(1, settings.max_endpoint), _TEXT]
             )
 
             @validates_schema
@@ -90,54 +138,98 @@ class Schemas:
 
             status = status_field
             tags = tags_field
-            metadata = fields.Dict(keys=fields.String(validate=[validate.Length(1, 128), _TEXT]))
-
-            @validates_schema
-            def metadata_is_short(self, data: Mapping[str, Any], **_: object) -> None:
-                size = len(orjson.dumps(data.get("metadata", {})))
-                if size > limit:
-                    raise ValidationError(f"at most {limit} bytes as JSON, not {size}", "metadata")
+            metadata = _Metadata(settings.max_metadata_bytes)
 
         class RegistrationSchema(ChangeSchema):
             """What an instance registers."""
 
             service_name = fields.String(
-                required=True, validate=[validate.Length(1, settings.max_service_name), _WORD]
+                required=True, validate=[_length(1, settings.max_service_name), _NAME]
             )
             endpoint = fields.Nested(EndpointSchema, required=True)
-            ttl = _Whole(validate=validate.Range(settings.min_ttl_secs, settings.max_ttl_secs))
+            ttl = _Whole(validate=validate.Range(0, _LARGEST_TTL))
 
         self._registration = RegistrationSchema()
         self._change = ChangeSchema()
 
     def read_registration(self, body: bytes) -> dict[str, Any]:
         """A registration's fields; ``ProblemError`` with a 400 that names what is wrong."""
-        return _read(self._registration, body)
+        document = _known_fields(_parsed(body, null={}), (*self._registration.fields,))
+        endpoint = document.get("endpoint")
+        if isinstance(endpoint, Mapping):
+            document["endpoint"] = _known_fields(endpoint, ("type", "value"))
+        if document.get("status") == "":
+            del document["status"]
+        data = _read(self._registration, document)
+        ttl = data.pop("ttl", 0)
+        if ttl:
+            low, high = self._ttl_bounds
+            data["ttl"] = min(max(ttl, low), high)
+        return data
 
     def checked_registration(self, document: Mapping[str, Any]) -> dict[str, Any]:
-        """A registration's fields from what has been parsed already; ``WrongFieldsError``."""
+        """A registration's fields from what an operator wrote; ``WrongFieldsError``."""
         return _checked(self._registration, document)
 
     def read_change(self, body: bytes) -> dict[str, Any]:
         """The fields to replace, at least one; ``ProblemError`` with a 400."""
-        change = _read(self._change, body)
+        change = _read(self._change, _parsed(body))
         if not change:
             raise ProblemError(problem(400, "nothing to replace: give status, tags or metadata"))
         return change
 
 
-def _read(schema: Schema, body: bytes) -> dict[str, Any]:
+def _is_free(word: str) -> None:
+    if word.upper() in _RESERVED:
+        raise ValidationError("this word is reserved")
+
+
+def _known_fields(document: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """What of a document counts, under the fields' own names; the last of two spellings does."""
+    told = {name.lower(): value for name, value in document.items()}
+    return {name: told[name] for name in names if told.get(name) is not None}
+
+
+def _parsed(body: bytes, null: Any = None) -> Mapping[str, Any]:
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise ProblemError(problem(400, f"the body is not JSON: {error}")) from None
+        text = f"the body is not JSON: {error}"
+        raise ProblemError(problem(400, text, code=_UNREADABLE)) from None
+    if document is None:
+        document = null
     if not isinstance(document, dict):
-        raise ProblemError(problem(400, "the body must be a JSON object"))
+        raise ProblemError(problem(400, "the body must be a JSON object", code=_UNREADABLE))
+    return document
+
+
+def _read(schema: Schema, document: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return _checked(schema, document)
     except WrongFieldsError as error:
         named = ", ".join(error.fields)
-        raise ProblemError(problem(400, f"wrong: {named}", errors=error.fields)) from None
+        code = _code(error.fields, document)
+        refusal = problem(400, f"wrong: {named}", errors=error.fields, code=code)
+        raise ProblemError(refusal) from None
+
+
+def _code(wrong: Mapping[str, str], document: Mapping[str, Any]) -> str:
+    """What the Amalgam8 registry calls the first thing that is wrong, in its own order."""
+    name, endpoint = document.get("service_name"), document.get("endpoint")
+    if not name:
+        return "error_service_name_missing"
+    if endpoint is None:
+        return "error_instance_endpoint_missing"
+    if isinstance(endpoint, Mapping) and not (endpoint.get("type") and endpoint.get("value")):
+        return "error_instance_endpoint_missing_type_or_value"
+    for field, kind, code in _CODES:
+        value: Any = document
+        for part in field.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if field in wrong:
+            fits = isinstance(value, kind) and ("long" not in code or _LENGTH in wrong[field])
+            return code if fits else _UNREADABLE
+    return _UNREADABLE
 
 
 def _checked(schema: Schema, document: Mapping[str, Any]) -> dict[str, Any]:

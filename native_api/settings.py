@@ -27,7 +27,7 @@ class NativeSettings:
     max_status: int = 32
     """Characters."""
 
-    max_tags: int = 32
+    max_tags: int = 128
     """Tags of one instance, each as long as a service name may be."""
 
     max_metadata_bytes: int = 1024

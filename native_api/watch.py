@@ -8,23 +8,32 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from native_api import form
-from registry import Change, Namespace, Registry, Revision
+from registry import Change, Instance, Namespace, Registry, Revision
 
-Event = dict[str, Any]
 KEEP_ALIVE_SECS = 15.0
 _POLL_SECS = 0.05
+_SNAPSHOT = "snapshot"
+
+
+class Event(NamedTuple):
+    """What a watcher is told: an instance that changed, or a snapshot's instances."""
+
+    revision: Revision
+    kind: str
+    shown: Any
+    instance: Instance | None = None
 
 
 @dataclass(slots=True, eq=False)
 class Watcher:
     """One reader. ``waits_until`` (monotonic) is set for a long poll, which ends with one answer.
 
-    ``service`` is the one that it wants to hear of, in lower case, or None for all.
+    ``service`` is the one that it wants to hear of, or None for all.
     """
 
     write: Callable[[bytes], None]
@@ -128,9 +137,9 @@ def missed(
             for app, application in view.applications.items()
             if service is None or app == service.upper()
             for instance in application.values()
+            if service is None or form.is_of(instance, service)
         ]
-        snapshot = {"revision": view.revision, "event": "snapshot", "instances": listed}
-        return view.revision, [snapshot]
+        return view.revision, [Event(view.revision, _SNAPSHOT, listed)]
 
 
 def _event(change: Change) -> Event | None:
@@ -141,21 +150,18 @@ def _event(change: Change) -> Event | None:
         kind = "evicted" if change.evicted else "deleted"
     else:
         kind = "added" if change.instance.action_type == "ADDED" else "modified"
-    instance = {**form.shown(change.instance), "revision": change.revision}
-    return {"revision": change.revision, "event": kind, "instance": instance}
+    shown = {**form.shown(change.instance), "revision": change.revision}
+    return Event(change.revision, kind, shown, change.instance)
 
 
 def _concerns(told: Event, service: str | None) -> bool:
-    if service is None or told["event"] == "snapshot":
-        return True
-    return bool(told["instance"]["service_name"] == service)
+    return service is None or told.instance is None or form.is_of(told.instance, service)
 
 
 def as_event_stream(told: Event) -> bytes:
     """One server-sent event, resumable by its revision."""
-    data = told["instances"] if told["event"] == "snapshot" else told["instance"]
-    head = f"id: {told['revision']}\nevent: {told['event']}\ndata: ".encode()
-    return head + orjson.dumps(data) + b"\n\n"
+    head = f"id: {told.revision}\nevent: {told.kind}\ndata: ".encode()
+    return head + orjson.dumps(told.shown) + b"\n\n"
 
 
 def _still_here(revision: Revision) -> bytes:
@@ -165,9 +171,10 @@ def _still_here(revision: Revision) -> bytes:
 
 def as_poll_answer(revision: Revision, events: list[Event]) -> bytes:
     """The body of a long poll: events, or a snapshot, with the revision to go on from."""
-    if events and events[0]["event"] == "snapshot":
-        return orjson.dumps({"revision": revision, "snapshot": events[0]["instances"]})
-    return orjson.dumps({"revision": revision, "events": events})
+    if events and events[0].kind == _SNAPSHOT:
+        return orjson.dumps({"revision": revision, "snapshot": events[0].shown})
+    told = [{"revision": e.revision, "event": e.kind, "instance": e.shown} for e in events]
+    return orjson.dumps({"revision": revision, "events": told})
 
 
 def polled(

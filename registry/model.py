@@ -100,6 +100,8 @@ class Instance(NamedTuple):
     # What only sources other than Eureka have.
     custom_status: str | None = None
     """A word of its own for being UP."""
+    service_name: str | None = None
+    """The service's name as it was told; ``app`` is the same in upper case."""
     endpoint_type: str | None = None
     endpoint_value: str | None = None
     tags: tuple[str, ...] = ()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from flask import Flask
@@ -47,7 +49,9 @@ class World:
 
     def send(self, method: str, path: str, document: Any = None) -> TestResponse:
         data = None if document is None else json.dumps(document)
-        return self.client.open(BASE + path, method=method, data=data)
+        return self.client.open(
+            BASE + path, method=method, data=data, content_type="application/json"
+        )
 
     def register(self, service: str = "reviews", **fields: Any) -> str:
         document = {"service_name": service, "endpoint": {"type": "http", "value": "10.0.0.7:9080"}}
@@ -81,10 +85,16 @@ def world() -> World:
     return World()
 
 
+def rfc3339(epoch_ms: int) -> str:
+    at = datetime.fromtimestamp(epoch_ms / 1000, UTC)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def problem(reply: TestResponse, status: int) -> dict[str, str]:
     assert reply.status_code == status, reply.text
     assert reply.content_type == "application/problem+json"
     assert reply.json["status"] == status
+    assert reply.json["Error"]
     return {e["field"]: e["message"] for e in reply.json.get("errors", [])}
 
 
@@ -93,7 +103,7 @@ def test_a_registration_is_answered_with_its_id_lease_and_links(world: World) ->
     reply = world.send("POST", "/instances", document | {"ttl": 60})
     assert reply.status_code == 201
     identity = reply.json["id"]
-    link = f"{BASE}/instances/{identity}"
+    link = f"http://localhost{BASE}/instances/{identity}"
     assert reply.json == {
         "id": identity,
         "ttl": 60,
@@ -105,7 +115,7 @@ def test_a_registration_is_answered_with_its_id_lease_and_links(world: World) ->
 
 def test_registering_twice_is_once_and_another_endpoint_is_another(world: World) -> None:
     first = world.register()
-    assert world.register("Reviews") == first
+    assert world.register(metadata={"n": 1}) == first
     other = world.register(endpoint={"type": "http", "value": "10.0.0.8:9080"})
     assert other != first
     listed = world.send("GET", "/instances?fields=id").json["instances"]
@@ -116,7 +126,7 @@ def test_what_was_registered_is_shown_with_its_types(world: World) -> None:
     metadata = {"zone": "a", "weight": 3, "deep": {"list": [1, None, True]}}
     identity = world.register(tags=["v2", "canary"], metadata=metadata, status="STARTING", ttl=45)
     shown = world.shown(identity)
-    assert shown.pop("last_heartbeat") == world.clock.wall_ms()
+    assert shown.pop("last_heartbeat") == rfc3339(world.clock.wall_ms())
     assert shown == {
         "id": identity,
         "service_name": "reviews",
@@ -205,7 +215,7 @@ def test_what_waits_for_its_eviction_is_listed_renewed_and_taken_out_like_any_ot
     listed = [i["id"] for i in world.send("GET", "/instances?fields=id").json["instances"]]
     assert len(listed) == 17
     shown = world.shown(listed[0])
-    assert shown["last_heartbeat"] == world.clock.wall_ms() - 15_000
+    assert shown["last_heartbeat"] == rfc3339(world.clock.wall_ms() - 15_000)
     assert world.send("PUT", f"/instances/{listed[1]}/heartbeat").status_code == 200
     assert world.send("PUT", f"/instances/{listed[2]}", {"tags": ["v2"]}).status_code == 200
     assert world.send("DELETE", f"/instances/{listed[3]}").status_code == 200
@@ -279,16 +289,25 @@ def test_a_list_shows_what_can_be_used_unless_asked_for_more(world: World) -> No
     assert statuses("?status=STARTING") == ["STARTING"]
     assert statuses("?status=canary") == ["canary"]
     assert statuses("?status=other") == []
+    assert statuses("?status=") == []
+    assert statuses("?status=Starting") == ["STARTING"]
+    assert statuses("?status=all") == statuses("?status=ALL")
+    # Whoever asks for a service, or for tags, wants to know how it is.
+    assert statuses("?service_name=reviews") == statuses("?status=ALL")
+    assert statuses("?service_name=reviews&status=UP") == ["UP"]
 
 
 def test_a_list_is_narrowed_by_service_and_tags_and_shows_the_named_fields(world: World) -> None:
     both = world.register(tags=["a", "b"])
     world.register(endpoint={"type": "http", "value": "10.0.0.8"}, tags=["a"])
     world.register("other", tags=["a", "b"])
-    reply = world.send("GET", "/instances?service_name=REVIEWS&tags=b,a&fields=id,tags")
-    assert reply.json == {"instances": [{"id": both, "tags": ["a", "b"]}]}
+    reply = world.send("GET", "/instances?service_name=reviews&tags=b,a&fields=tags")
+    endpoint = {"type": "http", "value": "10.0.0.7:9080"}
+    assert reply.json == {"instances": [{"id": both, "endpoint": endpoint, "tags": ["a", "b"]}]}
+    assert [i["id"] for i in world.send("GET", f"/instances?id={both}").json["instances"]] == [both]
     assert world.send("GET", "/services").json == {"services": ["other", "reviews"]}
-    assert len(world.send("GET", "/services/reviews").json["instances"]) == 2
+    one = world.send("GET", "/services/reviews").json
+    assert (one["service_name"], len(one["instances"])) == ("reviews", 2)
     problem(world.send("GET", "/services/nobody"), 404)
 
 
@@ -297,9 +316,10 @@ def test_a_list_is_narrowed_by_service_and_tags_and_shows_the_named_fields(world
     [
         ({"service_name": ""}, "service_name"),
         ({"service_name": "a" * 65}, "service_name"),
-        ({"service_name": "a b"}, "service_name"),
         ({"service_name": 5}, "service_name"),
-        ({"service_name": None}, "service_name"),
+        ({"service_name": " "}, "service_name"),
+        ({"service_name": "a "}, "service_name"),
+        ({"service_name": "a\nb"}, "service_name"),
         ({"endpoint": None}, "endpoint"),
         ({"endpoint": {"type": "http"}}, "endpoint.value"),
         ({"endpoint": {"type": "ftp", "value": "h:1"}}, "endpoint.type"),
@@ -307,26 +327,28 @@ def test_a_list_is_narrowed_by_service_and_tags_and_shows_the_named_fields(world
         ({"endpoint": {"type": "http", "value": "https://h"}}, "endpoint.value"),
         ({"endpoint": {"type": "http", "value": "http://u:p@h/"}}, "endpoint.value"),
         ({"endpoint": {"type": "http", "value": "a" * 129}}, "endpoint.value"),
-        ({"endpoint": {"type": "tcp", "value": "h"}}, "endpoint.value"),
+        ({"endpoint": {"type": "http", "value": " "}}, "endpoint.value"),
+        ({"endpoint": {"type": "http", "value": "10.0.0.1:99999"}}, "endpoint.value"),
+        ({"endpoint": {"type": "http", "value": "10.0.0.1:0"}}, "endpoint.value"),
+        ({"endpoint": {"type": "http", "value": "fe80::1%eth0"}}, "endpoint.value"),
+        ({"endpoint": {"type": "http", "value": "h/a?b"}}, "endpoint.value"),
+        ({"endpoint": {"type": "tcp", "value": "a b:80"}}, "endpoint.value"),
         ({"endpoint": {"type": "tcp", "value": "h:1/path"}}, "endpoint.value"),
-        ({"endpoint": {"type": "http", "value": "h", "x": 1}}, "endpoint.x"),
-        ({"ttl": 9}, "ttl"),
-        ({"ttl": 601}, "ttl"),
         ({"ttl": "30"}, "ttl"),
         ({"ttl": 30.5}, "ttl"),
         ({"ttl": True}, "ttl"),
-        ({"status": ""}, "status"),
+        ({"ttl": -1}, "ttl"),
+        ({"ttl": 2**32}, "ttl"),
         ({"status": "a" * 33}, "status"),
         ({"status": "UNKNOWN"}, "status"),
         ({"status": "ALL"}, "status"),
+        ({"status": "unknown"}, "status"),
         ({"status": "a b"}, "status"),
         ({"tags": "v2"}, "tags"),
-        ({"tags": ["a,b"]}, "tags.0"),
-        ({"tags": ["t"] * 33}, "tags"),
-        ({"metadata": [1]}, "metadata"),
+        ({"tags": ["t"] * 129}, "tags"),
+        ({"tags": ["t" * 65]}, "tags"),
         ({"metadata": {"a": "x" * 1024}}, "metadata"),
         ({"metadata": {"": 1}}, "metadata"),
-        ({"nonsense": 1}, "nonsense"),
     ],
 )
 def test_a_bad_field_is_named_and_nothing_changes(
@@ -340,13 +362,13 @@ def test_a_bad_field_is_named_and_nothing_changes(
 
 @pytest.mark.parametrize("body", ["", "{", "[]", "5", '{"a":', "\xff"])
 def test_what_is_no_json_object_is_a_400(world: World, body: str) -> None:
-    reply = world.client.post(f"{BASE}/instances", data=body.encode("latin-1"))
+    reply = world.client.post(f"{BASE}/instances", data=body.encode("latin-1"), headers=JSON)
     problem(reply, 400)
 
 
 def test_bodies_queries_methods_and_paths_have_their_refusals(world: World) -> None:
     identity = world.register()
-    problem(world.client.post(f"{BASE}/instances", data=b"x" * 70_000), 413)
+    problem(world.client.post(f"{BASE}/instances", data=b"x" * 70_000, headers=JSON), 413)
     problem(world.send("PUT", f"/instances/{identity}", {}), 400)
     assert problem(world.send("GET", "/instances?fields=secret"), 400) != {}
     assert problem(world.send("GET", "/watch?since=x"), 400) != {}
@@ -377,10 +399,13 @@ def test_a_full_namespace_refuses_the_next_and_renews_the_others() -> None:
         (("http", "10.0.0.7"), "10.0.0.7", (80, "true"), (443, "false"), "http://10.0.0.7:80/"),
         (("http", "http://10.0.0.7:81/a"), "10.0.0.7", (81, "true"), (443, "false"), "http://10.0.0.7:81/a/"),
         (("https", "10.0.0.7"), "10.0.0.7", (80, "false"), (443, "true"), "https://10.0.0.7:443/"),
-        (("https", "[::1]:8443"), "::1", (80, "false"), (8443, "true"), "https://[::1]:8443/"),
+        (("https", "[::1]:8443"), "[::1]", (80, "false"), (8443, "true"), "https://[::1]:8443/"),
+        (("http", "0:0::1"), "[::1]", (80, "true"), (443, "false"), "http://[::1]:80/"),
+        (("http", "höst:81"), "xn--hst-sna", (81, "true"), (443, "false"), "http://xn--hst-sna:81/"),
+        (("tcp", "10.0.0.7"), "10.0.0.7", (80, "false"), (443, "false"), None),
         (("tcp", "10.0.0.7:5432"), "10.0.0.7", (5432, "true"), (443, "false"), None),
         (("udp", "10.0.0.7:53"), "10.0.0.7", (53, "true"), (443, "false"), None),
-        (("user", "/run/x.sock"), "/run/x.sock", (80, "false"), (443, "false"), None),
+        (("user", "queue orders"), "127.0.0.1", (80, "false"), (443, "false"), None),
     ],
 )  # fmt: skip
 def test_it_is_a_whole_instance_to_eureka_clients(
@@ -392,7 +417,7 @@ def test_it_is_a_whole_instance_to_eureka_clients(
     url: str | None,
 ) -> None:
     kind, value = endpoint
-    world.register("Reviews", endpoint={"type": kind, "value": value}, metadata={"zone": "z"})
+    world.register("reviews", endpoint={"type": kind, "value": value}, metadata={"zone": "z"})
     seen = world.eureka_instance()
     assert (seen["hostName"], seen["vipAddress"], seen["secureVipAddress"]) == (
         host,
@@ -402,7 +427,10 @@ def test_it_is_a_whole_instance_to_eureka_clients(
     assert (seen["port"]["$"], seen["port"]["@enabled"]) == port
     assert (seen["securePort"]["$"], seen["securePort"]["@enabled"]) == secure
     assert seen.get("homePageUrl") == url
-    assert seen.get("healthCheckUrl") == (None if url is None else url + "health")
+    port_number = (
+        (443 if kind == "https" else 80) if seen["port"]["@enabled"] == "false" else port[0]
+    )
+    assert seen["healthCheckUrl"] == (url or f"http://{host}:{port_number}/") + "health"
     assert seen.get("statusPageUrl") == (None if url is None else url + "info")
     assert seen["dataCenterInfo"]["name"] == "MyOwn"
     assert seen["metadata"]["zone"] == "z"
@@ -461,6 +489,138 @@ def test_a_custom_status_is_up_to_eureka_and_hidden_by_an_override(world: World)
     assert world.shown(identity)["status"] == "DOWN"
     world.eureka("DELETE", f"/apps/REVIEWS/{identity}/status?value=UP")
     assert world.shown(identity)["status"] == "canary"
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("down", "DOWN"), ("Out_Of_Service", "OUT_OF_SERVICE"), ("up", "UP")]
+)
+def test_the_case_of_a_status_does_not_count(world: World, word: str, meant: str) -> None:
+    identity = world.register(status=word)
+    assert (world.shown(identity)["status"], world.eureka_instance()["status"]) == (meant, meant)
+    world.send("PUT", f"/instances/{identity}", {"status": "STARTING"})
+    assert world.send("PUT", f"/instances/{identity}", {"status": word}).json["status"] == meant
+    world.eureka("POST", "/apps/SHOP", instance_body("SHOP", "shop:1"))
+    assert world.send("PUT", "/instances/shop:1", {"status": word}).json["status"] == meant
+
+
+@pytest.mark.parametrize(
+    ("kind", "spellings"),
+    [
+        ("http", ("10.0.0.1:80", "http://10.0.0.1:80", "10.0.0.1:80/", "10.0.0.1", "HTTP://10.0.0.1/")),
+        ("https", ("https://Host.local:443/a/", "host.local/a")),
+        ("tcp", ("[::1]:5432", "[0:0::1]:5432", "tcp://[::1]:5432")),
+        ("http", ("::1", "[::1]", "[::1]:80", "http://[0::1]/")),
+    ],
+)  # fmt: skip
+def test_one_endpoint_in_many_spellings_is_one_instance(
+    world: World, kind: str, spellings: tuple[str, ...]
+) -> None:
+    ids = {world.register(endpoint={"type": kind, "value": value}) for value in spellings}
+    assert len(ids) == 1
+    (listed,) = world.send("GET", "/instances").json["instances"]
+    assert listed["endpoint"] == {"type": kind, "value": spellings[-1]}
+    assert world.register(endpoint={"type": kind, "value": "10.0.0.2:5"}) not in ids
+
+
+def test_names_differ_by_their_case_and_eureka_clients_can_tell_them_apart(world: World) -> None:
+    ids = {name: world.register(name) for name in ("reviews", "Reviews")}
+    assert len(set(ids.values())) == 2
+    assert world.send("GET", "/services").json == {"services": ["Reviews", "reviews"]}
+    for name, identity in ids.items():
+        for path in (f"/services/{name}", f"/instances?service_name={name}"):
+            listed = world.send("GET", path).json["instances"]
+            assert [(i["id"], i["service_name"]) for i in listed] == [(identity, name)]
+        world.send("PUT", f"/instances/{identity}", {"tags": ["x"]})
+        assert world.shown(identity)["metadata"] == {}
+    problem(world.send("GET", "/services/REVIEWS"), 404)
+    seen = world.eureka("GET", "/apps/REVIEWS").json["application"]["instance"]
+    names = {i["instanceId"]: i["metadata"].get("service_name", i["vipAddress"]) for i in seen}
+    assert names == {identity: name for name, identity in ids.items()}
+
+
+@pytest.mark.parametrize("name", ["has space", "sl/ash", "ünï", "a:b", "a%2Fb", "-", "a,b", "ß"])
+def test_any_name_can_be_listed_and_renewed_here_and_by_eureka_clients(
+    world: World, name: str
+) -> None:
+    identity = world.register(name)
+    path = quote(name, safe="")
+    assert world.send("GET", f"/services/{path}").json["service_name"] == name
+    assert world.send("GET", f"/instances?service_name={path}").json["instances"] != []
+    assert world.send("PUT", f"/instances/{identity}/heartbeat").status_code == 200
+    seen = world.eureka("GET", f"/apps/{quote(name.upper(), safe='')}").json["application"]
+    assert [i["instanceId"] for i in seen["instance"]] == [identity]
+    vip = quote(seen["instance"][0]["vipAddress"], safe="")
+    found = world.eureka("GET", f"/vips/{vip}").json["applications"]["application"]
+    assert [i["instanceId"] for a in found for i in a["instance"]] == [identity]
+
+
+@pytest.mark.parametrize("metadata", [1, 1.5, True, False, "text", [], [1, {"a": 2}], {}])
+def test_metadata_may_be_any_json_value(world: World, metadata: Any) -> None:
+    identity = world.register(metadata=metadata)
+    assert world.shown(identity)["metadata"] == metadata
+    assert all(isinstance(v, str) for v in world.eureka_instance()["metadata"].values())
+    world.eureka("PUT", f"/apps/REVIEWS/{identity}/metadata?new=x")
+    assert world.shown(identity)["metadata"]["new"] == "x"
+
+
+def test_a_url_in_the_metadata_that_is_none_is_not_shown_as_one(world: World) -> None:
+    world.register(metadata={"health_check_url": "http://a b/", "status_page_url": "/status"})
+    seen = world.eureka_instance()
+    assert seen["healthCheckUrl"] == "http://10.0.0.7:9080/health"
+    assert seen["statusPageUrl"] == "http://10.0.0.7:9080/info"
+
+
+def test_what_a_go_client_sends_of_its_whole_struct_is_taken(world: World) -> None:
+    """Its zero values, what it was told, and what it does not know; in any case of the names."""
+    told = {"id": "x", "last_heartbeat": "0001-01-01T00:00:00Z", "links": None, "Status": ""}
+    identity = world.register(**told, tags=None, metadata=None, ttl=0, foo=1)
+    assert world.shown(identity)["status"] == "UP"
+    assert (world.shown(identity)["ttl"], world.shown(identity)["tags"]) == (30, [])
+    odd = {"Service_Name": "reviews", "ENDPOINT": {"Type": "http", "VALUE": "10.0.0.7:9080"}}
+    assert world.send("POST", "/instances", odd).json["id"] == identity
+
+
+@pytest.mark.parametrize(("asked", "given"), [(0, 30), (3, 10), (601, 600), (100_000, 600)])
+def test_a_ttl_out_of_bounds_is_moved_to_the_bound(world: World, asked: int, given: int) -> None:
+    identity = world.register(ttl=asked)
+    assert world.shown(identity)["ttl"] == given
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "",
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "application/json; charset=iso-8859-1",
+        "application/xml",
+    ],
+)
+def test_a_body_that_does_not_say_that_it_is_json_is_refused(world: World, kind: str) -> None:
+    """A web page elsewhere can send the others without being asked."""
+    document = {"service_name": "x", "endpoint": {"type": "http", "value": "10.0.0.1:80"}}
+    identity = world.register()
+    for method, path in (("POST", "/instances"), ("PUT", f"/instances/{identity}")):
+        reply = world.client.open(
+            BASE + path, method=method, data=json.dumps(document), content_type=kind
+        )
+        problem(reply, 415)
+    assert world.client.put(f"{BASE}/instances/{identity}/heartbeat").status_code == 200
+    assert world.send("GET", "/services").json == {"services": ["reviews"]}
+
+
+def test_a_list_by_what_cannot_be_listed_by_is_refused(world: World) -> None:
+    world.register()
+    for name in ("ttl", "endpoint", "metadata", "links", "last_heartbeat", "BLA"):
+        assert problem(world.send("GET", f"/instances?{name}=x"), 400) != {}
+    reply = world.send("GET", "/instances?fields=status&fields=nonsense")
+    assert [sorted(i) for i in reply.json["instances"]] == [["endpoint", "id", "status"]]
+
+
+def test_an_over_long_name_is_reported_with_the_name(world: World) -> None:
+    document = {"service_name": "n" * 90, "endpoint": {"type": "http", "value": "h"}}
+    told = problem(world.send("POST", "/instances", document), 400)["service_name"]
+    assert told == f"1 to 64 characters at most, not the 90 of {'n' * 80 + '…'!r}"
 
 
 def test_tags_and_metadata_cross_over(world: World) -> None:
@@ -595,8 +755,9 @@ def test_a_revision_that_is_not_known_gets_a_snapshot(world: World, since: str) 
 
 
 def test_a_watch_of_one_service_hears_of_no_other(world: World) -> None:
-    reader = Reader(world, "service_name=Reviews&since=0")
+    reader = Reader(world, "service_name=reviews&since=0")
     world.register("other")
+    world.register("Reviews")
     reader.api.tick()
     assert reader.events() == []
     world.register("reviews")

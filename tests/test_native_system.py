@@ -36,7 +36,7 @@ def server(tmp_path: Path) -> Iterator[RegistryServer]:
 
 def register(server: RegistryServer, service: str, port: int, **fields: Any) -> str:
     document = {"service_name": service, "endpoint": {"type": "http", "value": f"localhost:{port}"}}
-    reply = server.send("POST", f"{API}/instances", json.dumps(document | fields))
+    reply = server.send("POST", f"{API}/instances", json.dumps(document | fields), JSON)
     assert reply.status == 201, reply
     return str(reply.json()["id"])
 
@@ -80,9 +80,9 @@ def test_a_spring_client_balances_over_natively_registered_instances(
         wait_until(client.is_ready, 90, "the client")
         wait_until(lambda: client.chosen("ratings") == {"one", "two"}, 15, "both to be called")
         assert client.instances("ratings") == sorted(ids.values())
-        server.send("PUT", f"{API}/instances/{ids['two']}", '{"status": "OUT_OF_SERVICE"}')
+        server.send("PUT", f"{API}/instances/{ids['two']}", '{"status": "OUT_OF_SERVICE"}', JSON)
         wait_until(lambda: client.chosen("ratings") == {"one"}, 15, "one to be drained")
-        server.send("PUT", f"{API}/instances/{ids['two']}", '{"status": "canary"}')
+        server.send("PUT", f"{API}/instances/{ids['two']}", '{"status": "canary"}', JSON)
         wait_until(lambda: client.chosen("ratings") == {"one", "two"}, 15, "it back")
         server.send("DELETE", f"{API}/instances/{ids['one']}")
         wait_until(lambda: client.chosen("ratings") == {"two"}, 15, "one to be gone")
