@@ -10,7 +10,7 @@ from registry.errors import (
 )
 from registry.evictor import Evictor
 from registry.lease import Clock, SystemClock
-from registry.listing import Application, Listing
+from registry.listing import Application, Listing, Portion, Portions
 from registry.model import (
     DEFAULT_DURATION_SECS,
     DEFAULT_NAMESPACE,
@@ -49,6 +49,8 @@ __all__ = [
     "Lease",
     "Listing",
     "Namespace",
+    "Portion",
+    "Portions",
     "QuotaError",
     "Registering",
     "Registry",
