@@ -41,7 +41,6 @@ class Environment:
     worker_class: str
     log_level: str
     access_log: bool
-    actuator: bool
     store_url: str
     registry: RegistrySettings
     eureka: EurekaSettings
@@ -193,7 +192,10 @@ _NATIVE: dict[str, tuple[str, Callable[[str], Any]]] = {
     "REGISTRY_MAX_STATUS": ("max_status", _whole(14, 200)),
     "REGISTRY_MAX_TAGS": ("max_tags", _whole(0, 1000)),
     "REGISTRY_MAX_METADATA_BYTES": ("max_metadata_bytes", _whole(2, 65_536)),
+}
+_LIMITS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "REGISTRY_MAX_INSTANCES": ("max_instances", _whole(1, 2**31)),
+    "REGISTRY_MAX_NAMESPACES": ("max_namespaces", _whole(1, 2**31)),
 }
 _ACCESS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "REGISTRY_AUTH": ("mode", _choice("none", "trusted", "jwt", "basic")),
@@ -222,7 +224,7 @@ _OF_MODE = {
 }
 _OTHERS = (
     *("HOST", "PORT", "SERVER_PORT", "WORKERS", "THREADS", "WORKER_CLASS", "STORE_URL"),
-    *("LEASE_EXPIRY", "LOG_LEVEL", "ACCESS_LOG", "REGISTRY_CATALOGS", "REGISTRY_ACTUATOR"),
+    *("LEASE_EXPIRY", "LOG_LEVEL", "ACCESS_LOG", "REGISTRY_CATALOGS"),
 )
 # What Kubernetes sets in every Pod for a Service that happens to be called "registry".
 _SERVICE_LINK = re.compile(
@@ -328,9 +330,8 @@ def load(environ: Mapping[str, str]) -> Environment:
         worker_class=read("WORKER_CLASS", str, "eventloop.EventLoopWorker"),
         log_level=read("LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info"),
         access_log=read("ACCESS_LOG", _boolean, False),
-        actuator=read("REGISTRY_ACTUATOR", _boolean, True),
         store_url=store_url,
-        registry=RegistrySettings(lease_expiry=expiry, **table(_REGISTRY_PROPERTIES)),  # type: ignore[arg-type]  # a choice of the two words
+        registry=RegistrySettings(lease_expiry=expiry, **table(_REGISTRY_PROPERTIES | _LIMITS)),  # type: ignore[arg-type]  # a choice of the two words
         eureka=EurekaSettings(**table(_EUREKA_PROPERTIES)),
         native=native,
         access=access,
@@ -373,7 +374,7 @@ def _warnings(reduced: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:
     letter that is missing must not open it.
     """
     found = []
-    known = {*_NATIVE, *_ACCESS, *_TLS, *_OTHERS}
+    known = {*_NATIVE, *_LIMITS, *_ACCESS, *_TLS, *_OTHERS}
     for name, (variable, _) in reduced.items():
         if name in known or _SERVICE_LINK.fullmatch(name):
             continue

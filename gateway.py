@@ -13,7 +13,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from access import Access, Grant
@@ -21,12 +21,10 @@ from eureka_compat import Caller, EurekaSettings, Protocol
 from exchange import Answer, Lane, Request, Stream
 from native_api import api, description
 from native_api.api import NativeApi
-from native_api.problems import problem
 from native_api.settings import NativeSettings
-from registry import DEFAULT_NAMESPACE, Namespace, Registry
+from registry import DEFAULT_NAMESPACE, Namespace, Registry, StoreError
 
 EUREKA = "/eureka"
-MAX_NAMESPACES = 1000
 _FAST_METHODS = frozenset({"GET", "HEAD", "PUT", "DELETE", "POST"})
 # A registration is read in the loop; a peer's batch of hundreds would hold the others up.
 _FAST_BODY_BYTES = 16 * 1024
@@ -35,6 +33,8 @@ _DESCRIPTIONS = {
     f"{api.BASE}/docs": description.page,
 }
 
+_UNKNOWN = Answer(503, headers={"Retry-After": "1"})
+_T = TypeVar("_T")
 Watched = tuple[str, Mapping[str, str], Iterator[bytes]]
 
 
@@ -61,6 +61,8 @@ class Gateway:
         self._lock = threading.Lock()
         self._protocols: dict[Namespace, Protocol] = {}
         self._apis: dict[Namespace, NativeApi] = {}
+        # Those with watchers; also of namespaces that nothing else is kept of, as yet.
+        self._watched: set[NativeApi] = set()
         self._protocol(DEFAULT_NAMESPACE)
 
     def answer(self, request: Request) -> Answer | Watched:
@@ -73,7 +75,7 @@ class Gateway:
                 return Answer(404)
             request = replace(request, path=path)
         answer = self._eureka_answer(request)
-        assert answer is not None  # only a quick one may be unsure, or takes too long
+        assert answer is not None  # only a quick one may be unsure
         return answer
 
     def fast_lane(self, request: Request) -> Answer | Stream | None:
@@ -83,7 +85,6 @@ class Gateway:
         """
         if request.method not in _FAST_METHODS:
             return None
-        request.is_quick = True
         path = request.path
         if _is_below(path, EUREKA):
             headers = request.headers
@@ -101,10 +102,8 @@ class Gateway:
             if not isinstance(grant, Grant):
                 return grant
             native = self._api(grant.namespace)
-            if native is None:
-                return _too_many()
             if native.is_watch(request):
-                return native.stream(request)
+                return self._watch(native, request)
             if request.method == "GET" or path.rstrip("/").endswith("/heartbeat"):
                 return native.answer(request)
         return None
@@ -125,8 +124,21 @@ class Gateway:
 
     def tick(self) -> None:
         """Tell the watchers of streams what has changed."""
-        for native in list(self._apis.values()):
+        for native in list(self._watched):
             native.tick()
+            if not native.is_watched():
+                self._watched.discard(native)
+
+    def _watch(self, native: NativeApi, request: Request) -> Answer | Stream:
+        stream = native.stream(request)
+        if isinstance(stream, Answer):
+            return stream
+
+        def subscribe(write: Any, end: Any) -> Any:
+            self._watched.add(native)
+            return stream.subscribe(write, end)
+
+        return Stream(stream.content_type, stream.headers, subscribe)
 
     def _eureka_answer(self, request: Request, *, quick: bool = False) -> Answer | None:
         rest = request.path[len(EUREKA) + 1 :]
@@ -143,9 +155,10 @@ class Gateway:
         grant = self._access.grant(request, token, quick=quick)
         if not isinstance(grant, Grant):
             return grant
-        protocol = self._protocol(grant.namespace)
-        if protocol is None:
-            return _too_many()
+        try:
+            protocol = self._protocol(grant.namespace)
+        except StoreError:
+            return _UNKNOWN
         return protocol.answer(request, rest)
 
     def _native_answer(self, request: Request) -> Answer | Watched:
@@ -156,37 +169,40 @@ class Gateway:
         if not isinstance(grant, Grant):
             return grant
         native = self._api(grant.namespace)
-        if native is None:
-            return _too_many()
         if native.is_watch(request):
             return native.watched(request)
         return native.answer(request)
 
-    def _protocol(self, namespace: Namespace) -> Protocol | None:
+    def _protocol(self, namespace: Namespace) -> Protocol:
+        """The protocol over a namespace; ``StoreError`` where the store does not tell of it."""
         found = self._protocols.get(namespace)
         if found is None:
-            with self._lock:
-                if len(self._protocols) >= MAX_NAMESPACES:
-                    return None
-                made = Protocol(self._registry, self._eureka, namespace)
-                found = self._protocols.setdefault(namespace, made)
+            found = Protocol(self._registry, self._eureka, namespace)
+            found = self._kept(self._protocols, namespace, found)
         return found
 
-    def _api(self, namespace: Namespace) -> NativeApi | None:
+    def _api(self, namespace: Namespace) -> NativeApi:
         found = self._apis.get(namespace)
         if found is None:
-            with self._lock:
-                if len(self._apis) >= MAX_NAMESPACES:
-                    return None
-                made = NativeApi(
-                    self._registry,
-                    self._native,
-                    namespace,
-                    self._catalogs,
-                    self._access.origin,
-                )
-                found = self._apis.setdefault(namespace, made)
+            found = NativeApi(
+                self._registry,
+                self._native,
+                namespace,
+                self._catalogs,
+                self._access.origin,
+            )
+            found = self._kept(self._apis, namespace, found)
         return found
+
+    def _kept(self, among: dict[Namespace, _T], namespace: Namespace, made: _T) -> _T:
+        """Keep what was made for a namespace that holds something: anybody may ask for any."""
+        if not self._registry.keeps(namespace):
+            return made
+        with self._lock:
+            for other in list(among):
+                if not self._registry.keeps(other):
+                    del among[other]
+            return among.setdefault(namespace, made)
 
 
 _PARAMETERS = re.compile(r";[^/]*")
@@ -221,7 +237,3 @@ def normalised(path: str) -> str | None:
 
 def _is_below(path: str, base: str) -> bool:
     return path.startswith(base) and (len(path) == len(base) or path[len(base)] == "/")
-
-
-def _too_many() -> Answer:
-    return problem(403, f"there are {MAX_NAMESPACES} namespaces, and may be no more")

@@ -16,8 +16,10 @@ from typing import NamedTuple
 from catalogs.bounds import shortened
 from catalogs.catalog import Entry, Groups
 from registry import (
+    Fence,
     Instance,
     InstanceKey,
+    LockLostError,
     Namespace,
     Registry,
     RegistryError,
@@ -186,8 +188,8 @@ class Reconciler:
 
     # What is listed
 
-    def reconcile(self, goes_on: Callable[[], bool]) -> Outcome:
-        """Write what differs, ``BATCH`` at a time, as long as ``goes_on`` says so between them.
+    def reconcile(self, lock: Callable[[], Fence | None]) -> Outcome:
+        """Write what differs behind the fence of ``lock``, ``BATCH`` at a time, while it is held.
 
         What is due stays so until it is written: ``StoreError`` passes through, and the next call
         tries again.
@@ -198,11 +200,15 @@ class Reconciler:
         elif not self._is_stale:
             return Outcome()
         listed = removed = 0
-        while self._due and goes_on():
+        while self._due and (fence := lock()) is not None:
             for identity in list(islice(self._due, BATCH)):
                 del self._due[identity]
                 try:
-                    wrote = self._settle(identity)
+                    wrote = self._settle(identity, fence)
+                except LockLostError:
+                    # All of it is due still, for whoever holds the lock now.
+                    self._due[identity] = None
+                    return Outcome(listed, removed)
                 except Exception:
                     # Due still, but behind the others: it may be this one that cannot be written.
                     self._due[identity] = None
@@ -211,12 +217,12 @@ class Reconciler:
                 removed += wrote < 0
         return Outcome(listed, removed)
 
-    def forget(self, goes_on: Callable[[], bool]) -> Outcome:
+    def forget(self, lock: Callable[[], Fence | None]) -> Outcome:
         """Take out all that is listed, as of a source that will not come back."""
         self.replace({})
         self._is_known = True
         self._look_at_all_listed()
-        outcome = self.reconcile(goes_on)
+        outcome = self.reconcile(lock)
         self._is_known = bool(self._due)
         return outcome
 
@@ -259,7 +265,7 @@ class Reconciler:
                     if instance.source == self._source:
                         self._due[Identity(view.namespace, instance.key)] = None
 
-    def _settle(self, identity: Identity) -> int:
+    def _settle(self, identity: Identity, fence: Fence) -> int:
         """Write one instance if need be: 1 where it was listed, -1 where it was removed."""
         registry = self._registry
         namespace, key = identity
@@ -286,14 +292,16 @@ class Reconciler:
                 return 0
             if present.origin in self._unread and not is_local:
                 return 0
-            gone = registry.cancel(key.app, key.id, source=self._source, namespace=namespace)
+            gone = registry.cancel(
+                key.app, key.id, source=self._source, namespace=namespace, fence=fence
+            )
             return -1 if gone else 0
         if present is not None and is_own and _is_same(present, wanted):
             return 0
         try:
             _check_texts(wanted)
-            registry.register(wanted, namespace=namespace)
-        except StoreError:
+            registry.register(wanted, namespace=namespace, fence=fence)
+        except (StoreError, LockLostError):
             raise
         except SourceConflictError as error:
             if identity not in self._shadowed:

@@ -26,7 +26,7 @@ from catalogs.addresses import Addresses
 from catalogs.bounds import LONGEST_SECS, in_bounds
 from catalogs.catalog import Catalog, Entry, Groups, RelistError, SourceError
 from catalogs.reconciler import Reconciler
-from registry import DEFAULT_NAMESPACE, Registry, StoreError
+from registry import DEFAULT_NAMESPACE, Fence, Registry, StoreError
 from shown import escaped, masked
 
 log = logging.getLogger("catalogs")
@@ -108,12 +108,12 @@ class _Run:
         self,
         registry: Registry,
         set_up: SetUp,
-        holds_lock: Callable[[], bool],
+        lock: Callable[[], Fence | None],
         is_open: bool,
     ) -> None:
         self._registry = registry
         self._make, self._source, self._terms = set_up
-        self._holds_lock = holds_lock
+        self._lock = lock
         self._is_open = is_open
         self._stopping = threading.Event()
         self._inbox = _Inbox()
@@ -264,7 +264,7 @@ class _Run:
                         # Most names are known in a moment, and an address is told once then.
                         self._stopping.wait(0.05)
                 self._age()
-                outcome = self._reconciler.reconcile(self._goes_on)
+                outcome = self._reconciler.reconcile(self._held)
                 if outcome.listed or outcome.removed:
                     self._changed(since, outcome.listed, outcome.removed)
                 self._note()
@@ -317,15 +317,16 @@ class _Run:
         if limit is None or silent <= limit:
             self._has_forgotten = False
         elif not self._has_forgotten:
-            gone = self._reconciler.forget(self._goes_on).removed
+            gone = self._reconciler.forget(self._held).removed
             self._has_forgotten = not self._reconciler.has_due()
             log.error("%s has been silent for %.0f s: %d entries go", self._source, silent, gone)
 
-    def _goes_on(self) -> bool:
-        if self._stopping.is_set() or not self._holds_lock():
-            return False
-        time.sleep(_PAUSE_SECS)
-        return True
+    def _held(self) -> Fence | None:
+        """The lock, while it is held and there is no stop."""
+        fence = None if self._stopping.is_set() else self._lock()
+        if fence is not None:
+            time.sleep(_PAUSE_SECS)
+        return fence
 
     def _changed(self, since: float | None, listed: int, removed: int) -> None:
         now = self._registry.clock.wall_ms()
@@ -429,7 +430,7 @@ class Runner:
         self._is_open = is_open
         self._owner = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._runs: dict[str, _Run] = {}
-        self._held_until: dict[str, int] = {}
+        self._held: dict[str, tuple[Fence, int]] = {}
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._has_swept = False
@@ -494,7 +495,7 @@ class Runner:
 
     def _turn(self, set_up: SetUp) -> None:
         source = set_up[1]
-        holds = self._acquire(source)
+        holds = self._acquire(source) is not None
         run = self._runs.get(source)
         if run is not None and (not holds or run.has_ended()):
             log.warning("%s is left to another worker", source)
@@ -503,22 +504,33 @@ class Runner:
         elif run is None and holds and not self._stopping.is_set():
             log.info("%s runs in this worker", source)
             self._runs[source] = _Run(
-                self._registry, set_up, lambda: self._holds(source), self._is_open
+                self._registry, set_up, lambda: self._fence(source), self._is_open
             )
 
-    def _acquire(self, name: str) -> bool:
-        now = self._registry.clock.mono_ms()
-        holds = self._registry.store.acquire(_note_name(name), self._owner, now, LOCK_TTL_MS)
-        self._held_until[name] = now + LOCK_TTL_MS if holds else 0
-        return holds
+    def _acquire(self, name: str) -> Fence | None:
+        now, lock = self._registry.clock.mono_ms(), _note_name(name)
+        token = self._registry.store.acquire(lock, self._owner, now, LOCK_TTL_MS)
+        if token is None:
+            self._held.pop(name, None)
+            return None
+        fence = Fence(lock, token)
+        self._held[name] = (fence, now + LOCK_TTL_MS)
+        return fence
 
-    def _holds(self, source: str) -> bool:
-        """Whether the lock is surely held still: a worker that was stopped for a while lost it."""
-        return self._registry.clock.mono_ms() < self._held_until.get(source, 0) - LOCK_TTL_MS // 4
+    def _fence(self, source: str) -> Fence | None:
+        """The lock, where it is surely held still: a worker that was stopped for a while lost it.
+
+        Sure as of now; what is written behind the fence is refused once another has the lock.
+        """
+        held = self._held.get(source)
+        if held is None or self._registry.clock.mono_ms() >= held[1] - LOCK_TTL_MS // 4:
+            return None
+        return held[0]
 
     def _sweep(self) -> None:
         """Take out what catalogs brought that are not set up any more, once."""
-        if self._has_swept or not self._acquire(_ORPHANS):
+        fence = None if self._has_swept else self._acquire(_ORPHANS)
+        if fence is None:
             return
         known = {source for _, source, _ in self._catalogs}
         for namespace in self._registry.namespaces():
@@ -530,10 +542,12 @@ class Runner:
                     for instance in application.values()
                     if not instance.is_leased and instance.source not in known
                 ]
-            for instance in orphans:
+            gone = sum(
                 self._registry.cancel(
-                    instance.app, instance.id, source=instance.source, namespace=namespace
+                    i.app, i.id, source=i.source, namespace=namespace, fence=fence
                 )
-            if orphans:
-                log.warning("%d entries go: their catalogs are not set up any more", len(orphans))
+                for i in orphans
+            )
+            if gone:
+                log.warning("%d entries go: their catalogs are not set up any more", gone)
         self._has_swept = True

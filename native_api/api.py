@@ -83,7 +83,7 @@ class NativeApi:
         except BodyTooLargeError:
             return problem(413, f"the body is longer than {_MAX_BODY_BYTES} bytes")
         except StoreError as error:
-            return problem(503, str(error), headers={"Retry-After": "1"})
+            return _store_failed(error)
         return answer
 
     def is_watch(self, request: Request) -> bool:
@@ -95,8 +95,11 @@ class NativeApi:
         """A watch that costs no thread; to be called, as ``tick``, in the event loop's thread."""
         try:
             since, service, wait_secs = self._watch_query(request)
+            self._registry.view(self._namespace)
         except ProblemError as refused:
             return refused.answer
+        except StoreError as error:
+            return _store_failed(error)
         is_poll = _wants_json(request)
 
         def subscribe(write: Any, end: Any) -> Any:
@@ -109,15 +112,22 @@ class NativeApi:
         """Tell the watchers of ``stream`` what has changed."""
         self._hub.tick()
 
+    def is_watched(self) -> bool:
+        """Whether anybody waits for ``tick``."""
+        return len(self._hub) > 0
+
     def watched(self, request: Request) -> Answer | tuple[str, Mapping[str, str], Any]:
         """A watch in a thread of its own: a media type, headers and an iterator of bytes."""
         try:
             since, service, wait_secs = self._watch_query(request)
+            self._registry.view(self._namespace)
+            if _wants_json(request):
+                body = watch.polled(self._registry, self._namespace, since, service, wait_secs)
+                return Answer(200, body, _JSON, _NO_CACHE)
         except ProblemError as refused:
             return refused.answer
-        if _wants_json(request):
-            body = watch.polled(self._registry, self._namespace, since, service, wait_secs)
-            return Answer(200, body, _JSON, _NO_CACHE)
+        except StoreError as error:
+            return _store_failed(error)
         events = watch.streamed(self._registry, self._namespace, since, service)
         return "text/event-stream", _NO_CACHE, events
 
@@ -168,17 +178,12 @@ class NativeApi:
             metadata=data.get("metadata"),
             last_dirty_ms=self._registry.clock.wall_ms(),
         )
-        self._write(instance, quota=settings.max_instances)
+        # Told as by a peer: what the instance says of itself counts, below an operator's override.
+        self._registry.register(instance, is_replication=True, namespace=self._namespace)
         location = f"{self._origin(request)}{request.base}{BASE}/instances/{instance.id}"
         links = {"self": location, "heartbeat": f"{location}/heartbeat"}
         body = {"id": instance.id, "ttl": ttl, "links": links}
         return Answer(201, orjson.dumps(body), _JSON, {"Location": location})
-
-    def _write(self, instance: Instance, quota: int | None = None) -> None:
-        # Told as by a peer: what the instance says of itself counts, below an operator's override.
-        self._registry.register(
-            instance, is_replication=True, namespace=self._namespace, quota=quota
-        )
 
     def _heartbeat(self, request: Request, name: str) -> Answer:
         instance = self._known(name, "error_instance_heartbeat_failure")
@@ -414,6 +419,10 @@ def _wants_json(request: Request) -> bool:
 
 def _json(document: Any) -> Answer:
     return Answer(200, orjson.dumps(document), _JSON)
+
+
+def _store_failed(error: StoreError) -> Answer:
+    return problem(503, str(error), headers={"Retry-After": "1"})
 
 
 def _gone(instance_id: str, code: str | None = None) -> Answer:

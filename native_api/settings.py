@@ -32,6 +32,3 @@ class NativeSettings:
 
     max_metadata_bytes: int = 1024
     """Of the metadata as compact JSON: every reader of the registry carries it."""
-
-    max_instances: int = 100_000
-    """Instances in one namespace, those of Eureka clients counted; more: 403."""

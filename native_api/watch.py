@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from native_api import form
-from registry import Change, Instance, Namespace, Registry, Revision
+from registry import Change, Instance, Namespace, Registry, Revision, StoreError
 
 KEEP_ALIVE_SECS = 15.0
 _POLL_SECS = 0.05
@@ -84,7 +84,10 @@ class Hub:
         if not self._watchers:
             return
         now = time.monotonic()
-        view = self._registry.view(self._namespace)
+        try:
+            view = self._registry.view(self._namespace)
+        except StoreError:
+            return  # of a namespace that was never seen: there is nothing to tell as yet
         if view.revision != self._revision:
             self._tell(now)
         if now >= self._next_quiet_check:

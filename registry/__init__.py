@@ -3,6 +3,7 @@
 from registry.errors import (
     ConflictError,
     InvalidIdentityError,
+    LockLostError,
     QuotaError,
     RegistryError,
     SourceConflictError,
@@ -10,7 +11,7 @@ from registry.errors import (
 )
 from registry.evictor import Evictor
 from registry.lease import Clock, SystemClock
-from registry.listing import Application, Listing, Portion, Portions
+from registry.listing import Application, Listing
 from registry.model import (
     DEFAULT_DURATION_SECS,
     DEFAULT_NAMESPACE,
@@ -27,7 +28,7 @@ from registry.model import (
 )
 from registry.registry import Registering, Registry, SelfPreservation
 from registry.settings import RegistrySettings
-from registry.store import Store
+from registry.store import Fence, Store
 from registry.stores import open_store
 from registry.view import View
 
@@ -42,15 +43,15 @@ __all__ = [
     "ConflictError",
     "DataCenter",
     "Evictor",
+    "Fence",
     "Instance",
     "InstanceKey",
     "InstanceStatus",
     "InvalidIdentityError",
     "Lease",
     "Listing",
+    "LockLostError",
     "Namespace",
-    "Portion",
-    "Portions",
     "QuotaError",
     "Registering",
     "Registry",

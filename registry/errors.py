@@ -3,7 +3,8 @@
 RegistryError
 ├── StoreError            the store did not answer, or refused a write (full disk, say)
 ├── ConflictError         a conditional write lost a race; the registry decides again
-├── QuotaError            a namespace holds as many instances as it may
+├── LockLostError         a write came after its lock had gone to another; nothing was written
+├── QuotaError            a namespace holds as many instances as it may, or there is room for none
 ├── InvalidIdentityError  an application name and id too long, or holding a NUL
 └── SourceConflictError   the instance belongs to another source, which alone may change it
 
@@ -33,12 +34,12 @@ class InvalidIdentityError(RegistryError):
         )
 
 
-class QuotaError(RegistryError):
-    """A namespace holds as many instances as it may; nothing was written."""
+class LockLostError(RegistryError):
+    """The lock under which a write was decided is another's by now; nothing was written."""
 
-    def __init__(self, limit: int) -> None:
-        """State the limit."""
-        super().__init__(f"this namespace may hold {limit} instances, and does")
+
+class QuotaError(RegistryError):
+    """There is no room for another instance, or another namespace; nothing was written."""
 
 
 class SourceConflictError(RegistryError):

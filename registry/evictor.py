@@ -3,6 +3,8 @@
 Every worker runs one; the one holding the store's lock acts, and another takes over when it dies.
 Eviction is random among the expired, so that an outage never empties one whole application first,
 and capped: 15 % of the registry in any 60 s (or per sweep, where the genuine timing is asked for).
+What went counts in the store, and everything is written behind the lock's fence: so the cap holds
+however long a pass takes, and whoever takes over in the middle of it.
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ import logging
 import os
 import random
 import threading
+import time
 import uuid
 
-from registry.errors import StoreError
+from registry.errors import LockLostError, StoreError
 from registry.lease import eviction_limit
-from registry.model import InstanceKey, Lease, Namespace, Revision
+from registry.model import InstanceKey, Lease, Namespace
 from registry.registry import Registry
+from registry.store import Fence
 from registry.view import View
 
 log = logging.getLogger("registry")
@@ -25,6 +29,12 @@ PASS_INTERVAL_SECS = 0.4
 LOCK_TTL_MS = 3_000
 PAUSE_MS = 2_500
 BUDGET_WINDOW_MS = 60_000
+_LOCK = "evictor"
+_EVICTED_AT_ONCE = 50
+_PAUSE_SECS = 0.002
+_NEVER = 1 << 62
+# Other workers' views follow the log, whatever the delta tells of it.
+_FOLLOWED_MS = 60_000
 
 
 class Evictor:
@@ -38,8 +48,10 @@ class Evictor:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._preserving: dict[Namespace, bool] = {}
-        # When the earliest lease ends, as far as seen at a revision: until then no scan is needed.
-        self._next_due: dict[Namespace, tuple[Revision, int]] = {}
+        self._fence: Fence | None = None
+        # When the leases were last looked at, and when the earliest one ends: until then no scan is
+        # needed.
+        self._next_due: dict[Namespace, tuple[int, int]] = {}
         self._last_sweep: int | None = None
         self._last_trim: int | None = None
         self._last_threshold: int | None = None
@@ -57,7 +69,7 @@ class Evictor:
         if self._thread is not None:
             self._thread.join(timeout=5)
         try:
-            self._registry.store.release("evictor", self._owner)
+            self._registry.store.release(_LOCK, self._owner)
         except StoreError as error:
             log.warning("the evictor's lock is left to time out: %s", error)
 
@@ -81,20 +93,34 @@ class Evictor:
         registry = self._registry
         registry.forget_old_changes()
         now = registry.clock.mono_ms()
-        given_back = registry.store.resume(now, PAUSE_MS)
-        if given_back is not None:
-            log.warning("the server had paused: %d leases got their time back", given_back)
-            self._next_due.clear()
-        if not registry.store.acquire("evictor", self._owner, now, LOCK_TTL_MS):
-            self._next_due.clear()
-            self._last_sweep = None
+        self._note_running(now)
+        if not self._holds_lock(now):
             return 0
         self._flush()
         namespaces = list(registry.store.namespaces())
         self._housekeep(namespaces, now)
         if registry.settings.lease_expiry == "genuine":
             return self._sweep(namespaces, now)
-        return sum(self._evict_due(namespace, now) for namespace in namespaces)
+        return sum([self._evict_due(namespace, now) for namespace in namespaces])
+
+    def _note_running(self, now: int) -> bool:
+        """Note that the server runs; whether it had paused, and the leases got their time back."""
+        given_back = self._registry.store.resume(now, PAUSE_MS)
+        if given_back is None:
+            return False
+        log.warning("the server had paused: %d leases got their time back", given_back)
+        self._next_due.clear()
+        return True
+
+    def _holds_lock(self, now: int) -> bool:
+        """Take or keep the lock. Whoever takes it anew knows nothing of what another did."""
+        token = self._registry.store.acquire(_LOCK, self._owner, now, LOCK_TTL_MS)
+        fence = None if token is None else Fence(_LOCK, token)
+        if fence is None or fence != self._fence:
+            self._next_due.clear()
+            self._last_sweep = None
+        self._fence = fence
+        return fence is not None
 
     def _flush(self) -> None:
         """A checkpoint that fails holds up no eviction: the working file is whole without it."""
@@ -110,38 +136,29 @@ class Evictor:
         registry = self._registry
         if not self._may_evict(namespace) or not self._something_due(namespace, now):
             return 0
-        view = registry.view(namespace)
-        with view.lock:
-            # Before the leases are looked through: who registers meanwhile has a later revision.
-            revision = view.revision
         found = registry.store.due(namespace, now)
         due = _that_go(registry.view(namespace), found.expired)
-        with view.lock:
-            gone = sum(c.evicted for c in view.recent(now) if c.at_mono_ms > now - BUDGET_WINDOW_MS)
+        gone = registry.store.evictions(namespace, now - BUDGET_WINDOW_MS)
         limit = eviction_limit(found.leases + gone, registry.settings.renewal_percent_threshold)
         evicted = self._evict_some(namespace, due, limit - gone)
         if evicted < len(due):
             self._next_due.pop(namespace, None)
         else:
             following = found.next_deadline_mono_ms
-            self._next_due[namespace] = (revision, 1 << 62 if following is None else following)
+            self._next_due[namespace] = (now, _NEVER if following is None else following)
         return evicted
 
     def _something_due(self, namespace: Namespace, now: int) -> bool:
+        """Whether a lease may have ended: one that was seen, or one registered since."""
+        shortest = self._registry.view(namespace).take_shortest_lease_secs()
         seen = self._next_due.get(namespace)
         if seen is None:
             return True
-        view = self._registry.view(namespace)
-        with view.lock:
-            revision, earliest = seen
-            if view.revision != revision:
-                for change in reversed(view.recent(now)):
-                    if change.revision <= revision:
-                        break
-                    if change.instance is not None and not change.removed:
-                        length = change.instance.lease_secs * 1000
-                        earliest = min(earliest, change.at_mono_ms + length)
-                self._next_due[namespace] = (view.revision, earliest)
+        looked, earliest = seen
+        if shortest is not None:
+            # It was not listed when the view was last asked, so it lasts from then on at least.
+            earliest = min(earliest, looked + shortest * 1000)
+        self._next_due[namespace] = (now, earliest)
         return now > earliest
 
     def _sweep(self, namespaces: list[Namespace], now: int) -> int:
@@ -170,10 +187,21 @@ class Evictor:
     def _evict_some(
         self, namespace: Namespace, due: list[tuple[InstanceKey, Lease]], limit: int
     ) -> int:
+        """Evict so many of them; fewer where the lock goes to another, or the server pauses."""
         chosen = self._random.sample(due, min(len(due), max(0, limit)))
-        return sum(
-            self._registry.evict(key, lease.deadline_mono_ms, namespace) for key, lease in chosen
-        )
+        evicted, fence = 0, self._fence
+        for start in range(0, len(chosen), _EVICTED_AT_ONCE):
+            if start:
+                time.sleep(_PAUSE_SECS)
+                now = self._registry.clock.mono_ms()
+                if self._note_running(now) or not self._holds_lock(now) or self._fence != fence:
+                    break
+            portion = chosen[start : start + _EVICTED_AT_ONCE]
+            try:
+                evicted += self._registry.evict(portion, fence=fence, namespace=namespace)
+            except LockLostError:
+                break
+        return evicted
 
     def _may_evict(self, namespace: Namespace) -> bool:
         state = self._registry.self_preservation(namespace)
@@ -183,8 +211,9 @@ class Evictor:
             preserving = not state.expiration_enabled and view.leased > 0
         if preserving != self._preserving.get(namespace, False):
             log.warning(
-                "%s self-preservation: %d renewals in the last minute, the threshold is %d",
+                "%s self-preservation in %s: %d renewals in the last minute, the threshold is %d",
                 "entered" if preserving else "left",
+                namespace,
                 state.renewals_last_minute,
                 state.threshold,
             )
@@ -198,7 +227,7 @@ class Evictor:
             self._last_trim is None
             or now - self._last_trim > settings.delta_retention_timer_interval_ms
         ):
-            keep = max(settings.delta_retention_ms, BUDGET_WINDOW_MS)
+            keep = max(settings.delta_retention_ms, _FOLLOWED_MS)
             before = now - keep - settings.delta_retention_timer_interval_ms
             gone = sum([store.trim(namespace, before) for namespace in namespaces])
             # What a storm left goes a little at each pass, so that no eviction waits for it.
@@ -212,7 +241,7 @@ class Evictor:
 
     def _update_expected_clients(self, namespace: Namespace) -> None:
         settings = self._registry.settings
-        expected = self._registry.store.expected_clients(namespace) or 0
+        expected = self._registry.self_preservation(namespace).expected_clients
         view = self._registry.view(namespace)
         with view.lock:
             count = view.leased

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -46,7 +46,7 @@ from registry.model import (
 )
 from registry.settings import RegistrySettings
 from registry.status_rules import Situation, effective_status, status_after_renewal
-from registry.store import Commit, Store
+from registry.store import Commit, Fence, Store
 from registry.view import View
 
 log = logging.getLogger("registry")
@@ -86,31 +86,44 @@ class Registry:
         self._views: dict[Namespace, View] = {}
 
     def start(self) -> None:
-        """Load what the store holds; ``StoreError`` if it does not answer."""
+        """Load what the store holds; ``StoreError`` if it does not answer.
+
+        Nothing else is prepared here: a namespace may come into being at any time, by any worker.
+        """
         for namespace in self.namespaces():
-            view = self._view(namespace)
-            view.sync()
-            if self.store.expected_clients(namespace) is None:
-                count = max(view.leased, self.settings.default_open_for_traffic_count)
-                self.store.set_expected_clients(namespace, count)
+            self._synced(namespace)
 
     def namespaces(self) -> list[Namespace]:
         """Every namespace that ever held an instance, and the default one; ``StoreError``."""
         return list({DEFAULT_NAMESPACE: None} | dict.fromkeys(self.store.namespaces()))
 
-    def _view(self, namespace: Namespace) -> View:
+    def keeps(self, namespace: Namespace) -> bool:
+        """Whether this worker keeps a view of a namespace, as others may what they make of it.
+
+        It does of the default one, and of those that hold an instance, or held one lately.
+        """
+        return namespace in self._views
+
+    def _synced(self, namespace: Namespace) -> View:
+        """The view, current; ``StoreError``. It is not kept where nothing was ever written."""
         view = self._views.get(namespace)
         if view is None:
-            fresh = View(self.store, namespace, self.settings.delta_retention_ms)
-            view = self._views.setdefault(namespace, fresh)
+            view = View(self.store, namespace, self.settings.delta_retention_ms)
+            view.sync()
+            if namespace != DEFAULT_NAMESPACE and view.is_blank():
+                return view
+            view = self._views.setdefault(namespace, view)
+        view.sync()
         return view
 
     def forget_old_changes(self) -> None:
         """Let go of changes that no delta tells of any more, a few at a time."""
         now = self.clock.mono_ms()
-        for view in list(self._views.values()):
+        for namespace, view in list(self._views.items()):
             while view.forget(now, _FORGOTTEN_AT_ONCE):
                 time.sleep(_PAUSE_SECS)
+            if namespace != DEFAULT_NAMESPACE and view.is_blank():
+                del self._views[namespace]
 
     def check(self) -> None:
         """Return if the store answers and takes writes; ``StoreError`` with the reason if not."""
@@ -120,13 +133,18 @@ class Registry:
     # Reads
 
     def view(self, namespace: Namespace = DEFAULT_NAMESPACE) -> View:
-        """The current view; the last known one while the store does not answer."""
-        view = self._view(namespace)
+        """The current view; the last known one while the store does not answer.
+
+        ``StoreError`` where none is known: what nobody could look at is not told to be empty.
+        """
         try:
-            view.sync()
+            return self._synced(namespace)
         except StoreError as error:
+            known = self._views.get(namespace)
+            if known is None:
+                raise
             log.warning("the store does not answer, reads go on from memory: %s", error)
-        return view
+            return known
 
     def instance(
         self, app: str, instance_id: str, namespace: Namespace = DEFAULT_NAMESPACE
@@ -193,7 +211,9 @@ class Registry:
     def self_preservation(self, namespace: Namespace = DEFAULT_NAMESPACE) -> SelfPreservation:
         """The renewal arithmetic of this moment; ``StoreError`` if the store does not answer."""
         settings = self.settings
-        expected = self.store.expected_clients(namespace) or 0
+        expected = self.store.expected_clients(namespace)
+        if expected is None:
+            expected = settings.default_open_for_traffic_count
         window = renewal_window(self.clock.mono_ms()) - 1
         renewals = self.store.renewals(namespace, window)
         threshold = renewal_threshold(
@@ -215,21 +235,23 @@ class Registry:
     # Writes
 
     def _decide(
-        self, namespace: Namespace, decision: Callable[[View], tuple[Commit | None, _T]]
+        self,
+        namespace: Namespace,
+        decision: Callable[[View], tuple[Commit | None, _T]],
+        fence: Fence | None = None,
     ) -> tuple[_T, Instance | None]:
         """Make a decision on the current view and commit it, again and again until it holds.
 
         Returns its answer, and the instance as it was committed; None where nothing was.
         """
         while True:
-            view = self._view(namespace)
-            view.sync()
+            view = self._synced(namespace)
             with view.lock:
                 commit, answer = decision(view)
             if commit is None:
                 return answer, None
             try:
-                revision = self.store.commit(namespace, commit)
+                revision = self.store.commit(namespace, commit, fence)
             except ConflictError:
                 continue
             view.follow_all((commit,), (revision,))
@@ -242,27 +264,26 @@ class Registry:
         *,
         is_replication: bool = False,
         namespace: Namespace = DEFAULT_NAMESPACE,
-        quota: int | None = None,
+        fence: Fence | None = None,
     ) -> None:
         """List an instance, with a new lease, or replace it (protocol 7.1).
 
         Where the one that a Eureka client listed has a newer dirty timestamp its data stay, with
         the new lease; the timestamps of the native API are this server's own, so there the last
         word counts, and is never older than the one before. A new
-        one is refused where the namespace holds ``quota`` already. What a catalog lists gets no
+        one is refused where the settings' limits are reached. What a catalog lists gets no
         lease, replaces what it listed before whatever the timestamps say, and makes way where the
         instance itself registers at this server. Raises ``QuotaError``,
-        ``SourceConflictError``, ``InvalidIdentityError`` and ``StoreError``.
+        ``SourceConflictError``, ``InvalidIdentityError``, ``StoreError``, and where ``fence`` is
+        given ``LockLostError``.
         """
         _check_identity(instance.key)
 
         def decide(view: View) -> tuple[Commit, bool]:
-            if quota is not None and view.get(instance.key) is None and view.size() >= quota:
-                raise QuotaError(quota)
             commit = self._registration(view, instance, is_replication, self._now())
             return commit, not commit.expected
 
-        is_new, _ = self._decide(namespace, decide)
+        is_new, _ = self._decide(namespace, decide, fence)
         _log_registered(instance, is_new)
 
     def register_all(
@@ -273,8 +294,7 @@ class Registry:
         Raises ``StoreError`` where none was registered.
         """
         outcomes: list[RegistryError | None] = [None] * len(wanted)
-        view = self._view(namespace)
-        view.sync()
+        view = self._synced(namespace)
         commits: list[Commit] = []
         places: list[int] = []
         now = self._now()
@@ -353,11 +373,17 @@ class Registry:
         *,
         drops_override: bool = False,
     ) -> Commit:
-        """The commit that lists an instance, by the rules; ``SourceConflictError``."""
+        """The commit that lists an instance, by the rules.
+
+        ``SourceConflictError``, ``QuotaError``.
+        """
         now, mono = at
         key = instance.key
         existing = view.get(key)
         _check_source(existing, instance.source)
+        others_at_most = None
+        if existing is None:
+            others_at_most = self._check_room(view)
         is_leased = instance.is_leased
         override = stored_override = view.overrides.get(key.id)
         chosen = instance
@@ -408,7 +434,26 @@ class Registry:
             else None,
             override=override_change,
             expected_clients_step=int(is_leased and not was_leased),
+            opening_clients=self.settings.default_open_for_traffic_count,
+            instances_at_most=self.settings.max_instances,
+            namespaces_at_most=others_at_most,
         )
+
+    def _check_room(self, view: View) -> int | None:
+        """``QuotaError`` where a namespace has no room for another instance.
+
+        Returns how many other namespaces there may be with it, where that matters.
+        """
+        settings, size = self.settings, view.size()
+        if size >= settings.max_instances:
+            raise QuotaError(f"this namespace may hold {settings.max_instances} instances")
+        if size or view.namespace == DEFAULT_NAMESPACE:
+            return None
+        most = settings.max_namespaces
+        others = self.store.namespaces()
+        if sum(map(bool, others.values())) - bool(others.get(DEFAULT_NAMESPACE)) >= most:
+            raise QuotaError(f"there may be {most} namespaces that hold an instance")
+        return most + bool(others.get(DEFAULT_NAMESPACE))
 
     def renew(
         self,
@@ -424,8 +469,7 @@ class Registry:
         status is UNKNOWN.
         """
         key = InstanceKey(app.upper(), instance_id)
-        view = self._view(namespace)
-        view.sync()
+        view = self._synced(namespace)
         with view.lock:
             instance = view.get(key)
             override = view.overrides.get(key.id)
@@ -489,8 +533,7 @@ class Registry:
                 return False
             if self.store.revision(namespace) == revision:
                 return True
-            view = self._view(namespace)
-            view.sync()
+            view = self._synced(namespace)
             with view.lock:
                 listed, revision = view.get(key), view.revision
             if listed is None or listed.lease_secs == instance.lease_secs:
@@ -662,8 +705,12 @@ class Registry:
         *,
         source: str = "eureka",
         namespace: Namespace = DEFAULT_NAMESPACE,
+        fence: Fence | None = None,
     ) -> bool:
-        """Take an instance out, and its id's override (protocol 7.7); False where unknown."""
+        """Take an instance out, and its id's override (protocol 7.7); False where unknown.
+
+        ``StoreError``, and ``LockLostError`` where ``fence`` is given.
+        """
         key = InstanceKey(app.upper(), instance_id)
 
         def decide(view: View) -> tuple[Commit | None, bool]:
@@ -686,7 +733,7 @@ class Registry:
             )
             return commit, False
 
-        found, _ = self._decide(namespace, decide)
+        found, _ = self._decide(namespace, decide, fence)
         if found:
             log.info("cancelled %s/%s", key.app, key.id)
         return found
@@ -715,33 +762,39 @@ class Registry:
             expected_deadline_mono_ms=deadline_mono_ms,
             override=None if override is None else OverrideChange(instance.id, None),
             expected_clients_step=-1 if instance.is_leased else 0,
+            opening_clients=self.settings.default_open_for_traffic_count,
         )
 
     def evict(
-        self, key: InstanceKey, deadline_mono_ms: int, namespace: Namespace = DEFAULT_NAMESPACE
-    ) -> bool:
-        """Take out an instance whose lease still ends at ``deadline_mono_ms``.
+        self,
+        over: Iterable[tuple[InstanceKey, Lease]],
+        *,
+        fence: Fence | None = None,
+        namespace: Namespace = DEFAULT_NAMESPACE,
+    ) -> int:
+        """Take out the instances of these leases in one operation of the store; how many went.
 
-        False, and nothing done, where it was renewed, registered again or cancelled meanwhile, or
-        stays without a lease by now.
+        Nothing is done about one that was renewed, registered again or cancelled meanwhile, or
+        stays without a lease by now. ``StoreError``, ``LockLostError``: none was taken out.
         """
-
-        def decide(view: View) -> tuple[Commit | None, None]:
-            instance = view.get(key)
-            if instance is None or not instance.expires:
-                return None, None
-            lease = self.store.lease(namespace, key)
-            if lease is None or lease.deadline_mono_ms != deadline_mono_ms:
-                return None, None
-            override = view.overrides.get(key.id)
-            return self._removal(
-                instance, override, evicted=True, deadline_mono_ms=deadline_mono_ms
-            ), None
-
-        _, gone = self._decide(namespace, decide)
-        if gone is not None:
+        view = self._synced(namespace)
+        with view.lock:
+            commits = [
+                self._removal(
+                    instance,
+                    view.overrides.get(key.id),
+                    evicted=True,
+                    deadline_mono_ms=lease.deadline_mono_ms,
+                )
+                for key, lease in over
+                if (instance := view.get(key)) is not None and instance.expires
+            ]
+        revisions = self.store.commit_all(namespace, commits, fence)
+        view.follow_all(commits, revisions)
+        gone = [c.key for c, revision in zip(commits, revisions, strict=True) if revision]
+        for key in gone:
             log.warning("evicted %s/%s: its lease ended", key.app, key.id)
-        return gone is not None
+        return len(gone)
 
 
 def _check_identity(key: InstanceKey) -> None:

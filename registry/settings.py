@@ -38,3 +38,9 @@ class RegistrySettings:
 
     default_open_for_traffic_count: int = 1
     """The number of expected clients that an empty registry starts with."""
+
+    max_instances: int = 100_000
+    """Instances in one namespace, whoever lists them: every reader carries them all."""
+
+    max_namespaces: int = 1_000
+    """Namespaces that hold an instance, besides the default one: each costs every worker memory."""

@@ -11,7 +11,7 @@ or refuses a write; nothing is written then.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from registry.model import (
@@ -32,10 +32,14 @@ class Commit(NamedTuple):
 
     The guards: ``expected`` is the revision of the stored instance under ``key`` (0: there must be
     none); ``expected_override`` the override of its id; ``expected_deadline_mono_ms``, where given,
-    the deadline of its lease, so that a renewal that came in time beats an eviction.
+    the deadline of its lease, so that a renewal that came in time beats an eviction. What lists a
+    new key is also refused where the namespace holds ``instances_at_most`` already, or holds none
+    while ``namespaces_at_most`` others hold some: limits are decided with the write, as the number
+    of writers has no limit.
     The write: ``instance`` is put (or taken out, where ``remove``), its lease with it; the override
     changes as ``override`` says; ``expected_clients`` moves by ``expected_clients_step`` unless
-    it stands at 0. The change log gets one entry, whose revision the instance carries.
+    it stands at 0, from ``opening_clients`` where it was never set. One that is ``evicted`` counts
+    (see ``evictions``). The change log gets one entry, whose revision the instance carries.
     """
 
     key: InstanceKey
@@ -49,6 +53,20 @@ class Commit(NamedTuple):
     expected_deadline_mono_ms: int | None = None
     override: OverrideChange | None = None
     expected_clients_step: int = 0
+    opening_clients: int = 0
+    instances_at_most: int | None = None
+    namespaces_at_most: int | None = None
+
+
+class Fence(NamedTuple):
+    """A lock, and the token with which its owner holds it.
+
+    Work under a lock that can run out commits behind a fence: once a later token was given out
+    nothing of the former owner's is written, however late it comes.
+    """
+
+    lock: str
+    token: int
 
 
 class Due(NamedTuple):
@@ -78,14 +96,20 @@ class Store(Protocol):
         """The changes after a revision, in order; None where some of them are trimmed away."""
         ...
 
-    def commit(self, namespace: Namespace, commit: Commit) -> Revision:
-        """Write if the guards hold, and return the change's revision; else ``ConflictError``."""
+    def commit(self, namespace: Namespace, commit: Commit, fence: Fence | None = None) -> Revision:
+        """Write if the guards hold, and return the change's revision; else ``ConflictError``.
+
+        ``LockLostError`` where a later token than that of ``fence`` was given out.
+        """
         ...
 
-    def commit_all(self, namespace: Namespace, commits: Sequence[Commit]) -> list[Revision | None]:
+    def commit_all(
+        self, namespace: Namespace, commits: Sequence[Commit], fence: Fence | None = None
+    ) -> list[Revision | None]:
         """Each as ``commit``, in their order, in one operation; None where a guard did not hold.
 
-        A commit sees those before it. ``StoreError`` means that none was written.
+        A commit sees those before it. ``StoreError`` and ``LockLostError`` mean that none was
+        written.
         """
         ...
 
@@ -118,6 +142,13 @@ class Store(Protocol):
         """State how many clients are expected to renew."""
         ...
 
+    def evictions(self, namespace: Namespace, after_mono_ms: int) -> int:
+        """How many were evicted after an instant, at most a minute ago.
+
+        Rounded up: those of a second before it may count too.
+        """
+        ...
+
     def trim(self, namespace: Namespace, before_mono_ms: int) -> int:
         """Forget changes older than an instant, all or some of them; how many went.
 
@@ -125,8 +156,12 @@ class Store(Protocol):
         """
         ...
 
-    def acquire(self, name: str, owner: str, now_mono_ms: int, ttl_ms: int) -> bool:
-        """Take or keep a lock until ``ttl_ms`` from now; False where another owner holds it."""
+    def acquire(self, name: str, owner: str, now_mono_ms: int, ttl_ms: int) -> int | None:
+        """Take or keep a lock until ``ttl_ms`` from now; None where another owner holds it.
+
+        Returns its token for a ``Fence``: above 0, the same as long as the owner keeps the lock,
+        and greater than all before where it was taken anew.
+        """
         ...
 
     def release(self, name: str, owner: str) -> None:
@@ -151,8 +186,8 @@ class Store(Protocol):
         """
         ...
 
-    def namespaces(self) -> Iterable[Namespace]:
-        """Every namespace that ever held an instance."""
+    def namespaces(self) -> Mapping[Namespace, int]:
+        """Every namespace that ever held an instance, and how many it holds. Reads make none."""
         ...
 
     def probe(self) -> None:

@@ -5,12 +5,12 @@ Shipped with the package, so that a store kept elsewhere can be held to the same
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
 from typing import Any
 
 import pytest
 
-from registry.errors import ConflictError, StoreError
+from registry.errors import ConflictError, LockLostError, StoreError
 from registry.model import (
     DEFAULT_NAMESPACE,
     Instance,
@@ -21,7 +21,7 @@ from registry.model import (
     OverrideChange,
     Revision,
 )
-from registry.store import Commit, Due, Store
+from registry.store import Commit, Due, Fence, Store
 
 NS = DEFAULT_NAMESPACE
 OTHER = Namespace("other")
@@ -248,14 +248,84 @@ class StoreSuite:
         assert [c.revision for c in changes] == [3]
         assert len(store.load(NS).instances) == 3
 
-    def test_expected_clients_move_only_above_0(self, store: Store) -> None:
-        """As the original counts them."""
+    def test_expected_clients_move_from_the_opening_number_and_only_above_0(
+        self, store: Store
+    ) -> None:
+        """As the original counts them, in whichever namespace and whenever it came into being."""
         assert store.expected_clients(NS) is None
-        store.commit(NS, put(sample_instance(), expected_clients_step=1))
+        store.commit(NS, put(sample_instance()))
         assert store.expected_clients(NS) is None
-        store.set_expected_clients(NS, 1)
-        store.commit(NS, put(sample_instance(instance_id="web:2"), expected_clients_step=1))
-        assert store.expected_clients(NS) == 2
+        one, two = sample_instance(instance_id="web:2"), sample_instance(instance_id="web:3")
+        steps = [
+            put(one, expected_clients_step=1, opening_clients=1),
+            put(two, expected_clients_step=1, opening_clients=7),
+        ]
+        assert store.commit_all(NS, steps) == [2, 3]
+        assert store.expected_clients(NS) == 3
+        store.commit(OTHER, put(one, expected_clients_step=1, opening_clients=0))
+        store.commit(OTHER, put(two, expected_clients_step=1, opening_clients=1))
+        assert store.expected_clients(OTHER) == 0
+        store.set_expected_clients(OTHER, 1)
+        store.commit(
+            OTHER,
+            put(one, expected=Revision(1), remove=True, expected_clients_step=-1, lease=None),
+        )
+        assert store.expected_clients(OTHER) == 0
+
+    def test_a_namespace_holds_no_more_than_it_may(self, store: Store) -> None:
+        """However many come at once; what is there already may change and go."""
+        one, two, three = (sample_instance(instance_id=f"web:{number}") for number in range(3))
+        assert store.commit_all(NS, [put(i, instances_at_most=2) for i in (one, two, three)]) == [
+            1,
+            2,
+            None,
+        ]
+        with pytest.raises(ConflictError):
+            store.commit(NS, put(three, instances_at_most=2))
+        again = put(one, expected=Revision(1), instances_at_most=2)
+        gone = put(two, expected=Revision(2), remove=True, lease=None)
+        assert store.commit_all(NS, [again, gone, put(three, instances_at_most=2)]) == [3, 4, 5]
+        assert store.namespaces() == {NS: 2}
+
+    def test_no_more_namespaces_hold_something_than_may(self, store: Store) -> None:
+        """One that is empty again makes room for another."""
+        held = store.commit(NS, put(sample_instance(), namespaces_at_most=1))
+        with pytest.raises(ConflictError):
+            store.commit(OTHER, put(sample_instance(), namespaces_at_most=1))
+        assert set(store.namespaces()) == {NS}
+        store.commit(NS, put(sample_instance(instance_id="web:2"), namespaces_at_most=1))
+        for number, revision in enumerate((held, Revision(held + 1)), 1):
+            instance = sample_instance(instance_id=f"web:{number}")
+            store.commit(NS, put(instance, expected=revision, remove=True, lease=None))
+        store.commit(OTHER, put(sample_instance(), namespaces_at_most=1))
+        assert store.namespaces() == {NS: 0, OTHER: 1}
+
+    def test_reading_a_namespace_does_not_bring_it_into_being(self, store: Store) -> None:
+        """Nor do a refused write, and a look at its leases."""
+        store.revision(NS)
+        store.load(NS)
+        store.changes(NS, Revision(0))
+        store.renew(NS, InstanceKey("WEB", "nobody"), LEASE, 1)
+        store.due(NS, 0)
+        store.expected_clients(NS)
+        store.evictions(NS, 0)
+        store.trim(NS, 0)
+        with pytest.raises(ConflictError):
+            store.commit(NS, put(sample_instance(), expected=Revision(7)))
+        assert store.namespaces() == {}
+
+    def test_evictions_count_for_a_minute_and_removals_do_not(self, store: Store) -> None:
+        """In the store, so that it matters to no budget who evicts, nor what a log still holds."""
+        for number, at in enumerate((10_000, 10_000, 25_000, 30_000)):
+            instance = sample_instance(instance_id=f"web:{number}")
+            revision = store.commit(NS, put(instance))
+            removal = put(instance, expected=revision, remove=True, lease=None, at_mono_ms=at)
+            store.commit(NS, removal._replace(evicted=number != 3))
+            store.trim(NS, at + 1)
+        assert store.evictions(NS, 0) == 3
+        assert store.evictions(NS, 20_000) == 1
+        assert store.evictions(NS, 26_000) == 0
+        assert store.evictions(OTHER, 0) == 0
 
     def test_a_lock_has_one_owner_until_it_times_out(self, store: Store) -> None:
         """A dead owner's lock is taken over, a live one's is not."""
@@ -268,6 +338,38 @@ class StoreSuite:
         assert not store.acquire("evictor", "c", 152, 100)
         store.release("evictor", "b")
         assert store.acquire("evictor", "c", 153, 100)
+
+    def test_a_lock_that_is_taken_anew_has_a_greater_token(self, store: Store) -> None:
+        """Whoever keeps it keeps the token; another's, and one after a release, is later."""
+        first = store.acquire("evictor", "a", 0, 100)
+        assert first is not None
+        assert first > 0
+        assert store.acquire("evictor", "a", 50, 100) == first
+        # It ran out, but nobody took it meanwhile.
+        assert store.acquire("evictor", "a", 500, 100) == first
+        second = store.acquire("evictor", "b", 700, 100)
+        assert second is not None
+        assert second > first
+        store.release("evictor", "b")
+        third = store.acquire("evictor", "b", 710, 100)
+        assert third is not None
+        assert third > second
+
+    def test_nothing_is_written_for_a_former_owner_of_a_lock(self, store: Store) -> None:
+        """However late it comes; a lock that ran out is good until another has it."""
+        token = store.acquire("evictor", "a", 0, 100)
+        assert token is not None
+        fence = Fence("evictor", token)
+        assert store.acquire("another", "b", 900, 100) is not None
+        assert store.commit(NS, put(sample_instance()), fence) == 1
+        assert store.acquire("evictor", "b", 1_000, 100) is not None
+        late = put(sample_instance(instance_id="web:2"))
+        with pytest.raises(LockLostError):
+            store.commit(NS, late, fence)
+        with pytest.raises(LockLostError):
+            store.commit_all(NS, [late], fence)
+        assert store.revision(NS) == 1
+        assert store.commit(NS, late) == 2
 
     def test_a_note_is_read_as_it_was_left(self, store: Store) -> None:
         """The last one counts, each under its own name."""
@@ -304,29 +406,43 @@ class StoreSuite:
         assert store.due(NS, 0).leases == 1
 
     def test_a_failing_driver_raises_store_errors_only(self, broken_store: Store) -> None:
-        """Nothing of the driver's leaks out, whichever method meets the failure."""
-        # One that it has not met: what it knows of others may do for them.
-        store, key = broken_store, InstanceKey("WEB", "another")
-        calls: dict[str, Callable[[], object]] = {
-            "revision": lambda: store.revision(NS),
-            "load": lambda: store.load(NS),
-            "changes": lambda: store.changes(NS, Revision(0)),
-            "commit": lambda: store.commit(NS, put(sample_instance())),
-            "renew": lambda: store.renew(NS, key, LEASE, 1),
-            "lease": lambda: store.lease(NS, key),
-            "due": lambda: store.due(NS, 0),
-            "renewals": lambda: store.renewals(NS, 1),
-            "expected_clients": lambda: store.expected_clients(NS),
-            "set_expected_clients": lambda: store.set_expected_clients(NS, 1),
-            "trim": lambda: store.trim(NS, 1),
-            "acquire": lambda: store.acquire("a", "b", 0, 1),
-            "release": lambda: store.release("a", "b"),
-            "resume": lambda: store.resume(0, 1),
-            "namespaces": lambda: store.namespaces(),
-            "probe": lambda: store.probe(),
-            "flush": lambda: store.flush(),
+        """Nothing of the driver's leaks out, whichever method of the contract meets the failure."""
+        methods = {
+            name: method
+            for name, method in vars(Store).items()
+            if inspect.isfunction(method) and not name.startswith("_")
         }
-        for name, call in calls.items():
+        # It lets go of what it has, and may have nothing to lose.
+        del methods["close"]
+        for name, method in methods.items():
+            required = [
+                parameter.name
+                for parameter in inspect.signature(method).parameters.values()
+                if parameter.default is parameter.empty and parameter.name != "self"
+            ]
+            arguments = [_ARGUMENTS[parameter] for parameter in required]
             with pytest.raises(StoreError) as caught:
-                call()
+                getattr(broken_store, name)(*arguments)
             assert caught.value.__cause__ is not None, name
+
+
+# For each parameter that a method of the contract may have. The key is of an instance that the
+# broken store has not met: what it knows of others may do for them.
+_ARGUMENTS: dict[str, Any] = {
+    "namespace": NS,
+    "key": InstanceKey("WEB", "another"),
+    "commit": put(sample_instance()),
+    "commits": [put(sample_instance())],
+    "after": Revision(0),
+    "lease": LEASE,
+    "window": 1,
+    "now_mono_ms": 0,
+    "before_mono_ms": 1,
+    "after_mono_ms": 0,
+    "pause_ms": 1,
+    "ttl_ms": 1,
+    "count": 1,
+    "name": "a",
+    "owner": "b",
+    "value": b"c",
+}

@@ -7,6 +7,7 @@ accepted is in the next answer of every other. All reads of one answer happen wh
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ _K = TypeVar("_K")
 _V = TypeVar("_V")
 _LARGE_VIPS = 256
 _NOBODY: Mapping[str, Instance] = {}
+# Of two views of a namespace, one after the other, none has a version of the other's.
+_FIRST_VERSIONS = itertools.count(0, 1 << 40)
 
 
 class View:
@@ -40,7 +43,8 @@ class View:
         self._store = store
         self._retention_ms = retention_ms
         self._loaded = False
-        self.version = 0
+        self._shortest_lease_secs: int | None = None
+        self.version = next(_FIRST_VERSIONS)
         """Grows with every change that this process sees, and with each that it may have missed."""
         self._clear()
 
@@ -158,6 +162,9 @@ class View:
                 self.changed.remove(key)
 
     def _put(self, instance: Instance) -> None:
+        shortest = self._shortest_lease_secs
+        if instance.is_leased and (shortest is None or instance.lease_secs < shortest):
+            self._shortest_lease_secs = instance.lease_secs
         before = self.applications.get(instance.app, _NOBODY).get(instance.id)
         if (
             before is not None
@@ -214,6 +221,12 @@ class View:
         if instance.secure_vip_address is not None:
             yield self._secure_vips, set(instance.secure_vip_address.split(","))
 
+    def take_shortest_lease_secs(self) -> int | None:
+        """The shortest lease of what was listed since the last call; None where nothing was."""
+        with self.lock:
+            shortest, self._shortest_lease_secs = self._shortest_lease_secs, None
+            return shortest
+
     # Reads; the caller holds the lock.
 
     def get(self, key: InstanceKey) -> Instance | None:
@@ -244,6 +257,10 @@ class View:
     def size(self) -> int:
         """How many instances there are."""
         return self.listing.size
+
+    def is_blank(self) -> bool:
+        """Whether nothing is listed and nothing was lately, as in a namespace that never was."""
+        return not (self.listing.size or self.overrides or self._log)
 
     def recent(self, now_mono_ms: int) -> list[Change]:
         """The changes inside the retention window, oldest first."""

@@ -22,7 +22,7 @@ from eureka_compat.settings import EurekaSettings
 from exchange import Answer, Request
 from gateway import Gateway
 from native_api.settings import NativeSettings
-from registry import Registry, RegistrySettings
+from registry import Registry, RegistrySettings, Store
 from registry.stores.memory import MemoryStore
 from registry.testing import ManualClock
 from routes import blueprint
@@ -37,12 +37,19 @@ def client_of(**settings: Any) -> FlaskClient:
 
 
 def client_with(access: Access) -> FlaskClient:
-    registry = Registry(MemoryStore(), ManualClock(), RegistrySettings(self_preservation=False))
+    return served(gateway_with(access))
+
+
+def gateway_with(access: Access, store: Store | None = None, **limits: int) -> Gateway:
+    settings = RegistrySettings(self_preservation=False, **limits)  # type: ignore[arg-type]
+    registry = Registry(store or MemoryStore(), ManualClock(), settings)
     registry.start()
+    return Gateway(registry, EurekaSettings(), NativeSettings(), access)
+
+
+def served(gateway: Gateway) -> FlaskClient:
     app = Flask(__name__, static_folder=None)
-    app.register_blueprint(
-        blueprint(Gateway(registry, EurekaSettings(), NativeSettings(), access), 8)
-    )
+    app.register_blueprint(blueprint(gateway, 8))
     return app.test_client()
 
 
@@ -102,6 +109,46 @@ def test_trusted_tokens_are_namespaces_that_never_see_each_other() -> None:
     assert client.delete("/eureka/apps/CART/cart:1", headers=red).status_code == 404
     assert client.get("/eureka/instances/cart:1", headers=JSON | red).status_code == 404
     assert is_challenge(client.get("/eureka/apps"), "Bearer")
+
+
+def test_a_namespace_that_is_only_read_takes_nobodys_place() -> None:
+    """Whoever invents tokens and asks with them finds nothing, and leaves nothing."""
+    gateway = gateway_with(Access(AccessSettings(mode="trusted")), max_namespaces=2)
+    client = served(gateway)
+    for number in range(1_001):
+        invented = bearer(f"invented-{number}")
+        assert client.get("/eureka/apps", headers=JSON | invented).status_code == 200
+        if number % 20:
+            continue
+        assert client.get("/api/v1/instances", headers=invented).status_code == 200
+        assert client.put("/eureka/apps/A/a:1", headers=invented).status_code == 404
+        assert client.delete("/eureka/apps/A/a:1", headers=invented).status_code == 404
+    assert list(gateway._protocols) == list(gateway._registry.namespaces()) == ["default"]
+    assert not gateway._apis
+    for token in ("red", "blue"):
+        assert register(client, "SHOP", bearer(token)) == 204
+        assert apps(client, bearer(token)) == ["SHOP"]
+        assert client.get("/api/v1/services", headers=bearer(token)).json == {"services": ["shop"]}
+
+
+def test_so_many_namespaces_hold_something_whichever_worker_is_asked() -> None:
+    """The store counts, and one that is empty again makes room; the default one always has it."""
+    store = MemoryStore()
+    access = Access(AccessSettings(mode="trusted"))
+    one, other = (served(gateway_with(access, store, max_namespaces=2)) for _ in range(2))
+    assert register(one, "SHOP", bearer("red")) == 204
+    assert register(other, "SHOP", bearer("blue")) == 204
+    assert register(other, "SHOP", bearer("default")) == 204
+    native = {"service_name": "x", "endpoint": {"type": "http", "value": "10.0.0.9"}}
+    for client in (one, other):
+        assert register(client, "SHOP", bearer("green")) == 403
+        assert apps(client, bearer("green")) == []
+        reply = client.post("/api/v1/instances", json=native, headers=bearer("green"))
+        assert reply.status_code == 403
+        assert register(client, "CART", bearer("red")) == 204
+    assert one.delete("/eureka/apps/SHOP/shop:1", headers=bearer("blue")).status_code == 200
+    assert register(other, "SHOP", bearer("green")) == 204
+    assert register(one, "SHOP", bearer("blue")) == 403
 
 
 @pytest.mark.parametrize("base", ["/eureka/n/red", "/eureka/n/red/v2", "/eureka/v2/n/red"])

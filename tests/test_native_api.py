@@ -17,7 +17,7 @@ from werkzeug.test import TestResponse
 
 from access import Access, AccessSettings
 from eureka_compat.settings import EurekaSettings
-from exchange import Request
+from exchange import Promise, Request
 from gateway import Gateway
 from native_api import form, watch
 from native_api.api import NativeApi
@@ -34,14 +34,15 @@ BASE = "/api/v1"
 class World:
     """A server in this process, with its clock in the test's hand."""
 
-    def __init__(self, **native: Any) -> None:
+    def __init__(self, *, max_instances: int = 100_000, **native: Any) -> None:
         self.clock = ManualClock()
-        settings = RegistrySettings(self_preservation=False)
+        settings = RegistrySettings(self_preservation=False, max_instances=max_instances)
         self.registry = Registry(MemoryStore(), self.clock, settings)
         self.registry.start()
         self.evictor = Evictor(self.registry)
         access = Access(AccessSettings())
         gateway = Gateway(self.registry, EurekaSettings(), NativeSettings(**native), access)
+        self.gateway = gateway
         app = Flask(__name__, static_folder=None)
         app.url_map.merge_slashes = False
         app.register_blueprint(blueprint(gateway, 8))
@@ -385,6 +386,20 @@ def test_a_full_namespace_refuses_the_next_and_renews_the_others() -> None:
     world.eureka("POST", "/apps/E", instance_body("E", "e:1"))
     other = {"service_name": "x", "endpoint": {"type": "http", "value": "10.0.0.9"}}
     problem(world.send("POST", "/instances", other), 403)
+    assert world.eureka("POST", "/apps/E", instance_body("E", "e:2")).status_code == 403
+    item = {"appName": "E", "id": "e:3", "action": "Register"}
+    item["instanceInfo"] = json.loads(instance_body("E", "e:3"))["instance"]
+    batch = json.dumps({"replicationList": [item]})
+    reply = world.eureka("POST", "/peerreplication/batch/", batch)
+    assert reply.json["responseList"] == [{"statusCode": 500}]
+    promised = world.gateway.lane({"content-type": "application/json", "host": "x"})
+    assert promised is not None
+    promise = promised.answer("POST", "/eureka/apps/E", instance_body("E", "e:4").encode())
+    world.gateway.settle()
+    assert isinstance(promise, Promise)
+    assert promise.answer is not None
+    assert promise.answer.status == 403
+    assert world.eureka("POST", "/apps/E", instance_body("E", "e:1")).status_code == 204
     assert world.register() == first
     assert world.send("PUT", f"/instances/{first}/heartbeat").status_code == 200
 

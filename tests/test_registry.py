@@ -19,9 +19,13 @@ from registry import (
     ActionType,
     ConflictError,
     Evictor,
+    Fence,
     Instance,
     InstanceKey,
     InvalidIdentityError,
+    Lease,
+    LockLostError,
+    Namespace,
     Registering,
     Registry,
     RegistrySettings,
@@ -30,6 +34,7 @@ from registry import (
     View,
 )
 from registry import InstanceStatus as S
+from registry.evictor import PAUSE_MS
 from registry.model import Revision, at_revision, registered
 from registry.stores.lmdb import LmdbStore
 from registry.stores.memory import MemoryStore
@@ -112,6 +117,23 @@ def test_a_lease_that_is_not_renewed_ends_when_it_says(world: World) -> None:
     assert world.pass_time(90) == 0
     assert world.pass_time(1) == 1
     assert world.listed() is None
+
+
+@pytest.mark.parametrize("retention_ms", [0, 1_000, 180_000])
+def test_a_shorter_lease_that_came_later_ends_first(store: Any, retention_ms: int) -> None:
+    """Also where the delta tells of no change at all, and another worker took it."""
+    world = World(store, delta_retention_ms=retention_ms)
+    other = Registry(store, world.clock, world.registry.settings)
+    for number in range(10):
+        world.registry.register(sample_instance(instance_id=f"web:{number}"))
+    assert world.pass_time(20) == 0
+    other.register(sample_instance("API", "api:1", duration_secs=5))
+    assert world.pass_time(5) == 0
+    assert world.pass_time(1) == 1
+    other.update_metadata("WEB", "web:3", {"a": "b"})
+    assert world.pass_time(60) == 0
+    # Of ten two may go in a minute, and one of them has a lease of its own since.
+    assert world.pass_time(5) == 2
 
 
 def test_a_renewed_lease_lives_one_duration_from_its_renewal(world: World) -> None:
@@ -254,7 +276,10 @@ def test_an_identity_that_no_store_can_hold_is_refused(world: World, instance_id
     assert world.registry.view().revision == 0
 
 
-def test_eviction_is_capped_in_a_moving_window(world: World) -> None:
+@pytest.mark.parametrize("retention_ms", [0, 1_000, 180_000])
+def test_eviction_is_capped_in_a_moving_window(store: Any, retention_ms: int) -> None:
+    """Whatever the delta still tells of."""
+    world = World(store, delta_retention_ms=retention_ms)
     for number in range(100):
         world.registry.register(sample_instance(instance_id=f"web:{number}"))
     world.pass_time(90)
@@ -344,7 +369,7 @@ MUTATIONS: dict[str, Callable[[Registry], Any]] = {
     "other metadata": lambda r: r.update_metadata("WEB", "web:1", {"b": "1"}),
     "amend": lambda r: r.amend("WEB", "web:1", zoned("z"), drops_override=True),
     "cancel": lambda r: r.cancel("WEB", "web:1"),
-    "evict": lambda r: r.evict(KEY, 1_090_000),
+    "evict": lambda r: r.evict([(KEY, Lease(1_090_000, 90_000, 0))]),
 }
 BEFORE: dict[str, Callable[[Registry], Any]] = {
     "nothing": lambda r: None,
@@ -392,11 +417,15 @@ def test_of_two_mutations_at_once_one_comes_before_the_other(first: str, before:
         if second == first:
             continue
         serial = [in_order(first, second), in_order(second, first)]
+        if first == "evict":
+            # One that finds anything changed leaves it to the next pass.
+            answers, left = in_order(second)
+            serial.append((answers | {first: False}, left))
         place = 0
         while True:
             place += 1
             shared = world()
-            answers: dict[str, bool] = {}
+            answers = {}
             other = Registry(shared.registry.store, shared.clock, shared.registry.settings)
             interrupted: Any = Interrupted(
                 shared.registry.store,  # type: ignore[arg-type]
@@ -447,14 +476,12 @@ def test_what_is_logged_was_committed_before(
         return commit(*arguments)
 
     monkeypatch.setattr(store, "commit", commit_late)
-    if name == "register many":
-        monkeypatch.setattr(store, "commit_all", commit_late)
+    monkeypatch.setattr(store, "commit_all", commit_late)
     caplog.set_level("DEBUG", "registry")
     with pytest.raises(StoreError):
         MUTATIONS[name](registry)
     assert caplog.messages == []
-    if name == "register many":
-        monkeypatch.setattr(store, "commit_all", commit_all)
+    monkeypatch.setattr(store, "commit_all", commit_all)
     MUTATIONS[name](registry)
     assert len(caplog.messages) == 1
 
@@ -589,17 +616,172 @@ def test_self_preservation_keeps_expired_instances(store: Any) -> None:
     assert world.registry.instance("WEB", "web:1") is not None
 
 
-def test_enough_renewals_let_evictions_through(store: Any) -> None:
+@pytest.mark.parametrize("namespace", [DEFAULT_NAMESPACE, Namespace("late")])
+def test_enough_renewals_let_evictions_through(store: Any, namespace: Namespace) -> None:
+    """In each namespace, whenever and by whichever worker it came into being."""
     world = World(store, self_preservation=True)
+    world.pass_time(1)
+    other = Registry(store, world.clock, world.registry.settings)
+    other.register(sample_instance(source="file:x"), namespace=namespace)
+    world.pass_time(1)
     for number in range(10):
-        world.registry.register(sample_instance(instance_id=f"web:{number}"))
+        instance = sample_instance(instance_id=f"leased:{number}")
+        other.register(instance, namespace=namespace)
+    # One stands for the server itself, as in the original.
+    assert world.registry.self_preservation(namespace).expected_clients == 11
     evicted = 0
     for _ in range(40):
         for number in range(9):
-            world.registry.renew("WEB", f"web:{number}")
+            world.registry.renew("WEB", f"leased:{number}", namespace=namespace)
         evicted += world.pass_time(5)
     assert evicted == 1
-    assert world.registry.view().size() == 9
+    assert world.registry.view(namespace).size() == 10
+
+
+def test_expected_clients_begin_alike_before_and_after_a_restart(store: Any) -> None:
+    world = World(store, self_preservation=True)
+    late = Namespace("late")
+    assert world.registry.self_preservation(late).expected_clients == 1
+    world.registry.register(sample_instance(source="file:x"), namespace=late)
+    assert world.registry.self_preservation(late).expected_clients == 1
+    again = World(store, self_preservation=True).registry
+    assert again.self_preservation(late).expected_clients == 1
+    again.register(sample_instance(instance_id="web:2"), namespace=late)
+    assert world.registry.self_preservation(late).expected_clients == 2
+
+
+def outlasted(world: World, second: Evictor) -> Callable[[], None]:
+    """What happens while a pass takes longer than its lock: others note that the server runs."""
+
+    def outlast() -> None:
+        for _ in range(2):
+            world.clock.advance(2_000)
+            assert world.registry.store.resume(world.clock.mono, PAUSE_MS) is None
+        second.run_once()
+
+    return outlast
+
+
+@pytest.mark.parametrize("commits_before", [0, 1, 2])
+def test_the_cap_holds_though_a_pass_outlasts_its_lock(
+    store: Any, monkeypatch: pytest.MonkeyPatch, commits_before: int
+) -> None:
+    """Another worker takes over in the middle of a pass, and another after it."""
+    world = World(store)
+    workers = [
+        Evictor(Registry(store, world.clock, world.registry.settings), rng=random.Random(number))
+        for number in range(2)
+    ]
+    for number in range(1_000):
+        world.registry.register(sample_instance(instance_id=f"web:{number}"))
+    world.evictor.run_once()
+    for _ in range(45):
+        world.clock.advance(2_001)
+        store.resume(world.clock.mono, PAUSE_MS)
+    commit_all, left = store.commit_all, commits_before
+    outlast = outlasted(world, workers[0])
+
+    def commit_late(*arguments: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            monkeypatch.undo()
+            outlast()
+            outlasted(world, workers[1])()
+        return commit_all(*arguments)
+
+    monkeypatch.setattr(store, "commit_all", commit_late)
+    world.evictor.run_once()
+    assert 1_000 - world.registry.view().size() == 150
+    assert [worker.run_once() for worker in workers] == [0, 0]
+    outlast()
+    assert 1_000 - world.registry.view().size() == 150
+
+
+def test_the_cap_holds_over_restarts(store: Any) -> None:
+    world = World(store)
+    for number in range(100):
+        world.registry.register(sample_instance(instance_id=f"web:{number}"))
+    world.pass_time(91)
+    for _ in range(3):
+        world.evictor.stop()
+        world.evictor = Evictor(Registry(store, world.clock, world.registry.settings))
+        assert world.pass_time(2) == 0
+    assert world.registry.view().size() == 85
+
+
+def test_a_pass_that_takes_long_is_no_pause_of_the_server(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It notes between its steps that the server runs, and keeps its lock."""
+    world = World(store)
+    for number in range(1_000):
+        world.registry.register(sample_instance(instance_id=f"web:{number}"))
+    world.pass_time(90)
+    commit_all = store.commit_all
+
+    def commit_slowly(*arguments: Any) -> Any:
+        world.clock.advance(2_000)
+        return commit_all(*arguments)
+
+    monkeypatch.setattr(store, "commit_all", commit_slowly)
+    world.clock.advance(500)
+    assert world.evictor.run_once() == 150
+    assert world.evictor.run_once() == 0
+    assert world.registry.view().size() == 850
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        lambda registry, entry, fence: registry.register(entry, fence=fence),
+        lambda registry, entry, fence: registry.cancel(
+            entry.app, entry.id, source=entry.source, fence=fence
+        ),
+    ],
+)
+def test_what_was_decided_under_a_lock_is_not_written_after_it(
+    world: World, late: Callable[[Registry, Instance, Fence], None]
+) -> None:
+    """Whoever brings entries in does it behind a fence too."""
+    registry, entry = world.registry, sample_instance(source="file:x")
+    registry.register(entry)
+    token = registry.store.acquire("catalog:file:x", "a", 0, 100)
+    assert token is not None
+    assert registry.store.acquire("catalog:file:x", "b", 200, 100) is not None
+    revision = registry.view().revision
+    fence = Fence("catalog:file:x", token)
+    with pytest.raises(LockLostError):
+        late(registry, entry, fence)
+    assert registry.view().revision == revision
+
+
+def test_what_the_store_does_not_tell_is_not_told_to_be_empty(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was seen goes on from memory."""
+    world.registry.register(sample_instance())
+    monkeypatch.setattr(world.registry.store, "revision", Mock(side_effect=StoreError("away")))
+    monkeypatch.setattr(world.registry.store, "load", Mock(side_effect=StoreError("away")))
+    assert world.registry.view().size() == 1
+    with pytest.raises(StoreError):
+        world.registry.view(Namespace("late"))
+
+
+def test_a_view_of_a_namespace_that_is_empty_again_is_let_go(world: World) -> None:
+    """Whoever comes back to it finds versions that nobody saw before."""
+    late, registry = Namespace("late"), world.registry
+    registry.register(sample_instance(), namespace=late)
+    first = registry.view(late).version
+    assert registry.keeps(late)
+    registry.cancel("WEB", "web:1", namespace=late)
+    assert registry.keeps(late)
+    world.pass_time(300)
+    assert not registry.keeps(late)
+    registry.register(sample_instance(), namespace=late)
+    registry.view(late)
+    assert registry.keeps(late)
+    assert registry.view(late).version > first + 1_000
 
 
 operations = st.lists(

@@ -106,3 +106,17 @@ def test_a_property_without_meaning_is_named_with_the_reason() -> None:
         "EUREKA_SERVER_USE_READ_ONLY_RESPONSE_CACHE has no effect here: answers always come from"
         " the current registry, so there is no cache to set",
     )
+
+
+@pytest.mark.parametrize(
+    ("variable", "field"),
+    [("REGISTRY_MAX_INSTANCES", "max_instances"), ("REGISTRY_MAX_NAMESPACES", "max_namespaces")],
+)
+def test_the_registrys_limits_are_read_and_have_no_effect_below_one(
+    variable: str, field: str
+) -> None:
+    environment = load({variable: "7"})
+    assert getattr(environment.registry, field) == 7
+    assert environment.warnings == ()
+    with pytest.raises(SettingError, match=variable):
+        load({variable: "0"})

@@ -24,6 +24,7 @@ import shutil
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,7 @@ from typing import Any, TypeVar
 import lmdb
 import orjson
 
-from registry.errors import ConflictError, StoreError
+from registry.errors import ConflictError, LockLostError, StoreError
 from registry.model import (
     ActionType,
     Change,
@@ -46,7 +47,7 @@ from registry.model import (
     Revision,
     Snapshot,
 )
-from registry.store import Commit, Due
+from registry.store import Commit, Due, Fence
 from registry.stores.leases import LeaseFile, Place
 
 _T = TypeVar("_T")
@@ -61,7 +62,7 @@ _STATUS, _OVERRIDDEN = _PLACE_OF["status"], _PLACE_OF["overridden_status"]
 _ACTION, _REVISION = _PLACE_OF["action_type"], _PLACE_OF["revision"]
 _STATUSES = {str(status): status for status in InstanceStatus}
 _ACTIONS = {str(action): action for action in ActionType}
-_FORMAT = ",".join(Instance._fields).encode()
+_FORMAT = b"2:" + ",".join(Instance._fields).encode()
 _CHECKPOINT_EVERY_SECS = 1.0
 _CHECKPOINT_DUTY = 20.0
 _MAX_KEY_BYTES = 511
@@ -127,17 +128,30 @@ def _boot_id() -> str:
 class _Written:
     """What the commits of one transaction come to."""
 
-    __slots__ = ("_next", "has_overrides", "last", "places", "revisions", "step")
+    __slots__ = (
+        "_next",
+        "evicted_at",
+        "has_overrides",
+        "last",
+        "places",
+        "revisions",
+        "size",
+        "steps",
+    )
 
-    def __init__(self, revision: int, has_overrides: bool) -> None:
+    def __init__(self, revision: int, has_overrides: bool, size: int) -> None:
         self.has_overrides = has_overrides
+        # How many instances the namespace holds.
+        self.size = size
         self._next = revision + 1
         self.last = 0
         self.revisions: list[Revision | None] = []
         # The places in the lease file that are another lease's now, and whose they are: the
         # instance's that is listed, or nobody's.
         self.places: list[tuple[InstanceKey, Place, Lease | None]] = []
-        self.step = 0
+        # How the number of expected clients moves, and from where if it was never set.
+        self.steps: list[tuple[int, int]] = []
+        self.evicted_at: list[int] = []
 
     def take(self) -> Revision:
         """The next revision."""
@@ -242,7 +256,7 @@ class LmdbStore:
             for key, value in list(txn.cursor(self._log)):
                 txn.put(key, _U64.pack(0) + value[8:], db=self._log)
             for key, _ in list(txn.cursor(self._meta)):
-                if key.startswith((b"lock\0", b"window\0")):
+                if key.startswith((b"lock\0", b"window\0", b"evicted\0")):
                     txn.delete(key, db=self._meta)
             # An instant before every pause: the next ``resume`` gives the leases their time back.
             txn.put(b"alive", _U64.pack(0), db=self._meta)
@@ -352,19 +366,24 @@ class LmdbStore:
 
         return self._read(read)
 
-    def commit(self, namespace: Namespace, commit: Commit) -> Revision:
-        revision = self.commit_all(namespace, (commit,))[0]
+    def commit(self, namespace: Namespace, commit: Commit, fence: Fence | None = None) -> Revision:
+        revision = self.commit_all(namespace, (commit,), fence)[0]
         if revision is None:
             raise ConflictError
         return revision
 
-    def commit_all(self, namespace: Namespace, commits: Sequence[Commit]) -> list[Revision | None]:
+    def commit_all(
+        self, namespace: Namespace, commits: Sequence[Commit], fence: Fence | None = None
+    ) -> list[Revision | None]:
         def write(txn: Any) -> _Written:
+            if fence is not None and self._token(txn, fence.lock) > fence.token:
+                raise LockLostError
             has_overrides = txn.stat(self._override)["entries"] > 0
-            written = _Written(self._revision(txn, namespace), has_overrides)
+            size = self._size(txn, namespace)
+            written = _Written(self._revision(txn, namespace), has_overrides, size)
             for commit in commits:
                 self._apply(txn, namespace, commit, written)
-            self._count(txn, namespace, written)
+            self._count(txn, namespace, written, size)
             return written
 
         with self._alone():
@@ -405,6 +424,11 @@ class LmdbStore:
                 deadline is not None
                 and (leased is None or self._as_renewed(leased).deadline_mono_ms != deadline)
             )
+            or (
+                stored is None
+                and commit.instance is not None
+                and not self._has_room(txn, commit, written.size)
+            )
         ):
             written.revisions.append(None)
             return
@@ -412,6 +436,7 @@ class LmdbStore:
         instance, lease = commit.instance, commit.lease
         encoded = None if instance is None else encode_instance(instance)
         if encoded is not None:
+            written.size += (not commit.remove) - (stored is not None)
             if commit.remove:
                 txn.delete(key, db=record)
                 if leased is not None:
@@ -432,20 +457,63 @@ class LmdbStore:
                 txn.delete(override_key, db=self._override)
             else:
                 txn.put(override_key, change.status.encode(), db=self._override)
-        written.step += commit.expected_clients_step
+        if commit.expected_clients_step:
+            written.steps.append((commit.expected_clients_step, commit.opening_clients))
+        if commit.evicted:
+            written.evicted_at.append(commit.at_mono_ms)
         log_key = b"%b\0%b" % (namespace.encode(), _U64.pack(revision))
         txn.put(log_key, _encode_change(commit, encoded), db=self._log)
 
-    def _count(self, txn: Any, namespace: Namespace, written: _Written) -> None:
-        """Write the numbers that the commits moved."""
+    def _has_room(self, txn: Any, commit: Commit, size: int) -> bool:
+        """Whether one more instance may be listed in a namespace of this size."""
+        most = commit.namespaces_at_most
+        if most is not None and not size:
+            return sum(map(bool, self._sizes(txn).values())) < most
+        return commit.instances_at_most is None or size < commit.instances_at_most
+
+    def _size(self, txn: Any, namespace: Namespace) -> int:
+        return self._number(txn, self._meta, b"size\0" + namespace.encode()) or 0
+
+    def _sizes(self, txn: Any) -> dict[Namespace, int]:
+        """Every namespace that was written to, and how many instances it holds."""
+        found = {}
+        cursor = txn.cursor(self._meta)
+        if cursor.set_range(b"size\0"):
+            for key, value in cursor:
+                if not key.startswith(b"size\0"):
+                    break
+                found[Namespace(key[5:].decode())] = _U64.unpack(value)[0]
+        return found
+
+    def _count(self, txn: Any, namespace: Namespace, written: _Written, size: int) -> None:
+        """Write the numbers that the commits moved, from this size on."""
         name = namespace.encode()
-        if written.last:
-            txn.put(b"revision\0" + name, _U64.pack(written.last), db=self._meta)
-        if written.step:
+        if not written.last:
+            return
+        txn.put(b"revision\0" + name, _U64.pack(written.last), db=self._meta)
+        if written.size != size or not size:
+            txn.put(b"size\0" + name, _U64.pack(written.size), db=self._meta)
+        if written.steps:
             count = self._number(txn, self._meta, b"expected\0" + name)
-            if count:
-                count = max(0, count + written.step)
-                txn.put(b"expected\0" + name, _U64.pack(count), db=self._meta)
+            for step, opening in written.steps:
+                count = opening if count is None else count
+                count = max(0, count + step) if count else 0
+            txn.put(b"expected\0" + name, _U64.pack(count or 0), db=self._meta)
+        if written.evicted_at:
+            seconds = Counter(self._evicted(txn, namespace))
+            seconds.update(at // 1000 for at in written.evicted_at)
+            newest = max(seconds)
+            kept = {at: count for at, count in seconds.items() if at >= newest - 60}
+            txn.put(b"evicted\0" + name, orjson.dumps(list(kept.items())), db=self._meta)
+
+    def _evicted(self, txn: Any, namespace: Namespace) -> dict[int, int]:
+        """How many were evicted in each of the last seconds in which any were."""
+        stored = txn.get(b"evicted\0" + namespace.encode(), db=self._meta)
+        return {} if stored is None else dict(orjson.loads(stored))
+
+    def evictions(self, namespace: Namespace, after_mono_ms: int) -> int:
+        seconds = self._read(lambda txn: self._evicted(txn, namespace))
+        return sum(n for second, n in seconds.items() if second >= after_mono_ms // 1000)
 
     # Leases: who has which slot is said here, what renewals change in the lease file.
 
@@ -639,19 +707,26 @@ class LmdbStore:
             time.sleep(_TRIM_PAUSE_SECS)
         return total
 
-    def acquire(self, name: str, owner: str, now_mono_ms: int, ttl_ms: int) -> bool:
+    def acquire(self, name: str, owner: str, now_mono_ms: int, ttl_ms: int) -> int | None:
         key = b"lock\0" + name.encode()
 
-        def write(txn: Any) -> bool:
+        def write(txn: Any) -> int | None:
             stored = txn.get(key, db=self._meta)
-            if stored is not None:
-                holder, until = orjson.loads(stored)
-                if holder != owner and until > now_mono_ms:
-                    return False
+            holder, until = (None, 0) if stored is None else orjson.loads(stored)
+            if holder not in (None, owner) and until > now_mono_ms:
+                return None
             txn.put(key, orjson.dumps([owner, now_mono_ms + ttl_ms]), db=self._meta)
-            return True
+            token = self._token(txn, name)
+            if holder != owner:
+                token += 1
+                txn.put(b"token\0" + name.encode(), _U64.pack(token), db=self._meta)
+            return token
 
         return self._write(write)
+
+    def _token(self, txn: Any, lock: str) -> int:
+        """The last one that was given out; it outlives the lock, so that each is given once."""
+        return self._number(txn, self._meta, b"token\0" + lock.encode()) or 0
 
     def note(self, name: str) -> bytes | None:
         key = b"note\0" + name.encode()
@@ -696,15 +771,8 @@ class LmdbStore:
 
         return self._write(write)
 
-    def namespaces(self) -> list[Namespace]:
-        def read(txn: Any) -> list[Namespace]:
-            return [
-                Namespace(key.partition(b"\0")[2].decode())
-                for key, _ in txn.cursor(self._meta)
-                if key.startswith(b"revision\0")
-            ]
-
-        return self._read(read)
+    def namespaces(self) -> dict[Namespace, int]:
+        return self._read(self._sizes)
 
     def probe(self) -> None:
         """A write, and room for a registration: pages freed before may hide a full disk."""

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from registry.errors import ConflictError
+from registry.errors import ConflictError, LockLostError
 from registry.model import (
     Change,
     Instance,
@@ -17,7 +17,7 @@ from registry.model import (
     Revision,
     Snapshot,
 )
-from registry.store import Commit, Due
+from registry.store import Commit, Due, Fence
 
 _NONE = Revision(0)
 
@@ -34,6 +34,7 @@ class _Contents:
     log: list[Change] = field(default_factory=list)
     renewals: dict[int, int] = field(default_factory=dict)
     expected_clients: int | None = None
+    evicted_at: list[int] = field(default_factory=list)
 
 
 class MemoryStore:
@@ -45,9 +46,14 @@ class MemoryStore:
         self._contents: dict[Namespace, _Contents] = {}
         self._notes: dict[str, bytes] = {}
         self._locks: dict[str, tuple[str, int]] = {}
+        self._tokens: dict[str, int] = {}
         self._alive: int | None = None
 
     def _of(self, namespace: Namespace) -> _Contents:
+        """What a namespace holds; one that was never written to is not kept for being read."""
+        return self._contents.get(namespace) or _Contents()
+
+    def _written(self, namespace: Namespace) -> _Contents:
         return self._contents.setdefault(namespace, _Contents())
 
     def revision(self, namespace: Namespace) -> Revision:
@@ -71,22 +77,37 @@ class MemoryStore:
                 return None
             return [change for change in contents.log if change.revision > after]
 
-    def commit(self, namespace: Namespace, commit: Commit) -> Revision:
+    def commit(self, namespace: Namespace, commit: Commit, fence: Fence | None = None) -> Revision:
         with self._lock:
-            return self._commit(self._of(namespace), commit)
+            self._check(fence)
+            return self._commit(namespace, commit)
 
-    def commit_all(self, namespace: Namespace, commits: Sequence[Commit]) -> list[Revision | None]:
+    def commit_all(
+        self, namespace: Namespace, commits: Sequence[Commit], fence: Fence | None = None
+    ) -> list[Revision | None]:
         found: list[Revision | None] = []
         with self._lock:
+            self._check(fence)
             for commit in commits:
                 try:
-                    found.append(self._commit(self._of(namespace), commit))
+                    found.append(self._commit(namespace, commit))
                 except ConflictError:
                     found.append(None)
         return found
 
-    @staticmethod
-    def _commit(contents: _Contents, commit: Commit) -> Revision:
+    def _check(self, fence: Fence | None) -> None:
+        if fence is not None and self._tokens.get(fence.lock, 0) > fence.token:
+            raise LockLostError
+
+    def _has_room(self, contents: _Contents, commit: Commit) -> bool:
+        """Whether one more instance may be listed."""
+        held, most = len(contents.instances), commit.namespaces_at_most
+        if most is not None and not held:
+            return sum(bool(each.instances) for each in self._contents.values()) < most
+        return commit.instances_at_most is None or held < commit.instances_at_most
+
+    def _commit(self, namespace: Namespace, commit: Commit) -> Revision:
+        contents = self._of(namespace)
         key = commit.key
         stored = contents.instances.get(key)
         lease = contents.leases.get(key)
@@ -97,8 +118,14 @@ class MemoryStore:
                 commit.expected_deadline_mono_ms is not None
                 and (lease is None or lease.deadline_mono_ms != commit.expected_deadline_mono_ms)
             )
+            or (
+                stored is None
+                and commit.instance is not None
+                and not self._has_room(contents, commit)
+            )
         ):
             raise ConflictError
+        contents = self._written(namespace)
         revision = Revision(contents.revision + 1)
         instance = commit.instance
         if instance is not None:
@@ -115,8 +142,15 @@ class MemoryStore:
                 contents.overrides.pop(commit.override.id, None)
             else:
                 contents.overrides[commit.override.id] = commit.override.status
-        if commit.expected_clients_step and contents.expected_clients:
-            contents.expected_clients += commit.expected_clients_step
+        if commit.expected_clients_step:
+            if contents.expected_clients is None:
+                contents.expected_clients = commit.opening_clients
+            if contents.expected_clients:
+                contents.expected_clients += commit.expected_clients_step
+        if commit.evicted:
+            minute_ago = commit.at_mono_ms - 60_000
+            contents.evicted_at = [at for at in contents.evicted_at if at > minute_ago]
+            contents.evicted_at.append(commit.at_mono_ms)
         contents.revision = revision
         contents.log.append(
             Change(
@@ -172,7 +206,11 @@ class MemoryStore:
 
     def set_expected_clients(self, namespace: Namespace, count: int) -> None:
         with self._lock:
-            self._of(namespace).expected_clients = count
+            self._written(namespace).expected_clients = count
+
+    def evictions(self, namespace: Namespace, after_mono_ms: int) -> int:
+        with self._lock:
+            return sum(at > after_mono_ms for at in self._of(namespace).evicted_at)
 
     def trim(self, namespace: Namespace, before_mono_ms: int) -> int:
         with self._lock:
@@ -187,13 +225,15 @@ class MemoryStore:
                 del contents.log[:count]
             return count
 
-    def acquire(self, name: str, owner: str, now_mono_ms: int, ttl_ms: int) -> bool:
+    def acquire(self, name: str, owner: str, now_mono_ms: int, ttl_ms: int) -> int | None:
         with self._lock:
-            holder, until = self._locks.get(name, (owner, 0))
-            if holder != owner and until > now_mono_ms:
-                return False
+            holder, until = self._locks.get(name, (None, 0))
+            if holder not in (None, owner) and until > now_mono_ms:
+                return None
             self._locks[name] = (owner, now_mono_ms + ttl_ms)
-            return True
+            if holder != owner:
+                self._tokens[name] = self._tokens.get(name, 0) + 1
+            return self._tokens[name]
 
     def release(self, name: str, owner: str) -> None:
         with self._lock:
@@ -225,9 +265,9 @@ class MemoryStore:
                         extended += 1
             return extended
 
-    def namespaces(self) -> list[Namespace]:
+    def namespaces(self) -> dict[Namespace, int]:
         with self._lock:
-            return list(self._contents)
+            return {name: len(contents.instances) for name, contents in self._contents.items()}
 
     def probe(self) -> None:
         """Nothing to do: a write to memory is not refused."""
