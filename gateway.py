@@ -75,7 +75,7 @@ class Gateway:
                 return Answer(404)
             request = replace(request, path=path)
         answer = self._eureka_answer(request)
-        assert answer is not None  # only a quick one may be unsure
+        assert answer is not None  # only a quick one may be unsure, or takes too long
         return answer
 
     def fast_lane(self, request: Request) -> Answer | Stream | None:
@@ -85,6 +85,7 @@ class Gateway:
         """
         if request.method not in _FAST_METHODS:
             return None
+        request.is_quick = True
         path = request.path
         if _is_below(path, EUREKA):
             headers = request.headers

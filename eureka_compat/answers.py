@@ -11,10 +11,14 @@ Delta, hash code and version come from one moment, because all is read under the
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 from eureka_compat import codecs, wire
 from eureka_compat.pieces import EncodedAnswer, Piece
@@ -24,6 +28,8 @@ from registry import (
     InstanceStatus,
     Listing,
     Namespace,
+    Portion,
+    Portions,
     Registry,
 )
 
@@ -31,9 +37,17 @@ JSON = "application/json"
 XML = "application/xml"
 _MARK = 7_046_029_254_386_353_131
 _KEPT_ANSWERS = 256
+# So many pieces are made for an answer at once; where there are more, little by little.
+_MADE_AT_ONCE = 16
+_PREPARED_AT_MOST = 3
+_PAUSE_SECS = 0.0001
 _COMMA = Piece([b","])
 _OPENING = Piece([b'{"application":'])
 _CLOSING = Piece([b"}"])
+
+
+class NotYetError(Exception):
+    """An answer takes longer than it may where it was asked for."""
 
 
 class Form(Enum):
@@ -63,6 +77,22 @@ class Form(Enum):
         return self in (Form.COMPACT_JSON, Form.COMPACT_XML)
 
 
+class _Cell(NamedTuple):
+    """A portion, and how a piece is made of it: form, depth, and whether it opens and closes.
+
+    ``application`` is the one that the portion is a part of; None where it has whole ones.
+    """
+
+    portion: Portion[Any]
+    name: tuple[Form, int, bool, bool]
+    application: Application | None
+
+    @property
+    def opens(self) -> bool:
+        """Whether an application begins with it."""
+        return self.name[2]
+
+
 def hash_code(counts: Iterable[tuple[InstanceStatus, int]]) -> str:
     """The apps hash code: per-status counts, sorted by name (protocol section 5)."""
     return "".join(f"{status}_{count}_" for status, count in sorted(counts) if count)
@@ -90,14 +120,23 @@ class Answers:
         self._kept: deque[tuple[dict[Any, Any], Form]] = deque()
         self._fragments: dict[tuple[str, str], tuple[Instance, dict[Any, Any]]] = {}
         self._most_fragments = 0
+        self._preparing = threading.Lock()
         self._view = registry.view(namespace)
 
-    def applications(self, form: Form) -> EncodedAnswer:
-        """Everything: ``GET apps``."""
+    def applications(
+        self, form: Form, *, zipped: bool | None = None, is_quick: bool = False
+    ) -> EncodedAnswer:
+        """Everything: ``GET apps``.
+
+        ``zipped`` says that the answer is wanted compressed, or is not. What it takes is then made
+        little by little, with room for other threads; where ``is_quick`` it raises ``NotYetError``
+        instead. So do the other lists.
+        """
         view = self._registry.view(self._namespace)
         kept: EncodedAnswer | None = view.listing.kept.get(form)
-        if kept is not None:
+        if kept is not None and (zipped is None or kept.has(gzipped=zipped)):
             return kept
+        self._prepare(lambda: self._cells(view.listing, form), zipped, is_quick)
         with view.lock:
             return self._listed(view.listing, "1", form)
 
@@ -110,61 +149,97 @@ class Answers:
             listing.kept[form] = answer
         return answer
 
+    def _cells(self, listing: Listing, form: Form) -> Iterator[_Cell]:
+        """What the pieces of a listing are made of."""
+        for portion in listing.portions.all:
+            first = next(iter(portion.members.values()))
+            if first.portions is None:
+                yield _Cell(portion, (form, 1, True, True), None)
+            else:  # it stands alone
+                yield from self._cells_of(first, first.portions, form, 1)
+
+    def _cells_of(
+        self, application: Application, portions: Portions[Instance], form: Form, depth: int
+    ) -> Iterator[_Cell]:
+        """What the pieces of a large application are made of."""
+        last = len(portions.all) - 1
+        for place, portion in enumerate(portions.all):
+            yield _Cell(portion, (form, depth, place == 0, place == last), application)
+
+    def _made(self, cell: _Cell) -> Piece:
+        """The piece that is made of a portion: whole applications, or a part of one."""
+        portion, name, application = cell
+        piece: Piece | None = portion.kept.get(name)
+        if piece is None:
+            form, depth, opens, closes = name
+            parts: list[bytes] = []
+            if application is not None:
+                parts = self._join(
+                    application.name, portion.members.values(), form, depth, opens, closes
+                )
+            else:
+                for each in portion.members.values():
+                    if form.is_json:
+                        parts.append(b",")
+                    parts += self._join(each.name, each.values(), form, depth)
+            piece = portion.kept[name] = Piece(parts)
+        return piece
+
     def _pieces(self, listing: Listing, form: Form) -> list[Piece]:
         """All applications of a listing; in JSON each with a comma before it."""
         pieces: list[Piece] = []
-        for portion in listing.portions.all:
-            piece: Piece | None = portion.kept.get(form)
-            if piece is None:
-                applications = list(portion.members.values())
-                if applications[0].portions is not None:  # it stands alone
-                    if form.is_json:
-                        pieces.append(_COMMA)
-                    pieces += self._parts(applications[0], form, depth=1)
-                    continue
-                parts: list[bytes] = []
-                for application in applications:
-                    if form.is_json:
-                        parts.append(b",")
-                    parts += self._join(application.name, application.values(), form, depth=1)
-                piece = portion.kept[form] = Piece(parts)
-            pieces.append(piece)
+        for cell in self._cells(listing, form):
+            if cell.application is not None and cell.opens and form.is_json:
+                pieces.append(_COMMA)
+            pieces.append(self._made(cell))
         return pieces
 
-    def _parts(self, application: Application, form: Form, depth: int) -> list[Piece]:
-        """One application, whatever its size."""
-        if application.portions is None:
-            return [Piece(self._join(application.name, application.values(), form, depth))]
-        pieces = []
-        portions = application.portions.all
-        last = len(portions) - 1
-        for place, portion in enumerate(portions):
-            name = (form, depth, place == 0, place == last)
-            piece: Piece | None = portion.kept.get(name)
-            if piece is None:
-                instances = portion.members.values()
-                piece = portion.kept[name] = Piece(
-                    self._join(
-                        application.name,
-                        instances,
-                        form,
-                        depth,
-                        opens=place == 0,
-                        closes=place == last,
-                    )
-                )
-            pieces.append(piece)
-        return pieces
+    def _prepare(
+        self, cells: Callable[[], Iterable[_Cell]], zipped: bool | None, is_quick: bool
+    ) -> None:
+        """Make what an answer takes, until little is left to be made of these cells.
 
-    def delta(self, form: Form) -> EncodedAnswer:
+        A fleet is spelled in seconds, in which nobody else is to wait: neither for the view's lock,
+        nor for the interpreter.
+        """
+        if zipped is None:
+            return
+
+        def is_missing(cell: _Cell) -> bool:
+            piece = cell.portion.kept.get(cell.name)
+            return piece is None or not piece.has(gzipped=zipped)
+
+        view = self._view
+        with contextlib.nullcontext() if is_quick else self._preparing:
+            for _ in range(_PREPARED_AT_MOST):
+                with view.lock:
+                    missing = list(islice(filter(is_missing, cells()), _MADE_AT_ONCE + 1))
+                    if len(missing) <= _MADE_AT_ONCE:
+                        return
+                    if is_quick:
+                        raise NotYetError
+                    missing = list(filter(is_missing, cells()))
+                for cell in missing:
+                    with view.lock:
+                        piece = self._made(cell)
+                    piece.make(gzipped=zipped)
+                    time.sleep(_PAUSE_SECS)
+
+    def delta(
+        self, form: Form, *, zipped: bool | None = None, is_quick: bool = False
+    ) -> EncodedAnswer:
         """What changed in the retention window: ``GET apps/delta``."""
         registry = self._registry
         view = registry.view(self._namespace)
         kept = self._deltas.get(form)
-        if kept is not None and kept[0] == view.version:
-            until = kept[1]
-            if until is None or registry.clock.mono_ms() <= until:
-                return kept[2]
+        if (
+            kept is not None
+            and kept[0] == view.version
+            and (kept[1] is None or registry.clock.mono_ms() <= kept[1])
+            and (zipped is None or kept[2].has(gzipped=zipped))
+        ):
+            return kept[2]
+        self._prepare(lambda: self._cells(view.changed, form), zipped, is_quick)
         with view.lock:
             until = view.recent_until(registry.clock.mono_ms())
             code = hash_code(view.listing.counts.items())
@@ -173,16 +248,37 @@ class Answers:
             self._deltas[form] = (view.version, until, answer)
             return answer
 
-    def application(self, app: str, form: Form) -> EncodedAnswer | None:
+    def application(
+        self, app: str, form: Form, *, zipped: bool | None = None, is_quick: bool = False
+    ) -> EncodedAnswer | None:
         """One application; None where nothing is registered under its name."""
+        app = app.upper()
         view = self._registry.view(self._namespace)
+
+        def cells() -> Iterable[_Cell]:
+            application = view.applications.get(app)
+            if application is None or application.portions is None:
+                return ()
+            return self._cells_of(application, application.portions, form, 0)
+
         with view.lock:
-            application = view.applications.get(app.upper())
+            application = view.applications.get(app)
             if application is None:
                 return None
             answer: EncodedAnswer | None = application.kept.get(form)
+            if answer is not None and (zipped is None or answer.has(gzipped=zipped)):
+                return answer
+        self._prepare(cells, zipped, is_quick)
+        with view.lock:
+            application = view.applications.get(app)
+            if application is None:
+                return None
+            answer = application.kept.get(form)
             if answer is None:
-                pieces = self._parts(application, form, depth=0)
+                if application.portions is None:
+                    pieces = [Piece(self._join(app, application.values(), form, 0))]
+                else:
+                    pieces = [self._made(cell) for cell in cells()]
                 if form.is_json:
                     pieces = [_OPENING, *pieces, _CLOSING]
                 else:
@@ -210,13 +306,29 @@ class Answers:
             variants["alone", form] = around
         return b"%b%d%b" % (around[0], last_renewal_ms, around[1])
 
-    def vip(self, vip: str, form: Form, *, secure: bool) -> EncodedAnswer:
+    def vip(
+        self,
+        vip: str,
+        form: Form,
+        *,
+        secure: bool,
+        zipped: bool | None = None,
+        is_quick: bool = False,
+    ) -> EncodedAnswer:
         """The instances of a VIP; an empty answer where there are none."""
         view = self._registry.view(self._namespace)
         with view.lock:
             kept = self._vips.get((vip, secure, form))
-            if kept is not None and kept[0] == view.version:
+            if (
+                kept is not None
+                and kept[0] == view.version
+                and (zipped is None or kept[1].has(gzipped=zipped))
+            ):
                 return kept[1]
+            listing = view.by_vip(vip, secure=secure)
+        if listing.is_large:
+            self._prepare(lambda: self._cells(listing, form), zipped, is_quick)
+        with view.lock:
             answer = self._listed(view.by_vip(vip, secure=secure), "-1", form)
             if len(self._vips) >= _KEPT_ANSWERS:
                 self._vips.clear()
@@ -229,7 +341,6 @@ class Answers:
         instances: Iterable[Instance],
         form: Form,
         depth: int,
-        *,
         opens: bool = True,
         closes: bool = True,
     ) -> list[bytes]:

@@ -58,6 +58,13 @@ class Piece:
         """Whether this form of it was made."""
         return (self._deflated if gzipped else self._raw) is not None
 
+    def make(self, *, gzipped: bool) -> None:
+        """Make this form of it."""
+        if gzipped:
+            self.deflated()
+        else:
+            self.raw()
+
     def joined_to(self, crc: int, size: int) -> tuple[int, int]:
         """Checksum and size of what has these, with this piece after it; ``deflated`` first."""
         return isal_zlib.crc32_combine(crc, self._crc, self._size), size + self._size

@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 from eureka_compat import codecs, wire
-from eureka_compat.answers import JSON, XML, Answers, Form
+from eureka_compat.answers import JSON, XML, Answers, Form, NotYetError
 from eureka_compat.pieces import EncodedAnswer
 from eureka_compat.settings import EurekaSettings
 from exchange import Answer, BodyTooLargeError, Promise, Request
@@ -136,15 +136,20 @@ class Protocol:
             "peerreplication": self._peer_replication,
         }
 
-    def answer(self, request: Request, path: str) -> Answer:
-        """The answer to a request for ``path`` below the protocol's base; never raises for it."""
+    def answer(self, request: Request, path: str) -> Answer | None:
+        """The answer to a request for ``path`` below the protocol's base; never raises for it.
+
+        None where it is to be quick, and takes long: then it is to be asked for in a thread.
+        """
         try:
             if request.method == "GET":
                 read = self.remembered(path, _shape(request.headers))
-                answer = read() if read is not None else None
+                answer = read(request.is_quick) if read is not None else None
                 if answer is not None:
                     return answer
             return self._dispatch(request, path)
+        except NotYetError:
+            return None
         except _REFUSALS as error:
             return _refusal(error, request.method, path)
 
@@ -189,19 +194,25 @@ class Protocol:
         return self._instance_resource(request, app, rest[1:])
 
     def _list(
-        self, request: Request, path: str, fetch: Callable[[Form], EncodedAnswer | None]
+        self, request: Request, path: str, fetch: Callable[..., EncodedAnswer | None]
     ) -> Answer:
         """Answer with a list, and remember how for the next request of this shape."""
         form = self._form(request)
         zipped = "gzip" in request.headers.get("accept-encoding", "").lower()
 
-        def read() -> Answer | None:
-            encoded = fetch(form)
+        def find(is_quick: bool) -> Answer | None:
+            encoded = fetch(form=form, zipped=zipped, is_quick=is_quick)
             if encoded is None:
                 return None
             return encoded.gzipped() if zipped else encoded.plain()
 
-        answer = read()
+        def read(is_quick: bool = True) -> Answer | None:
+            try:
+                return find(is_quick)
+            except NotYetError:
+                return None
+
+        answer = find(request.is_quick)
         if answer is None:
             return NOT_FOUND
         if request.method == "GET":
@@ -627,8 +638,9 @@ class Caller:
         return None
 
 
-Read = Callable[[], Answer | None]
-"""Answers with a list as it is now; with None where there is none of this name."""
+Read = Callable[..., Answer | None]
+"""Answers with a list as it is now; with None where there is none of this name, or where it takes
+long, unless it is told (with False) that it need not be quick."""
 
 _Shape = tuple[str | None, str | None, str | None]
 _REMEMBERED_READS = 1024

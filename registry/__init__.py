@@ -11,7 +11,7 @@ from registry.errors import (
 )
 from registry.evictor import Evictor
 from registry.lease import Clock, SystemClock
-from registry.listing import Application, Listing
+from registry.listing import Application, Listing, Portion, Portions
 from registry.model import (
     DEFAULT_DURATION_SECS,
     DEFAULT_NAMESPACE,
@@ -52,6 +52,8 @@ __all__ = [
     "Listing",
     "LockLostError",
     "Namespace",
+    "Portion",
+    "Portions",
     "QuotaError",
     "Registering",
     "Registry",

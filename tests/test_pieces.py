@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import threading
 from unittest import mock
 from xml.etree import ElementTree
 
@@ -11,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eureka_compat import pieces
+from eureka_compat import EurekaSettings, Protocol, pieces
+from eureka_compat import answers as answers_module
 from eureka_compat.answers import Answers, Form
 from eureka_compat.pieces import EncodedAnswer, Piece
+from exchange import Answer, Request
 from registry import (
     DEFAULT_NAMESPACE,
     Instance,
@@ -183,6 +186,43 @@ def test_a_change_in_a_large_application_costs_what_changed(
     assert b"i1500" in body
     assert len(spelled) <= 2 * listing.PORTION
     assert sum(compressed) < len(body) // 5
+
+
+@pytest.mark.parametrize("path", ["apps", "apps/delta", "apps/BIG", "vips/big"])
+@pytest.mark.parametrize("encoding", ["gzip", "identity"])
+def test_the_first_answer_with_a_fleet_holds_nobody_up(
+    path: str, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is left to a thread, which gives way between two pieces, and is then at hand."""
+    registry = Registry(MemoryStore(), ManualClock(), RegistrySettings())
+    registry.start()
+    for number in range(3000):
+        registry.register(sample_instance("BIG", f"i{number}", vip_address="big"))
+    protocol = Protocol(registry, EurekaSettings())
+    headers = {"accept": "application/json", "accept-encoding": encoding}
+    turns: list[bool] = []
+
+    def others_turn(_: float) -> None:
+        def take() -> None:
+            turns.append(registry.view().lock.acquire(timeout=30))
+            registry.view().lock.release()
+
+        other = threading.Thread(target=take)
+        other.start()
+        other.join()
+
+    monkeypatch.setattr(answers_module.time, "sleep", others_turn)
+
+    def answer(is_quick: bool) -> Answer | None:
+        request = Request("GET", path, "", headers, lambda _: b"", is_quick=is_quick)
+        return protocol.answer(request, path)
+
+    assert answer(is_quick=True) is None
+    made = answer(is_quick=False)
+    assert made is not None
+    assert made == answer(is_quick=True)
+    assert len(turns) >= 3000 // (2 * listing.PORTION)
+    assert all(turns)
 
 
 @given(
