@@ -41,6 +41,7 @@ class Environment:
     worker_class: str
     log_level: str
     access_log: bool
+    actuator: bool
     store_url: str
     registry: RegistrySettings
     eureka: EurekaSettings
@@ -224,7 +225,7 @@ _OF_MODE = {
 }
 _OTHERS = (
     *("HOST", "PORT", "SERVER_PORT", "WORKERS", "THREADS", "WORKER_CLASS", "STORE_URL"),
-    *("LEASE_EXPIRY", "LOG_LEVEL", "ACCESS_LOG", "REGISTRY_CATALOGS"),
+    *("LEASE_EXPIRY", "LOG_LEVEL", "ACCESS_LOG", "REGISTRY_CATALOGS", "REGISTRY_ACTUATOR"),
 )
 # What Kubernetes sets in every Pod for a Service that happens to be called "registry".
 _SERVICE_LINK = re.compile(
@@ -330,6 +331,7 @@ def load(environ: Mapping[str, str]) -> Environment:
         worker_class=read("WORKER_CLASS", str, "eventloop.EventLoopWorker"),
         log_level=read("LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info"),
         access_log=read("ACCESS_LOG", _boolean, False),
+        actuator=read("REGISTRY_ACTUATOR", _boolean, True),
         store_url=store_url,
         registry=RegistrySettings(lease_expiry=expiry, **table(_REGISTRY_PROPERTIES | _LIMITS)),  # type: ignore[arg-type]  # a choice of the two words
         eureka=EurekaSettings(**table(_EUREKA_PROPERTIES)),

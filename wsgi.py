@@ -10,9 +10,10 @@ import logging
 import os
 from dataclasses import asdict
 
-from flask import Flask, Response, jsonify
+from flask import Flask, Response
 from werkzeug.exceptions import HTTPException
 
+import health
 from access import Access
 from catalogs import Runner
 from catalogs.metrics import exposition
@@ -63,26 +64,13 @@ def create_app(environment: Environment) -> Flask:
     # The event-loop worker looks for these; other workers use the application alone.
     app.fast_lane, app.tick = gateway.fast_lane, gateway.tick  # type: ignore[attr-defined]
     app.lane, app.settle = gateway.lane, gateway.settle  # type: ignore[attr-defined]
-    _add_health(app, registry)
+    app.register_blueprint(health.blueprint(registry, actuator=environment.actuator))
+    _add_errors(app)
     _add_metrics(app, runner)
     return app
 
 
-def _add_health(app: Flask, registry: Registry) -> None:
-    @app.get("/health/live")
-    def live() -> Response:
-        """Whether this process answers."""
-        return jsonify(status="UP")
-
-    @app.get("/health/ready")
-    def ready() -> tuple[Response, int]:
-        """Whether the store takes writes: the evictor's own note is one."""
-        try:
-            registry.check()
-        except StoreError as error:
-            return jsonify(status="DOWN", reason=str(error)), 503
-        return jsonify(status="UP"), 200
-
+def _add_errors(app: Flask) -> None:
     @app.errorhandler(HTTPException)
     def refused(error: HTTPException) -> Response:
         """Tiny errors: clients decode the bodies of error pages and stumble."""

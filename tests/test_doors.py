@@ -56,6 +56,10 @@ ODD = (
     ("GET", "/api/v1/watch?since=x"),
     ("GET", "/api/v1/openapi.json"),
     ("GET", "/health/live"),
+    ("HEAD", "/health"),
+    ("GET", "/actuator/health"),
+    ("POST", "/actuator/health"),
+    ("GET", "/"),
     ("GET", "/nothing"),
 )
 JSON_FIELDS = (("Accept", "application/json"), ("Content-Type", "application/json"))

@@ -1,0 +1,107 @@
+"""How this process is, for those who look after it: probes, Spring's among them.
+
+Images and charts that were written for a Spring server ask it at ``/actuator/health`` whether it
+lives. The answers here are Spring's own; what they say is what ``/health/live`` and
+``/health/ready`` say. None of it needs an account.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flask import Blueprint, Response, json, jsonify, request
+
+from registry import Registry, StoreError
+
+_MEDIA = (
+    "application/vnd.spring-boot.actuator.v3+json",
+    "application/vnd.spring-boot.actuator.v2+json",
+    "application/json",
+)
+_PAGE = """<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><title>Eureka registry</title></head>
+<body>
+<h1>Eureka registry</h1>
+<p>This server is up. Clients register and look others up below <a href="eureka/apps">/eureka</a>;
+there is a <a href="api/v1/docs">REST API</a> too, and <a href="health/ready">readiness</a>.</p>
+</body>
+</html>
+"""
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+def blueprint(registry: Registry, *, actuator: bool) -> Blueprint:
+    """Probes; with ``actuator`` Spring's too, ``/health``, and a page at ``/``."""
+    routes = Blueprint("health", __name__)
+
+    def failure() -> StoreError | None:
+        """Why the store takes no writes: the evictor's own note is one."""
+        try:
+            registry.check()
+        except StoreError as error:
+            return error
+        return None
+
+    @routes.get("/health/live")
+    def live() -> Response:
+        """Whether this process answers."""
+        return jsonify(status="UP")
+
+    @routes.get("/health/ready")
+    def ready() -> tuple[Response, int]:
+        """Whether the store takes writes."""
+        error = failure()
+        if error is not None:
+            return jsonify(status="DOWN", reason=str(error)), 503
+        return jsonify(status="UP"), 200
+
+    if actuator:
+        _add_actuator(routes, lambda: failure() is None)
+    return routes
+
+
+def _add_actuator(routes: Blueprint, is_ready: Callable[[], bool]) -> None:
+    def as_spring_does(status: str) -> Response:
+        return _told({"status": status}, 200 if status == "UP" else 503)
+
+    @routes.get("/health")
+    @routes.get("/actuator/health", strict_slashes=False)
+    def whole() -> Response:
+        return as_spring_does("UP" if is_ready() else "DOWN")
+
+    @routes.get("/actuator/health/readiness", strict_slashes=False)
+    def readiness() -> Response:
+        return as_spring_does("UP" if is_ready() else "OUT_OF_SERVICE")
+
+    @routes.get("/actuator/health/liveness", strict_slashes=False)
+    def liveness() -> Response:
+        return as_spring_does("UP")
+
+    @routes.get("/actuator/info", strict_slashes=False)
+    def info() -> Response:
+        return _told({})
+
+    @routes.get("/actuator", strict_slashes=False)
+    def links() -> Response:
+        base = f"{request.root_url.rstrip('/')}/actuator"
+        paths = {"self": "", "health": "/health", "health-path": "/health/{*path}", "info": "/info"}
+        told = {
+            name: {"href": base + path, "templated": "{" in path} for name, path in paths.items()
+        }
+        return _told({"_links": told})
+
+    @routes.get("/")
+    def page() -> Response:
+        return Response(_PAGE, headers=_PAGE_HEADERS, content_type="text/html; charset=utf-8")
+
+
+def _told(document: dict[str, object], status: int = 200) -> Response:
+    """A document in the actuator's type, or in the one of its types that is asked for."""
+    # What asks for none of them, such as a browser, can still read it.
+    media = request.accept_mimetypes.best_match(_MEDIA, default=_MEDIA[0])
+    return Response(json.dumps(document, separators=(",", ":")), status, content_type=media)
