@@ -27,7 +27,6 @@ log = logging.getLogger("registry")
 
 PASS_INTERVAL_SECS = 0.4
 LOCK_TTL_MS = 3_000
-PAUSE_MS = 2_500
 BUDGET_WINDOW_MS = 60_000
 _LOCK = "evictor"
 _EVICTED_AT_ONCE = 50
@@ -91,9 +90,9 @@ class Evictor:
     def run_once(self) -> int:
         """One pass; how many instances it evicted. ``StoreError`` if the store does not answer."""
         registry = self._registry
-        registry.forget_old_changes()
         now = registry.clock.mono_ms()
         self._note_running(now)
+        registry.forget_old_changes()
         if not self._holds_lock(now):
             return 0
         self._flush()
@@ -105,7 +104,7 @@ class Evictor:
 
     def _note_running(self, now: int) -> bool:
         """Note that the server runs; whether it had paused, and the leases got their time back."""
-        given_back = self._registry.store.resume(now, PAUSE_MS)
+        given_back = self._registry.store.resume(now)
         if given_back is None:
             return False
         log.warning("the server had paused: %d leases got their time back", given_back)

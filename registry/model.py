@@ -204,14 +204,14 @@ class OverrideChange(NamedTuple):
 
 
 class Change(NamedTuple):
-    """One entry of the change log.
+    """The last change of an instance, or of an override alone.
 
-    ``instance`` is the instance after the change (its last state where it was removed), or None
-    where only an override changed.
+    ``instance`` is the instance as it is (its last state where it was removed), or None where only
+    an override changed. ``at_running_ms`` is the server's running time (``Store.running_ms``).
     """
 
     revision: Revision
-    at_mono_ms: int
+    at_running_ms: int
     instance: Instance | None
     removed: bool = False
     evicted: bool = False
@@ -220,9 +220,13 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A namespace at one revision, with the part of its change log that the store still holds."""
+    """A namespace at one revision, with what its change log still holds.
+
+    ``changes`` has all that changed after ``complete_after``, and some of what changed before.
+    """
 
     revision: Revision
     instances: tuple[Instance, ...]
     overrides: Mapping[str, InstanceStatus]
     changes: tuple[Change, ...]
+    complete_after: Revision

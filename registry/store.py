@@ -7,10 +7,22 @@ again. So the rules stay out of the stores, and a store needs one conditional wr
 
 Every method raises ``StoreError``, with the driver's error chained, when the store does not answer
 or refuses a write; nothing is written then.
+
+**Lives.** A revision is never given to two states. Where a store may have lost what it last wrote
+(a copy was restored, a damaged file was given up, another server took over) or begins empty, it
+begins another *life*: its revisions go on from ``another_life``, far beyond any that it can have
+given out, nothing before counts as known to ``changes``, and what is listed counts as changed. So
+whoever asks with a revision of another life gets everything, and a follower of the delta ends with
+what is listed, whatever it saw of what was lost. A life may begin while the server runs.
+
+**Running time.** The log's instants are in the time that the server has run. An outage consumes
+nothing: not the leases' time and not the log's. Every worker notes a few times a second that the
+server runs (``resume``); where the last note is older than ``PAUSE_MS``, running time stands still.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -26,6 +38,20 @@ from registry.model import (
     Snapshot,
 )
 
+PAUSE_MS = 2_500
+"""After so long without a note that the server runs, it does not."""
+
+_LIFE = 1 << 42
+
+
+def another_life(known: Revision) -> Revision:
+    """Where revisions go on in another life of a store whose last known one is this.
+
+    Further than changes can have been lost, by chance, so that no two lives meet; small enough for
+    a thousand of them in numbers that JavaScript holds exactly.
+    """
+    return Revision(known + random.SystemRandom().randrange(_LIFE, 2 * _LIFE))
+
 
 class Commit(NamedTuple):
     """One conditional write.
@@ -37,9 +63,10 @@ class Commit(NamedTuple):
     while ``namespaces_at_most`` others hold some: limits are decided with the write, as the number
     of writers has no limit.
     The write: ``instance`` is put (or taken out, where ``remove``), its lease with it; the override
-    changes as ``override`` says; ``expected_clients`` moves by ``expected_clients_step`` unless
-    it stands at 0, from ``opening_clients`` where it was never set. One that is ``evicted`` counts
-    (see ``evictions``). The change log gets one entry, whose revision the instance carries.
+    changes as ``override`` says (it is of the key's id); ``expected_clients`` moves by
+    ``expected_clients_step`` unless it stands at 0, from ``opening_clients`` where it was never
+    set. One that is ``evicted`` counts (see ``evictions``). The change has the next revision, which
+    the instance carries.
     """
 
     key: InstanceKey
@@ -85,7 +112,10 @@ class Store(Protocol):
     """What every store promises; ``registry.testing.StoreSuite`` is this contract, executable."""
 
     def revision(self, namespace: Namespace) -> Revision:
-        """The revision of the last change; 0 before the first. The cheapest call there is."""
+        """The revision of the last change; the life's first before there is one.
+
+        The cheapest call there is.
+        """
         ...
 
     def load(self, namespace: Namespace) -> Snapshot:
@@ -93,7 +123,11 @@ class Store(Protocol):
         ...
 
     def changes(self, namespace: Namespace, after: Revision) -> list[Change] | None:
-        """The changes after a revision, in order; None where some of them are trimmed away."""
+        """What changed after a revision, in the order of the last changes; each instance once.
+
+        It is shown as it is now, and a removed one as it was last. None where some of it was
+        forgotten, or the revision is not known in this life.
+        """
         ...
 
     def commit(self, namespace: Namespace, commit: Commit, fence: Fence | None = None) -> Revision:
@@ -152,7 +186,8 @@ class Store(Protocol):
     def trim(self, namespace: Namespace, before_mono_ms: int) -> int:
         """Forget changes older than an instant, all or some of them; how many went.
 
-        It takes a moment, not more: where any went, ask again soon.
+        It takes a moment, not more: where any went, ask again soon. Of removed instances a store
+        may forget the oldest earlier, to stay within a budget.
         """
         ...
 
@@ -176,14 +211,19 @@ class Store(Protocol):
         """Keep a few bytes for all workers to read; None forgets them."""
         ...
 
-    def resume(self, now_mono_ms: int, pause_ms: int) -> int | None:
+    def resume(self, now_mono_ms: int) -> int | None:
         """Note that the server runs, and make good a time in which it did not.
 
-        Where the last such note is more than ``pause_ms`` old, or of another boot, every lease gets
-        its whole duration from now on (unless it has more) in the same operation, so nobody is
-        evicted for the server's own outage. Returns how many leases that were; None where the
-        server had been running (or there was no note yet).
+        Where the last such note is more than ``PAUSE_MS`` old, or of another boot, every lease gets
+        its whole duration from now on (unless it has more) before anybody can note that the server
+        runs, so nobody is evicted for the server's own outage; a renewal that comes meanwhile
+        stands. Returns how many leases that were; None where the server had been running (or there
+        was no note yet).
         """
+        ...
+
+    def running_ms(self, now_mono_ms: int) -> int:
+        """How long the server had run at an instant (see above). As cheap as ``revision``."""
         ...
 
     def namespaces(self) -> Mapping[Namespace, int]:

@@ -6,6 +6,7 @@ Shipped with the package, so that a store kept elsewhere can be held to the same
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from registry.errors import ConflictError, LockLostError, StoreError
 from registry.model import (
     DEFAULT_NAMESPACE,
+    Change,
     Instance,
     InstanceKey,
     InstanceStatus,
@@ -78,41 +80,145 @@ def put(instance: Instance, **fields: Any) -> Commit:
 
 
 class StoreSuite:
-    """What every store must pass. A subclass gives ``store`` and ``broken_store`` fixtures."""
+    """What every store must pass.
 
-    def test_an_empty_namespace_is_at_revision_0(self, store: Store) -> None:
+    A subclass gives the fixtures ``store`` (empty, at revision 0), ``broken_store`` and
+    ``another_life``: a function that has the store lose what it last wrote, all of it or a part,
+    and gives the store as it is then.
+    """
+
+    def test_an_empty_namespace_has_no_changes(self, store: Store) -> None:
         """Nothing is there before the first change."""
-        assert store.revision(NS) == 0
         assert store.load(NS).instances == ()
-        assert store.changes(NS, Revision(0)) == []
+        assert store.changes(NS, store.revision(NS)) == []
 
     def test_a_commit_is_read_back_field_by_field(self, store: Store) -> None:
         """Nothing that was registered is lost."""
+        first = store.revision(NS) + 1
         instance = sample_instance(metadata={"ü": "☃"}, status=InstanceStatus.STARTING)
         revision = store.commit(NS, put(instance))
 
-        assert revision == 1
+        assert revision == first
         assert store.load(NS).instances == (instance._replace(revision=revision),)
         assert store.lease(NS, instance.key) == LEASE
 
-    def test_every_commit_has_the_next_revision_and_a_log_entry(self, store: Store) -> None:
-        """The change log has no holes."""
+    def test_every_commit_has_the_next_revision_and_is_a_change(self, store: Store) -> None:
+        """A follower misses nothing."""
+        start = store.revision(NS)
         first = store.commit(NS, put(sample_instance()))
         second = store.commit(NS, put(sample_instance(instance_id="web:2")))
 
-        assert (first, second) == (1, 2)
+        assert (first, second) == (start + 1, start + 2)
         changes = store.changes(NS, first)
         assert changes is not None
-        assert [c.revision for c in changes] == [2]
+        assert [c.revision for c in changes] == [second]
         assert changes[0].instance == sample_instance(instance_id="web:2", revision=second)
+
+    def test_what_changed_often_is_told_of_once_as_it_is_now(self, store: Store) -> None:
+        """Whatever happened between, and in the order of the last changes."""
+        one, two = sample_instance(), sample_instance(instance_id="web:2")
+        start = store.revision(NS)
+        first = store.commit(
+            NS, put(one, override=OverrideChange("web:1", InstanceStatus.DOWN), at_mono_ms=1)
+        )
+        second = store.commit(NS, put(two, at_mono_ms=2))
+        third = store.commit(
+            NS,
+            put(
+                one._replace(ip_addr="10.0.0.9"),
+                expected=first,
+                expected_override=InstanceStatus.DOWN,
+                at_mono_ms=3,
+            ),
+        )
+        shown = one._replace(ip_addr="10.0.0.9", revision=third)
+        override = OverrideChange("web:1", InstanceStatus.DOWN)
+        changes = [
+            Change(second, 2, two._replace(revision=second)),
+            Change(third, 3, shown, override=override),
+        ]
+        assert store.changes(NS, start) == changes == list(store.load(NS).changes)
+        assert store.changes(NS, second) == changes[1:]
+
+        gone = store.commit(
+            NS,
+            put(
+                shown,
+                expected=third,
+                expected_override=InstanceStatus.DOWN,
+                override=OverrideChange("web:1", None),
+                remove=True,
+                evicted=True,
+                lease=None,
+                at_mono_ms=4,
+            ),
+        )
+        last = shown._replace(revision=gone)
+        removal = Change(gone, 4, last, True, True, OverrideChange("web:1", None))
+        assert store.changes(NS, start) == [changes[0], removal] == list(store.load(NS).changes)
+
+        back = store.commit(NS, put(one, at_mono_ms=5))
+        again = one._replace(revision=back)
+        assert store.changes(NS, start) == [
+            changes[0],
+            Change(back, 5, again, override=OverrideChange("web:1", None)),
+        ]
+
+    def test_an_override_that_changes_alone_is_a_change(self, store: Store) -> None:
+        """And the removal of an instance under the same key is told of beside it."""
+        instance = sample_instance()
+        first = store.commit(NS, put(instance))
+        gone = store.commit(NS, put(instance, expected=first, remove=True, lease=None))
+        other = sample_instance("API", "web:1")
+        set_override = OverrideChange("web:1", InstanceStatus.DOWN)
+        there = store.commit(NS, put(other, override=set_override))
+        none = OverrideChange("web:1", None)
+        alone = Commit(instance.key, Revision(0), InstanceStatus.DOWN, 200, None, override=none)
+        last = store.commit(NS, alone)
+
+        assert store.changes(NS, first) == [
+            Change(gone, 100, instance._replace(revision=gone), removed=True),
+            Change(there, 100, other._replace(revision=there), override=none),
+            Change(last, 200, None, override=none),
+        ]
+        assert store.load(NS).overrides == {}
+
+    def test_another_life_gives_no_revision_out_again(
+        self, store: Store, another_life: Callable[[], Store]
+    ) -> None:
+        """Whoever knows a state that was lost is told everything, however much comes after it."""
+        start = store.revision(NS)
+        known = [
+            store.commit(NS, put(sample_instance(instance_id=f"web:{number}")))
+            for number in range(5)
+        ]
+        store = another_life()
+        life = store.revision(NS)
+        assert abs(life - known[-1]) > 1_000
+        for number in range(5, 12):
+            store.commit(NS, put(sample_instance(instance_id=f"web:{number}")))
+        for revision in (start, *known):
+            assert store.changes(NS, revision) is None
+        changes = store.changes(NS, life)
+        assert changes is not None
+        assert [c.revision for c in changes] == list(range(life + 1, life + 8))
+        # A delta has all that is listed, so its followers end with that or notice that they do not.
+        snapshot = store.load(NS)
+        assert snapshot.complete_after == life
+        told = [c.instance for c in snapshot.changes if c.instance is not None and not c.removed]
+        assert sorted(i.id for i in told) == sorted(i.id for i in snapshot.instances)
+
+    def test_a_revision_from_nowhere_is_not_known(self, store: Store) -> None:
+        """One of another store, say."""
+        assert store.changes(NS, Revision(store.revision(NS) + 1)) is None
 
     def test_a_commit_on_a_stale_revision_changes_nothing(self, store: Store) -> None:
         """A lost race is told, not won."""
-        store.commit(NS, put(sample_instance()))
+        first = store.commit(NS, put(sample_instance()))
 
         with pytest.raises(ConflictError):
             store.commit(NS, put(sample_instance(status=InstanceStatus.DOWN)))
-        assert store.revision(NS) == 1
+        assert store.revision(NS) == first
         assert store.load(NS).instances[0].status is InstanceStatus.UP
 
     def test_a_commit_on_a_stale_override_changes_nothing(self, store: Store) -> None:
@@ -140,29 +246,26 @@ class StoreSuite:
     def test_of_many_commits_each_holds_for_itself(self, store: Store) -> None:
         """They are written in their order; one whose guard does not hold stops no other."""
         one, two = sample_instance(), sample_instance(instance_id="web:2")
+        start = store.revision(NS)
+        first, second, third, fourth = (Revision(start + step) for step in (1, 2, 3, 4))
         found = store.commit_all(
             NS,
             [
                 put(one),
                 put(one._replace(status=InstanceStatus.DOWN)),
                 put(two),
-                put(one, expected=Revision(1), remove=True, lease=None),
-                put(two, expected=Revision(2), lease=LEASE._replace(deadline_mono_ms=2_000)),
+                put(one, expected=first, remove=True, lease=None),
+                put(two, expected=second, lease=LEASE._replace(deadline_mono_ms=2_000)),
             ],
         )
 
-        assert found == [1, None, 2, 3, 4]
-        assert store.load(NS).instances == (two._replace(revision=Revision(4)),)
+        assert found == [first, None, second, third, fourth]
+        assert store.load(NS).instances == (two._replace(revision=fourth),)
         assert store.lease(NS, one.key) is None
         assert store.lease(NS, two.key) == LEASE._replace(deadline_mono_ms=2_000)
-        changes = store.changes(NS, Revision(0))
+        changes = store.changes(NS, start)
         assert changes is not None
-        assert [(c.revision, c.removed) for c in changes] == [
-            (1, False),
-            (2, False),
-            (3, True),
-            (4, False),
-        ]
+        assert [(c.revision, c.removed) for c in changes] == [(third, True), (fourth, False)]
 
     def test_an_expected_client_counts_once_for_each_of_many_commits(self, store: Store) -> None:
         """Self-preservation counts what was written, and not what was refused."""
@@ -170,7 +273,8 @@ class StoreSuite:
         one, two = sample_instance(), sample_instance(instance_id="web:2")
         steps = [put(each, expected_clients_step=1) for each in (one, one, two)]
 
-        assert store.commit_all(NS, steps) == [1, None, 2]
+        start = store.revision(NS)
+        assert store.commit_all(NS, steps) == [start + 1, None, start + 2]
         assert store.expected_clients(NS) == 12
 
     def test_a_removal_takes_lease_and_override_with_it(self, store: Store) -> None:
@@ -197,11 +301,11 @@ class StoreSuite:
     def test_a_renewal_is_not_a_change(self, store: Store) -> None:
         """It touches the lease alone."""
         instance = sample_instance()
-        store.commit(NS, put(instance))
+        revision = store.commit(NS, put(instance))
         renewed = Lease(9_000, 90_000, 77)
 
         assert store.renew(NS, instance.key, renewed, 3)
-        assert store.revision(NS) == 1
+        assert store.revision(NS) == revision
         assert store.lease(NS, instance.key) == renewed
         assert store.due(NS, 1 << 40) == Due([(instance.key, renewed)], 1, None)
 
@@ -238,15 +342,19 @@ class StoreSuite:
 
     def test_trimmed_changes_are_told_from_none(self, store: Store) -> None:
         """A follower that lost its place learns that it did."""
-        for number, at in enumerate((100, 200, 300)):
+        revisions = [
             store.commit(NS, put(sample_instance(instance_id=f"web:{number}"), at_mono_ms=at))
-
+            for number, at in enumerate((100, 200, 300))
+        ]
         assert store.trim(NS, 201) == 2
-        assert store.changes(NS, Revision(1)) is None
-        changes = store.changes(NS, Revision(2))
+        assert store.changes(NS, revisions[0]) is None
+        changes = store.changes(NS, revisions[1])
         assert changes is not None
-        assert [c.revision for c in changes] == [3]
-        assert len(store.load(NS).instances) == 3
+        assert [c.revision for c in changes] == revisions[2:]
+        snapshot = store.load(NS)
+        assert len(snapshot.instances) == 3
+        assert snapshot.complete_after == revisions[1]
+        assert [c.revision for c in snapshot.changes] == revisions[2:]
 
     def test_expected_clients_move_from_the_opening_number_and_only_above_0(
         self, store: Store
@@ -388,11 +496,32 @@ class StoreSuite:
         store.commit(NS, put(instance))
         store.commit(NS, put(longer, lease=Lease(900_000, 90_000, 5)))
 
-        assert store.resume(0, 2_500) is None
-        assert store.resume(2_500, 2_500) is None
-        assert store.resume(10_000, 2_500) == 1
+        assert store.resume(0) is None
+        assert store.resume(2_500) is None
+        assert store.resume(10_000) == 1
         assert store.lease(NS, instance.key) == Lease(100_000, 90_000, 5)
         assert store.lease(NS, longer.key) == Lease(900_000, 90_000, 5)
+
+    def test_a_pause_consumes_nothing_of_the_log(self, store: Store) -> None:
+        """A change is told of for as long as the server runs, whatever lies between."""
+        store.resume(1_000)
+        revision = store.commit(NS, put(sample_instance(), at_mono_ms=1_500))
+        ran = store.running_ms(1_500)
+        assert store.running_ms(2_000) == ran + 500
+        assert store.running_ms(9_000_000) == store.running_ms(3_500) == ran + 2_000
+        assert store.resume(9_000_000) == 1
+        assert store.running_ms(9_000_000) == ran + 2_000
+        assert store.running_ms(9_001_000) == ran + 3_000
+        assert store.trim(NS, 9_001_000 - 3_000) == 0
+        assert [(c.revision, c.at_running_ms) for c in store.load(NS).changes] == [(revision, ran)]
+        assert store.trim(NS, 9_001_000 - 2_999) == 1
+
+    def test_a_note_that_comes_late_takes_no_time_back(self, store: Store) -> None:
+        """Of a process that was held up between its look at the clock and its word."""
+        store.resume(1_000)
+        store.resume(3_000)
+        assert store.resume(2_000) is None
+        assert store.resume(5_400) is None
 
     def test_namespaces_do_not_see_each_other(self, store: Store) -> None:
         """Same application, same id, another tenant."""
@@ -401,7 +530,6 @@ class StoreSuite:
 
         assert [i.ip_addr for i in store.load(NS).instances] == ["10.0.0.1"]
         assert [i.ip_addr for i in store.load(OTHER).instances] == ["10.9.9.9"]
-        assert (store.revision(NS), store.revision(OTHER)) == (1, 1)
         assert set(store.namespaces()) == {NS, OTHER}
         assert store.due(NS, 0).leases == 1
 
@@ -414,6 +542,8 @@ class StoreSuite:
         }
         # It lets go of what it has, and may have nothing to lose.
         del methods["close"]
+        # As cheap as it is promised to be, it may ask no driver.
+        del methods["running_ms"]
         for name, method in methods.items():
             required = [
                 parameter.name
@@ -439,7 +569,6 @@ _ARGUMENTS: dict[str, Any] = {
     "now_mono_ms": 0,
     "before_mono_ms": 1,
     "after_mono_ms": 0,
-    "pause_ms": 1,
     "ttl_ms": 1,
     "count": 1,
     "name": "a",

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
+from registry.changes import ChangeLog
+from registry.errors import StoreError
 from registry.listing import Listing
 from registry.model import (
     Change,
@@ -46,6 +48,7 @@ class View:
         self._shortest_lease_secs: int | None = None
         self.version = next(_FIRST_VERSIONS)
         """Grows with every change that this process sees, and with each that it may have missed."""
+        self._running = 0
         self._clear()
 
     def _clear(self) -> None:
@@ -58,7 +61,7 @@ class View:
         self._vips: dict[str, dict[InstanceKey, None]] = {}
         self._secure_vips: dict[str, dict[InstanceKey, None]] = {}
         self._large_vips: dict[tuple[bool, str], Listing] = {}
-        self._log: deque[Change] = deque()
+        self._log = ChangeLog(self.revision)
         self.changed = Listing()
         """What changed in the window, each as it is after its last change."""
 
@@ -70,8 +73,11 @@ class View:
         with self.lock:
             changes = None
             if self._loaded:
-                if revision <= self.revision:
-                    return  # another thread caught up while this one waited for the lock
+                if revision < self.revision:
+                    # Another thread caught up while this one waited for the lock.
+                    revision = self._store.revision(self.namespace)
+                if revision == self.revision:
+                    return
                 changes = self._store.changes(self.namespace, self.revision)
             if changes is None:
                 self._load()
@@ -91,7 +97,7 @@ class View:
                 self._apply(
                     Change(
                         revision,
-                        commit.at_mono_ms,
+                        self._running_ms(commit.at_mono_ms),
                         None if instance is None else at_revision(instance, revision),
                         commit.remove,
                         commit.evicted,
@@ -102,6 +108,7 @@ class View:
     def _load(self) -> None:
         snapshot = self._store.load(self.namespace)
         self._clear()
+        self._log = ChangeLog(snapshot.complete_after)
         for instance in snapshot.instances:
             self._put(instance)
         self.overrides = dict(snapshot.overrides)
@@ -134,9 +141,10 @@ class View:
         self.revision = change.revision
 
     def _remember(self, change: Change) -> None:
-        self._log.append(change)
         if change.instance is not None:
             self.changed.put(change.instance)
+        for forgotten in self._log.put(change):
+            self._drop(forgotten)
 
     def forget(self, now_mono_ms: int, at_most: int) -> bool:
         """Let go of so many of the changes that are older than the window; whether some remain.
@@ -144,22 +152,31 @@ class View:
         To be called now and then, since what has gathered by the next read costs that read.
         """
         with self.lock:
-            before = now_mono_ms - self._retention_ms
             self._forget(now_mono_ms, at_most)
-            return bool(self._log) and self._log[0].at_mono_ms < before
+            oldest = self._log.oldest()
+            return oldest is not None and oldest.at_running_ms < self._window(now_mono_ms)
+
+    def _window(self, now_mono_ms: int) -> int:
+        """When the retention window begins, in running time."""
+        return self._running_ms(now_mono_ms) - self._retention_ms
+
+    def _running_ms(self, now_mono_ms: int) -> int:
+        """The server's running time; it stands still while the store does not answer."""
+        with suppress(StoreError):
+            self._running = self._store.running_ms(now_mono_ms)
+        return self._running
 
     def _forget(self, now_mono_ms: int, at_most: int | None = None) -> None:
         """Let go of the changes that are older than the retention window."""
-        before = now_mono_ms - self._retention_ms
-        while self._log and self._log[0].at_mono_ms < before and at_most != 0:
+        before = self._window(now_mono_ms)
+        while (oldest := self._log.oldest()) and oldest.at_running_ms < before and at_most != 0:
             at_most = None if at_most is None else at_most - 1
-            change = self._log.popleft()
-            instance = change.instance
-            if instance is None:
-                continue
-            key = instance.key
-            if self.changed.applications[key.app][key.id].revision == change.revision:
-                self.changed.remove(key)
+            self._drop(self._log.forget_oldest())
+
+    def _drop(self, change: Change) -> None:
+        """No longer tell of a change."""
+        if change.instance is not None:
+            self.changed.remove(change.instance.key)
 
     def _put(self, instance: Instance) -> None:
         shortest = self._shortest_lease_secs
@@ -263,23 +280,16 @@ class View:
         return not (self.listing.size or self.overrides or self._log)
 
     def recent(self, now_mono_ms: int) -> list[Change]:
-        """The changes inside the retention window, oldest first."""
+        """The changes inside the retention window, each instance's last one, oldest first."""
         self._forget(now_mono_ms)
-        return list(self._log)
+        return self._log.all()
 
     def changes_since(self, revision: Revision) -> list[Change] | None:
-        """The changes after a revision, oldest first; None where it is too old or not known yet."""
-        if revision == self.revision:
-            return []
-        if revision > self.revision or not self._log or self._log[0].revision > revision + 1:
-            return None
-        found = []
-        for change in reversed(self._log):
-            if change.revision <= revision:
-                break
-            found.append(change)
-        found.reverse()
-        return found
+        """What changed after a revision, each instance once and as it is now, oldest first.
+
+        None where some of it is forgotten, or the revision is not known (yet, or in this life).
+        """
+        return self._log.after(revision) if revision <= self.revision else None
 
     def recent_until(self, now_mono_ms: int) -> int | None:
         """The last instant at which the window holds what it holds now, if nothing else changes.
@@ -287,7 +297,10 @@ class View:
         None where it is empty, and stays so. Afterwards ``changed`` lists what is in it.
         """
         self._forget(now_mono_ms)
-        return self._log[0].at_mono_ms + self._retention_ms if self._log else None
+        oldest = self._log.oldest()
+        if oldest is None:
+            return None
+        return now_mono_ms + oldest.at_running_ms - self._window(now_mono_ms)
 
 
 def _discard(index: dict[_K, dict[_V, None]], key: _K, value: _V) -> None:

@@ -731,7 +731,9 @@ def test_a_watch_begins_with_a_snapshot_and_goes_on_with_each_change(world: Worl
     ((revision, name, data),) = reader.events()
     assert (revision, name, [i["id"] for i in data]) == ("1", "snapshot", [identity])
     world.send("PUT", f"/instances/{identity}", {"status": "draining"})
+    reader.api.tick()
     world.eureka("PUT", f"/apps/REVIEWS/{identity}/status?value=DOWN")
+    reader.api.tick()
     world.send("DELETE", f"/instances/{identity}")
     reader.api.tick()
     told = [(number, name, data["status"]) for number, name, data in reader.events()]
@@ -757,6 +759,18 @@ def test_a_watch_resumes_after_the_last_event_that_was_seen(world: World) -> Non
     reader = Reader(world, "since=99", **{"last-event-id": "1"})
     assert [(n, name) for n, name, _ in reader.events()] == [("2", "added"), ("3", "deleted")]
     assert Reader(world, "since=3").events() == []
+
+
+def test_what_changed_often_between_two_looks_is_one_event_of_how_it_is_now(world: World) -> None:
+    identity = world.register()
+    for status in ("draining", "busy"):
+        world.send("PUT", f"/instances/{identity}", {"status": status})
+    world.register("other")
+    events = Reader(world, "since=0").events()
+    assert [(n, name, data["status"]) for n, name, data in events] == [
+        ("3", "added", "busy"),
+        ("4", "added", "UP"),
+    ]
 
 
 @pytest.mark.parametrize("since", ["0", "99"])

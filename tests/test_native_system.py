@@ -164,10 +164,11 @@ def test_a_thousand_watchers_cost_no_thread_and_hear_of_a_change_at_once(
     on_the_loop: RegistryServer,
 ) -> None:
     server = on_the_loop
-    register(server, "first", 1)
+    first = register(server, "first", 1)
+    revision = server.send("GET", f"{API}/instances/{first}").json()["revision"]
     memory = server.pss_bytes()
     threads = sum(len(os.listdir(f"/proc/{pid}/task")) for pid in server.worker_pids())
-    request = f"GET {API}/watch?since=1 HTTP/1.1\r\nHost: h\r\n\r\n".encode()
+    request = f"GET {API}/watch?since={revision} HTTP/1.1\r\nHost: h\r\n\r\n".encode()
     watchers = []
     for _ in range(WATCHERS):
         watcher = socket.create_connection(("127.0.0.1", server.port))

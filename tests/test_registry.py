@@ -34,7 +34,6 @@ from registry import (
     View,
 )
 from registry import InstanceStatus as S
-from registry.evictor import PAUSE_MS
 from registry.model import Revision, at_revision, registered
 from registry.stores.lmdb import LmdbStore
 from registry.stores.memory import MemoryStore
@@ -69,7 +68,10 @@ class World:
 
 @pytest.fixture(params=["memory", "lmdb"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    store = MemoryStore() if request.param == "memory" else LmdbStore(tmp_path / "store")
+    if request.param == "memory":
+        store: Any = MemoryStore()
+    else:
+        store = LmdbStore(tmp_path / "store", life=Revision(0))
     yield store
     store.close()
 
@@ -273,7 +275,7 @@ def test_a_source_never_touches_anothers_instance(world: World) -> None:
 def test_an_identity_that_no_store_can_hold_is_refused(world: World, instance_id: str) -> None:
     with pytest.raises(InvalidIdentityError):
         world.registry.register(sample_instance(instance_id=instance_id))
-    assert world.registry.view().revision == 0
+    assert world.registry.view().size() == 0
 
 
 @pytest.mark.parametrize("retention_ms", [0, 1_000, 180_000])
@@ -453,9 +455,10 @@ def test_the_servers_own_timestamps_lose_no_word_when_the_clock_is_set_back(worl
 @pytest.mark.parametrize("change", ["app", "source"])
 def test_an_amendment_leaves_the_key_and_the_source(world: World, change: str) -> None:
     world.registry.register(sample_instance())
+    revision = world.registry.view().revision
     with pytest.raises(ValueError, match="leaves the key"):
         world.registry.amend("WEB", "web:1", lambda i: i._replace(**{change: "native"}))
-    assert world.registry.view().revision == 1
+    assert world.registry.view().revision == revision
 
 
 @pytest.mark.parametrize(
@@ -656,7 +659,7 @@ def outlasted(world: World, second: Evictor) -> Callable[[], None]:
     def outlast() -> None:
         for _ in range(2):
             world.clock.advance(2_000)
-            assert world.registry.store.resume(world.clock.mono, PAUSE_MS) is None
+            assert world.registry.store.resume(world.clock.mono) is None
         second.run_once()
 
     return outlast
@@ -677,7 +680,7 @@ def test_the_cap_holds_though_a_pass_outlasts_its_lock(
     world.evictor.run_once()
     for _ in range(45):
         world.clock.advance(2_001)
-        store.resume(world.clock.mono, PAUSE_MS)
+        store.resume(world.clock.mono)
     commit_all, left = store.commit_all, commits_before
     outlast = outlasted(world, workers[0])
 
@@ -825,7 +828,7 @@ def test_whoever_applies_every_change_ends_with_the_whole(steps: list[Any]) -> N
         for change in view.recent(world.clock.mono):
             if change.revision > seen and change.instance is not None:
                 if change.removed:
-                    follower.pop(change.instance.key)
+                    follower.pop(change.instance.key, None)
                 else:
                     follower[change.instance.key] = change.instance
         seen = view.revision
@@ -888,3 +891,167 @@ def test_a_view_left_behind_by_trimming_loads_everything_again(store: Any) -> No
     assert sample_instance()._replace(id="web:0").key in {
         i.key for i in other.view().applications["WEB"].values()
     }
+
+
+# Followers of the delta.
+
+
+class Follower:
+    """A client as the original's: it applies each delta, and fetches all where the counts differ.
+
+    It knows nothing but what the answers say.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[InstanceKey, S] = {}
+        self.full_fetches = 0
+
+    def poll(self, world: World) -> None:
+        view = world.registry.view()
+        with view.lock:
+            view.recent_until(world.clock.mono)
+            changed = [i for a in view.changed.applications.values() for i in a.values()]
+            listed = {i.key: i.status for a in view.applications.values() for i in a.values()}
+        for instance in changed:
+            if instance.action_type is ActionType.DELETED:
+                self.known.pop(instance.key, None)
+            else:
+                self.known[instance.key] = instance.status
+        if Counter(self.known.values()) != Counter(listed.values()):
+            self.known = listed
+            self.full_fetches += 1
+        assert self.known == listed
+
+
+@pytest.mark.parametrize("outage_secs", [1, 200, 100_000])
+def test_the_first_delta_after_an_outage_tells_of_what_came_before_it(
+    store: Any, outage_secs: int
+) -> None:
+    """As many came as went, so that the hash code is the same: the delta alone can tell."""
+    world, follower = World(store), Follower()
+    world.registry.register(sample_instance(instance_id="old:0"))
+    world.evictor.run_once()
+    follower.poll(world)
+    world.pass_time(60)
+    follower.poll(world)
+    world.registry.cancel("WEB", "old:0")
+    world.registry.register(sample_instance(instance_id="new:0", duration_secs=100_000))
+    world.pass_time(3)
+
+    world.clock.advance(outage_secs * 1_000)
+    fetches = follower.full_fetches
+    # One worker lives on, as after the suspend of a machine, and another is new.
+    restarted = World(store)
+    restarted.clock = restarted.registry.clock = world.clock
+    for each in (world, restarted):
+        read = Follower()
+        read.known = dict(follower.known)
+        read.poll(each)
+        each.evictor.run_once()
+        read.known = dict(follower.known)
+        read.poll(each)
+        assert read.full_fetches == 0
+    assert follower.full_fetches == fetches
+    restarted.pass_time(170)
+    follower.poll(restarted)
+    assert follower.full_fetches == fetches
+    restarted.pass_time(20)
+    assert restarted.registry.view().recent(restarted.clock.mono) == []
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_the_first_delta_after_a_reboot_leads_to_what_is_listed(
+    tmp_path: Path, is_lost: bool
+) -> None:
+    """Also where the last second was lost: who went in it is back, who came in it is not there."""
+    store = LmdbStore(tmp_path / "store", boot_id="one")
+    world, follower = World(store), Follower()
+    world.registry.register(sample_instance(instance_id="old:0", duration_secs=100_000))
+    world.registry.register(sample_instance(instance_id="stays", duration_secs=100_000))
+    world.pass_time(200)
+    follower.poll(world)
+    if is_lost:
+        store.flush()
+    world.registry.cancel("WEB", "old:0")
+    world.registry.register(sample_instance(instance_id="new:0"))
+    if is_lost:
+        follower.poll(world)
+        (tmp_path / "store" / "data.mdb").write_bytes(b"torn")
+    else:
+        store.close()
+
+    store = LmdbStore(tmp_path / "store", boot_id="two")
+    rebooted = World(store)
+    rebooted.clock.mono = 30_000
+    rebooted.evictor.run_once()
+    follower.poll(rebooted)
+    assert set(follower.known) == {
+        InstanceKey("WEB", "stays"),
+        InstanceKey("WEB", "old:0" if is_lost else "new:0"),
+    }
+    store.close()
+
+
+@given(operations, st.lists(st.booleans(), min_size=40, max_size=40), st.integers(0, 3_000))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_a_delta_without_all_removals_still_leads_to_what_is_listed(
+    steps: list[Any], polls: list[bool], budget: int
+) -> None:
+    """Removed instances have a budget; what was forgotten for it shows in the hash code."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("registry.changes.REMOVED_BYTES", budget)
+        world, follower = World(MemoryStore()), Follower()
+        registry = world.registry
+        for (kind, app, instance_id, status, dirty), polled in zip(steps, polls, strict=False):
+            world.clock.advance(100)
+            if kind in ("register", "peer"):
+                registry.register(
+                    sample_instance(app, instance_id, status=status, last_dirty_ms=dirty)
+                )
+            elif kind in ("cancel", "metadata"):
+                registry.cancel(app, instance_id)
+            elif kind == "set":
+                registry.set_override(app, instance_id, status)
+            else:
+                registry.remove_override(app, instance_id, status)
+            if polled:
+                follower.poll(world)
+        follower.poll(world)
+
+
+def test_a_storm_of_registrations_leaves_nothing_but_the_last(store: Any) -> None:
+    """The log has each instance once, however often it changed."""
+    world = World(store)
+    for number in range(300):
+        world.registry.register(sample_instance(last_dirty_ms=number + 2_000))
+        world.registry.register(sample_instance(instance_id="comes and goes"))
+        world.registry.cancel("WEB", "comes and goes")
+    view = world.registry.view()
+    assert [c.removed for c in view.recent(world.clock.mono)] == [False, True]
+    changes = store.changes(DEFAULT_NAMESPACE, store.load(DEFAULT_NAMESPACE).complete_after)
+    assert [c.removed for c in changes] == [False, True]
+
+
+def test_what_was_removed_is_forgotten_early_beyond_the_budget(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that had not seen it yet loads everything; what is listed stays in the delta."""
+    monkeypatch.setattr("registry.changes.REMOVED_BYTES", 20_000)
+    monkeypatch.setattr("registry.stores.lmdb._REMOVED_BYTES", 20_000)
+    world = World(store)
+    other = Registry(store, world.clock, world.registry.settings)
+    other.start()
+    seen = other.view().revision
+    world.registry.register(sample_instance(instance_id="stays"))
+    for number in range(100):
+        world.registry.register(sample_instance(instance_id=f"web:{number}"))
+        world.registry.cancel("WEB", f"web:{number}")
+    for registry in (world.registry, other):
+        view = registry.view()
+        recent = view.recent(world.clock.mono)
+        assert 1 < len(recent) < 40
+        assert recent[0].instance is not None
+        assert (recent[0].instance.id, recent[-1].removed) == ("stays", True)
+        assert set(view.changed.applications["WEB"]) == {c.instance.id for c in recent}  # type: ignore[union-attr]
+        assert view.changes_since(seen) is None
+        assert view.changes_since(recent[-2].revision) == recent[-1:]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from registry.store import Store
+from registry.model import Revision
+from registry.store import Store, another_life
 
 
 def open_store(url: str) -> Store:
@@ -13,7 +14,7 @@ def open_store(url: str) -> Store:
     if scheme == "memory" and not rest:
         from registry.stores.memory import MemoryStore
 
-        return MemoryStore()
+        return MemoryStore(another_life(Revision(0)))
     if scheme == "lmdb" and rest:
         from registry.stores.lmdb import LmdbStore
 

@@ -12,7 +12,8 @@ Two things make plain stores safe between processes that may be killed anywhere:
   then finds another version than before looks again; who changes leases makes the version odd and
   then reads deadlines. So of a renewal and an eviction at the same instant one sees the other.
 
-Layout, in words of eight bytes: a header (word 0 is the version), then slots of four words:
+Layout, in words of eight bytes: a header (word 0 is the version; 1 when it was last noted that the
+server runs and 2 how long it did not, for running time), then slots of four words:
 generation and deadline, duration, last renewal, unused. A slot may instead count renewals: words
 0 and 1 are the windows of even and odd number, the window's number and its count in one word.
 """
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from registry.model import Lease
+from registry.store import PAUSE_MS
 
 GENERATIONS = 1 << 20
 _GENERATION = GENERATIONS - 1
@@ -41,7 +43,8 @@ _SLOT_BYTES = _SLOT_WORDS * _WORD_BYTES
 _FIRST_WORD = _HEADER_BYTES // _WORD_BYTES
 _INITIAL_SLOTS = 1024
 _OWNERS = 1024
-_VERSION = 0
+_VERSION, _ALIVE, _OUTAGES = 0, 1, 2
+_BIAS = 1 << 62  # instants may lie before the boot; 0 is none at all
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux
 
 
@@ -94,6 +97,19 @@ class LeaseFile:
     def version(self) -> int:
         """Changes with every change of a lease's place; odd while one is being made."""
         return self._words[_VERSION]
+
+    def show_clock(self, alive_mono_ms: int | None, outages_ms: int) -> None:
+        """State when the server was last known to run, and how long it did not."""
+        # In this order running time never runs ahead.
+        self._words[_OUTAGES] = outages_ms + _BIAS
+        self._words[_ALIVE] = 0 if alive_mono_ms is None else alive_mono_ms + _BIAS
+
+    def running_ms(self, now_mono_ms: int) -> int:
+        """How long the server had run at an instant; it stands still while nobody notes that."""
+        alive = self._words[_ALIVE]
+        if alive:
+            now_mono_ms = min(now_mono_ms, alive - _BIAS + PAUSE_MS)
+        return now_mono_ms - (self._words[_OUTAGES] - _BIAS)
 
     def size(self) -> int:
         """How many slots this process has seen room for; there are no more leases than that."""

@@ -11,9 +11,11 @@ What it promises beyond the contract:
   takes longer than 50 ms, by twenty times what one copy takes).
 
 Layout: ``record`` (namespace, key → instance), ``leased`` (→ the lease's place in the lease file,
-and the lease as registered), ``free`` (slots of the lease file), ``override``, ``log`` (namespace,
-revision → change) and ``meta`` (counters, locks). Parts of a key are joined by NUL, which no part
-can hold. Renewals are in the lease file alone (``leases.py``).
+and the lease as registered), ``free`` (slots of the lease file), ``override``, ``meta`` (counters,
+locks) and the last change of each instance: ``log`` (namespace, revision → which listed instance),
+``removal`` (→ a removed one, with its last state; also where only an override changed) and
+``removed`` (namespace, key → the revision of its removal). Parts of a key are joined by NUL, which
+no part can hold. Renewals are in the lease file alone (``leases.py``).
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import lmdb
 import orjson
@@ -47,7 +49,7 @@ from registry.model import (
     Revision,
     Snapshot,
 )
-from registry.store import Commit, Due, Fence
+from registry.store import PAUSE_MS, Commit, Due, Fence, another_life
 from registry.stores.leases import LeaseFile, Place
 
 _T = TypeVar("_T")
@@ -62,14 +64,19 @@ _STATUS, _OVERRIDDEN = _PLACE_OF["status"], _PLACE_OF["overridden_status"]
 _ACTION, _REVISION = _PLACE_OF["action_type"], _PLACE_OF["revision"]
 _STATUSES = {str(status): status for status in InstanceStatus}
 _ACTIONS = {str(action): action for action in ActionType}
-_FORMAT = b"2:" + ",".join(Instance._fields).encode()
+_FORMAT = b"3:" + ",".join(Instance._fields).encode()
+_ENTRY = struct.Struct(">qBH")  # the instant, kind, length of the key
+_I64 = struct.Struct(">q")
+_EVICTED, _OF_OVERRIDE = 1, 2
+_REMOVED_BYTES = 16 * 1024 * 1024
 _CHECKPOINT_EVERY_SECS = 1.0
 _CHECKPOINT_DUTY = 20.0
-_MAX_KEY_BYTES = 511
+_MAX_KEY_BYTES = 510
 _TRIMMED_AT_ONCE = 200
 _TRIM_PORTIONS = 20
 _TRIM_PAUSE_SECS = 0.004
 _LOOKED_AT_AT_ONCE = 1_000
+_EXTENDED_AT_ONCE = 1_000
 _PAUSE_SECS = 0.002
 _MINIMUM_FREE_BYTES = 128 * 1024
 
@@ -94,31 +101,22 @@ def decode_instance(data: bytes | list[Any], revision: int) -> Instance:
     return Instance._make(values)
 
 
-def _encode_change(commit: Commit, encoded: bytes | None) -> bytes:
-    """A log entry: its instant, which leads it so that trimming needs no decoding, and the rest."""
-    override = commit.override
-    return _U64.pack(commit.at_mono_ms) + orjson.dumps(
-        [
-            None if encoded is None else orjson.Fragment(encoded),
-            commit.remove,
-            commit.evicted,
-            None if override is None else [override.id, override.status],
-        ]
-    )
+class _Entry(NamedTuple):
+    """A change as the log has it: what it refers to, and a removed instance's last state."""
 
+    at_running_ms: int
+    kind: int
+    key: bytes
+    encoded: bytes = b""
 
-def _decode_change(revision: int, data: bytes) -> Change:
-    instance, removed, evicted, override = orjson.loads(data[8:])
-    return Change(
-        Revision(revision),
-        _U64.unpack(data[:8])[0],
-        None if instance is None else decode_instance(instance, revision),
-        removed,
-        evicted,
-        None
-        if override is None
-        else OverrideChange(override[0], InstanceStatus(override[1]) if override[1] else None),
-    )
+    def pack(self) -> bytes:
+        return _ENTRY.pack(self.at_running_ms, self.kind, len(self.key)) + self.key + self.encoded
+
+    @classmethod
+    def unpack(cls, data: bytes) -> _Entry:
+        at, kind, length = _ENTRY.unpack_from(data)
+        end = _ENTRY.size + length
+        return cls(at, kind, data[_ENTRY.size : end], data[end:])
 
 
 def _boot_id() -> str:
@@ -134,6 +132,7 @@ class _Written:
         "has_overrides",
         "last",
         "places",
+        "removed_bytes",
         "revisions",
         "size",
         "steps",
@@ -152,6 +151,8 @@ class _Written:
         # How the number of expected clients moves, and from where if it was never set.
         self.steps: list[tuple[int, int]] = []
         self.evicted_at: list[int] = []
+        # How much more there is of what was removed.
+        self.removed_bytes = 0
 
     def take(self) -> Revision:
         """The next revision."""
@@ -164,8 +165,13 @@ class _Written:
 class LmdbStore:
     """A store in a folder, shared by all processes of this machine that open it."""
 
-    def __init__(self, folder: Path, *, boot_id: str | None = None) -> None:
-        """Open or create the store; ``StoreError`` where the folder cannot be used."""
+    def __init__(
+        self, folder: Path, *, boot_id: str | None = None, life: Revision | None = None
+    ) -> None:
+        """Open or create the store; ``StoreError`` where the folder cannot be used.
+
+        A new one begins with a life of its own, unless it is given one.
+        """
         self._folder = folder
         self._lock = threading.RLock()  # guards the environment: resizing allows no transaction
         self._checkpointed: tuple[float, int] = (0.0, -1)
@@ -174,6 +180,7 @@ class LmdbStore:
         self._counters: dict[Namespace, int] = {}
         self._revisions: dict[Namespace, tuple[int, Revision]] = {}
         boot_id = boot_id or _boot_id()
+        self._life = another_life(Revision(0)) if life is None else life
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with self._opening():
@@ -184,12 +191,17 @@ class LmdbStore:
                     (folder / "leases").unlink(missing_ok=True)
                 self._live = LeaseFile(folder / "leases")
                 self._open()
-                self._write(self._check_format)
+                self._write(self._begin)
                 # The file may be new, of another boot, or lost; the store knows how many slots.
                 slots = self._read(lambda txn: self._number(txn, self._meta, b"slots")) or 0
                 self._live.reserve(max(0, slots - 1))
                 if rebooted:
-                    self._forget_clock()
+                    self._write(self._forget_clock)
+                    self._write(self._begin_again)
+                self._life = Revision(
+                    self._read(lambda txn: self._number(txn, self._meta, b"life")) or 0
+                )
+                self._read(self._show_clock)
                 if rebooted or not boot_file.exists():
                     boot_file.write_text(boot_id)
         except (OSError, lmdb.Error) as error:
@@ -205,7 +217,7 @@ class LmdbStore:
         self._env = lmdb.open(
             str(self._folder),
             map_size=_INITIAL_MAP_BYTES,
-            max_dbs=6,
+            max_dbs=8,
             max_readers=1024,
             sync=False,
             metasync=False,
@@ -219,13 +231,16 @@ class LmdbStore:
         self._free = self._env.open_db(b"free")
         self._override = self._env.open_db(b"override")
         self._log = self._env.open_db(b"log")
+        self._removal = self._env.open_db(b"removal")
+        self._removed = self._env.open_db(b"removed")
         self._meta = self._env.open_db(b"meta")
 
-    def _check_format(self, txn: Any) -> None:
+    def _begin(self, txn: Any) -> None:
         """Refuse what another version wrote: records are kept by the order of their fields."""
         found = txn.get(b"format", db=self._meta)
         if found is None and txn.stat(self._record)["entries"] == 0:
             txn.put(b"format", _FORMAT, db=self._meta)
+            txn.put(b"life", _U64.pack(self._life), db=self._meta)
         elif found != _FORMAT:
             raise StoreError(
                 f"the store in {self._folder} has the format of another version; "
@@ -245,23 +260,46 @@ class LmdbStore:
             (self._folder / "data.mdb").unlink(missing_ok=True)
         (self._folder / "lock.mdb").unlink(missing_ok=True)
 
-    def _forget_clock(self) -> None:
+    def _forget_clock(self, txn: Any) -> None:
         """After a reboot the monotonic clock begins again: nothing written by it holds."""
+        for key, value in list(txn.cursor(self._leased)):
+            slot, generation, _, duration, renewed = _LEASED.unpack(value)
+            packed = _LEASED.pack(slot, generation, 0, duration, renewed)
+            txn.put(key, packed, db=self._leased)
+        for key, _ in list(txn.cursor(self._meta)):
+            if key.startswith((b"lock\0", b"window\0")):
+                txn.delete(key, db=self._meta)
+        # An instant before every pause: the next ``resume`` gives the leases their time back. So
+        # that it gives the log its own, running time stands there where it stood.
+        alive = self._signed(txn, b"alive")
+        ran = alive - (self._signed(txn, b"outages") or 0) if alive is not None else None
+        if ran is None:
+            ran = max([_ENTRY.unpack_from(v)[0] for _, v in txn.cursor(self._log)], default=0)
+        txn.put(b"alive", _I64.pack(-PAUSE_MS - 1), db=self._meta)
+        txn.put(b"outages", _I64.pack(-1 - ran), db=self._meta)
 
-        def forget(txn: Any) -> None:
-            for key, value in list(txn.cursor(self._leased)):
-                slot, generation, _, duration, renewed = _LEASED.unpack(value)
-                packed = _LEASED.pack(slot, generation, 0, duration, renewed)
-                txn.put(key, packed, db=self._leased)
-            for key, value in list(txn.cursor(self._log)):
-                txn.put(key, _U64.pack(0) + value[8:], db=self._log)
-            for key, _ in list(txn.cursor(self._meta)):
-                if key.startswith((b"lock\0", b"window\0", b"evicted\0")):
-                    txn.delete(key, db=self._meta)
-            # An instant before every pause: the next ``resume`` gives the leases their time back.
-            txn.put(b"alive", _U64.pack(0), db=self._meta)
+    def _begin_again(self, txn: Any) -> None:
+        """Begin another life, in which all that is listed counts as just changed."""
+        revisions = [
+            (key, _U64.unpack(value)[0])
+            for key, value in txn.cursor(self._meta)
+            if key.startswith(b"revision\0")
+        ]
+        before = max([self._number(txn, self._meta, b"life") or 0, *(r for _, r in revisions)])
+        life = _U64.pack(another_life(Revision(before)))
+        txn.put(b"life", life, db=self._meta)
+        for key, _ in revisions:
+            txn.put(key, life, db=self._meta)
+            txn.put(b"trimmed\0" + key.partition(b"\0")[2], life, db=self._meta)
+        at = (self._signed(txn, b"alive") or 0) + PAUSE_MS - (self._signed(txn, b"outages") or 0)
+        for key, value in txn.cursor(self._record):
+            namespace, _, name = key.partition(b"\0")
+            entry = _Entry(at, 0, name)
+            txn.put(namespace + b"\0" + value[:8], entry.pack(), db=self._log)
 
-        self._write(forget)
+    def _show_clock(self, txn: Any) -> None:
+        """Bring into the lease file, which may be new, what the store says of running time."""
+        self._live.show_clock(self._signed(txn, b"alive"), self._signed(txn, b"outages") or 0)
 
     # Transactions: each is short, so one lock for all threads of this process costs nothing.
 
@@ -304,8 +342,15 @@ class LmdbStore:
         value = txn.get(key, db=db)
         return None if value is None else _U64.unpack(value)[0]
 
+    def _signed(self, txn: Any, key: bytes) -> int | None:
+        value = txn.get(key, db=self._meta)
+        return None if value is None else _I64.unpack(value)[0]
+
     def _revision(self, txn: Any, namespace: Namespace) -> int:
-        return self._number(txn, self._meta, b"revision\0" + namespace.encode()) or 0
+        return self._number(txn, self._meta, b"revision\0" + namespace.encode()) or self._life
+
+    def _trimmed(self, txn: Any, namespace: Namespace) -> int:
+        return self._number(txn, self._meta, b"trimmed\0" + namespace.encode()) or self._life
 
     def revision(self, namespace: Namespace) -> Revision:
         # Read before the store is: what is kept may be newer than its version says, never older.
@@ -318,30 +363,60 @@ class LmdbStore:
             self._revisions[namespace] = (version, revision)
         return revision
 
-    def _changes(self, txn: Any, namespace: Namespace, after: int) -> list[Change]:
-        prefix = namespace.encode() + b"\0"
+    def _changes(
+        self,
+        txn: Any,
+        namespace: Namespace,
+        after: int,
+        listed: Callable[[bytes], Instance],
+    ) -> list[Change]:
+        """The changes after a revision, with ``listed`` to tell what stands under a key."""
+        last = None if after == 0 else _U64.pack(after)
         found = []
-        cursor = txn.cursor(self._log)
-        if cursor.set_range(prefix + _U64.pack(after + 1)):
-            for key, value in cursor:
-                if not key.startswith(prefix):
-                    break
-                found.append(_decode_change(_U64.unpack(key[len(prefix) :])[0], value))
+        for key, value in self._items(txn, self._log, namespace, last):
+            entry = _Entry.unpack(value)
+            found.append(self._change(txn, namespace, key, entry, listed(entry.key)))
+        for key, value in self._items(txn, self._removal, namespace, last):
+            entry = _Entry.unpack(value)
+            revision = _U64.unpack(key)[0]
+            gone = decode_instance(entry.encoded, revision) if entry.encoded else None
+            found.append(self._change(txn, namespace, key, entry, gone))
+        found.sort()
         return found
+
+    def _change(
+        self, txn: Any, namespace: Namespace, key: bytes, entry: _Entry, instance: Instance | None
+    ) -> Change:
+        override = None
+        if entry.kind & _OF_OVERRIDE:
+            instance_id = entry.key.partition(b"\0")[2]
+            stored = txn.get(namespace.encode() + b"\0" + instance_id, db=self._override)
+            status = None if stored is None else InstanceStatus(stored.decode())
+            override = OverrideChange(instance_id.decode(), status)
+        return Change(
+            Revision(_U64.unpack(key)[0]),
+            entry.at_running_ms,
+            instance,
+            bool(entry.encoded),
+            bool(entry.kind & _EVICTED),
+            override,
+        )
 
     def load(self, namespace: Namespace) -> Snapshot:
         def load(txn: Any) -> Snapshot:
+            instances = {
+                key: decode_instance(value[8:], _U64.unpack(value[:8])[0])
+                for key, value in self._items(txn, self._record, namespace)
+            }
             return Snapshot(
                 Revision(self._revision(txn, namespace)),
-                tuple(
-                    decode_instance(v[8:], _U64.unpack(v[:8])[0])
-                    for _, v in self._items(txn, self._record, namespace)
-                ),
+                tuple(instances.values()),
                 {
                     key.decode(): InstanceStatus(value.decode())
                     for key, value in self._items(txn, self._override, namespace)
                 },
-                tuple(self._changes(txn, namespace, 0)),
+                tuple(self._changes(txn, namespace, 0, instances.__getitem__)),
+                Revision(self._trimmed(txn, namespace)),
             )
 
         return self._read(load)
@@ -360,9 +435,16 @@ class LmdbStore:
                 yield key[len(prefix) :], value
 
     def changes(self, namespace: Namespace, after: Revision) -> list[Change] | None:
+        prefix = namespace.encode() + b"\0"
+
         def read(txn: Any) -> list[Change] | None:
-            trimmed = self._number(txn, self._meta, b"trimmed\0" + namespace.encode()) or 0
-            return None if after < trimmed else self._changes(txn, namespace, after)
+            def listed(key: bytes) -> Instance:
+                value = txn.get(prefix + key, db=self._record)
+                return decode_instance(value[8:], _U64.unpack(value[:8])[0])
+
+            if not self._trimmed(txn, namespace) <= after <= self._revision(txn, namespace):
+                return None
+            return self._changes(txn, namespace, after, listed)
 
         return self._read(read)
 
@@ -433,36 +515,70 @@ class LmdbStore:
             written.revisions.append(None)
             return
         revision = written.take()
-        instance, lease = commit.instance, commit.lease
-        encoded = None if instance is None else encode_instance(instance)
-        if encoded is not None:
-            written.size += (not commit.remove) - (stored is not None)
-            if commit.remove:
-                txn.delete(key, db=record)
-                if leased is not None:
-                    place = _place(leased).next()
-                    txn.delete(key, db=leases)
-                    txn.put(_U64.pack(place.slot), _U64.pack(place.generation), db=self._free)
-                    written.places.append((commit.key, place, None))
-            else:
-                txn.put(key, _U64.pack(revision) + encoded, db=record)
-                if lease is not None:
-                    place = self._new_place(txn) if leased is None else _place(leased).next()
-                    txn.put(key, _pack(place, lease), db=leases)
-                    written.places.append((commit.key, place, lease))
-        change = commit.override
+        instance, lease, change = commit.instance, commit.lease, commit.override
+        place = namespace.encode() + b"\0"
+        kind = 0
         if change is not None:
+            kind = _OF_OVERRIDE
             written.has_overrides = True
             if change.status is None:
                 txn.delete(override_key, db=self._override)
             else:
                 txn.put(override_key, change.status.encode(), db=self._override)
+        # The log has the last change of each alone.
+        name = key[len(place) :]
+        removed_key = key if instance is not None else key + b"\0"
+        if stored is not None and instance is not None:
+            kind |= self._supersede(txn, self._log, place + stored[:8])
+        else:
+            kind |= self._supersede_removal(txn, place, removed_key, written)
+        at = self.running_ms(commit.at_mono_ms)
+        if instance is None or commit.remove:
+            kind |= _EVICTED if commit.evicted else 0
+            encoded = b"" if instance is None else encode_instance(instance)
+            entry = _Entry(at, kind, name, encoded).pack()
+            txn.put(place + _U64.pack(revision), entry, db=self._removal)
+            txn.put(removed_key, _U64.pack(revision), db=self._removed)
+            written.removed_bytes += _size_of_removal(entry)
+        else:
+            entry = _Entry(at, kind, name).pack()
+            txn.put(place + _U64.pack(revision), entry, db=self._log)
+        if instance is not None and commit.remove:
+            txn.delete(key, db=record)
+            if leased is not None:
+                slot = _place(leased).next()
+                txn.delete(key, db=leases)
+                txn.put(_U64.pack(slot.slot), _U64.pack(slot.generation), db=self._free)
+                written.places.append((commit.key, slot, None))
+        elif instance is not None:
+            txn.put(key, _U64.pack(revision) + encode_instance(instance), db=record)
+            if lease is not None:
+                slot = self._new_place(txn) if leased is None else _place(leased).next()
+                txn.put(key, _pack(slot, lease), db=leases)
+                written.places.append((commit.key, slot, lease))
+        if instance is not None:
+            written.size += (not commit.remove) - (stored is not None)
         if commit.expected_clients_step:
             written.steps.append((commit.expected_clients_step, commit.opening_clients))
         if commit.evicted:
-            written.evicted_at.append(commit.at_mono_ms)
-        log_key = b"%b\0%b" % (namespace.encode(), _U64.pack(revision))
-        txn.put(log_key, _encode_change(commit, encoded), db=self._log)
+            written.evicted_at.append(at)
+
+    def _supersede(self, txn: Any, db: Any, key: bytes) -> int:
+        """Take out a change that is no longer its instance's last; what of it goes on."""
+        superseded = txn.pop(key, db=db)
+        if superseded is None:
+            return 0  # it was trimmed
+        kind: int = _ENTRY.unpack_from(superseded)[1]
+        return kind & _OF_OVERRIDE
+
+    def _supersede_removal(self, txn: Any, place: bytes, key: bytes, written: _Written) -> int:
+        revision = txn.pop(key, db=self._removed)
+        if revision is None:
+            return 0
+        superseded = txn.pop(place + revision, db=self._removal)
+        written.removed_bytes -= _size_of_removal(superseded)
+        kind: int = _ENTRY.unpack_from(superseded)[1]
+        return kind & _OF_OVERRIDE
 
     def _has_room(self, txn: Any, commit: Commit, size: int) -> bool:
         """Whether one more instance may be listed in a namespace of this size."""
@@ -486,7 +602,7 @@ class LmdbStore:
         return found
 
     def _count(self, txn: Any, namespace: Namespace, written: _Written, size: int) -> None:
-        """Write the numbers that the commits moved, from this size on."""
+        """Write the numbers that the commits moved, from this size on, and keep to the budget."""
         name = namespace.encode()
         if not written.last:
             return
@@ -505,6 +621,34 @@ class LmdbStore:
             newest = max(seconds)
             kept = {at: count for at, count in seconds.items() if at >= newest - 60}
             txn.put(b"evicted\0" + name, orjson.dumps(list(kept.items())), db=self._meta)
+        if written.removed_bytes:
+            self._keep_to_budget(txn, name, written.removed_bytes)
+
+    def _keep_to_budget(self, txn: Any, name: bytes, step: int) -> None:
+        """Forget the oldest of what was removed until the rest is within the budget."""
+        key = b"removed\0" + name
+        size = (self._number(txn, self._meta, key) or 0) + step
+        last = None
+        while size > _REMOVED_BYTES:
+            cursor = txn.cursor(self._removal)
+            cursor.set_range(name + b"\0")
+            last = cursor.key()[-8:]
+            size -= self._forget_removal(txn, name, last)
+        txn.put(key, _U64.pack(size), db=self._meta)
+        if last is not None:
+            self._note_trimmed(txn, name, last)
+
+    def _forget_removal(self, txn: Any, name: bytes, revision: bytes) -> int:
+        """Forget a removal; its size."""
+        value = txn.pop(name + b"\0" + revision, db=self._removal)
+        entry = _Entry.unpack(value)
+        key = name + b"\0" + entry.key
+        txn.delete(key if entry.encoded else key + b"\0", db=self._removed)
+        return _size_of_removal(value)
+
+    def _note_trimmed(self, txn: Any, name: bytes, revision: bytes) -> None:
+        key = b"trimmed\0" + name
+        txn.put(key, max(revision, txn.get(key, default=b"", db=self._meta)), db=self._meta)
 
     def _evicted(self, txn: Any, namespace: Namespace) -> dict[int, int]:
         """How many were evicted in each of the last seconds in which any were."""
@@ -512,8 +656,9 @@ class LmdbStore:
         return {} if stored is None else dict(orjson.loads(stored))
 
     def evictions(self, namespace: Namespace, after_mono_ms: int) -> int:
+        after = self.running_ms(after_mono_ms)
         seconds = self._read(lambda txn: self._evicted(txn, namespace))
-        return sum(n for second, n in seconds.items() if second >= after_mono_ms // 1000)
+        return sum(n for second, n in seconds.items() if second >= after // 1000)
 
     # Leases: who has which slot is said here, what renewals change in the lease file.
 
@@ -682,19 +827,29 @@ class LmdbStore:
         self._write(lambda txn: txn.put(key, _U64.pack(count), db=self._meta))
 
     def trim(self, namespace: Namespace, before_mono_ms: int) -> int:
-        prefix = namespace.encode() + b"\0"
+        name = namespace.encode()
+
+        def old(txn: Any, db: Any, before: int) -> list[bytes]:
+            found: list[bytes] = []
+            for key, value in self._items(txn, db, namespace):
+                if _ENTRY.unpack_from(value)[0] >= before or len(found) == _TRIMMED_AT_ONCE:
+                    break
+                found.append(key)
+            return found
 
         def write(txn: Any) -> int:
-            old: list[bytes] = []
-            for key, value in self._items(txn, self._log, namespace):
-                if _U64.unpack(value[:8])[0] >= before_mono_ms or len(old) == _TRIMMED_AT_ONCE:
-                    break
-                old.append(key)
-            for key in old:
-                txn.delete(prefix + key, db=self._log)
-            if old:
-                txn.put(b"trimmed\0" + prefix[:-1], old[-1], db=self._meta)
-            return len(old)
+            before = self.running_ms(before_mono_ms)
+            changed = old(txn, self._log, before)
+            for key in changed:
+                txn.delete(name + b"\0" + key, db=self._log)
+            removed = old(txn, self._removal, before)
+            size = sum([self._forget_removal(txn, name, key) for key in removed])
+            if size:
+                self._keep_to_budget(txn, name, -size)
+            for keys in (changed, removed):
+                if keys:
+                    self._note_trimmed(txn, name, keys[-1])
+            return len(changed) + len(removed)
 
         # After a storm there is much to forget: between two portions others have their turn, and
         # what is left after some of them is forgotten next time.
@@ -754,22 +909,68 @@ class LmdbStore:
 
         self._write(write)
 
-    def resume(self, now_mono_ms: int, pause_ms: int) -> int | None:
-        def write(txn: Any) -> int | None:
-            previous = self._number(txn, self._meta, b"alive")
-            txn.put(b"alive", _U64.pack(now_mono_ms), db=self._meta)
-            if previous is None or now_mono_ms - previous <= pause_ms:
-                return None
-            extended = 0
-            for _, value in txn.cursor(self._leased):
-                lease = self._as_renewed(value)
-                deadline = now_mono_ms + lease.duration_ms
-                if deadline > lease.deadline_mono_ms:
-                    self._live.write(_place(value), lease._replace(deadline_mono_ms=deadline))
-                    extended += 1
-            return extended
+    def resume(self, now_mono_ms: int) -> int | None:
+        previous = self._read(lambda txn: self._signed(txn, b"alive"))
+        extended = None
+        if previous is not None and now_mono_ms - previous > PAUSE_MS:
+            extended = self._extend_all(now_mono_ms)
 
-        return self._write(write)
+        def write(txn: Any) -> bool:
+            """Note that the server runs; whether nobody else did meanwhile."""
+            alive = self._signed(txn, b"alive")
+            if alive is not None and now_mono_ms <= alive:
+                return extended is None
+            outages = self._signed(txn, b"outages") or 0
+            if alive is not None and now_mono_ms - alive > PAUSE_MS:
+                outages += now_mono_ms - alive - PAUSE_MS
+                txn.put(b"outages", _I64.pack(outages), db=self._meta)
+            txn.put(b"alive", _I64.pack(now_mono_ms), db=self._meta)
+            self._live.show_clock(now_mono_ms, outages)
+            return alive == previous
+
+        return extended if self._write(write) else None
+
+    def _extend_all(self, now_mono_ms: int) -> int:
+        """Give every lease its whole duration from now, unless it has more; how many that were.
+
+        A renewal that comes meanwhile finds the version moved, and is stored again afterwards.
+        """
+        extended = 0
+        last: bytes | None = None
+
+        def read(txn: Any) -> list[tuple[bytes, bytes]]:
+            """The next portion."""
+            cursor = txn.cursor(self._leased)
+            found = []
+            if cursor.set_range(b"" if last is None else last + b"\0"):
+                for item in cursor:
+                    found.append(item)
+                    if len(found) == _EXTENDED_AT_ONCE:
+                        break
+            return found
+
+        while True:
+            with self._alone():
+                portion = self._read(read)
+                self._live.begin_change()
+                try:
+                    extended += sum([self._extend(value, now_mono_ms) for _, value in portion])
+                finally:
+                    self._live.end_change()
+            if len(portion) < _EXTENDED_AT_ONCE:
+                return extended
+            last = portion[-1][0]
+
+    def _extend(self, leased: bytes, now_mono_ms: int) -> bool:
+        lease = self._as_renewed(leased)
+        deadline = now_mono_ms + lease.duration_ms
+        if deadline <= lease.deadline_mono_ms:
+            return False
+        self._live.write(_place(leased), lease._replace(deadline_mono_ms=deadline))
+        return True
+
+    def running_ms(self, now_mono_ms: int) -> int:
+        return self._live.running_ms(now_mono_ms)
 
     def namespaces(self) -> dict[Namespace, int]:
         return self._read(self._sizes)
@@ -843,6 +1044,11 @@ _NO_PLACES: dict[InstanceKey, Place] = {}
 
 def _pack(place: Place, lease: Lease) -> bytes:
     return _LEASED.pack(*place, lease.deadline_mono_ms, lease.duration_ms, lease.last_renewal_ms)
+
+
+def _size_of_removal(entry: bytes) -> int:
+    """What a removed instance takes on the disk, roughly."""
+    return len(entry) + 100
 
 
 def _place(leased: bytes) -> Place:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from registry.changes import ChangeLog
 from registry.errors import ConflictError, LockLostError
 from registry.model import (
     Change,
@@ -14,24 +15,22 @@ from registry.model import (
     InstanceStatus,
     Lease,
     Namespace,
+    OverrideChange,
     Revision,
     Snapshot,
 )
-from registry.store import Commit, Due, Fence
-
-_NONE = Revision(0)
+from registry.store import PAUSE_MS, Commit, Due, Fence
 
 
 @dataclass
 class _Contents:
     """One namespace."""
 
-    revision: Revision = _NONE
-    trimmed_to: Revision = _NONE
+    revision: Revision
+    log: ChangeLog
     instances: dict[InstanceKey, Instance] = field(default_factory=dict)
     leases: dict[InstanceKey, Lease] = field(default_factory=dict)
     overrides: dict[str, InstanceStatus] = field(default_factory=dict)
-    log: list[Change] = field(default_factory=list)
     renewals: dict[int, int] = field(default_factory=dict)
     expected_clients: int | None = None
     evicted_at: list[int] = field(default_factory=list)
@@ -40,21 +39,23 @@ class _Contents:
 class MemoryStore:
     """A store in this process. One lock guards all of it."""
 
-    def __init__(self) -> None:
-        """Start empty."""
+    def __init__(self, life: int = 0) -> None:
+        """Start empty, at this revision."""
+        self._life = Revision(life)
         self._lock = threading.Lock()
         self._contents: dict[Namespace, _Contents] = {}
         self._notes: dict[str, bytes] = {}
         self._locks: dict[str, tuple[str, int]] = {}
         self._tokens: dict[str, int] = {}
         self._alive: int | None = None
+        self._outages = 0
 
     def _of(self, namespace: Namespace) -> _Contents:
         """What a namespace holds; one that was never written to is not kept for being read."""
-        return self._contents.get(namespace) or _Contents()
+        return self._contents.get(namespace) or _Contents(self._life, ChangeLog(self._life))
 
     def _written(self, namespace: Namespace) -> _Contents:
-        return self._contents.setdefault(namespace, _Contents())
+        return self._contents.setdefault(namespace, _Contents(self._life, ChangeLog(self._life)))
 
     def revision(self, namespace: Namespace) -> Revision:
         with self._lock:
@@ -67,15 +68,26 @@ class MemoryStore:
                 contents.revision,
                 tuple(contents.instances.values()),
                 dict(contents.overrides),
-                tuple(contents.log),
+                tuple(contents.log.all()),
+                contents.log.complete_after,
             )
 
     def changes(self, namespace: Namespace, after: Revision) -> list[Change] | None:
         with self._lock:
             contents = self._of(namespace)
-            if after < contents.trimmed_to:
+            found = contents.log.after(after) if after <= contents.revision else None
+            if found is None:
                 return None
-            return [change for change in contents.log if change.revision > after]
+            return [
+                change
+                if change.override is None
+                else change._replace(
+                    override=OverrideChange(
+                        change.override.id, contents.overrides.get(change.override.id)
+                    )
+                )
+                for change in found
+            ]
 
     def commit(self, namespace: Namespace, commit: Commit, fence: Fence | None = None) -> Revision:
         with self._lock:
@@ -152,10 +164,10 @@ class MemoryStore:
             contents.evicted_at = [at for at in contents.evicted_at if at > minute_ago]
             contents.evicted_at.append(commit.at_mono_ms)
         contents.revision = revision
-        contents.log.append(
+        contents.log.put(
             Change(
                 revision,
-                commit.at_mono_ms,
+                self._running(commit.at_mono_ms),
                 instance,
                 commit.remove,
                 commit.evicted,
@@ -215,14 +227,11 @@ class MemoryStore:
     def trim(self, namespace: Namespace, before_mono_ms: int) -> int:
         with self._lock:
             contents = self._of(namespace)
+            before = self._running(before_mono_ms)
             count = 0
-            for change in contents.log:
-                if change.at_mono_ms >= before_mono_ms:
-                    break
+            while (oldest := contents.log.oldest()) and oldest.at_running_ms < before:
+                contents.log.forget_oldest()
                 count += 1
-            if count:
-                contents.trimmed_to = contents.log[count - 1].revision
-                del contents.log[:count]
             return count
 
     def acquire(self, name: str, owner: str, now_mono_ms: int, ttl_ms: int) -> int | None:
@@ -251,11 +260,13 @@ class MemoryStore:
             else:
                 self._notes[name] = value
 
-    def resume(self, now_mono_ms: int, pause_ms: int) -> int | None:
+    def resume(self, now_mono_ms: int) -> int | None:
         with self._lock:
-            previous, self._alive = self._alive, now_mono_ms
-            if previous is None or now_mono_ms - previous <= pause_ms:
+            previous = self._alive
+            self._alive = now_mono_ms if previous is None else max(previous, now_mono_ms)
+            if previous is None or now_mono_ms - previous <= PAUSE_MS:
                 return None
+            self._outages += now_mono_ms - previous - PAUSE_MS
             extended = 0
             for contents in self._contents.values():
                 for key, lease in contents.leases.items():
@@ -264,6 +275,15 @@ class MemoryStore:
                         contents.leases[key] = lease._replace(deadline_mono_ms=deadline)
                         extended += 1
             return extended
+
+    def running_ms(self, now_mono_ms: int) -> int:
+        with self._lock:
+            return self._running(now_mono_ms)
+
+    def _running(self, now_mono_ms: int) -> int:
+        if self._alive is not None:
+            now_mono_ms = min(now_mono_ms, self._alive + PAUSE_MS)
+        return now_mono_ms - self._outages
 
     def namespaces(self) -> dict[Namespace, int]:
         with self._lock:

@@ -1,0 +1,98 @@
+"""The change log as it is held in memory: the last change of each instance, and no more.
+
+It refers to the instances that are listed, so it costs their number at most, however often they
+change. Removed ones are held for its sake alone, so their size has a budget: beyond it the oldest
+of them are forgotten before their time. A delta that lacks them still leads to what is listed: it
+has every listed instance that changed, so who follows it holds too many instances then, never as
+many others, and finds the hash code to be another one.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from registry.model import Change, Instance, InstanceKey, Revision
+
+REMOVED_BYTES = 32 * 1024 * 1024
+"""How much memory removed instances may take, roughly."""
+
+_INSTANCE_BYTES = 1_200
+_ENTRY_BYTES = 150
+
+
+class ChangeLog:
+    """Changes in their order, each instance's last one; those of an override alone apart."""
+
+    def __init__(self, complete_after: Revision) -> None:
+        """Start empty: nothing is known of changes up to that revision."""
+        self.complete_after = complete_after
+        self._changes: OrderedDict[tuple[InstanceKey | str, bool], Change] = OrderedDict()
+        self._removed: OrderedDict[tuple[InstanceKey | str, bool], int] = OrderedDict()
+        self._removed_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._changes)
+
+    def put(self, change: Change) -> list[Change]:
+        """Note the newest change; those that are forgotten for it, to stay within the budget."""
+        place = _place(change)
+        before = self._changes.pop(place, None)
+        if before is not None and before.override is not None and change.override is None:
+            change = change._replace(override=before.override)
+        self._removed_bytes -= self._removed.pop(place, 0)
+        self._changes[place] = change
+        if not change.removed and change.instance is not None:
+            return []
+        size = self._removed[place] = _size(change.instance)
+        self._removed_bytes += size
+        forgotten = []
+        while self._removed_bytes > REMOVED_BYTES:
+            forgotten.append(self._forget(next(iter(self._removed))))
+        return forgotten
+
+    def oldest(self) -> Change | None:
+        """The change that was made first."""
+        for change in self._changes.values():
+            return change
+        return None
+
+    def forget_oldest(self) -> Change:
+        """Let go of it."""
+        return self._forget(next(iter(self._changes)))
+
+    def _forget(self, place: tuple[InstanceKey | str, bool]) -> Change:
+        change = self._changes.pop(place)
+        self._removed_bytes -= self._removed.pop(place, 0)
+        self.complete_after = max(self.complete_after, change.revision)
+        return change
+
+    def all(self) -> list[Change]:
+        """What is held, oldest first."""
+        return list(self._changes.values())
+
+    def after(self, revision: Revision) -> list[Change] | None:
+        """The changes after a revision, oldest first; None where some of them are forgotten."""
+        if revision < self.complete_after:
+            return None
+        found = []
+        for change in reversed(self._changes.values()):
+            if change.revision <= revision:
+                break
+            found.append(change)
+        found.reverse()
+        return found
+
+
+def _place(change: Change) -> tuple[InstanceKey | str, bool]:
+    if change.instance is not None:
+        return change.instance.key, False
+    return change.override.id if change.override is not None else "", True
+
+
+def _size(instance: Instance | None) -> int:
+    """What a removed instance takes, roughly."""
+    if instance is None:
+        return _ENTRY_BYTES
+    texts = sum([len(value) for value in instance if type(value) is str])
+    entries = sum([len(key) + len(value) for key, value in instance.metadata.items()])
+    return _INSTANCE_BYTES + texts + entries + _ENTRY_BYTES * len(instance.metadata)
