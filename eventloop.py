@@ -12,6 +12,10 @@ secret. It may return a ``Lane``, which is asked before ``fast_lane`` about each
 fields; None leaves the request to that. A lane may also give a ``Promise``: ``settle()`` is called
 when all that had arrived together was read, and every promise has its answer then.
 
+``admit(request)`` is asked in the same thread about a request whose head has come and whose body
+has not, or not all of it. An ``Answer`` refuses it, whatever were to follow; a number is the most
+bytes that its body may have.
+
 ``tick()`` is called in the same thread every 20 ms while a stream is open.
 
 All else is as with gunicorn's own workers, whose settings hold: ``keepalive``, ``timeout`` (here
@@ -40,6 +44,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from enum import Enum, auto
 from http import HTTPStatus
 from typing import IO, Any, NamedTuple, cast
 
@@ -62,9 +67,20 @@ MAX_BODY_BYTES = 64 * 1024 * 1024
 MAX_UNSENT_BYTES = 256 * 1024
 _MAX_BODY_IN_MEMORY = 64 * 1024
 _MAX_FAST_BODY = 16 * 1024
-# Input is parsed in pieces of this size. No piece follows while an answer is due, so the requests
-# that one connection can queue are those that fit into one piece.
+# All bodies of a worker that lie in files, together.
+_MAX_SPOOLED_BYTES = 256 * 1024 * 1024
+# What a connection may take of one turn of the loop: one request, or so much of a body. What is
+# more waits in a queue, of which a turn serves so many seconds.
 _PIECE = 8 * 1024
+_BODY_PIECE = 64 * 1024
+_TURN_SECS = 0.004
+# Whose share took longer than this waits in the queue from the start, for so long.
+_DEAR_SECS = 0.0005
+_DEAR_FOR_SECS = 2.0
+# The line before a chunk, and all trailers; what chunks may add to a body, beside half of its size.
+_MAX_CHUNK_LINE = 4096
+_MAX_TRAILERS = 16 * 1024
+_CHUNKS_GRACE = 64 * 1024
 # Up to here one buffer for head and body is cheaper than two.
 _JOINED_BODY = 64 * 1024
 _TICK_SECS = 0.02
@@ -78,11 +94,13 @@ _MAX_KNOWN_FIELDS = 2048
 _FORGET_FIELDS_SECS = 60.0
 _DEFAULT_PATIENCE_SECS = 60.0
 
-_FRAMING = frozenset({"content-length", "transfer-encoding", "expect", "upgrade"})
 _SINGLE = frozenset({"host", "content-type", "content-length", "transfer-encoding"})
 _BODILESS = frozenset({204, 304})
+# Of a length that may be told with zeros before it.
+_MOST_DIGITS = 19
 _METHODS = {
-    name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
+    name.encode(): name
+    for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE")
 }
 _G = ord("G")
 _END_OF_HEAD = b"\r\n\r\n"
@@ -92,6 +110,16 @@ _CAREFUL = frozenset(
     {"authorization", "proxy-authorization", "cookie", "transfer-encoding", "expect", "upgrade"}
 )
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_ANY_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9]\.[0-9])").fullmatch
+_BEGINS_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]").match
+_ABSOLUTE = re.compile(rb"https?://[^/?#]+", re.IGNORECASE).match
+_AUTHORITY = re.compile(rb"[^/?#@]+:[0-9]+").fullmatch
+_HOST = re.compile(
+    r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]+)(?::[0-9]*)?"  # RFC 9110, 7.2
+).fullmatch
+_BARE_LINE_FEED = re.compile(rb"(?<!\r)\n").search
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t -~\x80-\xff]*)?").fullmatch
+_TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t -~\x80-\xff]*").fullmatch
 _VALUE = re.compile(r"[ \t\x21-\x7e\x80-\xff]*")
 
 Address = tuple[Any, ...] | str
@@ -127,13 +155,6 @@ class _Limits(NamedTuple):
         return cls(line, fields, size, fields * (size + 2) + line, min(line, size, fields * 4))
 
 
-class _Head(NamedTuple):
-    """The fields of a head, with each value of those that came more than once."""
-
-    fields: dict[str, str]
-    repeated: dict[str, list[str]]
-
-
 class _Known:
     """What the fields of an ordinary request say, the length of its body among it."""
 
@@ -157,6 +178,7 @@ class _Message:
         "keeps",
         "method",
         "repeated",
+        "spooled",
         "started",
         "target",
         "version",
@@ -182,11 +204,431 @@ class _Message:
         self.started: datetime | None = None
         # Whether it came with nothing before or after it, so that its answer may wait a moment.
         self.is_alone = False
+        # What keeps the body's file, where there is one.
+        self.spooled: _Body | None = None
 
     def discard(self) -> None:
         """Let go of the body's file."""
-        if not isinstance(self.body, bytes):
-            self.body.close()
+        if self.spooled is not None:
+            self.spooled.close()
+
+
+class _Room:
+    """How many bytes more may lie in files. Thread-safe."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> bool:
+        with self._lock:
+            if size > self._left:
+                return False
+            self._left -= size
+            return True
+
+    def give(self, size: int) -> None:
+        with self._lock:
+            self._left += size
+
+
+class _Body:
+    """A body that is arriving: in memory while it is short, then in a file, by long writes."""
+
+    __slots__ = ("_file", "_held", "_room", "_spooled", "limit", "size")
+
+    def __init__(self, room: _Room) -> None:
+        self._room = room
+        self._held = bytearray()
+        self._file: IO[bytes] | None = None
+        self._spooled = 0
+        self.size = 0
+        self.limit = MAX_BODY_BYTES
+
+    def add(self, data: bytes | bytearray) -> None:
+        """Take more of it; ``_RefusedError`` beyond its limit, or where there is no room."""
+        self.size += len(data)
+        if self.size > self.limit:
+            raise _RefusedError(413, "the body is too long")
+        self._held += data
+        if len(self._held) > _MAX_BODY_IN_MEMORY:
+            self._spool()
+
+    def _spool(self) -> None:
+        if not self._room.take(len(self._held)):
+            raise _RefusedError(503, "too many long bodies are arriving")
+        self._spooled += len(self._held)
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed below
+            self._file.write(self._held)
+        except OSError as error:
+            raise _RefusedError(503, f"the body cannot be kept: {error}") from error
+        self._held.clear()
+
+    def finish(self) -> bytes | IO[bytes]:
+        """All of it."""
+        if self._file is None:
+            return bytes(self._held)
+        self._spool()
+        self._file.seek(0)
+        return self._file
+
+    def close(self) -> None:
+        """Let go of all; once more does nothing."""
+        self._held.clear()
+        if self._file is not None:
+            self._file.close()
+        spooled, self._spooled = self._spooled, 0
+        self._room.give(spooled)
+
+
+class _Reading(Enum):
+    """What a reader waits for."""
+
+    LINE = auto()
+    FIELDS = auto()
+    LENGTH = auto()
+    CHUNK = auto()
+    DATA = auto()
+    DATA_END = auto()
+    TRAILERS = auto()
+
+
+class _Reader:
+    """Bytes in; one message after the other, or why it is refused, out. It knows no connection.
+
+    ============  ============================  =================================
+    waits for     which is                      and then for
+    ============  ============================  =================================
+    ``LINE``      the request line              ``FIELDS``
+    ``FIELDS``    all fields, an empty line     ``LENGTH``, ``CHUNK``, or ``LINE``
+    ``LENGTH``    a body of a given length      ``LINE``
+    ``CHUNK``     the size of a chunk           ``DATA``, or ``TRAILERS`` after the last
+    ``DATA``      so many bytes                 ``DATA_END``
+    ``DATA_END``  the end of the line           ``CHUNK``
+    ``TRAILERS``  fields, an empty line         ``LINE``
+    ============  ============================  =================================
+
+    A message is there whenever it waits for ``LINE`` again. Heads are parsed by llhttp, each alone
+    and whole. Source: RFC 9112.
+    """
+
+    __slots__ = (
+        "_body",
+        "_due",
+        "_framing",
+        "_headers",
+        "_is_complete",
+        "_keeps",
+        "_names",
+        "_parser",
+        "_peer",
+        "_repeated",
+        "_scanned",
+        "_state",
+        "_worker",
+        "awaits_100",
+        "is_unasked",
+        "message",
+        "starves",
+    )
+
+    def __init__(self, worker: EventLoopWorker, peer: Address) -> None:
+        self._worker = worker
+        self._peer = peer
+        self._names = worker.names
+        self._parser = HttpRequestParser(self)
+        self._state = _Reading.LINE
+        # So much of the head holds no end.
+        self._scanned = 0
+        self._headers: dict[str, str] = {}
+        self._repeated: dict[str, list[str]] = {}
+        self._is_complete = False
+        self._keeps = False
+        self._body: _Body | None = None
+        # Bytes of the body or chunk that are to come, and those that were no body.
+        self._due = 0
+        self._framing = 0
+        # What is arriving; whether its body was announced, but not talked about; whether its
+        # client waits to be asked for it.
+        self.message: _Message | None = None
+        self.is_unasked = False
+        self.awaits_100 = False
+        # Whether no more can be made of what is there.
+        self.starves = True
+
+    @property
+    def is_amid(self) -> bool:
+        """Whether part of a message was taken already."""
+        return self._state is not _Reading.LINE
+
+    def read(self, stash: bytearray) -> _Message | None:
+        """The next message; None where it has not come whole, or more of it than a share.
+
+        What was made use of is taken from ``stash``. Raises ``_RefusedError``.
+        """
+        self.starves = False
+        if self._body is None:
+            if not self._read_head(stash):
+                self.starves = True
+                return None
+            if self._body is None:
+                return self.message
+        if self._state is _Reading.LENGTH:
+            part = stash[: min(self._due, _BODY_PIECE)]
+            del stash[: len(part)]
+            self._body.add(part)
+            self._due -= len(part)
+            if not self._due:
+                return self._whole()
+            self.starves = not stash
+            return None
+        return self._read_chunks(stash, self._body)
+
+    def allow(self, limit: int) -> None:
+        """Take so many bytes of body at most; ``_RefusedError`` where more are announced."""
+        if self._body is not None:
+            self._body.limit = limit
+            announced = self._due if self._state is _Reading.LENGTH else 0
+            if self._body.size + announced > limit:
+                raise _RefusedError(413, "the body is too long")
+
+    def drop(self) -> None:
+        """Forget what has arrived; no more is to be read."""
+        body, self._body = self._body, None
+        if body is not None:
+            body.close()
+        # It knows its reader; without it both go at once.
+        self._parser = cast(HttpRequestParser, None)
+
+    # Heads
+
+    def _read_head(self, stash: bytearray) -> bool:
+        """Take a whole head; False where it has not come whole."""
+        limits = self._worker.limits
+        if self._state is _Reading.LINE:
+            if stash[0] in b"\r\n":
+                # Empty lines before a request are let pass (RFC 9112, 2.2).
+                del stash[: len(stash) - len(stash.lstrip(b"\r\n"))]
+                if not stash:
+                    return False
+            end = stash.find(b"\r\n", self._scanned)
+            if end > limits.line or (end < 0 and len(stash) > limits.line + 1):
+                raise _RefusedError(414, "the request line is too long")
+            if end < 0:
+                if not _BEGINS_LINE(stash) or _BARE_LINE_FEED(stash, self._scanned):
+                    raise _RefusedError(400, "this is no request line")
+                self._scanned = len(stash) - 1
+                return False
+            self._read_line(bytes(stash[:end]))
+            self._state = _Reading.FIELDS
+            self._scanned = end
+        end = stash.find(_END_OF_HEAD, self._scanned)
+        if end < 0:
+            if len(stash) - stash.rfind(b"\r\n") > limits.field_size + 2:
+                raise _RefusedError(431, "a header field is too long")
+            if len(stash) > limits.head:
+                raise _RefusedError(431, "the head is too long")
+            if _BARE_LINE_FEED(stash, self._scanned):
+                raise _RefusedError(400, "a line of the head ends without CR")
+            self._scanned = max(self._scanned, len(stash) - 3)
+            return False
+        end += len(_END_OF_HEAD)
+        head = bytes(stash[:end])
+        del stash[:end]
+        if end > limits.floor:
+            self._check_limits(head)
+        self._read_fields(head)
+        return True
+
+    def _read_line(self, line: bytes) -> None:
+        found = _ANY_LINE(line)
+        if found is None:
+            raise _RefusedError(400, "this is no request line")
+        method, target, version = found.groups()
+        if version not in (b"1.1", b"1.0"):
+            raise _RefusedError(505, f"HTTP/{version.decode()} is not spoken here")
+        if method == b"CONNECT" and not _AUTHORITY(target):
+            raise _RefusedError(400, "CONNECT names no host and port")
+        name = _METHODS.get(method)
+        if name is None:
+            raise _RefusedError(501, f"the method {method.decode()} is not known")
+        is_path = target.startswith(b"/") or (target == b"*" and name == "OPTIONS")
+        if not is_path and not _ABSOLUTE(target):
+            raise _RefusedError(400, "the target is neither a path nor a URL")
+        self.message = _Message(name, target.decode(), version.decode(), {}, False, b"")
+
+    def _check_limits(self, head: bytes) -> None:
+        limits = self._worker.limits
+        if head.count(b"\r\n") - 2 > limits.fields:
+            raise _RefusedError(431, "too many header fields")
+        if len(head) > limits.field_size:
+            for line in head.split(b"\r\n")[1:]:
+                if len(line) + 2 > limits.field_size:
+                    raise _RefusedError(431, "a header field is too long")
+
+    def _read_fields(self, head: bytes) -> None:
+        """Parse a head, of which the first line was read, and see what follows."""
+        self._scanned = 0
+        self._headers = {}
+        self._repeated = {}
+        self._is_complete = False
+        try:
+            self._parser.feed_data(head)
+        except HttpParserUpgrade:
+            # An offer to change the protocol is not taken up.
+            self._parser = HttpRequestParser(self)
+        except HttpParserCallbackError as error:
+            cause = error.__context__
+            raise cause if cause is not None else error  # noqa: B904  # the parser's adds nothing
+        except HttpParserError as error:
+            raise _RefusedError(400, str(error)) from error
+        message = self.message
+        assert message is not None  # its line was read
+        if not self._is_complete:
+            raise _RefusedError(400, "the head has no end")
+        headers, repeated = self._headers, self._repeated
+        host = headers.get("host")
+        if (host is None and message.version == "1.1") or (host is not None and not _HOST(host)):
+            raise _RefusedError(400, "Host is missing or malformed")
+        for name, values in repeated.items():
+            headers[name] = ", ".join(values)
+        message.headers = headers
+        message.repeated = repeated or None
+        message.keeps = self._keeps
+        self._read_framing(message)
+
+    def _read_framing(self, message: _Message) -> None:
+        headers = message.headers
+        coding = headers.get("transfer-encoding")
+        given = headers.get("content-length")
+        expected = headers.get("expect") if message.version == "1.1" else None
+        if expected is not None and expected.lower() != "100-continue":
+            raise _RefusedError(417, f"{expected} cannot be met")
+        self._due = 0
+        if coding is not None:
+            if message.version != "1.1" or given is not None:
+                raise _RefusedError(400, "the length of the body is not certain")
+            if coding.lower() != "chunked":
+                raise _RefusedError(501, f"the transfer coding {coding} is not known")
+        elif given is not None:
+            if not (given.isascii() and given.isdigit() and len(given) <= _MOST_DIGITS):
+                raise _RefusedError(400, "Content-Length is not a number")
+            self._due = int(given)
+            if self._due > MAX_BODY_BYTES:
+                raise _RefusedError(413, "the body is too long")
+        if coding is None and not self._due:
+            self._state = _Reading.LINE
+            return
+        self.awaits_100 = expected is not None
+        self.is_unasked = True
+        self._state = _Reading.LENGTH if coding is None else _Reading.CHUNK
+        self._framing = 0
+        self._body = _Body(self._worker.room)
+        # The next head has a parser that expects no body.
+        self._parser = HttpRequestParser(self)
+
+    # Bodies
+
+    def _read_chunks(self, stash: bytearray, body: _Body) -> _Message | None:
+        position = 0
+        try:
+            while position < _PIECE:
+                if self._state is _Reading.DATA:
+                    part = stash[position : position + min(self._due, _PIECE)]
+                    if not part:
+                        self.starves = True
+                        return None
+                    body.add(part)
+                    position += len(part)
+                    self._due -= len(part)
+                    if not self._due:
+                        self._state = _Reading.DATA_END
+                    continue
+                end = stash.find(b"\r\n", position, position + _MAX_CHUNK_LINE)
+                if end < 0:
+                    if len(stash) - position >= _MAX_CHUNK_LINE or stash.find(b"\n", position) >= 0:
+                        raise _RefusedError(400, "a line between the chunks has no end")
+                    self.starves = True
+                    return None
+                line = bytes(stash[position:end])
+                self._framing += end + 2 - position
+                position = end + 2
+                if self._read_between(line, body):
+                    return self._whole()
+        finally:
+            del stash[:position]
+        self.starves = not stash
+        return None
+
+    def _read_between(self, line: bytes, body: _Body) -> bool:
+        """Take a line between the chunks; whether it was the last."""
+        if self._state is _Reading.CHUNK:
+            found = _CHUNK_LINE(line)
+            if found is None:
+                raise _RefusedError(400, "this is no size of a chunk")
+            if self._framing > _CHUNKS_GRACE + body.size // 2:
+                raise _RefusedError(400, "the chunks are too small")
+            self._due = int(found[1], 16)
+            if body.size + self._due > body.limit:
+                raise _RefusedError(413, "the body is too long")
+            self._state = _Reading.DATA if self._due else _Reading.TRAILERS
+            if not self._due:
+                self._framing = 0
+        elif self._state is _Reading.DATA_END:
+            if line:
+                raise _RefusedError(400, "a chunk is longer than its size")
+            self._state = _Reading.CHUNK
+        elif not line:
+            return True
+        elif self._framing > _MAX_TRAILERS:
+            raise _RefusedError(431, "the trailers are too long")
+        elif not _TRAILER(line):
+            raise _RefusedError(400, "a trailer is malformed")
+        return False
+
+    def _whole(self) -> _Message:
+        """The message, now that its body is there. Trailers are for nobody."""
+        message, body = self.message, self._body
+        assert message is not None
+        assert body is not None
+        message.body = body.finish()
+        if not isinstance(message.body, bytes):
+            message.spooled = body
+        self._body = None
+        self._state = _Reading.LINE
+        self.awaits_100 = self.is_unasked = False
+        return message
+
+    # The parser's calls
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        key = self._names.get(name) or self._uncommon(name)
+        if not key:
+            return
+        headers = self._headers
+        if key not in headers:
+            headers[key] = value.decode("latin-1").strip(" \t")
+        elif key in _SINGLE:
+            raise _RefusedError(400, f"{key} is given twice")
+        else:
+            values = self._repeated.setdefault(key, [headers[key]])
+            values.append(value.decode("latin-1").strip(" \t"))
+
+    def _uncommon(self, spelling: bytes) -> str:
+        """The name of a field that is not known by its spelling; empty where it is not wanted."""
+        name = spelling.decode("ascii").lower()
+        worker = self._worker
+        if "_" not in name:
+            worker.learn(spelling, name)
+        elif not worker.takes_underscores(name, self._peer):
+            return ""
+        return name
+
+    def on_headers_complete(self) -> None:
+        self._is_complete = True
+        self._keeps = self._parser.should_keep_alive()
 
 
 class _WsgiRequest:
@@ -474,37 +916,27 @@ class _StreamAnswer:
 class _Connection(asyncio.Protocol):
     """One client's connection: reads requests, and answers each in its turn.
 
-    ``deadline`` is when it is overdue, by the loop's clock.
+    Nothing is read while an answer is due or the client does not read; what arrives then waits in
+    the stash. What can be read is taken by shares, of which each turn of the loop has so many for
+    all connections together. ``deadline`` is when it is overdue, by the loop's clock.
     """
 
     __slots__ = (
-        "_awaits_100",
-        "_body",
-        "_body_size",
-        "_completed",
+        "_began",
         "_current",
+        "_dear_until",
         "_has_ended",
-        "_has_moved",
-        "_head",
-        "_headers",
         "_is_deaf",
-        "_is_odd",
-        "_is_partial",
+        "_is_held",
         "_is_paused",
-        "_names",
-        "_parser",
+        "_is_queued",
         "_pending",
-        "_queue",
-        "_repeated",
-        "_repeats",
-        "_replay",
+        "_reader",
         "_resumes",
-        "_seen",
         "_server",
         "_stash",
         "_transport",
         "_unsent_before",
-        "_url",
         "deadline",
         "peer",
         "worker",
@@ -514,86 +946,77 @@ class _Connection(asyncio.Protocol):
         self.worker = worker
         self.peer = peer
         self._server = server
-        self._names = worker.names
-        self._parser = HttpRequestParser(self)
+        self._reader = _Reader(worker, peer)
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.deadline = math.inf
-        # What is due. Both are empty unless an answer is being made or the client does not read.
-        self._queue: deque[_Message | _RefusedError] = deque()
+        # What has arrived and was not read; whether it waits for its share, and since when part
+        # of a message has been here.
         self._stash = bytearray()
+        self._is_queued = False
+        self._began = 0.0
+        # Its requests are dear: they wait in the queue.
+        self._dear_until = 0.0
+        # Whether the transport was told to read no more.
+        self._is_held = False
+        # What is to be sent soon, and the answer that is being made.
         self._pending = b""
         self._current: _WsgiAnswer | _StreamAnswer | _PromisedAnswer | None = None
         self._is_paused = False
         self._resumes = False
         self._unsent_before = 0
-        # No more requests: the connection is to be closed, now or after what is queued.
+        # No more requests: the connection is to be closed, now or after what is due.
         self._is_deaf = False
         self._has_ended = False
-        # The message that is arriving.
-        self._url = b""
-        self._headers: dict[str, str] = {}
-        self._repeats = 0
-        self._repeated: dict[str, list[str]] = {}
-        self._is_odd = False
-        self._head: _Head | None = None
-        self._body: list[bytes] | IO[bytes] = []
-        self._body_size = 0
-        self._awaits_100 = False
-        self._replay = b""
-        # At most so many bytes belong to it; whether any was made use of; whether more must come.
-        self._seen = 0
-        self._has_moved = False
-        self._is_partial = False
-        # What was last found whole in what was fed.
-        self._completed: _Message | None = None
 
     # The transport's calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self.deadline = self.worker.now + max(self.worker.keepalive, _LINGER_SECS)
+        self._rearm()
         self.worker.connections.add(self)
-        if self.worker.is_stopping():
-            self.wind_down()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_deaf = True
         current, self._current = self._current, None
         if current is not None:
             current.lose()
-        self._forget_requests()
-        self._drop_body()
-        # It knows this connection; without it both go at once.
-        self._parser = cast(HttpRequestParser, None)
+        self._stash.clear()
+        self._reader.drop()
         self.worker.connections.discard(self)
         self.worker.connection_closed()
 
     def data_received(self, data: bytes) -> None:
         if self._is_deaf:
             if self._is_due():
-                self._transport.pause_reading()
-        elif self._current is None and not self._is_paused:
-            if len(data) <= _PIECE:
-                read = self.worker.known_requests.get(data) if data[0] == _G else None
-                if (read is None or not self._is_recalled(read)) and not self._is_known(data):
-                    self._feed(data)
-                    if self._stash:
-                        self._drain()
-            else:
-                self._stash += data
-                self._drain()
-        else:
-            self._stash += data
+                self._hold()
+            return
+        stash = self._stash
+        if self._current is not None or self._is_paused:
+            stash += data
             if not isinstance(self._current, _StreamAnswer):
-                self._transport.pause_reading()
-            elif len(self._stash) > MAX_UNSENT_BYTES:
+                self._hold()
+            elif len(stash) > MAX_UNSENT_BYTES:
                 # Reading on is how one learns that a stream's reader has gone.
                 self.drop()
+            return
+        is_fresh = not stash and not self._reader.is_amid
+        if is_fresh and len(data) <= _PIECE:
+            read = self.worker.known_requests.get(data) if data[0] == _G else None
+            if (read is not None and self._is_recalled(read)) or self._is_known(data):
+                return
+        stash += data
+        if self._is_queued:
+            self._hold()
+        elif self._dear_until > self.worker.now:
+            self._await_turn()
+        else:
+            message = self._take()
+            if message is not None and is_fresh and not stash:
+                self._get_to_know(data, message)
 
     def eof_received(self) -> bool:
         """Finish what is due for a client that only ceased to send."""
-        is_due = self._is_due() or bool(self._queue)
-        self._has_ended = is_due and not self.worker.ssl_context
+        self._has_ended = (self._is_due() or self._is_queued) and not self.worker.ssl_context
         return self._has_ended
 
     def _is_due(self) -> bool:
@@ -604,7 +1027,7 @@ class _Connection(asyncio.Protocol):
         self._is_paused = True
         self._resumes = False
         self._unsent_before = self.unsent()
-        self.deadline = self.worker.now + self.worker.patience
+        self._rearm()
         if self._current is not None:
             self._current.blocked()
 
@@ -617,13 +1040,39 @@ class _Connection(asyncio.Protocol):
         if not self._resumes:
             return
         self._resumes = self._is_paused = False
-        self.deadline = math.inf
+        self._rearm()
         if self._current is not None:
             self._current.drained()
-        elif self._is_deaf and not self._queue:
-            self.deadline = self.worker.now + _LINGER_SECS
-        else:
+        elif not self._is_deaf:
             self._advance()
+
+    # Time
+
+    def _rearm(self) -> None:
+        """Derive the deadline from what is waited for.
+
+        Only ``_reply`` sets another, for the one case that it knows, and ``wind_down`` for a
+        connection that is to have one more moment.
+        """
+        worker = self.worker
+        now = worker.now
+        if self._is_paused:
+            # For the client to read.
+            self.deadline = now + worker.patience
+        elif self._current is not None or self._is_queued:
+            # For this server.
+            self.deadline = math.inf
+        elif self._is_deaf:
+            # For the client to read the end, and to close.
+            self.deadline = now + (0.0 if worker.is_stopping() else _LINGER_SECS)
+        elif self._began:
+            # For the rest of a request, however often a little of it comes.
+            self.deadline = self._began + worker.patience
+        elif worker.is_stopping():
+            self.deadline = now + _RECENT_SECS - _SWEEP_SECS
+        else:
+            # For the next request.
+            self.deadline = now + worker.keepalive
 
     # For the answers
 
@@ -662,7 +1111,7 @@ class _Connection(asyncio.Protocol):
             self._close()
             return
         self._reply(answer)
-        if self._stash or self._queue or self._has_ended:
+        if self._stash or self._has_ended:
             self._advance()
 
     def answered(self, keeps: bool) -> None:
@@ -685,12 +1134,12 @@ class _Connection(asyncio.Protocol):
             self.deadline = self.worker.now + self.worker.patience
         elif unsent or self._is_deaf:
             self.drop()
-        elif self._is_partial:
+        elif self._began:
             self._refuse(_RefusedError(408, "the request took too long"))
         else:
             self._is_deaf = True
             self._transport.close()
-            self.deadline = self.worker.now + _LINGER_SECS
+            self._rearm()
 
     def wind_down(self) -> None:
         """Close as soon as nothing is due; the worker is about to stop.
@@ -701,14 +1150,14 @@ class _Connection(asyncio.Protocol):
         self.flush()
         if self._current is not None:
             self._current.wind_down()
-        elif not (self._is_deaf or self._is_partial or self._queue or self._is_paused):
+        elif not (self._is_deaf or self._began or self._is_queued or self._is_paused):
             worker = self.worker
             recent = worker.now + worker.keepalive - _RECENT_SECS
             if self.deadline < recent:
                 self._is_deaf = True
                 self._transport.close()
             else:
-                self.deadline = worker.now + _RECENT_SECS - _SWEEP_SECS
+                self._rearm()
 
     def was_made(self) -> bool:
         return self._transport is not None
@@ -723,19 +1172,95 @@ class _Connection(asyncio.Protocol):
 
     # Reading
 
-    def _drain(self) -> None:
-        stash = self._stash
-        while stash and self._current is None and not self._is_paused and not self._is_deaf:
-            piece = bytes(stash[:_PIECE])
-            del stash[:_PIECE]
-            self._feed(piece)
-        if not stash and not self._is_deaf:
+    def _hold(self) -> None:
+        """Read no more from the socket until what is here was taken."""
+        if not self._is_held:
+            self._is_held = True
+            self._transport.pause_reading()
+
+    def _await_turn(self) -> None:
+        """Take a share of what is stashed when it is this connection's turn."""
+        if not self._is_queued:
+            self._is_queued = True
+            self._hold()
+            self._rearm()
+            self.worker.take_turns(self)
+
+    def share(self) -> None:
+        """Take one share, as one of several who have more."""
+        self._is_queued = False
+        if self._can_take():
+            self._take()
+
+    def _can_take(self) -> bool:
+        return (
+            bool(self._stash)
+            and self._current is None
+            and not self._is_paused
+            and not self._is_deaf
+        )
+
+    def _take(self) -> _Message | None:
+        """Take a share of the stash, and begin to answer what came whole by it, which is returned.
+
+        Where there is more to take, another turn is waited for.
+        """
+        began = time.perf_counter()
+        stash, reader = self._stash, self._reader
+        message = None
+        try:
+            message = reader.read(stash)
+        except _RefusedError as error:
+            self._refuse(error)
+        except Exception as error:
+            self.worker.log.exception("Error reading a request")
+            self._refuse(_RefusedError(500, repr(error)))
+        else:
+            if message is not None:
+                self._began = 0.0
+                if not message.keeps:
+                    self._is_deaf = True
+                    stash.clear()
+                self._begin(message)
+            else:
+                if not self._began and (stash or reader.is_amid):
+                    self._began = self.worker.now
+                if reader.is_unasked:
+                    self._ask_first()
+        if time.perf_counter() - began > _DEAR_SECS:
+            self._dear_until = self.worker.now + _DEAR_FOR_SECS
+        if not reader.starves and self._can_take():
+            self._await_turn()
+        else:
+            self._listen()
+        return message
+
+    def _listen(self) -> None:
+        """Wait for what comes next, if anything may."""
+        is_ready = self._current is None and not self._is_paused
+        if self._is_held and (
+            is_ready or not self._stash or isinstance(self._current, _StreamAnswer)
+        ):
+            self._is_held = False
             self._transport.resume_reading()
+        if is_ready and not self._is_deaf:
+            self._rearm()
+            if self._has_ended:
+                self._close()
+
+    def _advance(self) -> None:
+        """Go on with what has arrived meanwhile."""
+        if self._transport.is_closing():
+            return
+        if self._stash:
+            self._await_turn()
+        else:
+            self._listen()
 
     def _is_recalled(self, read: Callable[[], Answer | None]) -> bool:
         """Answer a request that came before, byte for byte; False where it is to be looked at."""
         worker = self.worker
-        if self._seen or self._is_partial or self._queue or not worker.is_quick:
+        if not worker.is_quick:
             return False
         if worker.nr + 1 >= worker.max_requests:
             return False
@@ -769,7 +1294,7 @@ class _Connection(asyncio.Protocol):
         else:
             fields, end, body = rest.partition(_END_OF_HEAD)
             known = worker.known_fields.get(fields) if end else None
-        if known is None or self._seen or self._is_partial or self._queue or self._is_deaf:
+        if known is None:
             return False
         found = _PLAIN_LINE(line.decode("latin-1"))
         if found is None or len(body) != known.length or len(line) > worker.limits.line:
@@ -787,15 +1312,20 @@ class _Connection(asyncio.Protocol):
                     worker.recall(data, lane.reader(target))
                 worker.nr += 1
                 if isinstance(answer, Promise):
-                    self.deadline = math.inf
                     self._current = promised = _PromisedAnswer(self, answer)
+                    self._rearm()
                     worker.settle_soon(promised)
                 else:
                     self._reply(answer)
                 return True
+        if self._dear_until > worker.now:
+            return False
         message = _Message(method, target, "1.1", known.headers, True, body)
         message.is_alone = True
+        began = time.perf_counter()
         self._begin(message)
+        if time.perf_counter() - began > _DEAR_SECS:
+            self._dear_until = worker.now + _DEAR_FOR_SECS
         return True
 
     def _get_to_know(self, data: bytes, message: _Message) -> None:
@@ -819,240 +1349,42 @@ class _Connection(asyncio.Protocol):
             key = fields if body else fields + _END_OF_HEAD
             self.worker.keep_fields(key, _Known(headers, length))
 
-    def _feed(self, data: bytes) -> None:
-        self._seen += len(data)
-        try:
-            self._parser.feed_data(data)
-        except HttpParserUpgrade as upgrade:
-            # An offer to change the protocol is not taken up; what follows is a body or a request.
-            self._parser = HttpRequestParser(self)
-            self._stash[:0] = self._replay + data[upgrade.args[0] :]
-            self._replay = b""
-            self._has_moved = False
-            self._seen = 0
-            return
-        except HttpParserError as error:
-            self._malformed(error)
-            return
-        completed, self._completed = self._completed, None
-        if self._has_moved:
-            self._has_moved = False
-            if not self._url:
-                if completed is not None and self._seen == len(data):
-                    self._get_to_know(data, completed)
-                self._seen = 0
-                return
-            self._seen = len(data)
-        if self._is_deaf:
-            return
-        if self._seen > self.worker.limits.floor:
+    def _ask_first(self) -> None:
+        """Ask the application about a request whose body has not come yet; once for each."""
+        worker, reader = self.worker, self._reader
+        reader.is_unasked = False
+        message = reader.message
+        assert message is not None  # it is amid this one
+        found: Answer | int = MAX_BODY_BYTES
+        request = None if worker.admit is None else self._fast_request(message)
+        if worker.admit is not None and request is not None:
             try:
-                self._check_limits()
-            except _RefusedError as error:
-                self._refuse(error)
-                return
-        if not self._is_partial:
-            self._is_partial = True
-            if self._current is None and not self._is_paused:
-                self.deadline = self.worker.now + self.worker.patience
-
-    def _malformed(self, error: HttpParserError) -> None:
-        if self._is_deaf:
+                found = worker.admit(request)
+            except Exception:
+                worker.log.exception("Error handling request %s", message.target)
+                found = Answer(500)
+        if isinstance(found, Answer):
+            worker.count_request()
+            if worker.observes:
+                message.started = worker.begun(self, message)
+            message.keeps = False
+            self._end_reading()
+            self._send(message, found)
             return
-        cause = error.__context__ if isinstance(error, HttpParserCallbackError) else None
-        if isinstance(cause, _RefusedError):
-            self._refuse(cause)
-        elif cause is not None:
-            self.worker.log.error("Error reading a request", exc_info=cause)
-            self._refuse(_RefusedError(500, repr(cause)))
-        else:
-            self._refuse(_RefusedError(400, str(error)))
-
-    def _check_limits(self) -> None:
-        limits = self.worker.limits
-        method = self._parser.get_method() if self._url else b""
-        if len(method) + len(self._url) + len("  HTTP/1.1") > limits.line:
-            raise _RefusedError(414, "the request line is too long")
-        headers = self._headers
-        if len(headers) + self._repeats > limits.fields:
-            raise _RefusedError(431, "too many header fields")
-        if self._seen > limits.field_size:
-            for name, value in headers.items():
-                if len(name) + len(value) + len(": \r\n") > limits.field_size:
-                    raise _RefusedError(431, f"the header field {name} is too long")
-            if self._seen > limits.head + _PIECE:
-                raise _RefusedError(431, "the head is too long")
-
-    # The parser's calls
-
-    def on_url(self, url: bytes) -> None:
-        self._url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        key = self._names.get(name)
-        if key is None:
-            key = self._uncommon(name)
-            if not key:
-                return
-        headers = self._headers
-        if key not in headers:
-            headers[key] = value.decode("latin-1").strip(" \t")
-        elif key in _SINGLE:
-            raise _RefusedError(400, f"{key} is given twice")
-        else:
-            self._repeats += 1
-            if self._repeats > self.worker.limits.fields:
-                raise _RefusedError(431, "too many header fields")
-            values = self._repeated.setdefault(key, [headers[key]])
-            values.append(value.decode("latin-1").strip(" \t"))
-
-    def _uncommon(self, spelling: bytes) -> str:
-        """The name of a field that is not known by its spelling; empty where it is not wanted."""
-        name = spelling.decode("ascii").lower()
-        if name in _FRAMING:
-            self._is_odd = True
-        elif "_" in name:
-            # In a WSGI environment it could pass for a field that a proxy has checked.
-            worker = self.worker
-            allowed = worker.cfg.forwarder_headers if worker.trusts(self.peer) else ()
-            if worker.cfg.header_map != "dangerous" and not {name.upper(), "*"} & set(allowed):
-                if worker.cfg.header_map == "drop":
-                    return ""
-                raise _RefusedError(400, f"the header field {name} is not allowed")
-            self._is_odd = True
-        else:
-            self.worker.learn(spelling, name)
-        return name
-
-    def on_headers_complete(self) -> None:
-        if self._seen > self.worker.limits.floor:
-            self._check_limits()
-        if self._is_odd:
-            self._read_framing()
-
-    def _read_framing(self) -> None:
-        headers = self._headers
-        parser = self._parser
-        version = parser.get_http_version()
-        coding = headers.get("transfer-encoding")
-        length = 0
-        if coding is not None:
-            if version != "1.1" or "content-length" in headers:
-                raise _RefusedError(400, "the length of the body is not certain")
-            if coding.lower() != "chunked":
-                raise _RefusedError(501, f"the transfer coding {coding} is not known")
-        elif "content-length" in headers:
-            given = headers["content-length"]
-            if not (given.isascii() and given.isdigit()):
-                raise _RefusedError(400, "Content-Length is not a number")
-            length = int(given)
-            if length > MAX_BODY_BYTES:
-                raise _RefusedError(413, "the body is too long")
-        if coding is None and not length:
+        try:
+            reader.allow(found)
+        except _RefusedError as error:
+            self._refuse(error)
             return
-        if "upgrade" in headers and parser.should_upgrade():
-            # The parser takes the body for another protocol. Without the offer it does not.
-            kept = [f"{name}: {value}" for name, value in headers.items() if name != "upgrade"]
-            line = f"{parser.get_method().decode()} {self._url.decode()} HTTP/{version}"
-            self._replay = "\r\n".join([line, *kept, "", ""]).encode("latin-1")
-            return
-        expected = headers.get("expect")
-        if expected is not None and version == "1.1":
-            if expected.lower() != "100-continue":
-                raise _RefusedError(417, f"{expected} cannot be met")
-            self._awaits_100 = True
-            self._give_100()
-        # From here on fields are trailers, which nobody asks for.
-        self._head = self._whole_head(headers)
-        self._headers = {}
-        self._is_partial = True
-        if self._current is None:
-            self.deadline = self.worker.now + self.worker.patience
-
-    def _give_100(self) -> None:
-        if self._awaits_100 and self._current is None and not self._queue:
-            self._awaits_100 = False
+        if reader.awaits_100:
+            reader.awaits_100 = False
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def on_body(self, data: bytes) -> None:
-        self._has_moved = True
-        self._awaits_100 = False
-        self._body_size += len(data)
-        body = self._body
-        if self._body_size > MAX_BODY_BYTES:
-            raise _RefusedError(413, "the body is too long")
-        if isinstance(body, list):
-            if self._body_size <= _MAX_BODY_IN_MEMORY:
-                body.append(data)
-                return
-            self._body = tempfile.TemporaryFile()  # noqa: SIM115  # closed by the message
-            self._body.write(b"".join(body))
-            body = self._body
-        body.write(data)
-
-    def on_message_complete(self) -> None:
-        if self._is_deaf:
-            return
-        url, headers = self._url, self._headers
-        self._url = b""
-        self._headers = {}
-        self._has_moved = True
-        self._is_partial = False
-        parser = self._parser
-        if self._is_odd or self._repeats or not url.startswith(b"/"):
-            odd = self._odd_message(url, headers)
-            if odd is None:
-                return
-            message = odd
-        else:
-            method = parser.get_method()
-            keeps = parser.should_keep_alive()
-            # The version is costly to ask for, and only of 1.1 is a connection kept unasked.
-            version = "1.1"
-            if not keeps or "connection" in headers:
-                version = _checked(parser.get_http_version())
-            message = _Message(
-                _METHODS.get(method) or method.decode(), url.decode(), version, headers, keeps, b""
-            )
-        if not message.keeps:
-            self._is_deaf = True
-        self._completed = message
-        if self._current is None and not self._is_paused:
-            self._begin(message)
-        else:
-            self._queue.append(message)
-
-    def _whole_head(self, fields: dict[str, str]) -> _Head:
-        repeated, self._repeated = self._repeated, {}
-        for name, values in repeated.items():
-            fields[name] = ", ".join(values)
-        return _Head(fields, repeated)
-
-    def _odd_message(self, url: bytes, headers: dict[str, str]) -> _Message | None:
-        """A message with a body, or of which anything else is rare; None to read it once more."""
-        parser = self._parser
-        head, repeated = self._head or self._whole_head(headers)
-        self._repeated = {}
-        body = self._body
-        self._body = []
-        self._body_size = 0
-        self._head = None
-        self._is_odd = False
-        self._repeats = 0
-        self._awaits_100 = False
-        if self._replay:
-            return None
-        version = _checked(parser.get_http_version())
-        method = parser.get_method().decode()
-        target = url.decode()
-        # What follows CONNECT would be a tunnel.
-        keeps = parser.should_keep_alive() and method != "CONNECT"
-        if not isinstance(body, list):
-            body.seek(0)
-        whole = b"".join(body) if isinstance(body, list) else body
-        message = _Message(method, target, version, head, keeps, whole)
-        message.repeated = repeated
-        return message
+    def _end_reading(self) -> None:
+        """Read no more requests."""
+        self._is_deaf = True
+        self._stash.clear()
+        self._reader.drop()
 
     # Answering
 
@@ -1076,8 +1408,8 @@ class _Connection(asyncio.Protocol):
                     self._send(message, Answer(500))
                     return
                 if found is not None:
-                    self.deadline = math.inf
                     self._current = stream = _StreamAnswer(self, message, found)
+                    self._rearm()
                     stream.begin()
                     return
         try:
@@ -1086,8 +1418,8 @@ class _Connection(asyncio.Protocol):
             message.discard()
             self._refuse(error)
             return
-        self.deadline = math.inf
         self._current = answer = _WsgiAnswer(self, message, request_)
+        self._rearm()
         worker.pool.submit(answer.run)
 
     def _fast_request(self, message: _Message) -> Request | None:
@@ -1168,55 +1500,22 @@ class _Connection(asyncio.Protocol):
             worker.report(self, message, status, answer, length)
         if not keeps:
             self._close()
-        elif not self._is_paused:
-            self.deadline = worker.now + worker.keepalive
-
-    def _advance(self) -> None:
-        queue = self._queue
-        while queue and self._current is None and not self._is_paused:
-            due = queue.popleft()
-            if isinstance(due, _RefusedError):
-                self._send_refusal(due)
-                return
-            self._begin(due)
-        if self._current is not None or self._is_paused or self._transport.is_closing():
-            return
-        self._give_100()
-        worker = self.worker
-        if self._is_partial:
-            self.deadline = worker.now + worker.patience
-        elif worker.is_stopping():
-            self.deadline = worker.now + _RECENT_SECS - _SWEEP_SECS
         else:
-            self.deadline = worker.now + worker.keepalive
-        self._drain()
-        if self._has_ended and self._current is None and not self._is_paused:
-            self._close()
+            self._rearm()
 
     def _refuse(self, error: _RefusedError) -> None:
-        """Answer with an error in its turn, and read no further."""
+        """Answer with an error, and read no further."""
         peer = self.peer if isinstance(self.peer, str) else self.peer[0]
         self.worker.log.warning("Invalid request from ip=%s: %s", peer, error)
-        self._is_deaf = True
-        self._stash.clear()
-        self._drop_body()
-        if self._current is None and not self._is_paused:
-            self._send_refusal(error)
-        else:
-            self._queue.append(error)
-
-    def _send_refusal(self, error: _RefusedError) -> None:
+        self._end_reading()
         self.write(self.worker.plain_head(error.status, "1.1", False))
         self._close()
 
     def _close(self) -> None:
         """Close once all is sent. What still comes is read, or the last answer could be lost."""
-        self._is_deaf = True
         self.flush()
-        self._forget_requests()
-        worker = self.worker
-        linger = 0.0 if worker.is_stopping() else _LINGER_SECS
-        self.deadline = worker.now + (worker.patience if self._is_paused else linger)
+        self._end_reading()
+        self._rearm()
         transport = self._transport
         if transport.is_closing():
             return
@@ -1224,25 +1523,8 @@ class _Connection(asyncio.Protocol):
             transport.close()
         else:
             transport.write_eof()
+            self._is_held = False
             transport.resume_reading()
-
-    def _forget_requests(self) -> None:
-        for message in self._queue:
-            if isinstance(message, _Message):
-                message.discard()
-        self._queue.clear()
-        self._stash.clear()
-
-    def _drop_body(self) -> None:
-        body, self._body = self._body, []
-        if not isinstance(body, list):
-            body.close()
-
-
-def _checked(version: str) -> str:
-    if version not in ("1.1", "1.0"):
-        raise _RefusedError(400, f"HTTP/{version} is not spoken here")
-    return version
 
 
 def _no_body(limit: int) -> bytes:
@@ -1277,12 +1559,17 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
         self.known_fields: dict[bytes, _Known] = {}
         self._fields_since = 0.0
         self.known_requests: dict[bytes, Callable[[], Answer | None]] = {}
+        # Who has more to be read than its share.
+        self._queued: deque[_Connection] = deque()
+        self._gives_turns = False
+        self.room = _Room(_MAX_SPOOLED_BYTES)
         self._sends_soon = False
         self._to_send: list[_Connection] = []
         self._promised: list[_PromisedAnswer] = []
         self.limits = _Limits.of(self.cfg)
         self.now = self.loop.time()
-        self.keepalive = float(self.cfg.keepalive)
+        # For the first request of a connection there is time even where none is kept.
+        self.keepalive = float(self.cfg.keepalive or _LINGER_SECS)
         self.patience = float(self.cfg.timeout or _DEFAULT_PATIENCE_SECS)
         self.scheme = "https" if self.cfg.is_ssl else "http"
         self.keeps_alive = self.cfg.keepalive > 0
@@ -1300,6 +1587,7 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
         """Look up the attributes that an application may have."""
         self.fast_lane: Callable[[Request], Answer | Stream | None] | None
         self.fast_lane = getattr(app, "fast_lane", None)
+        self.admit: Callable[[Request], Answer | int] | None = getattr(app, "admit", None)
         self._app_tick: Callable[[], None] | None = getattr(app, "tick", None)
         self.observes = self._is_observed()
         self.base_path = os.environ.get("SCRIPT_NAME", "")
@@ -1444,6 +1732,30 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
         elif not self._accepts:
             self._choose_accepting()
 
+    def take_turns(self, connection: _Connection) -> None:
+        """Have a connection take a share when those before it had theirs."""
+        self._queued.append(connection)
+        if not self._gives_turns:
+            self._gives_turns = True
+            self.loop.call_soon(self._give_turns)
+
+    def _give_turns(self) -> None:
+        """Give shares for a moment; the others have theirs in the next turns of the loop.
+
+        In between everybody is heard whose requests are few and cheap, as heartbeats are.
+        """
+        queued = self._queued
+        until = time.perf_counter() + _TURN_SECS
+        try:
+            while queued:
+                queued.popleft().share()
+                if time.perf_counter() >= until:
+                    break
+        finally:
+            self._gives_turns = bool(queued)
+            if queued:
+                self.loop.call_soon(self._give_turns)
+
     # Stopping
 
     def _stop(self) -> None:
@@ -1454,6 +1766,9 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
         self.now = self.loop.time()
         self._stops_at = self.now + self.cfg.graceful_timeout
         self._choose_accepting()
+        # Whoever comes now is for another worker or, where there is none, refused at once.
+        for listener in self.sockets:
+            listener.close()
         for connection in list(self.connections):
             connection.wind_down()
         for welcome in self._welcomes:
@@ -1487,6 +1802,19 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
             self.loop.call_soon(self._stop)
 
     # Heads
+
+    def takes_underscores(self, name: str, peer: Address) -> bool:
+        """Whether a field of this name is kept; raises ``_RefusedError`` where it may not come.
+
+        In a WSGI environment it could pass for a field that a proxy has checked.
+        """
+        cfg = self.cfg
+        allowed = cfg.forwarder_headers if self.trusts(peer) else ()
+        if cfg.header_map == "dangerous" or {name.upper(), "*"} & set(allowed):
+            return True
+        if cfg.header_map == "drop":
+            return False
+        raise _RefusedError(400, f"the header field {name} is not allowed")
 
     def learn(self, spelling: bytes, name: str) -> None:
         """Keep the spelling of a field's name that needs no second look."""

@@ -584,7 +584,7 @@ class TestBothWorkers:
     )
     def test_a_malformed_request_line_is_refused(self, shared: Site, line: bytes) -> None:
         with shared.wire(line + b"\r\n\r\n") as wire:
-            assert wire.reply().status == 400
+            assert wire.reply().status in (400, 505)
             assert wire.is_closed()
 
     def test_a_malformed_chunk_never_reaches_the_next_request(self, shared: Site) -> None:
@@ -1312,7 +1312,7 @@ def test_what_follows_a_promise_waits_for_it(ends: bool) -> None:
     connection.data_received(request("/fourth")[20:] + request("/fifth"))
     if ends:
         assert connection.eof_received()
-    for _ in range(5):
+    for _ in range(9):
         worker.loop.run_until_complete(asyncio.sleep(0))
     worker.loop.close()
     bodies = re.findall(rb"(?:fast|kept) /[a-z]+", transport.written)
