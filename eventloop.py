@@ -61,7 +61,7 @@ from httptools import (
     HttpRequestParser,
 )
 
-from exchange import Answer, BodyTooLargeError, Lane, Promise, Request, Stream
+from exchange import Answer, BodyTooLargeError, Lane, Promise, Request, Stream, is_host
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 MAX_UNSENT_BYTES = 256 * 1024
@@ -114,9 +114,6 @@ _ANY_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9]\.[
 _BEGINS_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]").match
 _ABSOLUTE = re.compile(rb"https?://[^/?#]+", re.IGNORECASE).match
 _AUTHORITY = re.compile(rb"[^/?#@]+:[0-9]+").fullmatch
-_HOST = re.compile(
-    r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]+)(?::[0-9]*)?"  # RFC 9110, 7.2
-).fullmatch
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n").search
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t -~\x80-\xff]*)?").fullmatch
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t -~\x80-\xff]*").fullmatch
@@ -390,8 +387,7 @@ class _Reader:
         """Take so many bytes of body at most; ``_RefusedError`` where more are announced."""
         if self._body is not None:
             self._body.limit = limit
-            announced = self._due if self._state is _Reading.LENGTH else 0
-            if self._body.size + announced > limit:
+            if self._body.size + self._due > limit:
                 raise _RefusedError(413, "the body is too long")
 
     def drop(self) -> None:
@@ -490,7 +486,7 @@ class _Reader:
             raise _RefusedError(400, "the head has no end")
         headers, repeated = self._headers, self._repeated
         host = headers.get("host")
-        if (host is None and message.version == "1.1") or (host is not None and not _HOST(host)):
+        if (host is None and message.version == "1.1") or (host is not None and not is_host(host)):
             raise _RefusedError(400, "Host is missing or malformed")
         for name, values in repeated.items():
             headers[name] = ", ".join(values)
@@ -1016,7 +1012,12 @@ class _Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Finish what is due for a client that only ceased to send."""
-        self._has_ended = (self._is_due() or self._is_queued) and not self.worker.ssl_context
+        if self.worker.ssl_context is not None:
+            return False
+        waits = self._current is None and not self._is_paused and not self._is_deaf
+        self._has_ended = self._is_due() or self._is_queued or (waits and self._began > 0)
+        if self._has_ended and not self._is_queued:
+            self._listen()
         return self._has_ended
 
     def _is_due(self) -> bool:
@@ -1245,7 +1246,9 @@ class _Connection(asyncio.Protocol):
             self._transport.resume_reading()
         if is_ready and not self._is_deaf:
             self._rearm()
-            if self._has_ended:
+            if self._has_ended and self._began:
+                self._refuse(_RefusedError(400, "the request was cut off"))
+            elif self._has_ended:
                 self._close()
 
     def _advance(self) -> None:

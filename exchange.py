@@ -7,9 +7,16 @@ them is changed once made; they are not frozen because making one would cost thr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+UNREAD_BODY_BYTES = 64 * 1024
+"""The longest body that is let pass where none is asked for."""
+
+is_host = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]+)(?::[0-9]*)?").fullmatch
+"""Whether this can be the value of ``Host``, which must not be empty (RFC 9110, 7.2)."""
 
 
 @dataclass(slots=True)
@@ -31,6 +38,10 @@ class Request:
     peer: str = ""
     base: str = ""
     is_quick: bool = False
+
+    def announced(self) -> int:
+        """The bytes of body that the head announces; 0 where it announces none or no length."""
+        return int(self.headers.get("content-length") or 0)
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 from access import Access, Grant
 from eureka_compat import Caller, EurekaSettings, Protocol
-from exchange import Answer, Lane, Request, Stream
+from exchange import UNREAD_BODY_BYTES, Answer, Lane, Request, Stream
 from native_api import api, description
 from native_api.api import NativeApi
 from native_api.settings import NativeSettings
@@ -109,6 +109,31 @@ class Gateway:
                 return native.answer(request)
         return None
 
+    def admit(self, request: Request) -> Answer | int | None:
+        """What can be said before the body has come: the refusal, or how long it may be.
+
+        None for a path below neither base. Where it is not yet sure whose a request is, its body
+        may come. To be called in the event loop's thread.
+        """
+        path = request.path
+        if _is_below(path, api.BASE):
+            if path in _DESCRIPTIONS and request.method in ("GET", "HEAD"):
+                return UNREAD_BODY_BYTES
+            grant = self._access.grant(request, quick=True)
+            if isinstance(grant, Answer):
+                return grant
+            return self._api(DEFAULT_NAMESPACE).admit(request)
+        if not _is_below(path, EUREKA):
+            below = normalised(path)
+            if below is None:
+                return None
+            path = below
+        rest, token = _below_eureka(path)
+        grant = self._access.grant(request, token, quick=True)
+        if isinstance(grant, Answer):
+            return grant
+        return self._protocol(DEFAULT_NAMESPACE).admit(request, rest)
+
     def lane(self, headers: Mapping[str, str]) -> Lane | None:
         """How requests with these fields are answered in the fast lane, as far as these decide it.
 
@@ -142,17 +167,7 @@ class Gateway:
         return Stream(stream.content_type, stream.headers, subscribe)
 
     def _eureka_answer(self, request: Request, *, quick: bool = False) -> Answer | None:
-        rest = request.path[len(EUREKA) + 1 :]
-        if ";" in rest:
-            rest = _PARAMETERS.sub("", rest)
-        if rest[:1] in _NO_SEGMENT:
-            rest = _EMPTY_SEGMENTS.sub("", rest)
-        token = None
-        # Clients that can send no header have their token in the path, before or after the version.
-        if rest[:1] in _NAMESPACE_OR_VERSION:
-            found = _NAMESPACE.match(rest)
-            if found is not None:
-                token, rest = unquote(found[1]), found[2]
+        rest, token = _below_eureka(request.path)
         grant = self._access.grant(request, token, quick=quick)
         if not isinstance(grant, Grant):
             return grant
@@ -234,6 +249,23 @@ def normalised(path: str) -> str | None:
         if before == [EUREKA[1:]]:
             return "/".join((EUREKA, *segments[place + 1 :]))
     return None
+
+
+def _below_eureka(path: str) -> tuple[str, str | None]:
+    """The path below Eureka's base without a token, and the token where one is there.
+
+    Clients that can send no header have it in the path, before or after the version.
+    """
+    rest = path[len(EUREKA) + 1 :]
+    if ";" in rest:
+        rest = _PARAMETERS.sub("", rest)
+    if rest[:1] in _NO_SEGMENT:
+        rest = _EMPTY_SEGMENTS.sub("", rest)
+    if rest[:1] in _NAMESPACE_OR_VERSION:
+        found = _NAMESPACE.match(rest)
+        if found is not None:
+            return found[2], unquote(found[1])
+    return rest, None
 
 
 def _is_below(path: str, base: str) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
 
-from flask import Blueprint, Response, request
-from werkzeug.exceptions import NotFound
+from flask import Blueprint, Flask, Response, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
-from exchange import Answer, BodyTooLargeError, Request
+from exchange import UNREAD_BODY_BYTES, Answer, BodyTooLargeError, Request, is_host
 from gateway import EUREKA, Gateway, normalised
 from native_api import api
 from native_api.problems import problem
@@ -26,8 +26,25 @@ def blueprint(gateway: Gateway, threads: int) -> Blueprint:
     routes = Blueprint("registry", __name__)
     watchers = threading.BoundedSemaphore(max(1, threads // 2))
 
+    @routes.before_app_request
+    def check_host() -> Response | None:
+        """Refuse what HTTP/1.1 forbids (RFC 9112, 3.2) and not every server looks at."""
+        host = request.environ.get("HTTP_HOST")
+        if host is None:
+            is_needed = request.environ.get("SERVER_PROTOCOL") == "HTTP/1.1"
+            return Response(status=400) if is_needed else None
+        return None if is_host(host) else Response(status=400)
+
     def answer(rest: str = "") -> Response:
-        found = gateway.answer(_request())
+        asked = _request()
+        if asked.announced() > UNREAD_BODY_BYTES:
+            refused = gateway.admit(asked)
+            if isinstance(refused, Answer):
+                return _response(refused)
+        try:
+            found = gateway.answer(asked)
+        except _BrokenBodyError:
+            return _response(Answer(400))
         if isinstance(found, Answer):
             return _response(found)
         media, headers, body = found
@@ -56,6 +73,29 @@ def blueprint(gateway: Gateway, threads: int) -> Blueprint:
     return routes
 
 
+def admission(app: Flask, gateway: Gateway) -> Callable[[Request], Answer | int]:
+    """What the event loop asks before a body has come, about every path of the application."""
+    paths = app.url_map.bind("")
+
+    def admit(asked: Request) -> Answer | int:
+        found = gateway.admit(asked)
+        if found is not None:
+            return found
+        try:
+            paths.match(asked.path, asked.method)
+        except MethodNotAllowed as error:
+            return Answer(405, headers={"Allow": ", ".join(sorted(error.valid_methods or ()))})
+        except HTTPException as error:
+            return Answer(error.code or 404)
+        return Answer(413) if asked.announced() > UNREAD_BODY_BYTES else UNREAD_BODY_BYTES
+
+    return admit
+
+
+class _BrokenBodyError(Exception):
+    """The body did not come as its head announced."""
+
+
 def _released(body: Iterator[bytes], watchers: threading.BoundedSemaphore) -> Iterator[bytes]:
     try:
         yield from body
@@ -79,9 +119,15 @@ def _read_body(limit: int) -> bytes:
     length = request.content_length
     if length is not None and length > limit:
         raise BodyTooLargeError
-    body = request.stream.read(limit + 1)
+    try:
+        body = request.stream.read(limit + 1)
+    except Exception as error:
+        # Each server has errors of its own for chunks that are none, and for a client that left.
+        raise _BrokenBodyError from error
     if len(body) > limit:
         raise BodyTooLargeError
+    if length is not None and len(body) < length:
+        raise _BrokenBodyError
     return body
 
 

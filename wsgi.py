@@ -20,7 +20,7 @@ from catalogs.metrics import exposition
 from environment import Environment, SettingError, load
 from gateway import Gateway
 from registry import Evictor, Registry, StoreError, SystemClock, open_store
-from routes import blueprint
+from routes import admission, blueprint
 from start import give_up
 
 log = logging.getLogger("server")
@@ -67,6 +67,7 @@ def create_app(environment: Environment) -> Flask:
     app.register_blueprint(health.blueprint(registry, actuator=environment.actuator))
     _add_errors(app)
     _add_metrics(app, runner)
+    app.admit = admission(app, gateway)  # type: ignore[attr-defined]
     return app
 
 

@@ -25,7 +25,7 @@ from eureka_compat import codecs, wire
 from eureka_compat.answers import JSON, XML, Answers, Form, NotYetError
 from eureka_compat.pieces import EncodedAnswer
 from eureka_compat.settings import EurekaSettings
-from exchange import Answer, BodyTooLargeError, Promise, Request
+from exchange import UNREAD_BODY_BYTES, Answer, BodyTooLargeError, Promise, Request
 from registry import (
     DEFAULT_NAMESPACE,
     Instance,
@@ -153,15 +153,21 @@ class Protocol:
         except _REFUSALS as error:
             return _refusal(error, request.method, path)
 
+    def admit(self, request: Request, path: str) -> Answer | int:
+        """What can be said before the body has come: the refusal, or how long it may be."""
+        resource, rest = _split(path)
+        if resource not in self._handlers:
+            return NOT_FOUND
+        limit = UNREAD_BODY_BYTES
+        if request.method == "POST":
+            if resource == "apps" and len(rest) == 1 and rest[0] != "delta":
+                limit = self.settings.max_instance_bytes
+            elif resource == "peerreplication" and rest == ["batch"]:
+                limit = self.settings.max_batch_bytes
+        return Answer(413) if request.announced() > limit else limit
+
     def _dispatch(self, request: Request, path: str) -> Answer:
-        raw = path.split("/")
-        if raw[0].startswith("v2") and len(raw) > 1:
-            raw = raw[1:]  # to the original, too, whatever begins so is a version
-        while len(raw) > 1 and raw[0] in ("", "."):
-            raw = raw[1:]
-        if len(raw) > 1 and raw[-1] == "":
-            raw.pop()  # one trailing slash is as good as none
-        resource, rest = raw[0], raw[1:]
+        resource, rest = _split(path)
         handler = self._handlers.get(resource)
         if handler is None:
             return NOT_FOUND
@@ -636,6 +642,18 @@ class Caller:
                 self._reads[target] = read
                 return read()
         return None
+
+
+def _split(path: str) -> tuple[str, list[str]]:
+    """The resource that a path names, and what follows it."""
+    raw = path.split("/")
+    if raw[0].startswith("v2") and len(raw) > 1:
+        raw = raw[1:]  # to the original, too, whatever begins so is a version
+    while len(raw) > 1 and raw[0] in ("", "."):
+        raw = raw[1:]
+    if len(raw) > 1 and raw[-1] == "":
+        raw.pop()  # one trailing slash is as good as none
+    return raw[0], raw[1:]
 
 
 Read = Callable[..., Answer | None]

@@ -33,6 +33,8 @@ from registry import (
 BASE = "/api/v1"
 _JSON = "application/json"
 _MAX_BODY_BYTES = 64 * 1024
+
+_Handler = Callable[[Request, str], Answer]
 _COLUMNS = (
     *("id", "service_name", "endpoint", "status", "tags", "metadata", "ttl"),
     *("source", "last_heartbeat", "revision"),
@@ -81,10 +83,21 @@ class NativeApi:
         except InvalidIdentityError as error:
             return problem(400, str(error), errors={"service_name": str(error)})
         except BodyTooLargeError:
-            return problem(413, f"the body is longer than {_MAX_BODY_BYTES} bytes")
+            return _too_long()
         except StoreError as error:
             return _store_failed(error)
         return answer
+
+    def admit(self, request: Request) -> Answer | int:
+        """What can be said before the body has come: the refusal, or how long it may be."""
+        try:
+            if not self.is_watch(request):
+                self._routed(request)
+        except ProblemError as refused:
+            return refused.answer
+        if request.announced() > _MAX_BODY_BYTES:
+            return _too_long()
+        return _MAX_BODY_BYTES
 
     def is_watch(self, request: Request) -> bool:
         """Whether the request is answered by ``stream`` (or, in a thread, by ``watched``)."""
@@ -132,6 +145,11 @@ class NativeApi:
         return "text/event-stream", _NO_CACHE, events
 
     def _dispatch(self, request: Request) -> Answer:
+        handler, name = self._routed(request)
+        return handler(request, name)
+
+    def _routed(self, request: Request) -> tuple[_Handler, str]:
+        """What answers, and whom it is about."""
         parts = [unquote(p) for p in request.path[len(BASE) :].strip("/").split("/")]
         method = "GET" if request.method == "HEAD" else request.method
         match parts:
@@ -152,14 +170,16 @@ class NativeApi:
             case ["watch"]:
                 handlers = {}
             case _:
-                return problem(404, "there is nothing at this path", code="Resource not found")
+                text = "there is nothing at this path"
+                raise ProblemError(problem(404, text, code="Resource not found"))
         handler = handlers.get(method)
         if handler is None:
             allowed = {*handlers, "HEAD"} if "GET" in handlers else set(handlers)
             allow = ", ".join(sorted(allowed or {"GET"}))
             text = f"allowed here: {allow}"
-            return problem(405, text, headers={"Allow": allow}, code="Method not allowed")
-        return handler(request, parts[-1])
+            refusal = problem(405, text, headers={"Allow": allow}, code="Method not allowed")
+            raise ProblemError(refusal)
+        return handler, parts[-1]
 
     # Instances
 
@@ -415,6 +435,10 @@ def _json_body(request: Request) -> bytes:
 def _wants_json(request: Request) -> bool:
     accept = request.headers.get("accept", "")
     return "json" in accept and "text/event-stream" not in accept
+
+
+def _too_long() -> Answer:
+    return problem(413, f"the body is longer than {_MAX_BODY_BYTES} bytes")
 
 
 def _json(document: Any) -> Answer:

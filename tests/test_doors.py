@@ -6,7 +6,7 @@ import json
 import re
 import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -177,3 +177,96 @@ def test_registrations_of_both_apis_are_seen_alike(doors: tuple[Connection, Conn
             assert answers[0] == answers[1]
             assert answers[0][0] == 200
             assert TAIL not in answers[0][2]
+
+
+class Door(NamedTuple):
+    server: RegistryServer
+    asks_first: bool
+
+
+@pytest.fixture(scope="module", params=["eventloop.EventLoopWorker", "gthread"])
+def door(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Door]:
+    """One of the two, where everybody needs a token."""
+    env = {"WORKER_CLASS": request.param, "REGISTRY_AUTH": "trusted"}
+    with RegistryServer(tmp_path_factory.mktemp("door"), workers=1, env=env) as server:
+        yield Door(server, request.param != "gthread")
+
+
+def spoken(server: RegistryServer, data: bytes, *, ends: bool = False) -> tuple[int, bool]:
+    """The status of the answer to these bytes, and whether the body was asked for before."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(data)
+        if ends:
+            connection.shutdown(socket.SHUT_WR)
+        with connection.makefile("rb") as file:
+            status = int(file.readline().split()[1])
+            asked = status == 100
+            if asked:
+                assert file.readline() == b"\r\n"
+                status = int(file.readline().split()[1])
+    return status, asked
+
+
+TOKEN = "Authorization: Bearer me\r\n"
+REGISTERING = f"Host: test\r\n{TOKEN}Content-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "fields", "status"),
+    [
+        ("POST /nope", "", 404),
+        ("POST /eureka/nope", TOKEN, 404),
+        ("POST /api/v1/nope", TOKEN, 404),
+        ("POST /eureka/apps/A", "", 401),
+        ("POST /eureka/peerreplication/batch", "", 401),
+        ("POST /api/v1/instances", "", 401),
+        ("PUT /eureka/apps/A/i", TOKEN, 413),
+        ("POST /eureka/apps/A", TOKEN, 413),
+        ("POST /eureka/v2/apps/A", TOKEN, 413),
+        ("POST /eureka/n/me/apps/A", "", 413),
+        ("POST /eureka/peerreplication/batch", TOKEN, 413),
+        ("POST /api/v1/instances", TOKEN, 413),
+        ("PATCH /api/v1/instances", TOKEN, 405),
+        ("GET /eureka/apps", TOKEN, 413),
+        ("POST /health/live", "", 405),
+    ],
+)
+@pytest.mark.parametrize("expects", ["", "Expect: 100-continue\r\n"])
+def test_a_long_body_is_refused_before_it_has_come(
+    door: Door, line: str, fields: str, status: int, expects: str
+) -> None:
+    head = f"{line} HTTP/1.1\r\nHost: test\r\n{fields}{expects}Content-Length: 60000000\r\n\r\n"
+    told, asked = spoken(door.server, head.encode())
+    # Gunicorn's own workers ask for the body first.
+    assert asked is (bool(expects) and not door.asks_first)
+    assert told == status
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "Content-Length: 500\r\n\r\n{}",
+        "Transfer-Encoding: chunked\r\n\r\n{size}\r\n{}\r\nzz\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n{size}\r\n{}\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n{size}\r\n{}xx\r\n0\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n-1\r\n{}\r\n0\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n{size}\r\n{}\r\n0\r\nX : y\r\n\r\n",
+    ],
+)
+def test_a_body_that_does_not_come_as_announced_registers_nothing(door: Door, body: str) -> None:
+    document = json.dumps({"service_name": "broken", "endpoint": {"type": "tcp", "value": "a:1"}})
+    for path, text in (
+        ("/eureka/apps/BROKEN", instance_body("BROKEN", "b:1")),
+        ("/api/v1/instances", document),
+    ):
+        size = f"{len(text):x}"
+        framed = body.replace("500", str(len(text) + 1)).replace("{size}", size)
+        head = f"POST {path} HTTP/1.1\r\n{REGISTERING}"
+        status, _ = spoken(door.server, (head + framed.replace("{}", text)).encode(), ends=True)
+        assert status == 400
+    token = {"Authorization": "Bearer me", "Accept": "application/json"}
+    assert door.server.send("GET", "/eureka/apps/BROKEN", None, token).status == 404
+    assert door.server.send("GET", "/api/v1/services/broken", None, token).status == 404
+    assert "Traceback" not in door.server.log()

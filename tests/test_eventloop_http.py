@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import http.client
+import itertools
 import json
 import os
 import re
@@ -15,9 +17,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 from gunicorn.config import Config
@@ -37,7 +39,7 @@ from exchange import Answer, Promise, Stream
 from gunicorn.http.errors import InvalidHeader
 
 state = {"closed": 0, "made": 0, "ticks": 0, "joined": 0, "left": 0, "hooks": [], "fast": 0,
-         "lanes": 0, "lane": 0, "read": 0, "settled": []}
+         "lanes": 0, "lane": 0, "read": 0, "settled": [], "asked": 0}
 told = ("REQUEST_METHOD", "PATH_INFO", "RAW_URI", "QUERY_STRING", "SCRIPT_NAME", "REMOTE_ADDR",
         "SERVER_PROTOCOL", "SERVER_NAME", "SERVER_PORT", "CONTENT_TYPE", "CONTENT_LENGTH",
         "wsgi.url_scheme", "wsgi.multithread", "wsgi.run_once", "wsgi.version")
@@ -213,6 +215,12 @@ class Application:
                 for name in ("method", "path", "query", "scheme", "peer", "base")}
         body |= {"headers": dict(request.headers), "body": request.read_body(100).decode()}
         return Answer(200, json.dumps(body).encode(), "application/json", {"X-Fast": "yes"})
+
+    def admit(self, request):
+        state["asked"] += 1
+        if request.path == "/nowhere":
+            return Answer(404, b"not here", "text/plain", {"X-Admit": request.method})
+        return 1000 if request.path == "/few" else 64 * 1024 * 1024
 
     def subscribe(self, write, end):
         key = object()
@@ -735,6 +743,249 @@ class TestBothWorkers:
             assert wire.reply().body == b"plain"
 
 
+class TestHeads:
+    """RFC 9112 and 9110, where gunicorn's own parser is more lenient or says another status."""
+
+    @pytest.mark.parametrize(
+        ("head", "status"),
+        [
+            (b"GET /echo RTSP/1.0\r\n\r\n", 400),
+            (b"GET /echo RTSP/1.1\r\nHost: test\r\n\r\n", 400),
+            (b"SOURCE /echo ICE/1.0\r\n\r\n", 400),
+            (b"GET * HTTP/1.1\r\nHost: test\r\n\r\n", 400),
+            (b"GET echo HTTP/1.1\r\nHost: test\r\n\r\n", 400),
+            (b"GET ftp://test/echo HTTP/1.1\r\nHost: test\r\n\r\n", 400),
+            (b"GET http:///echo HTTP/1.1\r\nHost: test\r\n\r\n", 400),
+            (b"GET  /echo HTTP/1.1\r\nHost: test\r\n\r\n", 400),
+            (b"GET\t/echo HTTP/1.1\r\nHost: test\r\n\r\n", 400),
+            (b"GET /echo\x00 HTTP/1.1\r\nHost: test\r\n\r\n", 400),
+            (b"GET /\xc3\xa9 HTTP/1.1\r\nHost: test\r\n\r\n", 400),
+            (b"GET /echo http/1.1\r\nHost: test\r\n\r\n", 400),
+            (b"GET /echo HTTP/1.1 \r\nHost: test\r\n\r\n", 400),
+            (b"GET /echo HTTP/11\r\nHost: test\r\n\r\n", 400),
+            (b"GET /echo HTTP/1.1\nHost: test\n\n", 400),
+            (b"GET /echo HTTP/1.1\r\nHost: test\n\n", 400),
+            (b"CONNECT /echo HTTP/1.1\r\nHost: test\r\n\r\n", 400),
+            (b"CONNECT test:80 HTTP/1.1\r\nHost: test:80\r\n\r\n", 501),
+            (b"BREW /echo HTTP/1.1\r\nHost: test\r\n\r\n", 501),
+            (b"get /echo HTTP/1.1\r\nHost: test\r\n\r\n", 501),
+            (b"PROPFIND /echo HTTP/1.1\r\nHost: test\r\n\r\n", 501),
+            (b"GET /echo HTTP/1.2\r\nHost: test\r\n\r\n", 505),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+            (b"GET /echo HTTP/0.9\r\nHost: test\r\n\r\n", 505),
+            (b"GET /echo HTTP/1.1\r\n\r\n", 400),
+            (b"GET http://test/echo HTTP/1.1\r\n\r\n", 400),
+            (b"GET /echo HTTP/1.0\r\nHost: a b\r\n\r\n", 400),
+            *(
+                (b"GET /echo HTTP/1.1\r\nHost:" + host + b"\r\n\r\n", 400)
+                for host in (
+                    b"",
+                    b" ",
+                    b" a b",
+                    b" a/b",
+                    b" u@a",
+                    b" a:b",
+                    b" a, b",
+                    b" [::1",
+                    b" \xe9",
+                )
+            ),
+            *(
+                (
+                    b"POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: " + length + b"\r\n\r\n",
+                    400,
+                )
+                for length in (
+                    b"0" * 4400 + b"1",
+                    b"0x1",
+                    b"1_0",
+                    b"1 0",
+                    b"1.0",
+                    b"\xb2",
+                    b"9" * 30,
+                )
+            ),
+            (b"GET /echo HTTP/1.1\r\nHost: test\r\nExpect: other\r\n\r\n", 417),
+            (b"PUT /echo HTTP/1.1\r\nHost: test\r\nExpect:\r\nContent-Length: 0\r\n\r\n", 417),
+            (b"POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
+        ],
+    )
+    def test_what_the_standard_forbids_has_its_status(
+        self, site: Site, head: bytes, status: int
+    ) -> None:
+        """Whole, and byte by byte; the next head is never looked at, and nothing is our error."""
+        for pieces in ([head], [bytes([byte]) for byte in head[:300]] + [head[300:]]):
+            with site.wire() as wire:
+                wire.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                with contextlib.suppress(ConnectionError):
+                    for piece in pieces:
+                        wire.send(piece)
+                    wire.send(request("/echo?next"))
+                assert wire.reply().status == status
+                assert wire.is_closed()
+        assert "Traceback" not in site.log()
+
+    @pytest.mark.parametrize(
+        "head",
+        [
+            b"\r\n\r\nGET /echo HTTP/1.1\r\nHost: test\r\n\r\n",
+            b"GET /echo HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+            b"GET HTTPS://other:80/echo HTTP/1.1\r\nHost: test\r\n\r\n",
+            *(
+                b"GET /echo HTTP/1.1\r\nHost: " + host + b"\r\n\r\n"
+                for host in (
+                    b"a_b.c:1",
+                    b"10.0.0.1",
+                    b"[::1]:8761",
+                    b"a:",
+                    b"xn--e1afmkfd.example.",
+                )
+            ),
+            b"GET /echo HTTP/1.1\r\nhOsT:test\r\nX-Empty:\r\nX: \xe9\t\x80\r\n\r\n",
+            b"GET /echo HTTP/1.1\r\nHost: test\r\nExpect: 100-CONTINUE\r\n\r\n",
+            b"GET /echo HTTP/1.0\r\nConnection: keep-alive\r\nExpect: other\r\n\r\n",
+            b"DELETE /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 0000\r\n\r\n",
+            b"TRACE /echo HTTP/1.1\r\nHost: test\r\n\r\n",
+        ],
+    )
+    def test_what_clients_send_and_may_is_served(self, site: Site, head: bytes) -> None:
+        with site.wire(head + request("/echo?next")) as wire:
+            assert wire.reply().json()["PATH_INFO"] == "/echo"
+            assert wire.reply().json()["QUERY_STRING"] == "next"
+
+    def test_the_asterisk_asks_about_the_whole_server(self, site: Site) -> None:
+        with site.wire(b"OPTIONS * HTTP/1.1\r\nHost: test\r\n\r\n" + request("/")) as wire:
+            assert wire.reply().status == 200
+            assert wire.reply().body == b"plain"
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            "X-Forwarded-Proto: https\r\nX-Forwarded-Proto: http\r\n",
+            "X-Forwarded-For: 10.0.0.1\r\nX-Forwarded-For: 10.0.0.2\r\n",
+            "Authorization: Basic YTpi\r\nAuthorization: Basic YzpkCg==\r\n",
+            "X-Empty:\r\nX-Latin: \xe9\r\nX_Under: 1\r\n",
+            "Connection: close\r\n",
+            "Content-Type: text/plain\r\nAccept: a\r\nAccept: b\r\n",
+        ],
+    )
+    @pytest.mark.parametrize("framing", ["Content-Length: 1\r\n", "Transfer-Encoding: chunked\r\n"])
+    def test_an_offer_to_upgrade_changes_no_meaning(
+        self, site: Site, fields: str, framing: str
+    ) -> None:
+        body = b"x" if "Length" in framing else b"1\r\nx\r\n0\r\n\r\n"
+        told = []
+        for offer in ("X-Offer: x\r\n", "Connection: Upgrade\r\nUpgrade: x\r\n"):
+            with site.wire(request("/echo", fields + offer + framing, "POST", body)) as wire:
+                reply = wire.reply()
+                answer = reply.json()
+                for name in ("HTTP_UPGRADE", "HTTP_CONNECTION", "HTTP_X_OFFER"):
+                    answer.pop(name, None)
+                told.append((answer, reply.headers["connection"]))
+        assert told[0] == told[1]
+
+    @pytest.mark.parametrize(
+        "line", [b"1 ; a", b"1\t;a=b", b"1 ; a = b", b'1;a="\\" ;"', b"1;a;b = c", b"00001"]
+    )
+    def test_chunks_may_have_extensions_with_blanks(self, site: Site, line: bytes) -> None:
+        chunks = line + b"\r\nx\r\n0 ;last\r\nX-Late: 1\r\n\r\n"
+        for pieces in ([chunks], [bytes([byte]) for byte in chunks]):
+            with site.wire(request("/echo", "Transfer-Encoding: Chunked\r\n", "POST")) as wire:
+                wire.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for piece in pieces:
+                    wire.send(piece)
+                wire.send(request("/echo?next"))
+                assert wire.reply().json()["length"] == 1
+                assert wire.reply().json()["QUERY_STRING"] == "next"
+
+    @pytest.mark.parametrize(
+        "chunks",
+        [
+            b"0x1\r\nx\r\n0\r\n\r\n",
+            b"+1\r\nx\r\n0\r\n\r\n",
+            b"1 \r\nx\r\n0\r\n\r\n",
+            b" 1\r\nx\r\n0\r\n\r\n",
+            b"\r\n1\r\nx\r\n0\r\n\r\n",
+            b"1 2\r\nx\r\n0\r\n\r\n",
+            b"1;a\x00\r\nx\r\n0\r\n\r\n",
+            b"1;a\rb\r\nx\r\n0\r\n\r\n",
+            b"1\nx\r\n0\r\n\r\n",
+            b"1\r\nx\n0\r\n\r\n",
+            b"1\r\nxy\r\n0\r\n\r\n",
+            b"1\r\nx0\r\n\r\n",
+            b"00000000000000001\r\nx\r\n0\r\n\r\n",
+            b"1\r\nx\r\n0\r\nX : y\r\n\r\n",
+            b"1\r\nx\r\n0\r\nX: y\n\r\n\r\n",
+            b"1\r\nx\r\n0\r\n folded\r\n\r\n",
+            b"1\r\nx\r\n0\r\nGET /echo?smuggled HTTP/1.1\r\nHost: test\r\n\r\n",
+        ],
+    )
+    def test_what_is_no_chunk_is_refused(self, site: Site, chunks: bytes) -> None:
+        for pieces in ([chunks], [bytes([byte]) for byte in chunks]):
+            with site.wire(request("/echo", "Transfer-Encoding: chunked\r\n", "POST")) as wire:
+                with contextlib.suppress(ConnectionError):
+                    for piece in pieces:
+                        wire.send(piece)
+                    wire.send(request("/echo?smuggled"))
+                assert wire.reply().status == 400
+                assert wire.is_closed()
+        assert "Traceback" not in site.log()
+
+    def test_many_tiny_chunks_are_refused_and_many_small_ones_are_not(self, site: Site) -> None:
+        head = request("/echo", "Transfer-Encoding: chunked\r\n", "POST")
+        with site.wire(head) as wire:
+            with contextlib.suppress(ConnectionError):
+                wire.send(b"1\r\nx\r\n" * 50_000)
+            assert wire.reply().status == 400
+        with site.wire(head + b"10\r\n0123456789abcdef\r\n" * 50_000 + b"0\r\n\r\n") as wire:
+            assert wire.reply().json()["length"] == 800_000
+        with site.wire(head + b"1\r\nx\r\n" * 5_000 + b"0\r\n\r\n") as wire:
+            assert wire.reply().json()["length"] == 5_000
+
+
+class TestAdmission:
+    """Refused at the head, before a body is taken."""
+
+    @pytest.mark.parametrize(
+        "framing",
+        [
+            "Content-Length: 60000000\r\n",
+            "Content-Length: 60000000\r\nExpect: 100-continue\r\n",
+            "Content-Length: 1\r\n",
+            "Content-Length: 1\r\nExpect: 100-continue\r\n",
+            "Transfer-Encoding: chunked\r\n",
+        ],
+    )
+    def test_the_application_refuses_before_the_body_has_come(
+        self, site: Site, framing: str
+    ) -> None:
+        with site.wire(request("/nowhere", framing, "PUT")) as wire:
+            reply = wire.reply()
+            assert (reply.status, reply.body) == (404, b"not here")
+            assert (reply.headers["x-admit"], reply.headers["connection"]) == ("PUT", "close")
+            assert wire.is_closed()
+
+    def test_more_than_the_application_takes_is_refused(self, site: Site) -> None:
+        announced = "Content-Length: 1001\r\nExpect: 100-continue\r\n"
+        with site.wire(request("/few", announced, "POST")) as wire:
+            assert wire.reply().status == 413
+        head = request("/few", "Transfer-Encoding: chunked\r\n", "POST")
+        with site.wire(head + b"3e8\r\n" + b"x" * 1000 + b"\r\n") as wire:
+            wire.send(b"1\r\n")
+            assert wire.reply().status == 413
+
+    def test_a_body_that_comes_with_its_head_is_answered_as_any(self, site: Site) -> None:
+        asked = site.state()["asked"]
+        with site.wire(request("/echo", "Content-Length: 2\r\n", "POST", b"ab")) as wire:
+            assert wire.reply().json()["length"] == 2
+        assert site.state()["asked"] == asked
+        with site.wire(request("/echo", "Content-Length: 2\r\n", "POST", b"a")) as wire:
+            wait_until(lambda: site.state()["asked"] == asked + 1, 5)
+            wire.send(b"b")
+            assert wire.reply().json()["length"] == 2
+        assert site.state()["asked"] == asked + 1
+
+
 @pytest.mark.parametrize("worker_class", BOTH)
 class TestBothWorkersAlone:
     """What needs a server of its own."""
@@ -765,6 +1016,30 @@ class TestBothWorkersAlone:
             assert reply.body == b"at last"
             assert wire.is_closed()
             assert site.process.wait(timeout=5) == 0
+
+    def test_whoever_comes_during_a_stop_is_refused_at_once(
+        self, tmp_path: Path, worker_class: str
+    ) -> None:
+        """While what has begun is finished: an answer, and a request of which half was sent."""
+        with Site(tmp_path, worker_class) as site:
+            half = request("/echo", "Content-Length: 2\r\n", "POST", b"a")
+            with site.wire(request("/slow/3")) as slow, site.wire(half) as late:
+                wait_until(lambda: site.state()["made"], 5)
+                site.process.send_signal(signal.SIGTERM)
+
+                def is_refused() -> bool:
+                    try:
+                        socket.create_connection(("127.0.0.1", site.port), timeout=10).close()
+                    except ConnectionRefusedError:
+                        return True
+                    return False
+
+                wait_until(is_refused, 10, "refusing")
+                assert site.process.poll() is None
+                if worker_class == LOOP:
+                    late.send(b"b")
+                    assert late.reply().json()["length"] == 2
+                assert slow.reply().body == b"at last"
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
     def test_a_quick_stop_waits_for_no_connection(
@@ -1291,18 +1566,126 @@ class Promising:
         self.promised.clear()
 
 
-@pytest.mark.parametrize("ends", [False, True])
-def test_what_follows_a_promise_waits_for_it(ends: bool) -> None:
-    """All is answered in its order, also to a client that has ceased to send."""
+class Turned:
+    """A loop that is turned by hand; named as the fake that it is."""
+
+    def __init__(self) -> None:
+        self._soon: list[tuple[Callable[..., Any], Any]] = []
+
+    def call_soon(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self._soon.append((function, arguments))
+
+    def turn(self) -> None:
+        """Call what was to be called soon, but not what comes of that."""
+        soon, self._soon = self._soon, []
+        for function, arguments in soon:
+            function(*arguments)
+
+
+def a_worker(application: object) -> tuple[EventLoopWorker, Turned]:
     cfg = Config()
     worker = EventLoopWorker(1, os.getppid(), [], None, 30, cfg, Logger(cfg))
     worker.prepare()
-    worker.adopt(Promising())
+    worker.adopt(application)
     worker.alive = True
     worker.keeps_alive = worker.is_quick = True
+    worker.loop.close()
+    loop = Turned()
+    worker.loop = cast(asyncio.AbstractEventLoop, loop)
+    return worker, loop
+
+
+def connected(worker: EventLoopWorker) -> tuple[_Connection, Taken]:
     transport = Taken()
     connection = _Connection(worker, ("127.0.0.1", 1), ("127.0.0.1", 2))
     connection.connection_made(transport)
+    return connection, transport
+
+
+class Counting:
+    """An application that answers at once, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def fast_lane(self, request: Request) -> Answer:
+        self.asked.append(request.path)
+        return Answer(200, request.read_body(100_000))
+
+
+BUSY = {
+    "requests": b"".join(request(f"/{number}") for number in range(50)),
+    "requests in chunks": b"".join(
+        request(f"/{n}", "Transfer-Encoding: chunked\r\n", "POST", b"1\r\nx\r\n0\r\n\r\n")
+        for n in range(50)
+    ),
+    "small chunks": request("/", "Transfer-Encoding: chunked\r\n", "POST")
+    + b"10\r\n0123456789abcdef\r\n" * 50_000,
+    "a long body": request("/", "Content-Length: 60000000\r\n", "POST") + bytes(1_000_000),
+}
+
+
+@pytest.mark.parametrize("kind", BUSY)
+def test_whoever_sends_much_has_one_share_of_a_turn(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much has arrived: so others are answered, and no more is read meanwhile."""
+    monkeypatch.setattr("eventloop._TURN_SECS", 0.0)
+    monkeypatch.setattr("eventloop._DEAR_SECS", 100.0)
+    application = Counting()
+    worker, loop = a_worker(application)
+    several = [connected(worker) for _ in range(3)]
+    other, heard = connected(worker)
+    left = []
+    for connection, _ in several:
+        connection.data_received(BUSY[kind])
+    for number in range(10):
+        left.append([len(connection._stash) for connection, _ in several])
+        assert not any(transport.reads for _, transport in several)
+        other.data_received(request("/beat"))
+        assert application.asked.count("/beat") == number + 1
+        assert heard.reads
+        loop.turn()
+    # In each turn one of them had a share: a request, or a piece of a body.
+    for before, after in itertools.pairwise(left):
+        assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
+        assert max(b - a for a, b in zip(after, before, strict=True)) <= 64 * 1024
+    # All is answered in the end, in its order.
+    while any(connection._is_queued for connection, _ in several):
+        loop.turn()
+    if kind.startswith("requests"):
+        answered = [path for path in application.asked if path != "/beat"]
+        assert sorted(answered) == sorted(f"/{n}" for n in range(50) for _ in several)
+    assert all(transport.reads for _, transport in several)
+    for connection, _ in several:
+        connection.connection_lost(None)
+
+
+def test_whoever_asks_what_is_dear_waits_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eventloop._DEAR_SECS", 0.0)
+    monkeypatch.setattr("eventloop._TURN_SECS", 0.0)
+    application = Counting()
+    worker, loop = a_worker(application)
+    several = [connected(worker) for _ in range(3)]
+    for connection, _ in several:
+        connection.data_received(request("/dear"))
+    assert len(application.asked) == 3
+    monkeypatch.setattr("eventloop._DEAR_SECS", 100.0)
+    for connection, _ in several:
+        connection.data_received(request("/dear"))
+    other, _ = connected(worker)
+    other.data_received(request("/beat"))
+    assert application.asked[3:] == ["/beat"]
+    for number in range(3):
+        loop.turn()
+        assert len(application.asked) == number + 5
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_what_follows_a_promise_waits_for_it(ends: bool) -> None:
+    """All is answered in its order, also to a client that has ceased to send."""
+    worker, loop = a_worker(Promising())
+    connection, transport = connected(worker)
     connection.data_received(request("/first"))
     connection.data_received(request("/second"))
     assert not transport.written.count(b"kept")
@@ -1313,8 +1696,7 @@ def test_what_follows_a_promise_waits_for_it(ends: bool) -> None:
     if ends:
         assert connection.eof_received()
     for _ in range(9):
-        worker.loop.run_until_complete(asyncio.sleep(0))
-    worker.loop.close()
+        loop.turn()
     bodies = re.findall(rb"(?:fast|kept) /[a-z]+", transport.written)
     assert [body.split()[1] for body in bodies] == [
         b"/first",
