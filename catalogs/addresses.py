@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-import socket
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+
+from native_api.form import looked_up
 
 _LOOKUPS_AT_ONCE = 8
 
@@ -17,20 +18,6 @@ def is_literal(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def looked_up(host: str) -> str | None:
-    """The host's address, IPv4 before IPv6, the same one while it is among the answers.
-
-    None where it has none.
-    """
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        return None
-    # Name servers answer in turns; without an order each look would be a change.
-    found.sort(key=lambda entry: (entry[0] != socket.AF_INET, entry[4][0]))
-    return str(found[0][4][0]) if found else None
 
 
 class Addresses:

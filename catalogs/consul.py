@@ -21,9 +21,8 @@ import orjson
 
 from catalogs.bounds import checked_prefix, in_bounds, readable
 from catalogs.catalog import Entry, Groups, RelistError, SourceError
-from catalogs.entries import entry
+from catalogs.entries import EntryError, entry
 from catalogs.http import READ_SECS, Client, Url, checked_files
-from native_api.form import EndpointError
 from registry import DEFAULT_NAMESPACE, Namespace
 
 _LOCAL = Url("http://127.0.0.1:8500")
@@ -294,7 +293,7 @@ class ConsulCatalog:
                 metadata=metadata,
                 namespace=settings.namespace,
             )
-        except EndpointError as error:
+        except EntryError as error:
             self._problems.setdefault(name, []).append(f"{name}/{service.get('ID')}: {error}")
             return None
 

@@ -5,10 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import orjson
+
 from catalogs.addresses import is_literal
+from catalogs.bounds import shortened
 from catalogs.catalog import Entry
 from native_api import form
+from native_api.settings import NativeSettings
 from registry import DEFAULT_DURATION_SECS, DEFAULT_NAMESPACE, Namespace
+
+LIMITS = NativeSettings(max_endpoint=2048, max_metadata_bytes=65_536)
+"""What a service may have here: a longer endpoint and more metadata than a client may register."""
+
+
+class EntryError(ValueError):
+    """What cannot be listed of what a source says, and why."""
 
 
 def entry(
@@ -22,23 +33,44 @@ def entry(
     metadata: Any = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
 ) -> Entry:
-    """A whole Eureka instance of what a source says; ``form.EndpointError``.
+    """A whole Eureka instance of what a source says; ``EntryError``.
 
     Its address is left open where the endpoint names a host: the reconciler looks it up. Its id
     comes from service and endpoint, so the same endpoint is the same instance wherever it is found.
     """
-    endpoint = form.parsed_endpoint(endpoint_type, endpoint_value)
-    instance = form.complete(
-        service_name=service_name,
-        endpoint=endpoint,
-        ttl_secs=DEFAULT_DURATION_SECS,
-        address=_address(endpoint),
-        status=status,
-        tags=(*tags, source),
-        metadata=metadata,
-        source=source,
-    )
+    try:
+        _check_name(service_name)
+        endpoint = form.parsed_endpoint(endpoint_type, endpoint_value)
+        _check_size(metadata)
+        instance = form.complete(
+            service_name=service_name,
+            endpoint=endpoint,
+            ttl_secs=DEFAULT_DURATION_SECS,
+            address=_address(endpoint),
+            status=status,
+            tags=(*tags, source),
+            metadata=metadata,
+            source=source,
+        )
+    except (ValueError, TypeError) as error:  # what JSON does not have is a TypeError of its own
+        raise EntryError(str(error)) from None
     return Entry(instance, namespace)
+
+
+def _check_name(name: str) -> None:
+    if not 1 <= len(name) <= LIMITS.max_service_name:
+        raise ValueError(
+            f"{shortened(name)} is no service's name: from 1 to {LIMITS.max_service_name} "
+            "characters"
+        )
+    if not name.isprintable() or name != name.strip():
+        raise ValueError(f"{shortened(repr(name))} is no service's name")
+
+
+def _check_size(metadata: Any) -> None:
+    size = len(orjson.dumps(metadata))
+    if size > LIMITS.max_metadata_bytes:
+        raise ValueError(f"at most {LIMITS.max_metadata_bytes} bytes of metadata, not {size}")
 
 
 def _address(endpoint: form.Endpoint) -> str:

@@ -19,15 +19,13 @@ import orjson
 
 from catalogs.bounds import readable
 from catalogs.catalog import Entry, Groups, RelistError, SourceError
-from catalogs.entries import entry_of
+from catalogs.entries import LIMITS, entry_of
 from catalogs.http import Client, Quiet, StatusError, Url, checked_files, documents
 from native_api.schemas import Schemas, WrongFieldsError
-from native_api.settings import NativeSettings
 from registry import Namespace
 
 _PAGE = 1000
 _QUIET_SECS = 5.0
-_LIMITS = NativeSettings(max_endpoint=2048, max_metadata_bytes=65_536)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +92,7 @@ class EtcdCatalog:
         self._client = Client(
             settings.endpoints, headers=self._headers, ca_file=settings.ca_file, cert_files=files
         )
-        self._schemas = Schemas(_LIMITS)
+        self._schemas = Schemas(LIMITS)
         self._revision = 0
         self._good: dict[str, Entry] = {}
         self._wrong: dict[str, str] = {}

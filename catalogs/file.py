@@ -20,10 +20,9 @@ import watchfiles
 from catalogs.bounds import shortened
 from catalogs.catalog import Entry, Groups, SourceError
 from catalogs.document import DocumentError, decoded, read_json, read_yaml
-from catalogs.entries import entry_of
+from catalogs.entries import LIMITS, entry_of
 from native_api.form import ENDPOINT_TYPES
 from native_api.schemas import Schemas
-from native_api.settings import NativeSettings
 from registry import NAMESPACE, Namespace
 
 log = logging.getLogger("catalogs")
@@ -31,8 +30,6 @@ log = logging.getLogger("catalogs")
 MAX_FILE_BYTES = 64 * 1024 * 1024
 _READERS = {".yaml": read_yaml, ".yml": read_yaml, ".json": read_json, ".conf": read_json}
 _LOOK_MS = 500
-# A service may have a longer endpoint or more metadata here than a client may register.
-_LIMITS = NativeSettings(max_endpoint=2048, max_metadata_bytes=65_536)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +84,7 @@ class FileCatalog:
         self.source = f"file:{settings.name}"
         self._folder = settings.folder
         self._files: dict[str, _File] = {}
-        self._schemas = Schemas(_LIMITS)
+        self._schemas = Schemas(LIMITS)
         self._closing = threading.Event()
 
     @property

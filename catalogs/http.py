@@ -125,6 +125,7 @@ class Client:
         self._verify: bool | str = str(ca_file) if ca_file is not None else True
         self._cert = tuple(map(str, cert_files)) if cert_files is not None else None
         self._current = 0
+        self.is_closed = False
         self._session = self._fresh()
 
     def _fresh(self) -> requests.Session:
@@ -203,6 +204,7 @@ class Client:
 
     def close(self) -> None:
         """Let go of the connections."""
+        self.is_closed = True
         self._session.close()
 
 

@@ -137,12 +137,20 @@ def literal_address(host: str, otherwise: str) -> str:
 
 @functools.lru_cache(maxsize=1000)
 def _resolved(host: str, _: int) -> str | None:
+    return looked_up(host)
+
+
+def looked_up(host: str) -> str | None:
+    """The host's address, the same one while it is among the answers; None where it has none.
+
+    IPv4 before IPv6, since Eureka's ipAddr is IPv4 to most of its clients.
+    """
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
+    except (OSError, ValueError):  # what is no host's name at all is one of these
         return None
-    # Eureka's ipAddr is IPv4 to most of its clients.
-    found.sort(key=lambda entry: entry[0] != socket.AF_INET)
+    # Name servers answer in turns; without an order each look would be a change.
+    found.sort(key=lambda entry: (entry[0] != socket.AF_INET, entry[4][0]))
     return str(found[0][4][0]) if found else None
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from catalogs import RelistError, SourceError, Terms
-from catalogs.kubeconfig import in_cluster
+from catalogs import RelistError, SourceError, Terms, read_catalogs
 from catalogs.kubernetes import KubernetesCatalog, KubernetesSettings
+from catalogs.kubernetes.kubeconfig import in_cluster
+from catalogs.kubernetes.mapping import Mapped, Mapper
+from catalogs.kubernetes.watching import PODS, SERVICES, SLICES, Event
 from catalogs.testing import CatalogSuite, Followed, until
 from registry import Instance
 from tests.servers import ROOT
@@ -75,6 +79,28 @@ def test_a_pod_brings_its_labels_annotations_zone_and_version(source: Kubernetes
     }
 
 
+# What a Service comes to, without asking anybody
+
+
+def mapped(
+    ports: Sequence[dict[str, Any]],
+    *,
+    annotations: dict[str, str] | None = None,
+    endpoints: Sequence[dict[str, Any]] = ({"addresses": ["10.1.0.2"], "conditions": READY},),
+    **settings: Any,
+) -> Mapped:
+    meta = {"namespace": "prod", "name": "api"}
+    service = {"metadata": {**meta, "annotations": annotations}, "spec": {}}
+    item = {
+        "metadata": {**meta, "name": "api-1", "labels": {"kubernetes.io/service-name": "api"}},
+        "addressType": "IPv4",
+        "ports": list(ports),
+        "endpoints": list(endpoints),
+    }
+    mapper = Mapper("kubernetes:test", KubernetesSettings(name="test", **settings))
+    return mapper.mapped(service, [item], {})
+
+
 @pytest.mark.parametrize(
     ("port", "kind"),
     [
@@ -84,24 +110,126 @@ def test_a_pod_brings_its_labels_annotations_zone_and_version(source: Kubernetes
         ({"name": "web", "port": 80, "appProtocol": "https"}, "https"),
         ({"name": "grpc", "port": 80}, "tcp"),
         ({"name": "dns", "port": 80, "protocol": "UDP"}, "udp"),
+        ({"name": "http", "port": 80, "protocol": "UDP"}, "udp"),
+        ({"name": "udp-like", "port": 80, "protocol": "TCP"}, "tcp"),
         ({"name": "", "port": 80}, "http"),
-        ({"name": "", "port": 8443}, "https"),
+        ({"name": None, "port": 8443}, "https"),
     ],
 )
-def test_a_ports_name_and_protocol_set_the_endpoints_type(
-    source: KubernetesSource, port: dict[str, Any], kind: str
-) -> None:
-    source.service("api")
-    source.slice("api-a", "api", [{"addresses": ["10.1.0.2"], "conditions": READY}], [port])
-    (instance,) = listed(source.catalog()).values()
-    assert instance.endpoint_type == kind
+def test_a_ports_name_and_protocol_set_the_endpoints_type(port: dict[str, Any], kind: str) -> None:
+    (one,) = mapped([port]).entries
+    assert one.instance.endpoint_type == kind
 
 
-def test_each_port_of_each_address_is_an_instance_and_what_ends_is_none(
-    source: KubernetesSource,
+HTTP = {"name": "http", "port": 8080}
+HTTPS = {"name": "https", "port": 8443}
+METRICS = {"name": "metrics", "port": 9090, "protocol": "TCP"}
+GRPC = {"name": "grpc", "port": 9000}
+DNS = {"name": "dns", "port": 5353, "protocol": "UDP"}
+SIGNAL = {"name": "signal", "port": 2905, "protocol": "SCTP"}
+OWN = {"name": "api", "port": 7070}
+
+
+@pytest.mark.parametrize(
+    ("ports", "more", "wanted"),
+    [
+        ([DNS, METRICS, GRPC, HTTP], {}, ("http", "10.1.0.2:8080")),
+        ([METRICS, HTTPS, HTTP], {}, ("http", "10.1.0.2:8080")),
+        ([METRICS, HTTPS], {}, ("https", "10.1.0.2:8443")),
+        ([METRICS, OWN], {}, ("http", "10.1.0.2:7070")),
+        ([SIGNAL, DNS, METRICS, GRPC], {}, ("http", "10.1.0.2:9090")),
+        ([SIGNAL, DNS], {}, ("udp", "10.1.0.2:5353")),
+        ([{"name": "http", "port": 1, "protocol": "UDP"}, GRPC], {}, ("tcp", "10.1.0.2:9000")),
+        ([HTTP, METRICS], {"port": "metrics"}, ("http", "10.1.0.2:9090")),
+        ([HTTP, METRICS], {"port": "9090"}, ("http", "10.1.0.2:9090")),
+        ([HTTP, METRICS], {"port": "elsewhere"}, ("http", "10.1.0.2:8080")),
+        (
+            [HTTP, METRICS, GRPC],
+            {"port": "metrics", "annotations": {"registry/port": "grpc"}},
+            ("tcp", "10.1.0.2:9000"),
+        ),
+        ([HTTP, METRICS], {"annotations": {"registry/port": "9090"}}, ("http", "10.1.0.2:9090")),
+        ([HTTP, DNS], {"annotations": {"registry/port": "dns"}}, ("udp", "10.1.0.2:5353")),
+        ([HTTP, {"name": "all", "port": None}], {}, ("http", "10.1.0.2:8080")),
+    ],
+)
+def test_of_several_ports_the_one_that_is_meant_is_listed(
+    ports: Sequence[dict[str, Any]], more: dict[str, Any], wanted: tuple[str, str]
 ) -> None:
+    (one,) = mapped(ports, **more).entries
+    assert (one.instance.endpoint_type, one.instance.endpoint_value) == wanted
+
+
+def test_the_other_ports_are_metadata() -> None:
+    (one,) = mapped([HTTP, METRICS, DNS, SIGNAL]).entries
+    found = {k: v for k, v in one.instance.metadata.items() if "port" in k}
+    assert found == {
+        "kubernetes-port": "http",
+        "port.metrics": "9090",
+        "port.dns": "5353/udp",
+        "port.signal": "2905/sctp",
+    }
+
+
+@pytest.mark.parametrize(
+    ("ports", "annotations", "told"),
+    [
+        ([HTTP, DNS], {"registry/port": "web"}, "registry/port is web, and there are http, dns"),
+        ([HTTP, SIGNAL], {"registry/port": "signal"}, "registry/port is signal, and there are"),
+        ([SIGNAL], None, "prod/api: no port of TCP or UDP"),
+    ],
+)
+def test_a_port_that_is_not_there_is_told_and_nothing_is_listed_instead(
+    ports: Sequence[dict[str, Any]], annotations: dict[str, str] | None, told: str
+) -> None:
+    found = mapped(ports, annotations=annotations)
+    assert found.entries == []
+    (problem,) = found.problems
+    assert told in problem
+
+
+def test_an_endpoint_that_cannot_be_listed_takes_no_other_with_it() -> None:
+    endpoints = [
+        {"addresses": ["10.1.0.1"], "conditions": READY},
+        {"addresses": ["not a host"]},
+        {"addresses": ["10.1.0.3"], "nodeName": "n" * 70_000},
+        {"addresses": []},
+    ]
+    found = mapped([HTTP], endpoints=endpoints)
+    assert [e.instance.ip_addr for e in found.entries] == ["10.1.0.1"]
+    first, second = found.problems
+    assert first.startswith("prod/api at not a host:8080: ")
+    assert second.startswith("prod/api at 10.1.0.3:8080: at most 65536 bytes of metadata")
+
+
+def test_a_template_names_services() -> None:
+    (one,) = mapped([HTTP], template="{namespace}-{service}", prefix="k-").entries
+    assert (one.instance.app, one.instance.vip_address) == ("K-PROD-API", "k-prod-api")
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ({"template": "{namespace}"}, "template: {service}, {namespace}, letters"),
+        ({"template": "{service}/{name}"}, "template: "),
+        ({"template": "{service}{}"}, "template: "),
+        ({"namespaces": ("Prod",)}, "namespaces: Prod is no name"),
+        ({"without": ("kubernetes",)}, "without: expected namespace/name, not kubernetes"),
+        ({"context": "here"}, "context: expected a kubeconfig too"),
+        ({"prefix": "a b"}, "prefix: letters"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused(setting: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)):
+        KubernetesSettings(name="test", **setting)
+
+
+# From the API server
+
+
+def test_each_endpoint_is_an_instance_and_what_ends_is_none(source: KubernetesSource) -> None:
     source.service("api")
-    ports = [{"name": "http", "port": 80}, {"name": "admin", "port": 81}]
+    ports = [METRICS, {"name": "http", "port": 80}, DNS]
     endpoints = [
         {"addresses": ["10.1.0.1"], "conditions": READY},
         {"addresses": ["10.1.0.2"], "conditions": {"ready": False}},
@@ -110,14 +238,86 @@ def test_each_port_of_each_address_is_an_instance_and_what_ends_is_none(
     ]
     source.slice("api-a", "api", endpoints, ports)
     found = {value: str(i.status) for value, i in listed(source.catalog()).items()}
-    assert found == {
-        "10.1.0.1:80": "UP",
-        "10.1.0.1:81": "UP",
-        "10.1.0.2:80": "DOWN",
-        "10.1.0.2:81": "DOWN",
-        "10.1.0.4:80": "UP",
-        "10.1.0.4:81": "UP",
+    assert found == {"10.1.0.1:80": "UP", "10.1.0.2:80": "DOWN", "10.1.0.4:80": "UP"}
+
+
+def test_names_that_meet_are_told_and_a_template_parts_them(source: KubernetesSource) -> None:
+    for namespace, address in (("prod", "10.1.0.1"), ("dev", "10.1.0.2")):
+        source.namespace(namespace)
+        for name in ("same", f"only-{namespace}"):
+            source.service(name, namespace)
+            source.slice(f"{name}-a", name, [{"addresses": [address]}], namespace=namespace)
+    catalog = source.catalog()
+    catalog.list()
+    (problem,) = catalog.problems
+    assert problem.startswith("dev/same and prod/same are one service, same: ")
+    apart = source.catalog(template="{service}-{namespace}")
+    groups = apart.list().values()
+    assert {e.instance.app for g in groups for e in g or ()} == {
+        "SAME-PROD",
+        "SAME-DEV",
+        "ONLY-PROD-PROD",
+        "ONLY-DEV-DEV",
     }
+    assert apart.problems == []
+
+
+def test_a_namespace_without_services_is_told(source: KubernetesSource) -> None:
+    source.put("api", "10.1.0.1", 80)
+    catalog = source.catalog(namespaces=("nowhere", "default"))
+    catalog.list()
+    (problem,) = catalog.problems
+    assert problem.startswith("the namespace nowhere has no such Services")
+
+
+def test_a_server_that_hangs_is_noticed_and_costs_nothing(source: KubernetesSource) -> None:
+    """Its connections stay open; nothing comes any more."""
+    source.put("api", "10.1.0.1", 80)
+    followed = Followed(source, Terms(stale_after_secs=300))
+    followed.start()
+    try:
+        until(followed.instances)
+        until(lambda: followed.report().state == "following")
+        before = followed.revision()
+        source.suspend()
+        until(lambda: followed.report().state == "failing", 30)
+        assert "silent" in str(followed.report().last_error) or "in time" in str(
+            followed.report().last_error
+        )
+        source.resume()
+        until(lambda: followed.report().state == "following", 60)
+        assert followed.revision() == before
+    finally:
+        source.resume()
+        followed.runner.stop()
+
+
+def test_what_is_known_of_pods_that_came_and_went_is_forgotten() -> None:
+    catalog = KubernetesCatalog(KubernetesSettings(name="test"))
+    meta = {"namespace": "default", "name": "api"}
+    catalog._know(Event(SERVICES, {"metadata": meta, "spec": {}}, is_gone=False))
+
+    def a_slice(pods: Sequence[str]) -> dict[str, Any]:
+        labels = {"kubernetes.io/service-name": "api"}
+        return {
+            "metadata": {**meta, "name": "api-a", "labels": labels},
+            "ports": [HTTP],
+            "endpoints": [pod_endpoint(pod, "10.1.0.1") for pod in pods],
+        }
+
+    for number in range(100):
+        pod = {"metadata": {**meta, "name": f"api-{number}"}}
+        catalog._know(Event(PODS, pod, is_gone=False))
+        both = [f"api-{number}", f"api-{number + 1}"]
+        assert catalog._know(Event(SLICES, a_slice(both), is_gone=False)) == {("default", "api")}
+        assert len(catalog._entries(("default", "api")) or ()) == 2
+        assert catalog._know(Event(PODS, pod, is_gone=True)) == {("default", "api")}
+        assert len(catalog._slices_with) == 2
+    catalog._know(Event(SLICES, a_slice(both), is_gone=True))
+    catalog._know(Event(SERVICES, {"metadata": meta}, is_gone=True))
+    assert catalog._entries(("default", "api")) == ()
+    known = (catalog._slices_with, catalog._slices_of, catalog._called, catalog._problems)
+    assert [len(index) for index in (*known, *catalog._found.values())] == [0] * 7
 
 
 def test_a_pod_of_two_families_is_one_instance_at_its_services_first(
@@ -236,13 +436,65 @@ def test_an_unusable_kubeconfig_is_told(source: KubernetesSource, tmp_path: Path
     broken = tmp_path / "broken"
     broken.write_text("a: [")
     for file, told in (
-        (tmp_path / "none", "cannot be read: FileNotFoundError"),
-        (broken, "is no kubeconfig"),
+        (tmp_path / "none", "cannot be read: No such file"),
+        (broken, "is no kubeconfig: line 2: "),
         (source.kubeconfig(name="exec", exec={"command": "aws"}), "exec is not supported"),
     ):
         catalog = KubernetesCatalog(KubernetesSettings(name="test", kubeconfig=file))
         with pytest.raises(SourceError, match=told):
             catalog.list()
+
+
+def kubeconfig(path: Path, cluster: dict[str, Any], user: Any = None, **more: Any) -> Path:
+    document = {
+        "current-context": "here",
+        "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1", **cluster}}],
+        "users": [{"name": "u", "user": user}],
+        **more,
+    }
+    path.write_text(yaml.dump(document))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (
+            {"cluster": {"insecure-skip-tls-verify": True}},
+            "clusters: c: insecure-skip-tls-verify is not supported",
+        ),
+        ({"cluster": {"proxy-url": "http://p"}}, "proxy-url is not supported"),
+        ({"cluster": {"tls-server-name": "other"}}, "tls-server-name is not supported"),
+        ({"cluster": {}, "user": {"as": "somebody"}}, "users: u: as is not supported"),
+        (
+            {"cluster": {"certificate-authority-data": "%%%"}},
+            "clusters: c: certificate-authority-data is no base64",
+        ),
+        ({"cluster": {"certificate-authority-data": "YWJj"}}, "cannot be used: "),
+        ({"cluster": {"certificate-authority": "none.pem"}}, "none.pem cannot be used: No such"),
+        ({"cluster": {"server": "127.0.0.1:6443"}}, "server: http:// or https:// must stand"),
+        ({"cluster": {"server": 7}}, "server is no text"),
+        ({"cluster": {}, "user": {"client-key-data": "YWJj"}}, "both or neither"),
+        ({"cluster": {}, "user": []}, "expected a mapping"),
+        ({"cluster": {}, "contexts": []}, "no here in contexts"),
+        ({"cluster": {}, "clusters": None}, "no c in clusters"),
+        ({"cluster": {}, "current-context": None}, "no current-context"),
+    ],
+)
+def test_a_kubeconfig_that_would_not_do_ends_the_start_in_a_line(
+    tmp_path: Path, wrong: dict[str, Any], told: str
+) -> None:
+    file = kubeconfig(tmp_path / "config", **wrong)
+    with pytest.raises(ValueError, match=re.escape(told)) as caught:
+        read_catalogs(f"[{{kind: kubernetes, kubeconfig: '{file}'}}]")
+    assert str(caught.value).startswith("catalog 1 (kubernetes:main): ")
+
+
+def test_outside_of_a_pod_a_kubeconfig_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(ValueError, match=r"not in a Pod: .* set kubeconfig"):
+        read_catalogs("[{kind: kubernetes}]")
 
 
 def test_the_servers_certificate_is_checked(source: KubernetesSource, tmp_path: Path) -> None:

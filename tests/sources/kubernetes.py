@@ -5,6 +5,7 @@ No kubelet and no controller runs: Services, Pods and endpoint slices are create
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -93,6 +94,15 @@ class KubernetesSource:
         assert self._process is not None
         self._process.kill()
         self._process.wait()
+
+    def suspend(self) -> None:
+        """Hang: no answer, and every connection stays open."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
         self.kill()

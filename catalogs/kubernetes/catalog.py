@@ -1,0 +1,219 @@
+"""The objects of a cluster, as far as they concern entries, kept as they are now."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from catalogs.catalog import Entry, Groups
+from catalogs.http import Client
+from catalogs.kubernetes.kubeconfig import Cluster
+from catalogs.kubernetes.mapping import Mapper, Name, name_of, pods_of, service_of, shown
+from catalogs.kubernetes.settings import KubernetesSettings
+from catalogs.kubernetes.watching import (
+    KINDS,
+    PODS,
+    SERVICES,
+    SLICES,
+    Event,
+    Kind,
+    Object,
+    Place,
+    Watches,
+    listed,
+)
+
+log = logging.getLogger("catalogs")
+
+
+class KubernetesCatalog:
+    """The catalog of one cluster; see ``catalogs.catalog.Catalog``. A group is a Service."""
+
+    prefers_local = False
+
+    def __init__(self, settings: KubernetesSettings) -> None:
+        """Nothing is asked before ``list``."""
+        self.source = f"kubernetes:{settings.name}"
+        self._settings = settings
+        self._mapper = Mapper(self.source, settings)
+        self._found: Mapping[str, dict[Name, Object]] = {}
+        self._forget()
+        self._versions: dict[Place, str] = {}
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._scratch: Path | None = None
+        self._cluster: Cluster | None = None
+        self._clients: list[Client] = []
+
+    def _forget(self) -> None:
+        self._found = {kind.name: {} for kind in KINDS}
+        self._slices_of: defaultdict[Name, set[Name]] = defaultdict(set)
+        # The slices that tell of a Pod: it is forgotten with the last of them.
+        self._slices_with: defaultdict[Name, set[Name]] = defaultdict(set)
+        self._problems: dict[Name, Sequence[str]] = {}
+        self._called: defaultdict[str, set[Name]] = defaultdict(set)
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """Endpoints that cannot be used, namespaces without Services, names that meet; and why."""
+        found = [text for name in sorted(self._problems) for text in self._problems[name]]
+        with_services = {namespace for namespace, _ in self._found[SERVICES.name]}
+        found += [
+            f"the namespace {namespace} has no such Services, or there is no such namespace"
+            for namespace in self._settings.namespaces
+            if namespace not in with_services
+        ]
+        for called, names in sorted(self._called.items()):
+            if len({namespace for namespace, _ in names}) > 1:
+                together = " and ".join(map(shown, sorted(names)))
+                found.append(
+                    f"{together} are one service, {called}: "
+                    "template '{service}-{namespace}' would tell them apart"
+                )
+        return found
+
+    def list(self) -> Groups:
+        """Every Service's instances."""
+        self._reach()
+        client = self._connect()
+        try:
+            told = {place: listed(client, place) for place in self._places()}
+        finally:
+            client.close()
+        self._forget()
+        for place, (items, version) in told.items():
+            self._versions[place] = version
+            for item in items:
+                self._know(Event(place.kind, item, is_gone=False))
+        services = {*self._found[SERVICES.name], *self._slices_of}
+        return {shown(name): self._entries(name) for name in services if self._is_taken(name)}
+
+    def watch(self, stopping: threading.Event) -> Iterator[Groups]:
+        """The Services that change, as soon as any of the watches tells."""
+        watches = Watches(self._connect, self._versions)
+        for events in watches.events(lambda: not stopping.is_set() and not self._ended.is_set()):
+            changed: set[Name] = set()
+            for event in events:
+                changed |= self._know(event)
+            yield {shown(name): self._entries(name) for name in changed}
+
+    def close(self) -> None:
+        """Let go of everything; a watch that waits ends with its connection."""
+        self._ended.set()
+        with self._lock:
+            for client in self._clients:
+                client.close()
+            self._drop_scratch()
+
+    # Reaching the server
+
+    def _reach(self) -> None:
+        """Look again how the server is reached: whoever renews a kubeconfig replaces it."""
+        with self._lock:
+            self._drop_scratch()
+            self._scratch = Path(tempfile.mkdtemp(prefix="kubernetes-"))
+            self._cluster = self._settings.cluster(self._scratch)
+
+    def _drop_scratch(self) -> None:
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = None
+
+    def _connect(self) -> Client:
+        cluster = self._cluster
+        assert cluster is not None
+        client = Client(
+            [cluster.url],
+            headers=cluster.headers,
+            ca_file=cluster.ca_file,
+            cert_files=cluster.cert_files,
+        )
+        with self._lock:
+            self._clients = [c for c in self._clients if not c.is_closed]
+            self._clients.append(client)
+        return client
+
+    def _places(self) -> Sequence[Place]:
+        settings = self._settings
+
+        def selector(kind: Kind) -> str | None:
+            return settings.label_selector if kind is SERVICES else None
+
+        namespaces: Sequence[str | None] = settings.namespaces or (None,)
+        return [Place(k, namespace, selector(k)) for k in KINDS for namespace in namespaces]
+
+    # What is known
+
+    def _know(self, event: Event) -> set[Name]:
+        """Know the object as it is now; the Services that it concerns."""
+        kind, item = event.kind, event.object
+        name = name_of(item)
+        if kind is PODS:
+            item = self._mapper.pod(item)
+        known = self._found[kind.name]
+        before = known.pop(name, None)
+        if not event.is_gone:
+            known[name] = item
+        if kind is SERVICES:
+            return {name}
+        if kind is PODS:
+            is_same = before is not None and not event.is_gone and before == item
+            return set() if is_same else self._services_with(name)
+        concerned = set()
+        if before is not None:
+            concerned |= self._link(name, before, is_there=False)
+        if not event.is_gone:
+            concerned |= self._link(name, item, is_there=True)
+        return concerned
+
+    def _services_with(self, pod: Name) -> set[Name]:
+        slices = (self._found[SLICES.name][s] for s in self._slices_with.get(pod, ()))
+        return {service for item in slices if (service := service_of(item)) is not None}
+
+    def _link(self, name: Name, item: Object, *, is_there: bool) -> set[Name]:
+        """Know, or forget, to which Service and which Pods a slice belongs; the Service."""
+        service = service_of(item)
+        for index, keys in (
+            (self._slices_of, set() if service is None else {service}),
+            (self._slices_with, pods_of(item)),
+        ):
+            for key in keys:
+                if is_there:
+                    index[key].add(name)
+                else:
+                    index[key].discard(name)
+                    if not index[key]:
+                        del index[key]
+        return set() if service is None else {service}
+
+    def _is_taken(self, name: Name) -> bool:
+        """Whether the Service is one that was asked for."""
+        return name in self._found[SERVICES.name] and shown(name) not in self._settings.without
+
+    def _entries(self, name: Name) -> Sequence[Entry] | None:
+        """A Service's instances; None where something in it is beyond all that is foreseen."""
+        called = self._settings.service_name(*name).lower()
+        self._problems.pop(name, None)
+        if not self._is_taken(name):
+            self._called[called].discard(name)
+            if not self._called[called]:
+                del self._called[called]
+            return ()
+        self._called[called].add(name)
+        slices = [self._found[SLICES.name][s] for s in sorted(self._slices_of.get(name, ()))]
+        try:
+            mapped = self._mapper.mapped(
+                self._found[SERVICES.name][name], slices, self._found[PODS.name]
+            )
+        except Exception as error:
+            log.exception("%s: %s cannot be used", self.source, shown(name))
+            self._problems[name] = [f"{shown(name)}: {type(error).__name__}: {error}"]
+            return None
+        if mapped.problems:
+            self._problems[name] = mapped.problems
+        return mapped.entries

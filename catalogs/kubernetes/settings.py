@@ -1,0 +1,91 @@
+"""What is set of a cluster."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from catalogs.bounds import checked_prefix
+from catalogs.http import checked_files
+from catalogs.kubernetes.kubeconfig import Cluster, from_kubeconfig, in_cluster
+from registry import DEFAULT_NAMESPACE, Namespace
+
+_LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
+_TEMPLATE = re.compile(r"[A-Za-z0-9._-]*\Z")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KubernetesSettings:
+    """One cluster."""
+
+    name: str
+    """Of the catalog, as it appears in ``source``."""
+
+    kubeconfig: Path | None = None
+    """How the API server is reached; without it, as a Pod's service account does."""
+
+    context: str | None = None
+    """Of the kubeconfig, where it is not the current one."""
+
+    namespaces: tuple[str, ...] = ()
+    """Only these Kubernetes namespaces; empty: all, which needs a ClusterRole."""
+
+    label_selector: str | None = None
+    """Only Services with these labels, in Kubernetes's own notation."""
+
+    without: tuple[str, ...] = ("default/kubernetes",)
+    """Services that are left out, as ``namespace/name``: by default the API server's own."""
+
+    namespace: Namespace = DEFAULT_NAMESPACE
+    """Where its instances are listed in the registry."""
+
+    template: str = "{service}"
+    """How a Service is called here, of ``{service}`` and ``{namespace}``: by its name alone, as
+    everybody in its namespace calls it."""
+
+    prefix: str = ""
+    """Stands before each name."""
+
+    port: str | None = None
+    """The port that is listed where there are several: its name, or its number at the Pod. A
+    Service's annotation ``registry/port`` counts more."""
+
+    annotations: str = "registry/"
+    """Pods' annotations that begin so become metadata, without the beginning."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work; ``ValueError``."""
+        checked_prefix(self.prefix)
+        rest = self.template.replace("{service}", "").replace("{namespace}", "")
+        if "{service}" not in self.template or not _TEMPLATE.match(rest):
+            raise ValueError(
+                "template: {service}, {namespace}, letters, digits, dots, dashes and underscores"
+            )
+        for namespace in self.namespaces:
+            if not re.fullmatch(_LABEL, namespace):
+                raise ValueError(f"namespaces: {namespace} is no name of a namespace there")
+        for service in self.without:
+            if not re.fullmatch(f"{_LABEL}/{_LABEL}", service):
+                raise ValueError(f"without: expected namespace/name, not {service}")
+        if self.context is not None and self.kubeconfig is None:
+            raise ValueError("context: expected a kubeconfig too")
+
+    def check(self) -> None:
+        """Look at its files; ``SourceError`` and ``ValueError``."""
+        with tempfile.TemporaryDirectory(prefix="kubernetes-") as scratch:
+            cluster = self.cluster(Path(scratch))
+            checked_files(cluster.ca_file, *(cluster.cert_files or ()))
+
+    def cluster(self, scratch: Path) -> Cluster:
+        """The API server as it is reached now; ``SourceError``."""
+        if self.kubeconfig is None:
+            return in_cluster()
+        return from_kubeconfig(self.kubeconfig, self.context, scratch)
+
+    def service_name(self, namespace: str, service: str) -> str:
+        """How a Service is called here."""
+        return self.prefix + self.template.replace("{namespace}", namespace).replace(
+            "{service}", service
+        )

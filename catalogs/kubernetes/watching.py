@@ -1,0 +1,194 @@
+"""Objects of an API server: lists of them, and watches that go on from there.
+
+A watch is asked for a few seconds at a time: a server that is well ends it, and it is opened again
+on the same connection, from where it was. So a server that hangs is told from one that has nothing
+to say, whatever keeps its connections open.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from catalogs.catalog import RelistError, SourceError
+from catalogs.http import Client, Quiet, StatusError, documents
+
+WATCH_SECS = 5
+QUIET_SECS = 8.0
+"""How long a server may be silent that has been asked for a watch of ``WATCH_SECS``."""
+_PAGE = 500
+_TICK_SECS = 1.0
+_GATHER_SECS = 0.02
+
+Object = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A resource, and the path of its lists below a namespace."""
+
+    name: str
+    path: str
+
+    def url(self, namespace: str | None) -> str:
+        """Of its list in a namespace, or in all of them."""
+        group, _, resource = self.path.rpartition("/")
+        where = f"namespaces/{quote(namespace, safe='')}/" if namespace else ""
+        return f"/{group}/{where}{resource}"
+
+
+SLICES = Kind("endpointslices", "apis/discovery.k8s.io/v1/endpointslices")
+SERVICES = Kind("services", "api/v1/services")
+PODS = Kind("pods", "api/v1/pods")
+KINDS = (SERVICES, PODS, SLICES)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What one list and one watch are of."""
+
+    kind: Kind
+    namespace: str | None
+    selector: str | None
+
+    @property
+    def params(self) -> dict[str, str]:
+        """What narrows it down."""
+        return {} if self.selector is None else {"labelSelector": self.selector}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An object that is there, as it is now, or gone."""
+
+    kind: Kind
+    object: Object
+    is_gone: bool
+
+
+def listed(client: Client, place: Place) -> tuple[list[Object], str]:
+    """All objects, and the version that a watch goes on from; ``SourceError``, ``RelistError``."""
+    found: list[Object] = []
+    proceed = ""
+    while True:
+        params = {**place.params, "limit": str(_PAGE)}
+        if proceed:
+            params["continue"] = proceed
+        try:
+            page = client.read("GET", place.kind.url(place.namespace), params=params)
+            found += page["items"] or ()
+            meta = page["metadata"]
+            proceed = meta.get("continue") or ""
+            version = str(meta["resourceVersion"])
+        except StatusError as error:
+            if error.status == 410:
+                raise RelistError("the list went on for too long") from None
+            raise
+        except (KeyError, TypeError, AttributeError):
+            raise SourceError(f"{client.url} answers with what is no list") from None
+        if not proceed:
+            return found, version
+
+
+class Watches:
+    """The watches of several places, each in a thread and with a connection of its own."""
+
+    def __init__(self, connect: Callable[[], Client], versions: Mapping[Place, str]) -> None:
+        """Watch each place from its version on; nothing is asked before ``events``."""
+        self._connect = connect
+        self._versions = dict(versions)
+        self._heard = dict.fromkeys(versions, 0.0)
+        self._told: queue.Queue[Event | Exception] = queue.Queue()
+        self._ended = threading.Event()
+
+    def events(self, goes_on: Callable[[], bool]) -> Iterator[Sequence[Event]]:
+        """What happens, as soon as it does, in the order of each place.
+
+        Nothing at all is a sign of life: of every place something was heard since the last one.
+        Ends where ``goes_on`` says so, and with ``SourceError`` or ``RelistError``.
+        """
+        lived = 0.0
+        for place in self._versions:
+            threading.Thread(target=self._follow, args=(place,), daemon=True).start()
+        try:
+            while goes_on():
+                events = self._gathered()
+                oldest = min(self._heard.values())
+                if events or oldest > lived:
+                    lived = oldest
+                    yield events
+        finally:
+            self._ended.set()
+
+    def _gathered(self) -> Sequence[Event]:
+        """What comes within a tick; a rollout changes a slice and its Pods at once: told once."""
+        found: list[Event] = []
+        pause = _TICK_SECS
+        while True:
+            try:
+                told = self._told.get(timeout=pause)
+            except queue.Empty:
+                return found
+            if isinstance(told, Exception):
+                raise told
+            found.append(told)
+            pause = _GATHER_SECS
+
+    def _follow(self, place: Place) -> None:
+        """One watch, opened again where it was when the server ends it; in its own thread."""
+        kind = place.kind
+        client: Client | None = None
+        try:
+            client = self._connect()
+            while not self._ended.is_set():
+                params = {
+                    **place.params,
+                    "watch": "1",
+                    "allowWatchBookmarks": "true",
+                    "resourceVersion": self._versions[place],
+                    "timeoutSeconds": str(WATCH_SECS),
+                }
+                stream = client.send(
+                    "GET",
+                    kind.url(place.namespace),
+                    params=params,
+                    read_secs=QUIET_SECS,
+                    stream=True,
+                )
+                self._heard[place] = time.monotonic()
+                for event in documents(stream):
+                    if self._ended.is_set():
+                        return
+                    self._hear(place, event)
+        except StatusError as error:
+            gone = error.status == 410
+            self._told.put(RelistError("history is gone") if gone else error)
+        except Quiet:
+            assert client is not None
+            text = f"{client.url} is silent: no {kind.name} and no end within {QUIET_SECS:g} s"
+            self._told.put(SourceError(text))
+        except Exception as error:
+            self._told.put(error)
+        finally:
+            if client is not None:
+                client.close()
+
+    def _hear(self, place: Place, event: Any) -> None:
+        kind = place.kind
+        try:
+            happened, item = event["type"], event["object"]
+            if happened == "ERROR":
+                text = f"{kind.name}: {item.get('message', 'no reason')}"
+                raise (RelistError if item.get("code") == 410 else SourceError)(text)
+            version = str(item["metadata"]["resourceVersion"])
+        except (KeyError, TypeError, AttributeError):
+            raise SourceError(f"the watch of {kind.name} tells what is no event") from None
+        self._versions[place] = version
+        self._heard[place] = time.monotonic()
+        if happened != "BOOKMARK":
+            self._told.put(Event(kind, item, happened == "DELETED"))
