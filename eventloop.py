@@ -61,7 +61,16 @@ from httptools import (
     HttpRequestParser,
 )
 
-from exchange import Answer, BodyTooLargeError, Lane, Promise, Request, Stream, is_host
+from exchange import (
+    NEXT_LINE,
+    Answer,
+    BodyTooLargeError,
+    Lane,
+    Promise,
+    Request,
+    Stream,
+    is_host,
+)
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 MAX_UNSENT_BYTES = 256 * 1024
@@ -490,6 +499,9 @@ class _Reader:
             raise _RefusedError(400, "Host is missing or malformed")
         for name, values in repeated.items():
             headers[name] = ", ".join(values)
+        accepted = repeated.pop("accept", None)
+        if accepted is not None:
+            headers["accept"] = NEXT_LINE.join(accepted)
         message.headers = headers
         message.repeated = repeated or None
         message.keeps = self._keeps

@@ -18,10 +18,16 @@ UNREAD_BODY_BYTES = 64 * 1024
 is_host = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]+)(?::[0-9]*)?").fullmatch
 """Whether this can be the value of ``Host``, which must not be empty (RFC 9110, 7.2)."""
 
+NEXT_LINE = ",\t"
+"""Stands between two lines of one field where it matters that they were two."""
+
 
 @dataclass(slots=True)
 class Request:
     """A request. ``headers`` has lower-case names; ``path`` is still percent-encoded.
+
+    The lines of a field that comes in several are joined by commas; those of ``Accept`` by
+    ``NEXT_LINE``, where the way in tells lines apart.
 
     ``read_body`` reads at most the given number of bytes and raises ``BodyTooLargeError`` beyond.
     ``scheme`` and ``peer`` are those of the connection itself, whatever a proxy tells; ``base`` is

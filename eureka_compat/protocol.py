@@ -25,7 +25,7 @@ from eureka_compat import codecs, wire
 from eureka_compat.answers import JSON, XML, Answers, Form, NotYetError
 from eureka_compat.pieces import EncodedAnswer
 from eureka_compat.settings import EurekaSettings
-from exchange import UNREAD_BODY_BYTES, Answer, BodyTooLargeError, Promise, Request
+from exchange import NEXT_LINE, UNREAD_BODY_BYTES, Answer, BodyTooLargeError, Promise, Request
 from registry import (
     DEFAULT_NAMESPACE,
     Instance,
@@ -73,23 +73,30 @@ def _wrong_method(*allowed: str) -> Answer:
 
 
 def _accepted_rank(accept: str, wanted: str) -> tuple[float, int, int]:
-    """The best quality that an Accept header gives a media type, how exactly and how early."""
-    specificity = {wanted: 2, f"{wanted.partition('/')[0]}/*": 1, "*/*": 0}
-    best = (0.0, 0, 0)
+    """The best quality that an Accept header gives a media type, how exactly and how early.
+
+    A quality of 0 is the least there is, and still one: to the original, too.
+    """
+    kind, _, form = wanted.partition("/")
+    specificity = {wanted: 2, f"{kind}/*": 1, f"*/{form}": 1, "*/*": 0, "*": 0}
+    best = _UNACCEPTED
     for position, part in enumerate(accept.split(",")):
         media, _, parameters = part.partition(";")
         quality = 1.0
         for parameter in parameters.split(";"):
             name, _, value = parameter.partition("=")
-            if name.strip() == "q":
+            if name.strip().lower() == "q":
                 try:
                     quality = float(value)
                 except ValueError:
-                    quality = 0.0
+                    quality = -1.0
         exactness = specificity.get(media.strip().lower())
-        if exactness is not None and quality:
+        if exactness is not None and quality >= 0:
             best = max(best, (quality, exactness, -position))
     return best
+
+
+_UNACCEPTED = (-1.0, 0, 0)
 
 
 @functools.lru_cache(maxsize=256)
@@ -102,7 +109,7 @@ def negotiated(accept: str | None) -> str | None:
         return XML
     json_rank = _accepted_rank(accept, JSON)
     xml_rank = _accepted_rank(accept, XML)
-    if not json_rank[0] and not xml_rank[0]:
+    if json_rank == xml_rank == _UNACCEPTED:
         return None
     return JSON if json_rank > xml_rank else XML
 
@@ -561,11 +568,14 @@ class Protocol:
         return 200
 
     def _form(self, request: Request) -> Form:
-        """The form of a list answer: JSON where ``Accept`` says json anywhere (2.0)."""
+        """The form of a list answer: JSON where ``Accept`` says json anywhere (2.0).
+
+        That is its first line, where there are several.
+        """
         accept = request.headers.get("accept", "")
         if negotiated(accept) is None:
             raise _RefusedError(Answer(406))
-        is_json = "json" in accept.lower()
+        is_json = "json" in accept.partition(NEXT_LINE)[0].lower()
         if request.headers.get("x-eureka-accept", "").lower() == "compact":
             return Form.COMPACT_JSON if is_json else Form.COMPACT_XML
         return Form.JSON if is_json else Form.XML

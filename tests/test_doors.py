@@ -270,3 +270,25 @@ def test_a_body_that_does_not_come_as_announced_registers_nothing(door: Door, bo
     assert door.server.send("GET", "/eureka/apps/BROKEN", None, token).status == 404
     assert door.server.send("GET", "/api/v1/services/broken", None, token).status == 404
     assert "Traceback" not in door.server.log()
+
+
+def test_the_first_line_of_accept_decides_the_form_of_a_list(
+    doors: tuple[Connection, Connection],
+) -> None:
+    body = instance_body("LINES", "lines:1")
+    fast, _ = doors  # gunicorn's own workers make one line of several
+    fast.send("POST", "/eureka/apps/LINES", body, dict(JSON_FIELDS))
+    for first, second in ((Form.XML, Form.JSON), (Form.JSON, Form.XML)):
+        lines = {"Accept": first.media_type, "accept": second.media_type}
+        for path in (
+            "/eureka/apps",
+            "/eureka/apps/LINES",
+            "/eureka/apps/delta",
+            "/eureka/vips/lines",
+        ):
+            for headers in (lines, lines | {"Accept-Encoding": "gzip"}):
+                assert fast.send("GET", path, None, headers).media_type == first.media_type
+        one = fast.send("GET", "/eureka/apps/LINES/lines:1", None, lines)
+        assert one.media_type == first.media_type
+    joined = {"Accept": "application/xml, application/json"}
+    assert fast.send("GET", "/eureka/apps", None, joined).media_type == "application/json"

@@ -772,6 +772,14 @@ def test_a_disabled_delta_is_a_403() -> None:
         ("application/json;q=0.4, application/xml;q=0.9", "application/xml"),
         ("application/json, */*;q=0.1", "application/json"),
         ("text/html, */*;q=0.1", "application/xml"),
+        ("application/json;q=0", "application/json"),
+        ("application/json;q=0, */*", "application/xml"),
+        ("application/json;Q=0.1, application/xml;q=0.2", "application/xml"),
+        ("*/*;q=0", "application/xml"),
+        ("*", "application/xml"),
+        ("*/json", "application/json"),
+        ("text/html, image/gif, *; q=.2, */*; q=.2", "application/xml"),
+        ("text/plain,\tapplication/json", "application/json"),
     ],
 )
 def test_a_single_instance_is_negotiated_by_quality(
@@ -780,6 +788,13 @@ def test_a_single_instance_is_negotiated_by_quality(
     register(client, "WEB", "web:1")
     headers = {"Accept": accept} if accept else {}
     assert client.get("/eureka/apps/WEB/web:1", headers=headers).content_type == expected
+
+
+@pytest.mark.parametrize("accept", ["application/json;q=abc", "application/json;q=-1", "text/html"])
+def test_what_accepts_neither_format_is_a_406(client: FlaskClient, accept: str) -> None:
+    register(client, "WEB", "web:1")
+    for path in ("/apps", "/apps/WEB", "/apps/WEB/web:1", "/vips/web"):
+        assert client.get(f"/eureka{path}", headers={"Accept": accept}).status_code == 406
 
 
 def test_an_unknown_vip_is_an_empty_answer(client: FlaskClient) -> None:
