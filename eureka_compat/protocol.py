@@ -415,7 +415,7 @@ class Protocol:
         if registry.instance(app, instance_id, self._namespace) is None:
             return 404
         status = _status_name(value)
-        timestamp = 0 if not dirty else _timestamp(dirty)
+        timestamp = 0 if dirty is None else _timestamp(dirty)
         if status is None or timestamp is None:
             return 400
         change = registry.remove_override if remove else registry.set_override
@@ -425,7 +425,8 @@ class Protocol:
     def _metadata(self, request: Request, app: str, instance_id: str) -> Answer:
         metadata: dict[str, str] = {}
         for key, value in parse_qsl(request.query, keep_blank_values=True):
-            metadata.setdefault(key, value)
+            if key:
+                metadata.setdefault(key, value)
         # An expired lease counts as unknown, as for every read of one instance.
         if self._registry.instance(app, instance_id, self._namespace) is None:
             return NOT_FOUND
@@ -723,14 +724,19 @@ def _query(request: Request) -> dict[str, str]:
 
 
 def _is_replication(headers: Mapping[str, str]) -> bool:
-    return headers.get("x-netflix-discovery-replication") == "true"
+    told = headers.get("x-netflix-discovery-replication")
+    # Of several lines, the first counts.
+    return told is not None and told.partition(",")[0].strip() == "true"
+
+
+_LONG = re.compile(r"[+-]?\d{1,100}")
 
 
 def _timestamp(text: str) -> int | None:
-    try:
-        number = int(text)
-    except ValueError:
+    """Digits and nothing beside them, as Java's ``Long.valueOf`` takes them."""
+    if not _LONG.fullmatch(text):
         return None
+    number = int(text)
     return number if -(2**63) <= number < 2**63 else None
 
 

@@ -797,6 +797,36 @@ def test_what_accepts_neither_format_is_a_406(client: FlaskClient, accept: str) 
         assert client.get(f"/eureka{path}", headers={"Accept": accept}).status_code == 406
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", "1e3", "1.0", "0x10", "1_7", "+1700000000000", "%201", "1%20", "9223372036854775808"],
+)
+def test_a_timestamp_in_a_query_has_digits_alone(client: FlaskClient, text: str) -> None:
+    register(client, "WEB", "web:1")
+    path = "/eureka/apps/WEB/web:1"
+    before = client.get(path, headers=JSON).data
+    for rest in (f"?lastDirtyTimestamp={text}", f"/status?value=DOWN&lastDirtyTimestamp={text}"):
+        assert client.put(path + rest).status_code == 400
+    assert client.get(path, headers=JSON).data == before
+
+
+def test_the_first_of_several_replication_marks_counts(client: FlaskClient) -> None:
+    register(client, "WEB", "web:1")
+    for told, status in (("true,false", 409), ("true, true", 409), ("false,true", 200)):
+        answer = client.put(
+            "/eureka/apps/WEB/web:1?lastDirtyTimestamp=1600000000000",
+            headers={"x-netflix-discovery-replication": told},
+        )
+        assert answer.status_code == status
+
+
+def test_metadata_of_a_query_without_a_name_is_none(client: FlaskClient) -> None:
+    register(client, "WEB", "web:1", metadata={})
+    assert client.put("/eureka/apps/WEB/web:1/metadata?=b&a=c&a=d&e&f=").status_code == 200
+    found = client.get("/eureka/apps/WEB/web:1", headers=JSON).get_json()["instance"]
+    assert found["metadata"] == {"a": "c", "e": "", "f": ""}
+
+
 def test_an_unknown_vip_is_an_empty_answer(client: FlaskClient) -> None:
     answer = client.get("/eureka/svips/nobody", headers=JSON).get_json()
     assert answer == {
