@@ -1,0 +1,115 @@
+"""Whatever clients of several workers were answered, some order of their calls explains it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.histories import Call, Operation, Player, State, explained, registry_model, search
+from tests.servers import RegistryServer
+
+HISTORIES = 150
+UP = ("UP", "UNKNOWN", frozenset({("zone", "a")}))
+
+
+def register_model(state: int, call: tuple[str, int]) -> tuple[int, Any]:
+    """A number that is written and read."""
+    name, value = call
+    return (value, "done") if name == "write" else (state, state)
+
+
+def written(sent: float, ended: float, value: int, answer: Any = "done") -> Operation:
+    return Operation(0, sent, ended, ("write", value), answer)
+
+
+def read(sent: float, ended: float, value: int) -> Operation:
+    return Operation(0, sent, ended, ("read", 0), value)
+
+
+NEVER = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("operations", "expected"),
+    [
+        ([], []),
+        ([written(0, 1, 7), read(2, 3, 7)], [0, 1]),
+        # At once, in either order.
+        ([written(0, 3, 7), read(1, 2, 0)], [1, 0]),
+        ([written(0, 3, 7), read(1, 2, 7)], [0, 1]),
+        # What was read once is not unread.
+        ([written(0, 9, 7), read(1, 2, 7), read(3, 4, 0)], None),
+        # What was acknowledged is there.
+        ([written(0, 1, 7), read(2, 3, 0)], None),
+        ([written(0, 2, 7), written(1, 3, 8), read(4, 5, 7), read(6, 7, 7)], [1, 0, 2, 3]),
+        ([written(0, 2, 7), written(1, 3, 8), read(4, 5, 7), read(6, 7, 8)], None),
+        # What was cut off is done late, or never, but not before it was sent.
+        ([written(0, NEVER, 7, None), read(2, 3, 0), read(4, 5, 7)], [1, 0, 2]),
+        ([written(0, NEVER, 7, None), read(2, 3, 0)], [1]),
+        ([read(0, 1, 7), written(2, NEVER, 7, None)], None),
+    ],
+)
+def test_an_order_is_found_where_there_is_one(
+    operations: list[Operation], expected: list[int] | None
+) -> None:
+    assert explained(operations, 0, register_model) == expected
+
+
+def call(number: int, name: str, answer: Any, *, at_once: bool = False, **told: Any) -> Operation:
+    """The call of this number; all of those that come ``at_once`` overlap."""
+    sent, ended = (0, 1) if at_once else (number, number + 0.5)
+    return Operation(number, sent, ended, Call(name, **told), answer)
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        # Of two merges at once one is gone.
+        [
+            call(1, "metadata", 200, metadata=frozenset({("b", "1")}), at_once=True),
+            call(2, "metadata", 200, metadata=frozenset({("c", "1")}), at_once=True),
+            call(3, "get", ("UP", "UNKNOWN", frozenset({("zone", "a"), ("c", "1")}))),
+        ],
+        # What was cancelled is back.
+        [
+            call(1, "metadata", 200, metadata=frozenset({("zone", "a")}), at_once=True),
+            call(2, "cancel", 200, at_once=True),
+            call(3, "get", UP),
+        ],
+        # An override that was removed is back.
+        [
+            call(1, "set status", 200, status="DOWN"),
+            call(2, "remove status", 200, status="UP"),
+            call(3, "get", ("DOWN", "DOWN", frozenset({("zone", "a")}))),
+        ],
+    ],
+)
+def test_what_was_acknowledged_and_lost_is_noticed(lost: list[Operation]) -> None:
+    zone = frozenset({("zone", "a")})
+    first = Operation(0, -2, -1, Call("register", "UP", zone, dirty=1), 204)
+    assert explained([first, *lost], State(), registry_model) is None
+    assert explained([first, *lost[:-1]], State(), registry_model) is not None
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder: Path = tmp_path_factory.mktemp("histories")
+    with RegistryServer(folder, workers=4) as server:
+        yield server
+
+
+def test_the_model_answers_as_the_server_where_one_client_calls_alone(
+    server: RegistryServer,
+) -> None:
+    player = Player([("127.0.0.1", server.port)], clients=1, calls=200)
+    for seed in range(5):
+        assert player.play(seed, "alone").unexplained() is None
+
+
+def test_some_order_explains_what_clients_of_several_workers_were_answered(
+    server: RegistryServer,
+) -> None:
+    """Every mutating call of both APIs beside reads; the seed of a history is printed with it."""
+    assert search([("127.0.0.1", server.port)], range(HISTORIES)) == []
