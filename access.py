@@ -76,6 +76,9 @@ class AccessSettings:
     issuer: str = ""
     """For ``jwt``: whom a token must be from (``iss``); empty: anybody who has the key."""
 
+    require_expiry: bool = True
+    """For ``jwt``: whether a token must say when it ends (``exp``)."""
+
     users_file: Path | None = None
     """For ``basic``: a line for each user: name, namespace, role (user or admin), password hash."""
 
@@ -384,9 +387,8 @@ class Access:
         reason = "no key of its kid and algorithm" if problem is None else type(problem).__name__
         return self._refused(request, f"the token does not hold: {reason}")
 
-    @staticmethod
-    def _required() -> list[str]:
-        return ["exp", "namespace"]
+    def _required(self) -> list[str]:
+        return ["exp", "namespace"] if self._settings.require_expiry else ["namespace"]
 
     # Passwords
 

@@ -204,6 +204,7 @@ _ACCESS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "REGISTRY_JWT_KEY_FILE": ("keys_path", _existing_path),
     "REGISTRY_JWT_AUDIENCE": ("audience", _words),
     "REGISTRY_JWT_ISSUER": ("issuer", _words),
+    "REGISTRY_JWT_REQUIRE_EXP": ("require_expiry", _boolean),
     "REGISTRY_USERS_FILE": ("users_file", _existing_file),
     "REGISTRY_AUTH_READS": ("protect_reads", _boolean),
     "REGISTRY_AUTH_WRITES": ("protect_writes", _boolean),
@@ -219,7 +220,7 @@ _TLS: dict[str, tuple[str, Callable[[str], Any]]] = {
 _OF_MODE = {
     "jwt": (
         *("REGISTRY_JWT_KEY", "REGISTRY_JWT_KEY_FILE"),
-        *("REGISTRY_JWT_AUDIENCE", "REGISTRY_JWT_ISSUER"),
+        *("REGISTRY_JWT_AUDIENCE", "REGISTRY_JWT_ISSUER", "REGISTRY_JWT_REQUIRE_EXP"),
     ),
     "basic": ("REGISTRY_USERS_FILE",),
 }

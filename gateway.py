@@ -224,6 +224,7 @@ class Gateway:
 _PARAMETERS = re.compile(r";[^/]*")
 _NO_SEGMENT, _EMPTY_SEGMENTS = frozenset("/."), re.compile(r"\A(?:\.?/)+")
 _NAMESPACE_OR_VERSION = frozenset("nv")
+_OTHER_BASE, _VERSION = ["api", "eureka"], "v2"
 _NAMESPACE = re.compile(r"(?:v2[^/]*/)?n/([^/]*)/?(.*)", re.DOTALL)
 
 
@@ -231,7 +232,8 @@ def normalised(path: str) -> str | None:
     """An odd path to something below the protocol's base, with that base as it is; None else.
 
     Empty segments and dots before the base are passed over, ``..`` goes back, and the base itself
-    may be percent-encoded. What is below stays as it was sent.
+    may be percent-encoded. What is below stays as it was sent. ``/api/eureka`` is a base as well,
+    as the Amalgam8 registry has it: the version is below it, or a token and then the version.
     """
     before: list[str] = []
     segments = path.split("/")
@@ -248,6 +250,8 @@ def normalised(path: str) -> str | None:
         before.append(name)
         if before == [EUREKA[1:]]:
             return "/".join((EUREKA, *segments[place + 1 :]))
+        if before == _OTHER_BASE:
+            return _below_other_base(segments[place + 1 :])
     return None
 
 
@@ -266,6 +270,12 @@ def _below_eureka(path: str) -> tuple[str, str | None]:
         if found is not None:
             return found[2], unquote(found[1])
     return rest, None
+
+
+def _below_other_base(segments: list[str]) -> str | None:
+    if segments[1:2] == [_VERSION]:
+        return "/".join((EUREKA, "n", *segments))
+    return "/".join((EUREKA, *segments)) if segments[:1] == [_VERSION] else None
 
 
 def _is_below(path: str, base: str) -> bool:

@@ -3,10 +3,13 @@
 Images and charts that were written for a Spring server ask it at ``/actuator/health`` whether it
 lives. The answers here are Spring's own; what they say is what ``/health/live`` and
 ``/health/ready`` say. None of it needs an account.
+``/uptime`` is for those who looked after an Amalgam8 registry.
 """
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 
 from flask import Blueprint, Response, json, jsonify, request
@@ -18,6 +21,10 @@ _MEDIA = (
     "application/vnd.spring-boot.actuator.v2+json",
     "application/json",
 )
+_UNKNOWN_BUILD = {
+    **dict.fromkeys(("build_version", "build_revision", "build_goversion"), "unknown"),
+    "build_date": "0001-01-01T00:00:00Z",
+}
 _PAGE = """<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><title>Eureka registry</title></head>
@@ -59,6 +66,16 @@ def blueprint(registry: Registry, *, actuator: bool) -> Blueprint:
         if error is not None:
             return jsonify(status="DOWN", reason=str(error)), 503
         return jsonify(status="UP"), 200
+
+    began = time.monotonic()
+
+    @routes.get("/uptime")
+    def uptime() -> Response:
+        """How long this process has been there, and how busy the machine is."""
+        loads = zip(("load_1m", "load_5m", "load_15m"), os.getloadavg(), strict=True)
+        properties = {name: round(load, 3) for name, load in loads}
+        up = {"uptime": f"{time.monotonic() - began:.3f}s", **properties, **_UNKNOWN_BUILD}
+        return jsonify(UPTIME={"healthy": True, "properties": up})
 
     if actuator:
         _add_actuator(routes, lambda: failure() is None)

@@ -12,7 +12,9 @@ from urllib.parse import urlsplit
 
 _USER = re.compile(r"(?<=://)[^/?#\s\"'<>]*@")
 # A token stands in the path of clients that can send no header; an application may be called "n".
-_PATH_TOKEN = re.compile(r"(?<!/apps)(/n/)[^/?#\s\"'<>]+")
+_PATH_TOKEN = re.compile(
+    r"((?<!/apps)/n/|/api/eureka/(?!v2/(?!v2(?:/|\b)))(?=[^/]*/v2(?:/|\b)))[^/?#\s\"'<>]+"
+)
 _QUERY_SECRET = re.compile(
     r"""([?&;][^=&\s"']*?
     (?:token|passw(?:or)?d|passwd|pwd|secret|credential|api[_-]?key|access[_-]?key|sig(?:nature)?)
@@ -33,7 +35,7 @@ def masked(text: str) -> str:
     """Any text, its URLs without accounts, tokens in paths and secrets in queries."""
     if "://" in text:
         text = _USER.sub("…@", text)
-    if "/n/" in text:
+    if "/n/" in text or "/eureka/" in text:
         text = _PATH_TOKEN.sub(r"\1…", text)
     if "=" in text:
         text = _QUERY_SECRET.sub(r"\1…", text)

@@ -1,4 +1,7 @@
-"""``python -m conformance URL``: what a Eureka server does and does not do."""
+"""``python -m conformance URL``: what a Eureka server does and does not do.
+
+With ``--api native`` the same of a server that speaks the Amalgam8 registry's protocol.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from conformance import report
 from conformance.case import Case, FailedError, Session, Target, chosen
-from conformance.cases import ALL
+from conformance.cases import ALL, NATIVE
+from conformance.cases.native import API
 from conformance.fleet import Fleet
 from conformance.programs import KINDS, Kind, named
 from conformance.report import Run
@@ -104,13 +108,36 @@ def reachable(target: Target) -> str:
     return ""
 
 
+def reachable_natively(target: Target) -> str:
+    """Nothing, or why there is no registry of the native protocol at this URL."""
+    session = Session(target)
+    try:
+        session.status(session.send("GET", f"{API}/services"), 200)
+    except FailedError as failure:
+        return str(failure)
+    finally:
+        session.close()
+    return ""
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m conformance",
         description="Says what a Eureka server does and does not do. Exit code 0 where every "
         "required case passes, 1 where one fails, 2 where it could not be run.",
     )
-    made.add_argument("url", help="the server's service URL, such as http://host:8761/eureka")
+    made.add_argument(
+        "url",
+        help="the server's service URL, such as http://host:8761/eureka; for the native protocol "
+        "what stands before /api/v1",
+    )
+    made.add_argument(
+        "--api",
+        choices=("eureka", "native"),
+        default="eureka",
+        help="the protocol to speak; native: as recorded of an Amalgam8 registry, clients have "
+        "no part in it",
+    )
     made.add_argument(
         "--clients",
         default="none",
@@ -144,17 +171,20 @@ def main() -> int:
     console = wide_console()
     preserving = options.self_preservation == "on"
     try:
-        target = Target(options.url, self_preservation=preserving)
+        is_native = options.api == "native"
+        url = options.url.rstrip("/").removesuffix(API) if is_native else options.url
+        target = Target(url, self_preservation=preserving)
         if options.timing == "real":
             target = real_timing(target)
-        kinds = named(options.clients)
-        problem = reachable(target)
+        kinds = () if is_native else named(options.clients)
+        problem = reachable_natively(target) if is_native else reachable(target)
     except ValueError as error:
         problem = str(error)
     if problem:
         console.print(f"[red]{options.url}[/]: {problem}", highlight=False)
         return 2
-    cases = chosen(ALL, self_preservation=preserving, only=options.only)
+    of_protocol = NATIVE if is_native else ALL
+    cases = chosen(of_protocol, self_preservation=preserving, only=options.only)
     run = run_suite(target, cases, kinds, options.second, console)
     for table in report.summary(run):
         console.print(table)

@@ -26,6 +26,7 @@ from registry import Registry, RegistrySettings, Store
 from registry.stores.memory import MemoryStore
 from registry.testing import ManualClock
 from routes import blueprint
+from shown import masked
 from tests.servers import JSON, instance_body
 
 KEY = "a key of more than thirty-two characters"
@@ -151,7 +152,13 @@ def test_so_many_namespaces_hold_something_whichever_worker_is_asked() -> None:
     assert register(one, "SHOP", bearer("blue")) == 403
 
 
-@pytest.mark.parametrize("base", ["/eureka/n/red", "/eureka/n/red/v2", "/eureka/v2/n/red"])
+@pytest.mark.parametrize(
+    "base",
+    [
+        *("/eureka/n/red", "/eureka/n/red/v2", "/eureka/v2/n/red"),
+        *("/api/eureka/red/v2", "/api//%65ureka/red/v2"),
+    ],
+)
 def test_a_namespace_is_reached_by_path_where_no_header_can_be_sent(base: str) -> None:
     client = client_of(mode="trusted")
     assert register(client, "SHOP", {}, base) == 204
@@ -159,6 +166,34 @@ def test_a_namespace_is_reached_by_path_where_no_header_can_be_sent(base: str) -
     assert client.put(f"{base}/apps/SHOP/shop:1").status_code == 200
     assert apps(client, bearer("red")) == ["SHOP"]
     assert apps(client, {}, base.replace("red", "blue")) == []
+
+
+def test_eureka_is_where_the_amalgam8_registry_has_it_too() -> None:
+    client = client_of()
+    for base in ("/api/eureka/v2", "/eureka"):
+        assert register(client, "SHOP", {}, base) == 204
+        assert apps(client, {}, base) == ["SHOP"]
+    # Without accounts a token could only pretend to part namespaces.
+    assert client.get("/api/eureka/red/v2/apps").status_code == 404
+    assert client.get("/api/eureka/apps").status_code == 404
+    assert client.get("/api/eureka").status_code == 404
+    with_headers = client_of(mode="trusted")
+    assert register(with_headers, "SHOP", bearer("red"), "/api/eureka/v2") == 204
+    assert apps(with_headers, {}, "/api/eureka/red/v2") == ["SHOP"]
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/api/eureka/secret/v2/apps", "/api/eureka/…/v2/apps"),
+        ("/api/eureka/v2/v2/apps", "/api/eureka/…/v2/apps"),
+        ("/api/eureka/secret/v2", "/api/eureka/…/v2"),
+        ("/api/eureka/v2/apps/A/v2", "/api/eureka/v2/apps/A/v2"),
+        ("/api/eureka/v2/v2x", "/api/eureka/v2/v2x"),
+    ],
+)
+def test_a_token_in_the_amalgam8_registrys_path_is_masked(path: str, shown: str) -> None:
+    assert masked(f"GET {path} HTTP/1.1") == f"GET {shown} HTTP/1.1"
 
 
 @pytest.mark.parametrize("token", ["", "a b", "../x", "é", "x" * 65, ".hidden"])
@@ -195,6 +230,19 @@ def test_a_token_that_does_not_hold_is_a_401(token: str) -> None:
     client = client_of(mode="jwt", key=KEY)
     assert is_challenge(client.get("/eureka/apps", headers=bearer(token)), "Bearer")
     assert is_challenge(client.put("/eureka/apps/A/a", headers=bearer(token)), "Bearer")
+
+
+def test_tokens_without_an_end_are_taken_where_that_is_set() -> None:
+    client = client_of(mode="jwt", key=KEY, require_expiry=False)
+    endless = signed(exp=None)
+    assert register(client, "SHOP", bearer(endless)) == 204
+    assert apps(client, {}, f"/api/eureka/{endless}/v2") == ["SHOP"]
+    # One that has ended is at its end all the same.
+    ended = bearer(signed(exp=time.time() - 60))
+    assert is_challenge(client.get("/eureka/apps", headers=ended), "Bearer")
+    environ = {"REGISTRY_AUTH": "jwt", "REGISTRY_JWT_KEY": KEY}
+    assert load(environ).access.require_expiry
+    assert not load(environ | {"REGISTRY_JWT_REQUIRE_EXP": "false"}).access.require_expiry
 
 
 def test_a_token_ends_when_it_says_though_it_was_seen_before() -> None:
@@ -356,6 +404,42 @@ def test_a_named_proxys_last_word_counts(told: str, status: int) -> None:
     stranger = {"REMOTE_ADDR": "10.0.0.1"}
     reply = client.get("/eureka/apps", headers=headers, environ_overrides=stranger)
     assert reply.status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("peer", "headers", "scheme", "begins"),
+    [
+        ("10.9.9.9", {}, "http", "http://registry:8761"),
+        ("10.9.9.9", {}, "https", "https://registry:8761"),
+        ("10.9.9.9", {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "x"}, "http",
+         "http://registry:8761"),
+        ("127.0.0.1", {"X-Forwarded-Proto": "https"}, "http", "https://registry:8761"),
+        ("127.0.0.1", {"X-Forwarded-Host": "a, [::1]:80", "X-Forwarded-Proto": "x, http"}, "http",
+         "http://[::1]:80"),
+        ("127.0.0.1", {"X-Forwarded-Host": "a b"}, "http", ""),
+    ],
+)  # fmt: skip
+def test_links_lead_to_where_the_caller_came_from(
+    peer: str, headers: dict[str, str], scheme: str, begins: str
+) -> None:
+    proxies = load({"REGISTRY_TRUSTED_PROXIES": "127.0.0.0/8"}).access.trusted_proxies
+    client = client_of(trusted_proxies=proxies)
+    document = {"service_name": "s", "endpoint": {"type": "http", "value": "10.0.0.1:80"}}
+    reply = client.post(
+        "/api/v1/instances",
+        json=document,
+        headers={"Host": "registry:8761"} | headers,
+        environ_overrides={"REMOTE_ADDR": peer, "wsgi.url_scheme": scheme},
+    )
+    link = f"{begins}/api/v1/instances/{reply.json['id']}"
+    assert reply.json["links"] == {"self": link, "heartbeat": f"{link}/heartbeat"}
+
+
+@pytest.mark.parametrize("host", ["", "a/b", 'a"b', "a b", "a@b", "[::1", "h:1:2", "é"])
+def test_a_host_that_is_none_makes_no_link(host: str) -> None:
+    access = Access(AccessSettings())
+    assert access.origin(Request("GET", "/", "", {"host": host}, bytes)) == ""
+    assert access.origin(Request("GET", "/", "", {}, bytes)) == ""
 
 
 def test_the_description_and_health_need_no_account() -> None:

@@ -16,9 +16,11 @@ import pytest
 from rich.console import Console
 
 from conformance import report
-from conformance.__main__ import reachable, run_suite
+from conformance.__main__ import reachable, reachable_natively, run_suite
 from conformance.case import FailedError, Session, Target, chosen
-from conformance.cases import ALL
+from conformance.cases import ALL, NATIVE
+from conformance.cases.native import CORRECTIONS, RECORDED, replay
+from conformance.cases.native import named as named_natively
 from conformance.cases.recorded import SCENARIOS, content, difference, is_fault, scenario
 from conformance.compare import last_words
 from conformance.differential import DisagreementError, compare
@@ -343,3 +345,75 @@ def test_waiting_cases_wait_beside_each_other(server: RegistryServer) -> None:
     results = ran(cases, Target(server.base))
     assert {r.outcome for r in results.values()} == {Outcome.PASSED}
     assert time.monotonic() - began < sum(r.seconds for r in results.values()) / 3
+
+
+# The native protocol, as the Amalgam8 registry speaks it.
+
+QUIRKS = Path(__file__).parent.parent / "native_api" / "QUIRKS.md"
+
+
+@pytest.mark.parametrize("worker", ["eventloop.EventLoopWorker", "gthread"])
+def test_every_answer_of_an_amalgam8_registry_is_given_or_has_its_quirk(
+    worker: str, tmp_path: Path
+) -> None:
+    with RegistryServer(tmp_path, env={"WORKER_CLASS": worker}) as running:
+        results = ran(NATIVE, Target(running.root))
+        assert len(results) == len(RECORDED) + 1
+        assert {k: r.message for k, r in results.items() if r.outcome is not Outcome.PASSED} == {}
+        left = running.send("GET", "/api/v1/instances?status=ALL").json()
+        assert left == {"instances": []}
+
+
+def test_each_correction_is_needed_and_has_its_quirk(server: RegistryServer) -> None:
+    entries = re.findall(r"^\| (.*?) ✱ \|", QUIRKS.read_text(), re.MULTILINE)
+    assert {told["quirk"] for told in CORRECTIONS.values()} == set(entries)
+    for number in range(len(RECORDED)):
+        session = Session(Target(server.root))
+        with session.running():
+            if named_natively(number) in CORRECTIONS:
+                with pytest.raises(FailedError):
+                    replay(session, number, corrected=False)
+            else:
+                replay(session, number, corrected=False)
+
+
+def test_each_quirk_of_the_native_api_names_a_test_that_there_is() -> None:
+    tests = "".join(p.read_text() for p in Path(__file__).parent.glob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", QUIRKS.read_text())
+    assert len(named) > 10
+    assert [name for name in named if f"def {name}(" not in tests] == []
+
+
+def answers_relative_links(_: dict[str, Any], answer: Answer) -> Answer:
+    return *answer[:2], re.sub(rb"http://[^/]+/api", b"/api", answer[2])
+
+
+def answers_epochs(_: dict[str, Any], answer: Answer) -> Answer:
+    return *answer[:2], re.sub(rb'"last_heartbeat":"[^"]+"', b'"last_heartbeat":1', answer[2])
+
+
+def names_no_error(_: dict[str, Any], answer: Answer) -> Answer:
+    return *answer[:2], answer[2].replace(b'"Error"', b'"error"')
+
+
+@pytest.mark.parametrize(
+    ("fault", "found_by"),
+    [
+        (answers_relative_links, "112 life"),
+        (answers_epochs, "116 list"),
+        (names_no_error, "158 del again"),
+    ],
+)
+def test_a_fault_of_the_native_protocol_is_found_out(
+    faulty: Any, fault: Any, found_by: str
+) -> None:
+    root = faulty(fault).removesuffix("/eureka")
+    (result,) = ran(
+        chosen(NATIVE, self_preservation=False, only=f"[{found_by}]"), Target(root)
+    ).values()
+    assert result.outcome is Outcome.FAILED
+
+
+def test_what_speaks_no_native_protocol_is_said(server: RegistryServer) -> None:
+    assert reachable_natively(Target(server.root)) == ""
+    assert "status 200" in reachable_natively(Target(server.base))

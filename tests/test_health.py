@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
@@ -99,3 +101,10 @@ def test_what_spring_has_is_switched_off_by_a_setting() -> None:
     for path in (*READY, *LIVE, *OTHERS):
         wanted = 200 if path in ("/health/ready", "/health/live") else 404
         assert client.get(path).status_code == wanted
+
+
+@pytest.mark.parametrize("actuator", [True, False])
+def test_the_amalgam8_registrys_uptime_is_answered(actuator: bool) -> None:
+    told = client_of(MemoryStore(), actuator=actuator).get("/uptime").json["UPTIME"]
+    assert told["healthy"] is True
+    assert re.fullmatch(r"\d+\.\d+s", told["properties"]["uptime"])

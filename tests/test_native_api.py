@@ -632,6 +632,67 @@ def test_a_list_by_what_cannot_be_listed_by_is_refused(world: World) -> None:
     assert [sorted(i) for i in reply.json["instances"]] == [["endpoint", "id", "status"]]
 
 
+def test_a_services_list_can_be_narrowed(world: World) -> None:
+    world.register()
+    world.register(status="DOWN", endpoint={"type": "http", "value": "10.0.0.8"})
+    listed = world.send("GET", "/services/reviews?status=DOWN&fields=status").json["instances"]
+    assert [i["status"] for i in listed] == ["DOWN"]
+
+
+def test_a_heartbeat_is_answered_with_the_lease(world: World) -> None:
+    identity = world.register(ttl=45)
+    reply = world.send("PUT", f"/instances/{identity}/heartbeat")
+    assert reply.json == {"id": identity, "ttl": 45}
+
+
+def test_the_other_methods_of_a_list_are_those_of_http(world: World) -> None:
+    identity = world.register()
+    for path in ("/instances", "/services", "/services/reviews", f"/instances/{identity}"):
+        for spelled in (path, f"{path}/"):
+            got, head = world.send("GET", spelled), world.send("HEAD", spelled)
+            assert (got.status_code, head.status_code, head.data) == (200, 200, b"")
+            assert world.send("PATCH", spelled).json["Error"] == "Method not allowed"
+            assert world.send("OPTIONS", spelled).status_code == 405
+
+
+def test_a_eureka_clients_service_is_found_in_any_case(world: World) -> None:
+    world.eureka("POST", "/apps/Shop", instance_body("Shop", "shop:1"))
+    assert world.send("GET", "/services").json == {"services": ["shop"]}
+    for name in ("shop", "Shop", "SHOP"):
+        listed = world.send("GET", f"/instances?service_name={name}").json["instances"]
+        assert [i["service_name"] for i in listed] == ["shop"]
+
+
+def test_metadata_are_measured_without_blanks(world: World) -> None:
+    text = "x" * (1024 - len('{"k":""}'))
+    assert world.shown(world.register(metadata={"k": text}))["metadata"] == {"k": text}
+
+
+@pytest.mark.parametrize(
+    ("document", "word"),
+    [
+        ({}, "error_service_name_missing"),
+        ({"service_name": "a" * 65}, "error_service_name_too_long"),
+        ({"endpoint": None}, "error_instance_endpoint_missing"),
+        ({"endpoint": {"type": "http"}}, "error_instance_endpoint_missing_type_or_value"),
+        ({"endpoint": {"type": "HTTP", "value": "h"}}, "error_instance_endpoint_type_invalid"),
+        ({"endpoint": {"type": "user", "value": "a" * 129}}, "error_instance_endpoint_too_long"),
+        ({"endpoint": {"type": "http", "value": "h:0"}}, "error_instance_registration_failure"),
+        ({"endpoint": 5}, "error_instance_registration_failure"),
+        ({"status": "a b"}, "error_instance_status_invalid"),
+        ({"status": 5}, "error_instance_registration_failure"),
+        ({"metadata": "a" * 1024}, "error_meta_data_too_long"),
+        ({"ttl": "5"}, "error_instance_registration_failure"),
+    ],
+)
+def test_a_refusal_has_the_word_that_the_genuine_registry_has_for_it(
+    world: World, document: dict[str, Any], word: str
+) -> None:
+    good = {"service_name": "x", "endpoint": {"type": "http", "value": "10.0.0.1:80"}}
+    reply = world.send("POST", "/instances", good | document if document else {})
+    assert reply.json["Error"] == word
+
+
 def test_an_over_long_name_is_reported_with_the_name(world: World) -> None:
     document = {"service_name": "n" * 90, "endpoint": {"type": "http", "value": "h"}}
     told = problem(world.send("POST", "/instances", document), 400)["service_name"]

@@ -1,4 +1,4 @@
-"""All cases, in the order of a run."""
+"""All cases of each protocol, in the order of a run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from conformance.cases import (
     changing,
     leasing,
     listing,
+    native,
     negotiating,
     overriding,
     recorded,
@@ -32,3 +33,4 @@ ALL: list[Case] = [
     )
     for case in subject.catalogue.cases
 ]
+NATIVE: list[Case] = native.catalogue.cases
