@@ -857,15 +857,20 @@ class _StreamAnswer:
         if not self._is_open:
             self._let_go()
 
-    def write(self, data: bytes) -> None:
-        """Send bytes, unless the reader is too far behind already: then it is dropped."""
-        if not data or not self._is_open:
-            return
+    def write(self, data: bytes) -> int:
+        """Send bytes, unless the reader is too far behind already: then it is dropped.
+
+        How many bytes it has not taken yet.
+        """
+        if not self._is_open:
+            return 0
         connection = self._connection
+        if not data:
+            return connection.unsent()
         if connection.unsent() > self._limit:
             self._worker.log.info("A reader of %s was too slow", self._message.target)
             connection.drop()
-            return
+            return 0
         self._sent += len(data)
         if not self._chunked:
             connection.write(data)
@@ -873,6 +878,7 @@ class _StreamAnswer:
             connection.write(b"%x\r\n%b\r\n" % (len(data), data))
         else:
             connection.write_parts((b"%x\r\n" % len(data), data, b"\r\n"))
+        return connection.unsent()
 
     def end(self) -> None:
         """End the body; the connection may go on."""

@@ -81,12 +81,14 @@ class Stream:
     """An answer whose body goes on as long as its reader stays.
 
     ``subscribe(write, end)`` begins it: ``write`` sends bytes and ``end`` ends the body, both to be
-    called in the thread that subscribed. It returns what is to be called when the reader has gone.
+    called in the thread that subscribed. ``write`` returns how many bytes the reader has not taken
+    yet, and where it is given none it only tells that. ``subscribe`` returns what is to be called
+    when the reader has gone.
     """
 
     content_type: str
     headers: Mapping[str, str]
-    subscribe: Callable[[Callable[[bytes], None], Callable[[], None]], Callable[[], None]]
+    subscribe: Callable[[Callable[[bytes], int], Callable[[], None]], Callable[[], None]]
 
 
 class Promise:

@@ -187,7 +187,9 @@ class Gateway:
         native = self._api(grant.namespace)
         if native.is_watch(request):
             return native.watched(request)
-        return native.answer(request)
+        answer = native.answer(request)
+        assert answer is not None  # only a quick one may take too long
+        return answer
 
     def _protocol(self, namespace: Namespace) -> Protocol:
         """The protocol over a namespace; ``StoreError`` where the store does not tell of it."""

@@ -11,13 +11,9 @@ Delta, hash code and version come from one moment, because all is read under the
 
 from __future__ import annotations
 
-import contextlib
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
-from itertools import islice
 from typing import Any, NamedTuple
 
 from eureka_compat import codecs, wire
@@ -31,23 +27,16 @@ from registry import (
     Portion,
     Portions,
     Registry,
+    View,
 )
 
 JSON = "application/json"
 XML = "application/xml"
 _MARK = 7_046_029_254_386_353_131
 _KEPT_ANSWERS = 256
-# So many pieces are made for an answer at once; where there are more, little by little.
-_MADE_AT_ONCE = 16
-_PREPARED_AT_MOST = 3
-_PAUSE_SECS = 0.0001
 _COMMA = Piece([b","])
 _OPENING = Piece([b'{"application":'])
 _CLOSING = Piece([b"}"])
-
-
-class NotYetError(Exception):
-    """An answer takes longer than it may where it was asked for."""
 
 
 class Form(Enum):
@@ -120,8 +109,8 @@ class Answers:
         self._kept: deque[tuple[dict[Any, Any], Form]] = deque()
         self._fragments: dict[tuple[str, str], tuple[Instance, dict[Any, Any]]] = {}
         self._most_fragments = 0
-        self._preparing = threading.Lock()
-        self._view = registry.view(namespace)
+        # As of the last list: to ask the registry would move the view on, amid an answer.
+        self._view: View | None = None
 
     def applications(
         self, form: Form, *, zipped: bool | None = None, is_quick: bool = False
@@ -132,11 +121,11 @@ class Answers:
         little by little, with room for other threads; where ``is_quick`` it raises ``NotYetError``
         instead. So do the other lists.
         """
-        view = self._registry.view(self._namespace)
+        view = self._view = self._registry.view(self._namespace)
         kept: EncodedAnswer | None = view.listing.kept.get(form)
         if kept is not None and (zipped is None or kept.has(gzipped=zipped)):
             return kept
-        self._prepare(lambda: self._cells(view.listing, form), zipped, is_quick)
+        self._prepare(view, lambda: self._cells(view.listing, form), zipped, is_quick)
         with view.lock:
             return self._listed(view.listing, "1", form)
 
@@ -195,13 +184,13 @@ class Answers:
         return pieces
 
     def _prepare(
-        self, cells: Callable[[], Iterable[_Cell]], zipped: bool | None, is_quick: bool
+        self,
+        view: View,
+        cells: Callable[[], Iterable[_Cell]],
+        zipped: bool | None,
+        is_quick: bool,
     ) -> None:
-        """Make what an answer takes, until little is left to be made of these cells.
-
-        A fleet is spelled in seconds, in which nobody else is to wait: neither for the view's lock,
-        nor for the interpreter.
-        """
+        """Make the pieces that an answer takes of these cells."""
         if zipped is None:
             return
 
@@ -209,28 +198,19 @@ class Answers:
             piece = cell.portion.kept.get(cell.name)
             return piece is None or not piece.has(gzipped=zipped)
 
-        view = self._view
-        with contextlib.nullcontext() if is_quick else self._preparing:
-            for _ in range(_PREPARED_AT_MOST):
-                with view.lock:
-                    missing = list(islice(filter(is_missing, cells()), _MADE_AT_ONCE + 1))
-                    if len(missing) <= _MADE_AT_ONCE:
-                        return
-                    if is_quick:
-                        raise NotYetError
-                    missing = list(filter(is_missing, cells()))
-                for cell in missing:
-                    with view.lock:
-                        piece = self._made(cell)
-                    piece.make(gzipped=zipped)
-                    time.sleep(_PAUSE_SECS)
+        def make(cell: _Cell) -> None:
+            with view.lock:
+                piece = self._made(cell)
+            piece.make(gzipped=zipped)
+
+        view.prepare(lambda: filter(is_missing, cells()), make, is_quick=is_quick)
 
     def delta(
         self, form: Form, *, zipped: bool | None = None, is_quick: bool = False
     ) -> EncodedAnswer:
         """What changed in the retention window: ``GET apps/delta``."""
         registry = self._registry
-        view = registry.view(self._namespace)
+        view = self._view = registry.view(self._namespace)
         kept = self._deltas.get(form)
         if (
             kept is not None
@@ -239,7 +219,7 @@ class Answers:
             and (zipped is None or kept[2].has(gzipped=zipped))
         ):
             return kept[2]
-        self._prepare(lambda: self._cells(view.changed, form), zipped, is_quick)
+        self._prepare(view, lambda: self._cells(view.changed, form), zipped, is_quick)
         with view.lock:
             until = view.recent_until(registry.clock.mono_ms())
             code = hash_code(view.listing.counts.items())
@@ -253,7 +233,7 @@ class Answers:
     ) -> EncodedAnswer | None:
         """One application; None where nothing is registered under its name."""
         app = app.upper()
-        view = self._registry.view(self._namespace)
+        view = self._view = self._registry.view(self._namespace)
 
         def cells() -> Iterable[_Cell]:
             application = view.applications.get(app)
@@ -268,7 +248,7 @@ class Answers:
             answer: EncodedAnswer | None = application.kept.get(form)
             if answer is not None and (zipped is None or answer.has(gzipped=zipped)):
                 return answer
-        self._prepare(cells, zipped, is_quick)
+        self._prepare(view, cells, zipped, is_quick)
         with view.lock:
             application = view.applications.get(app)
             if application is None:
@@ -316,7 +296,7 @@ class Answers:
         is_quick: bool = False,
     ) -> EncodedAnswer:
         """The instances of a VIP; an empty answer where there are none."""
-        view = self._registry.view(self._namespace)
+        view = self._view = self._registry.view(self._namespace)
         with view.lock:
             kept = self._vips.get((vip, secure, form))
             if (
@@ -327,7 +307,7 @@ class Answers:
                 return kept[1]
             listing = view.by_vip(vip, secure=secure)
         if listing.is_large:
-            self._prepare(lambda: self._cells(listing, form), zipped, is_quick)
+            self._prepare(view, lambda: self._cells(listing, form), zipped, is_quick)
         with view.lock:
             answer = self._listed(view.by_vip(vip, secure=secure), "-1", form)
             if len(self._vips) >= _KEPT_ANSWERS:
@@ -387,10 +367,7 @@ class Answers:
 
     def _make_room(self) -> None:
         """Forget what was encoded, once half of it at least is of instances that went."""
-        # Not asked of the registry: that would move the view on, amid an answer.
-        view = self._view
-        with view.lock:
-            self._most_fragments = 2 * view.size() + 1000
+        self._most_fragments = 1000 + (0 if self._view is None else 2 * self._view.size())
         if len(self._fragments) >= self._most_fragments:
             self._fragments.clear()
 

@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 from eureka_compat import codecs, wire
-from eureka_compat.answers import JSON, XML, Answers, Form, NotYetError
+from eureka_compat.answers import JSON, XML, Answers, Form
 from eureka_compat.pieces import EncodedAnswer
 from eureka_compat.settings import EurekaSettings
 from exchange import NEXT_LINE, UNREAD_BODY_BYTES, Answer, BodyTooLargeError, Promise, Request
@@ -32,6 +32,7 @@ from registry import (
     InstanceStatus,
     InvalidIdentityError,
     Namespace,
+    NotYetError,
     QuotaError,
     Registering,
     Registry,

@@ -15,6 +15,7 @@ import orjson
 
 from exchange import Answer, BodyTooLargeError, Request, Stream
 from native_api import form, watch
+from native_api.lists import COLUMNS, Lists, Wanted
 from native_api.problems import ProblemError, problem
 from native_api.schemas import Schemas
 from native_api.settings import NativeSettings
@@ -24,6 +25,7 @@ from registry import (
     InstanceStatus,
     InvalidIdentityError,
     Namespace,
+    NotYetError,
     QuotaError,
     Registry,
     SourceConflictError,
@@ -35,14 +37,11 @@ _JSON = "application/json"
 _MAX_BODY_BYTES = 64 * 1024
 
 _Handler = Callable[[Request, str], Answer]
-_COLUMNS = (
-    *("id", "service_name", "endpoint", "status", "tags", "metadata", "ttl"),
-    *("source", "last_heartbeat", "revision"),
-)
 # Given whatever ``fields`` names; and what it may name, but no list has.
 _ALWAYS = ("id", "endpoint")
-_NAMEABLE = frozenset((*_COLUMNS, "links"))
+_NAMEABLE = frozenset((*COLUMNS, "links"))
 _FILTERS = frozenset({"id", "service_name", "status", "tags", "fields"})
+_LONG = 64 * 1024
 _DEFAULT_WAIT_SECS, _MAX_WAIT_SECS = 30, 300
 
 
@@ -68,12 +67,18 @@ class NativeApi:
         self._settings = settings
         self._namespace = namespace
         self._schemas = Schemas(settings)
-        self._hub = watch.Hub(registry, namespace)
+        self._lists = Lists(registry, namespace)
+        self._hub = watch.Hub(registry, namespace, self._lists)
 
-    def answer(self, request: Request) -> Answer:
-        """The answer to any request below ``/api/v1``; never raises for what a client sent."""
+    def answer(self, request: Request) -> Answer | None:
+        """The answer to any request below ``/api/v1``; never raises for what a client sent.
+
+        None where it is to be quick, and takes long: then it is to be asked for in a thread.
+        """
         try:
             answer = self._dispatch(request)
+        except NotYetError:
+            return None
         except ProblemError as refused:
             return refused.answer
         except SourceConflictError as error:
@@ -135,13 +140,13 @@ class NativeApi:
             since, service, wait_secs = self._watch_query(request)
             self._registry.view(self._namespace)
             if _wants_json(request):
-                body = watch.polled(self._registry, self._namespace, since, service, wait_secs)
+                body = self._hub.polled(since, service, wait_secs)
                 return Answer(200, body, _JSON, _NO_CACHE)
         except ProblemError as refused:
             return refused.answer
         except StoreError as error:
             return _store_failed(error)
-        events = watch.streamed(self._registry, self._namespace, since, service)
+        events = self._hub.streamed(since, service)
         return "text/event-stream", _NO_CACHE, events
 
     def _dispatch(self, request: Request) -> Answer:
@@ -312,43 +317,31 @@ class NativeApi:
                     code="error_filter_selection_criteria",
                 )
             )
-        return _json({"instances": self._listed(query, query.get("service_name"))})
+        return self._listed(request, b"{", query.get("service_name"))
 
     def _services(self, request: Request, name: str) -> Answer:
-        view = self._registry.view(self._namespace)
-        with view.lock:
-            names = {
-                form.service_name(instance)
-                for application in view.applications.values()
-                for instance in application.values()
-            }
-        return _json({"services": sorted(names)})
+        return _json({"services": self._lists.names()})
 
     def _service(self, request: Request, name: str) -> Answer:
-        view = self._registry.view(self._namespace)
-        with view.lock:
-            application = list(view.applications.get(name.upper(), {}).values())
-        known = any(form.is_of(instance, name) for instance in application)
-        if not known:
+        if not self._lists.has(name):
             text = f"no instance of {name!r} is registered"
             return problem(404, text, code="error_service_enumeration")
-        listed = self._listed(_query(request), name)
-        return _json({"service_name": name, "instances": listed})
+        return self._listed(request, b'{"service_name":%b,' % orjson.dumps(name), name)
 
     def _show_catalogs(self, request: Request, name: str) -> Answer:
         return _json({"catalogs": self._catalogs()})
 
-    def _listed(self, query: Mapping[str, str], service: str | None) -> list[dict[str, Any]]:
-        columns = _columns(query)
-        wanted = _Wanted(service, query)
-        view = self._registry.view(self._namespace)
-        with view.lock:
-            if service is None:
-                found = [i for a in view.applications.values() for i in a.values()]
-            else:
-                found = list(view.applications.get(service.upper(), {}).values())
-        listed = [form.shown(instance) for instance in found if wanted.has(instance)]
-        return [{name: shown[name] for name in columns} for shown in listed]
+    def _listed(self, request: Request, opening: bytes, service: str | None) -> Answer:
+        query = _query(request)
+        wanted = Wanted(
+            service,
+            query.get("id"),
+            frozenset(query["tags"].split(",")) if "tags" in query else None,
+            query["status"].upper() if "status" in query else None,
+            _columns(query),
+        )
+        _, pieces = self._lists.spelled(wanted, is_quick=request.is_quick)
+        return _in_parts([opening + b'"instances":[', *pieces, b"]}"])
 
     def _watch_query(self, request: Request) -> tuple[int | None, str | None, float]:
         query = _query(request)
@@ -362,41 +355,14 @@ class NativeApi:
 _NO_CACHE = {"Cache-Control": "no-store"}
 
 
-class _Wanted:
-    """Which instances a query asks for: those that are usable, unless it says more."""
-
-    def __init__(self, service: str | None, query: Mapping[str, str]) -> None:
-        self._service = service
-        self._id = query.get("id")
-        self._tags = frozenset(query["tags"].split(",")) if "tags" in query else None
-        self._status = query["status"].upper() if "status" in query else None
-        # Whoever asks for a service wants to know how it is.
-        is_narrowed = not (service is None and self._id is None and self._tags is None)
-        self._usable_only = self._status is None and not is_narrowed
-
-    def has(self, instance: Instance) -> bool:
-        if self._usable_only:
-            return form.is_usable(instance)
-        if self._service is not None and not form.is_of(instance, self._service):
-            return False
-        if self._id is not None and instance.id != self._id:
-            return False
-        if (
-            self._status not in (None, "ALL")
-            and form.shown_status(instance).upper() != self._status
-        ):
-            return False
-        return self._tags is None or self._tags <= set(form.shown_tags(instance))
-
-
-def _columns(query: Mapping[str, str]) -> Sequence[str]:
+def _columns(query: Mapping[str, str]) -> tuple[str, ...]:
     """The fields that are asked for: all, or the named ones with those that are always given."""
     named = query.get("fields")
     if named is None:
-        return _COLUMNS
+        return COLUMNS
     columns = set(named.split(",")) if named else set()
     if not columns <= _NAMEABLE:
-        text = f"some of {', '.join(_COLUMNS)}"
+        text = f"some of {', '.join(COLUMNS)}"
         raise ProblemError(
             problem(
                 400,
@@ -405,7 +371,7 @@ def _columns(query: Mapping[str, str]) -> Sequence[str]:
                 code="error_filter_bad_fields",
             )
         )
-    return [name for name in _COLUMNS if name in columns or name in _ALWAYS]
+    return tuple(name for name in COLUMNS if name in columns or name in _ALWAYS)
 
 
 def _whole(name: str, text: str, low: int, high: int) -> int:
@@ -447,6 +413,13 @@ def _json(document: Any) -> Answer:
 
 def _store_failed(error: StoreError) -> Answer:
     return problem(503, str(error), headers={"Retry-After": "1"})
+
+
+def _in_parts(parts: list[bytes]) -> Answer:
+    """An answer that is not copied together where it is long."""
+    if sum(map(len, parts)) > _LONG:
+        return Answer(200, b"", _JSON, {}, parts)
+    return Answer(200, b"".join(parts), _JSON)
 
 
 def _gone(instance_id: str, code: str | None = None) -> Answer:

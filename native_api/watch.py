@@ -1,64 +1,96 @@
 """Changes as they happen: one hub per namespace follows the change log for all its watchers.
 
-A watcher costs its connection and a few hundred bytes; an event is encoded once for all of them.
+A watcher costs its connection and a few hundred bytes. What it is told is spelled once for all of
+them: an event, and each piece of a snapshot. Who arrives is brought up to date a little at a time,
+as fast as it reads, beside everybody else; so however many arrive at once, nobody waits for them.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
 
 from native_api import form
-from registry import Change, Instance, Namespace, Registry, Revision, StoreError
+from native_api.lists import Lists, Wanted
+from registry import Change, Instance, Namespace, NotYetError, Registry, Revision, StoreError
 
 KEEP_ALIVE_SECS = 15.0
 _POLL_SECS = 0.05
-_SNAPSHOT = "snapshot"
+# Whoever missed more gets a snapshot.
+_MISSED_AT_MOST = 1000
+_KEPT_EVENTS = 2 * _MISSED_AT_MOST
+# So much is written to one who arrives before it must have read some; and as much to all of them
+# in one turn of the loop as takes so long.
+_UNREAD_BYTES = 64 * 1024
+_TURN_SECS = 0.01
+_AT_ONCE_BYTES = 16 * 1024
 
 
 class Event(NamedTuple):
-    """What a watcher is told: an instance that changed, or a snapshot's instances."""
+    """What happened to an instance, and the instance as it is spelled."""
 
     revision: Revision
     kind: str
-    shown: Any
-    instance: Instance | None = None
+    spelled: bytes
+    instance: Instance
+
+    def concerns(self, service: str | None) -> bool:
+        """Whether a watcher of a service (None: of all) is told."""
+        return service is None or form.is_of(self.instance, service)
 
 
 @dataclass(slots=True, eq=False)
 class Watcher:
     """One reader. ``waits_until`` (monotonic) is set for a long poll, which ends with one answer.
 
-    ``service`` is the one that it wants to hear of, or None for all.
+    ``write`` sends bytes and returns how many are not on their way yet, and with no bytes only
+    that. ``service`` is the one that it wants to hear of, or None for all.
     """
 
-    write: Callable[[bytes], None]
+    write: Callable[[bytes], int]
     end: Callable[[], None]
     service: str | None
     waits_until: float | None = None
     written_at: float = field(default_factory=time.monotonic)
+    known: Revision | None = None
+    """What it was told of, as soon as it has read what is ``due``."""
+    due: deque[bytes] = field(default_factory=deque)
+    has_begun: bool = False
 
-    def wants(self, told: Event) -> bool:
-        return _concerns(told, self.service)
+    @property
+    def is_poll(self) -> bool:
+        """Whether it has one answer."""
+        return self.waits_until is not None
 
 
 class Hub:
     """All watchers of one namespace in this process. One thread joins, ticks and leaves."""
 
-    def __init__(self, registry: Registry, namespace: Namespace) -> None:
+    def __init__(self, registry: Registry, namespace: Namespace, lists: Lists) -> None:
         """Nothing is read before the first watcher comes."""
         self._registry = registry
         self._namespace = namespace
+        self._lists = lists
         self._watchers: set[Watcher] = set()
+        # Those who are not up to date yet, in the order of their turns.
+        self._arriving: dict[Watcher, None] = {}
+        self._version = -1
         self._revision = Revision(0)
         self._next_quiet_check = 0.0
+        self._events: dict[Revision, tuple[Change, Event]] = {}
+        # Snapshots that were made in a thread, for those who wait for them.
+        self._made: dict[str | None, tuple[Revision, Sequence[bytes]]] = {}
+        self._maker: threading.Thread | None = None
 
     def __len__(self) -> int:
-        return len(self._watchers)
+        return len(self._watchers) + len(self._arriving)
 
     def join(self, watcher: Watcher, since: int | None) -> Callable[[], None]:
         """Bring a watcher up to date and keep it so; what is returned lets it go.
@@ -66,48 +98,137 @@ class Hub:
         ``since`` is the last revision that it knows. Where that is unknown here (too old, or of
         another life of the store), and where it is None, it gets a snapshot first.
         """
-        self.tick()
-        revision, events = missed(self._registry, self._namespace, since, watcher.service)
-        if not self._watchers:
-            self._revision = revision
-        if watcher.waits_until is None:
-            watcher.write(b"".join(map(as_event_stream, events)) or _still_here(revision))
-        elif events:
-            watcher.write(as_poll_answer(revision, events))
-            watcher.end()
-            return lambda: None
-        self._watchers.add(watcher)
-        return lambda: self._watchers.discard(watcher)
+        self._follow(time.monotonic())
+        watcher.known = None if since is None else Revision(since)
+        self._arriving[watcher] = None
+        if len(self._arriving) == 1:
+            # Most have little to be told, and need not wait for a turn.
+            self._welcome(watcher, _AT_ONCE_BYTES)
+        return lambda: self._forget(watcher)
+
+    def _forget(self, watcher: Watcher) -> None:
+        self._watchers.discard(watcher)
+        self._arriving.pop(watcher, None)
 
     def tick(self) -> None:
         """Tell every watcher what has changed since the last tick."""
-        if not self._watchers:
+        if not self._watchers and not self._arriving:
             return
         now = time.monotonic()
         try:
-            view = self._registry.view(self._namespace)
+            self._follow(now)
         except StoreError:
             return  # of a namespace that was never seen: there is nothing to tell as yet
-        if view.revision != self._revision:
-            self._tell(now)
+        until = now + _TURN_SECS
+        for watcher in list(self._arriving):
+            self._welcome(watcher, _UNREAD_BYTES)
+            if time.monotonic() >= until:
+                break
+        if not self._arriving:
+            self._made.clear()
         if now >= self._next_quiet_check:
             self._next_quiet_check = now + 1.0
             self._keep_alive(now)
 
-    def _tell(self, now: float) -> None:
-        revision, events = missed(self._registry, self._namespace, self._revision, None)
-        self._revision = revision
-        encoded = [(told, as_event_stream(told)) for told in events]
+    def _welcome(self, watcher: Watcher, at_most: int) -> None:
+        """Give one who arrives its turn: so many bytes at most may wait until they are read."""
+        del self._arriving[watcher]
+        self._arriving[watcher] = None
+        if not watcher.due:
+            try:
+                revision, parts = self._news(watcher, is_quick=True)
+            except NotYetError:
+                made = self._snapshot(watcher.service)
+                if made is None:
+                    return
+                revision, parts = made[0], self._as_snapshot(watcher.is_poll, *made)
+            watcher.known = revision
+            watcher.due.extend(parts)
+            if not parts:
+                if not watcher.has_begun and not watcher.is_poll:
+                    watcher.write(_still_here(revision))
+                del self._arriving[watcher]
+                self._watchers.add(watcher)
+                return
+        due = watcher.due
+        watcher.has_begun = True
+        unread = watcher.write(b"")
+        while due and unread < at_most:
+            portion = [due.popleft()]
+            size = len(portion[0])
+            while due and size + len(due[0]) <= _AT_ONCE_BYTES:
+                portion.append(due.popleft())
+                size += len(portion[-1])
+            # What is shared by many is not copied for each.
+            unread = watcher.write(portion[0] if len(portion) == 1 else b"".join(portion))
+        watcher.written_at = time.monotonic()
+        if not due and watcher.is_poll:
+            watcher.end()
+            self._forget(watcher)
+        elif not due and unread < at_most:
+            self._welcome(watcher, at_most)
+
+    def _snapshot(self, service: str | None) -> tuple[Revision, Sequence[bytes]] | None:
+        """A snapshot that was made in a thread, from which the log goes on; None until there is."""
+        made = self._made.get(service)
+        if made is not None:
+            view = self._registry.view(self._namespace)
+            with view.lock:
+                changes = view.changes_since(made[0])
+            if changes is not None and len(changes) <= _MISSED_AT_MOST:
+                return made
+        if self._maker is None or not self._maker.is_alive():
+
+            def make() -> None:
+                wanted = Wanted(service, status="ALL")
+                with suppress(StoreError):  # it is tried again
+                    self._made[service] = self._lists.spelled(wanted, is_quick=False)
+
+            self._maker = threading.Thread(target=make, name="snapshot", daemon=True)
+            self._maker.start()
+        return None
+
+    def _follow(self, now: float) -> None:
+        """Tell those who are up to date what has changed."""
+        view = self._registry.view(self._namespace)
+        if view.version == self._version:
+            return
+        with view.lock:
+            changes = view.changes_since(self._revision) if self._watchers else []
+            events = self._told(changes or [])
+            before, self._revision, self._version = self._revision, view.revision, view.version
+        if changes is None:
+            # So much happened that the log does not tell of it: all begin anew.
+            for watcher in self._watchers:
+                watcher.known = None
+                self._arriving[watcher] = None
+            self._watchers.clear()
+            return
+        spelled: dict[str | None, bytes] = {}
         for watcher in list(self._watchers):
-            if watcher.waits_until is None:
-                stream = b"".join(bytes_ for told, bytes_ in encoded if watcher.wants(told))
-                if stream:
-                    watcher.written_at = now
-                    watcher.write(stream)
-                continue
-            wanted = [told for told in events if watcher.wants(told)]
-            if wanted:
-                self._answer(watcher, wanted)
+            known, service = watcher.known, watcher.service
+            watcher.known = self._revision
+            if watcher.is_poll or (known is not None and known > before):
+                wanted = [
+                    event
+                    for event in events
+                    if event.concerns(service) and (known is None or event.revision > known)
+                ]
+                if watcher.is_poll:
+                    if wanted:
+                        self._answer(watcher, wanted)
+                    continue
+                stream = b"".join(map(as_event_stream, wanted))
+            else:
+                found = spelled.get(service)
+                if found is None:
+                    found = spelled[service] = b"".join(
+                        as_event_stream(event) for event in events if event.concerns(service)
+                    )
+                stream = found
+            if stream:
+                watcher.written_at = now
+                watcher.write(stream)
 
     def _answer(self, watcher: Watcher, events: list[Event]) -> None:
         watcher.write(as_poll_answer(self._revision, events))
@@ -123,48 +244,96 @@ class Hub:
                 watcher.written_at = now
                 watcher.write(_still_here(self._revision))
 
+    # What there is to be told
 
-def missed(
-    registry: Registry, namespace: Namespace, since: int | None, service: str | None
-) -> tuple[Revision, list[Event]]:
-    """The revision now, and what a reader at ``since`` has not seen: events, or a snapshot."""
-    view = registry.view(namespace)
-    with view.lock:
-        if since is not None:
-            changes = view.changes_since(Revision(since))
-            if changes is not None:
-                events = [told for told in map(_event, changes) if told is not None]
-                return view.revision, [told for told in events if _concerns(told, service)]
-        listed = [
-            form.shown(instance)
-            for app, application in view.applications.items()
-            if service is None or app == service.upper()
-            for instance in application.values()
-            if service is None or form.is_of(instance, service)
-        ]
-        return view.revision, [Event(view.revision, _SNAPSHOT, listed)]
+    def _news(self, watcher: Watcher, *, is_quick: bool) -> tuple[Revision, list[bytes]]:
+        """The revision now, and what a watcher has not been told: events, or a snapshot.
+
+        In parts that follow each other; none where there is nothing new.
+        """
+        view = self._registry.view(self._namespace)
+        if watcher.known is not None:
+            with view.lock:
+                changes = view.changes_since(watcher.known)
+                if changes is not None and len(changes) <= _MISSED_AT_MOST:
+                    events = [e for e in self._told(changes) if e.concerns(watcher.service)]
+                    revision = view.revision
+                    if not events:
+                        return revision, []
+                    if watcher.is_poll:
+                        return revision, [as_poll_answer(revision, events)]
+                    return revision, list(map(as_event_stream, events))
+        wanted = Wanted(watcher.service, status="ALL")
+        revision, pieces = self._lists.spelled(wanted, is_quick=is_quick)
+        return revision, self._as_snapshot(watcher.is_poll, revision, pieces)
+
+    def _as_snapshot(
+        self, is_poll: bool, revision: Revision, pieces: Sequence[bytes]
+    ) -> list[bytes]:
+        if is_poll:
+            return [b'{"revision":%d,"snapshot":[' % revision, *pieces, b"]}"]
+        return [b"id: %d\nevent: snapshot\ndata: [" % revision, *pieces, b"]\n\n"]
+
+    def _told(self, changes: Sequence[Change]) -> list[Event]:
+        """The changes as watchers see them, each spelled once; the caller holds the view's lock."""
+        found = []
+        kept = self._events
+        for change in changes:
+            if change.instance is None:
+                continue
+            known = kept.get(change.revision)
+            if known is None or known[0] != change:
+                while len(kept) >= _KEPT_EVENTS:
+                    del kept[next(iter(kept))]
+                known = kept[change.revision] = (change, _event(change, change.instance))
+            found.append(known[1])
+        return found
+
+    # In a thread of its own for each watcher
+
+    def polled(self, since: int | None, service: str | None, wait_secs: float) -> bytes:
+        """A long poll: all that was missed, or nothing after the wait."""
+        deadline = time.monotonic() + wait_secs
+        watcher = Watcher(len, lambda: None, service, deadline, known=_revision(since))
+        while True:
+            revision, parts = self._news(watcher, is_quick=False)
+            if parts or time.monotonic() >= deadline:
+                return b"".join(parts) or as_poll_answer(revision, [])
+            time.sleep(_POLL_SECS)
+
+    def streamed(self, since: int | None, service: str | None) -> Iterator[bytes]:
+        """Server-sent events without end."""
+        watcher = Watcher(len, lambda: None, service, known=_revision(since))
+        written_at = 0.0
+        while True:
+            watcher.known, parts = self._news(watcher, is_quick=False)
+            if parts:
+                yield from parts
+            elif time.monotonic() - written_at >= KEEP_ALIVE_SECS:
+                yield _still_here(watcher.known)
+            else:
+                time.sleep(_POLL_SECS)
+                continue
+            written_at = time.monotonic()
 
 
-def _event(change: Change) -> Event | None:
-    """A change as a watcher sees it; None where no instance changed."""
-    if change.instance is None:
-        return None
+def _revision(since: int | None) -> Revision | None:
+    return None if since is None else Revision(since)
+
+
+def _event(change: Change, instance: Instance) -> Event:
     if change.removed:
         kind = "evicted" if change.evicted else "deleted"
     else:
-        kind = "added" if change.instance.action_type == "ADDED" else "modified"
-    shown = {**form.shown(change.instance), "revision": change.revision}
-    return Event(change.revision, kind, shown, change.instance)
+        kind = "added" if instance.action_type == "ADDED" else "modified"
+    shown = {**form.shown(instance), "revision": change.revision}
+    return Event(change.revision, kind, orjson.dumps(shown), instance)
 
 
-def _concerns(told: Event, service: str | None) -> bool:
-    return service is None or told.instance is None or form.is_of(told.instance, service)
-
-
-def as_event_stream(told: Event) -> bytes:
+def as_event_stream(event: Event) -> bytes:
     """One server-sent event, resumable by its revision."""
-    head = f"id: {told.revision}\nevent: {told.kind}\ndata: ".encode()
-    return head + orjson.dumps(told.shown) + b"\n\n"
+    kind = event.kind.encode()
+    return b"id: %d\nevent: %b\ndata: %b\n\n" % (event.revision, kind, event.spelled)
 
 
 def _still_here(revision: Revision) -> bytes:
@@ -173,42 +342,9 @@ def _still_here(revision: Revision) -> bytes:
 
 
 def as_poll_answer(revision: Revision, events: list[Event]) -> bytes:
-    """The body of a long poll: events, or a snapshot, with the revision to go on from."""
-    if events and events[0].kind == _SNAPSHOT:
-        return orjson.dumps({"revision": revision, "snapshot": events[0].shown})
-    told = [{"revision": e.revision, "event": e.kind, "instance": e.shown} for e in events]
+    """The body of a long poll with events, and the revision to go on from."""
+    told = [
+        {"revision": e.revision, "event": e.kind, "instance": orjson.Fragment(e.spelled)}
+        for e in events
+    ]
     return orjson.dumps({"revision": revision, "events": told})
-
-
-def polled(
-    registry: Registry,
-    namespace: Namespace,
-    since: int | None,
-    service: str | None,
-    wait_secs: float,
-) -> bytes:
-    """A long poll in a thread of its own: all that was missed, or nothing after the wait."""
-    deadline = time.monotonic() + wait_secs
-    while True:
-        revision, events = missed(registry, namespace, since, service)
-        if events or time.monotonic() >= deadline:
-            return as_poll_answer(revision, events)
-        time.sleep(_POLL_SECS)
-
-
-def streamed(
-    registry: Registry, namespace: Namespace, since: int | None, service: str | None
-) -> Iterator[bytes]:
-    """Server-sent events in a thread of its own, without end."""
-    known = since
-    written_at = 0.0
-    while True:
-        known, events = missed(registry, namespace, known, service)
-        if events:
-            yield b"".join(map(as_event_stream, events))
-        elif time.monotonic() - written_at >= KEEP_ALIVE_SECS:
-            yield _still_here(known)
-        else:
-            time.sleep(_POLL_SECS)
-            continue
-        written_at = time.monotonic()

@@ -30,7 +30,7 @@ from registry.registry import Registering, Registry, SelfPreservation
 from registry.settings import RegistrySettings
 from registry.store import Fence, Store
 from registry.stores import open_store
-from registry.view import View
+from registry.view import NotYetError, View
 
 __all__ = [
     "DEFAULT_DURATION_SECS",
@@ -52,6 +52,7 @@ __all__ = [
     "Listing",
     "LockLostError",
     "Namespace",
+    "NotYetError",
     "Portion",
     "Portions",
     "QuotaError",

@@ -9,7 +9,7 @@ touches one portion, however large an application or the listing is.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 from registry.model import Instance, InstanceKey, InstanceStatus
@@ -111,6 +111,11 @@ class Application(dict[str, Instance]):
         self.kept: dict[Any, Any] = {}
         self.portions: Portions[Instance] | None = None
 
+    def cut(self) -> Iterator[tuple[Portion[Any], Iterable[Instance]]]:
+        """A large one in portions, with the instances of each."""
+        for portion in self.portions.all if self.portions is not None else ():
+            yield portion, portion.members.values()
+
     def put(self, instance: Instance) -> int:
         """Add an instance or replace it; by how many there are more."""
         before = len(self)
@@ -156,6 +161,15 @@ class Listing:
         """Whether it takes more than one portion."""
         return self.size > 2 * PORTION
 
+    def cut(self) -> Iterator[tuple[Portion[Any], Iterable[Instance]]]:
+        """Everything in portions, with the instances of each."""
+        for portion in self.portions.all:
+            first = next(iter(portion.members.values()))
+            if first.portions is None:
+                yield portion, _instances_in(portion)
+            else:  # it stands alone
+                yield from first.cut()
+
     def put(self, instance: Instance) -> None:
         """Add an instance, or replace the one that has its key, where that stands."""
         app = instance.app
@@ -186,6 +200,12 @@ class Listing:
         self.counts[status] -= 1
         self.size -= 1
         self.kept.clear()
+
+
+def _instances_in(portion: Portion[Application]) -> Iterator[Instance]:
+    # As they are when they are asked for, which may be later.
+    for application in portion.members.values():
+        yield from application.values()
 
 
 def _one(_: Instance) -> int:

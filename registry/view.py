@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from typing import TypeVar
 
 from registry.changes import ChangeLog
@@ -30,9 +31,17 @@ from registry.store import Commit, Store
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 _LARGE_VIPS = 256
+# So much is made for an answer at once; where there is more, little by little.
+_MADE_AT_ONCE = 16
+_PREPARED_AT_MOST = 3
+_PAUSE_SECS = 0.0001
 _NOBODY: Mapping[str, Instance] = {}
 # Of two views of a namespace, one after the other, none has a version of the other's.
 _FIRST_VERSIONS = itertools.count(0, 1 << 40)
+
+
+class NotYetError(Exception):
+    """An answer takes longer than it may where it was asked for."""
 
 
 class View:
@@ -46,6 +55,7 @@ class View:
         self._retention_ms = retention_ms
         self._loaded = False
         self._shortest_lease_secs: int | None = None
+        self._preparing = threading.Lock()
         self.version = next(_FIRST_VERSIONS)
         """Grows with every change that this process sees, and with each that it may have missed."""
         self._running = 0
@@ -243,6 +253,28 @@ class View:
         with self.lock:
             shortest, self._shortest_lease_secs = self._shortest_lease_secs, None
             return shortest
+
+    def prepare(
+        self, missing: Callable[[], Iterator[_K]], make: Callable[[_K], object], *, is_quick: bool
+    ) -> None:
+        """Have what an answer takes made, until little of it is missing; without the lock.
+
+        A fleet is spelled in seconds, in which nobody else is to wait, neither for the lock nor for
+        the interpreter: ``make`` takes the lock for one thing at a time. Where ``is_quick`` nothing
+        is made, and where more than a little is missing ``NotYetError`` is raised.
+        """
+        with nullcontext() if is_quick else self._preparing:
+            for _ in range(_PREPARED_AT_MOST):
+                with self.lock:
+                    found = list(itertools.islice(missing(), _MADE_AT_ONCE + 1))
+                    if len(found) <= _MADE_AT_ONCE:
+                        return
+                    if is_quick:
+                        raise NotYetError
+                    found = list(missing())
+                for each in found:
+                    make(each)
+                    time.sleep(_PAUSE_SECS)
 
     # Reads; the caller holds the lock.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
+from unittest import mock
 from urllib.parse import quote
 
 import pytest
@@ -21,10 +23,19 @@ from exchange import Promise, Request
 from gateway import Gateway
 from native_api import form, watch
 from native_api.api import NativeApi
+from native_api.lists import Lists, Wanted
 from native_api.settings import NativeSettings
-from registry import DEFAULT_NAMESPACE, Evictor, Registry, RegistrySettings
+from registry import (
+    DEFAULT_NAMESPACE,
+    Evictor,
+    InstanceStatus,
+    NotYetError,
+    Registry,
+    RegistrySettings,
+    listing,
+)
 from registry.stores.memory import MemoryStore
-from registry.testing import ManualClock
+from registry.testing import ManualClock, sample_instance
 from routes import blueprint
 from tests.servers import JSON, instance_body
 
@@ -767,9 +778,10 @@ class Reader:
         self.content_type = stream.content_type
         self.leave: Callable[[], None] = stream.subscribe(self._write, self._end)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes) -> int:
         assert not self.ended
         self.written += data
+        return 0
 
     def _end(self) -> None:
         self.ended = True
@@ -777,7 +789,7 @@ class Reader:
     def events(self) -> list[tuple[str, str, Any]]:
         """(id, event, data) of each event told so far."""
         found = []
-        for block in self.written.decode().split("\n\n"):
+        for block in self.written.decode().split("\n\n")[:-1]:
             fields = dict(line.split(": ", 1) for line in block.split("\n") if ": " in line)
             if "event" in fields:
                 found.append((fields["id"], fields["event"], json.loads(fields["data"])))
@@ -896,9 +908,21 @@ def test_a_long_poll_that_waited_in_vain_says_so(world: World) -> None:
     assert reply.json == {"revision": 0, "events": []}
 
 
+def whole_events(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """A stream in its events, whatever parts it comes in."""
+    told = b""
+    for part in parts:
+        told += part
+        while b"\n\n" in told:
+            event, _, told = told.partition(b"\n\n")
+            yield event + b"\n\n"
+
+
 def test_a_watch_in_a_thread_tells_the_same(world: World) -> None:
     identity = world.register()
-    events = watch.streamed(world.registry, DEFAULT_NAMESPACE, None, None)
+    lists = Lists(world.registry, DEFAULT_NAMESPACE)
+    told = watch.Hub(world.registry, DEFAULT_NAMESPACE, lists).streamed(None, None)
+    events = whole_events(told)
     assert next(events).startswith(b"id: 1\nevent: snapshot\ndata: [{")
     world.send("DELETE", f"/instances/{identity}")
     assert next(events).startswith(b"id: 2\nevent: deleted\ndata: {")
@@ -922,3 +946,181 @@ def test_the_description_and_its_page_are_served_without_reaching_out(world: Wor
     assert page.content_type == "text/html; charset=utf-8"
     for sign in ("://", "@import", "src="):
         assert sign not in page.text
+
+
+# At scale
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 12), st.sampled_from("UPD-X")), max_size=60
+    ),
+    st.sampled_from([1, 3, 64]),
+)
+def test_kept_lists_are_always_what_fresh_ones_are(
+    steps: list[tuple[int, int, str]], size: int
+) -> None:
+    """Whatever changed between two of them, and however often a worker loads all anew."""
+    store, clock = MemoryStore(), ManualClock()
+    here, elsewhere = (Registry(store, clock, RegistrySettings()) for _ in "ab")
+    wishes = [
+        *(Wanted(status=status) for status in (None, "ALL", "DOWN", "busy")),
+        *(Wanted("a0", status=status) for status in (None, "UP")),
+        *(Wanted("A0"), Wanted("gone"), Wanted(id="i3"), Wanted(columns=("id", "status"))),
+    ]
+    with mock.patch.object(listing, "PORTION", size):
+        for registry in (here, elsewhere):
+            registry.start()
+        kept = Lists(here, DEFAULT_NAMESPACE)
+        for number, (app, instance, step) in enumerate(steps):
+            key, name = f"A{app}", f"i{instance}"
+            if step == "-":
+                elsewhere.cancel(key, name)
+            elif step == "X":
+                store.trim(DEFAULT_NAMESPACE, clock.mono_ms() + 1)
+            else:
+                status = {"U": "UP", "P": "STARTING", "D": "DOWN"}[step]
+                elsewhere.register(
+                    sample_instance(key, name, last_dirty_ms=number, status=InstanceStatus(status))
+                )
+            listed = elsewhere.view().applications
+            assert kept.names() == sorted(app.lower() for app in listed)
+            for wanted in wishes:
+                revision, pieces = kept.spelled(wanted, is_quick=False)
+                got = json.loads(b"[" + b"".join(pieces) + b"]")
+                expected = [
+                    {name: form.shown(each)[name] for name in wanted.columns}
+                    for application in listed.values()
+                    for each in application.values()
+                    if wanted.has(each)
+                ]
+                assert sorted(got, key=str) == sorted(expected, key=str)
+                assert revision == elsewhere.view().revision
+
+
+def fleet(count: int) -> World:
+    world = World()
+    for number in range(count):
+        world.registry.register(sample_instance("BIG", f"i{number}"))
+    return world
+
+
+@pytest.fixture
+def spelled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The thread in which an instance was spelled, for each time that one was."""
+    threads: list[str] = []
+    shown = form.shown
+
+    def spell(instance: Any) -> dict[str, Any]:
+        threads.append(threading.current_thread().name)
+        return shown(instance)
+
+    monkeypatch.setattr(form, "shown", spell)
+    return threads
+
+
+@pytest.mark.parametrize("path", ["/instances", "/services/big", "/instances?status=ALL"])
+def test_a_fleet_is_spelled_once_for_all_callers_and_not_in_the_loop(
+    path: str, spelled: list[str]
+) -> None:
+    world = fleet(3000)
+    api = NativeApi(world.registry, NativeSettings())
+
+    def answer(is_quick: bool) -> Any:
+        target, _, query = path.partition("?")
+        return api.answer(
+            Request("GET", BASE + target, query, {}, lambda _: b"", is_quick=is_quick)
+        )
+
+    assert answer(is_quick=True) is None
+    first = answer(is_quick=False)
+    again = answer(is_quick=True)
+    assert len(spelled) <= 3000 + 16 * 2 * listing.PORTION
+    spelled.clear()
+    assert answer(is_quick=True) == first == again
+    assert spelled == []
+    assert len(json.loads(first.whole_body())["instances"]) == 3000
+    world.registry.register(sample_instance("BIG", "i7", last_dirty_ms=1))
+    changed = answer(is_quick=True)
+    assert len(spelled) <= 2 * listing.PORTION
+    assert {id(part) for part in changed.parts} & {id(part) for part in first.parts}
+
+
+def test_what_only_one_caller_asks_for_is_looked_for_in_a_thread(world: World) -> None:
+    for number in range(600):
+        world.registry.register(sample_instance("BIG", f"i{number}"))
+    lists = Lists(world.registry, DEFAULT_NAMESPACE)
+    for wanted in (Wanted(id="i7"), Wanted(tags=frozenset("x")), Wanted(columns=("id",))):
+        with pytest.raises(NotYetError):
+            lists.spelled(wanted, is_quick=True)
+    assert b"i7" in b"".join(lists.spelled(Wanted(id="i7"), is_quick=False)[1])
+
+
+class SlowReader(Reader):
+    """One that reads nothing until it is told to."""
+
+    def __init__(self, world: World, api: NativeApi, query: str = "", **headers: str) -> None:
+        self.unread = 0
+        self.pieces: list[bytes] = []
+        self.written = b""
+        self.ended = False
+        self.api = api
+        stream: Any = api.stream(Request("GET", f"{BASE}/watch", query, headers, lambda _: b""))
+        self.leave = stream.subscribe(self._write, self._end)
+
+    def _write(self, data: bytes) -> int:
+        self.unread += len(data)
+        if data:
+            self.pieces.append(data)
+        super()._write(data)
+        return self.unread
+
+
+def test_many_watchers_that_come_at_once_share_one_snapshot(spelled: list[str]) -> None:
+    """Each gets it as fast as it reads, and holds up neither the others nor the loop."""
+    world = fleet(3000)
+    api = NativeApi(world.registry, NativeSettings())
+    readers = [SlowReader(world, api) for _ in range(20)]
+    assert all(reader.written == b"" for reader in readers)
+    for _ in range(1000):
+        api.tick()
+        for thread in threading.enumerate():
+            if thread.name == "snapshot":
+                thread.join(30)
+        for reader in readers[1:]:
+            reader.unread = 0
+        if all(reader.written.endswith(b"\n\n") for reader in readers[1:]):
+            break
+    assert len(readers[0].written) < 300_000 < len(readers[1].written)
+    for reader in readers[1:]:
+        ((_, kind, data),) = reader.events()
+        assert (kind, len(data)) == ("snapshot", 3000)
+    assert len(spelled) <= 3000 + 16 * 2 * listing.PORTION
+    assert spelled.count("MainThread") <= 16 * 2 * listing.PORTION
+    shared = [{id(piece) for piece in reader.pieces} for reader in readers[1:]]
+    assert len(set.intersection(*shared)) > 3000 // (3 * listing.PORTION)
+
+
+@pytest.mark.parametrize("accept", ["text/event-stream", "application/json"])
+def test_what_changes_while_a_watcher_arrives_is_told_once_and_in_order(accept: str) -> None:
+    world = fleet(900)
+    api = NativeApi(world.registry, NativeSettings())
+    reader = SlowReader(world, api, accept=accept)
+    changed = []
+    for number in range(30):
+        world.registry.register(sample_instance("BIG", f"i{number}", last_dirty_ms=1 + number))
+        changed.append(str(world.registry.view().revision))
+        api.tick()
+        reader.unread = 0
+    api.tick()
+    if accept == "application/json":
+        assert reader.ended
+        told = json.loads(reader.written)
+        assert (told["revision"], len(told["snapshot"])) == (900, 900)
+        return
+    for _ in range(30):
+        reader.unread = 0
+        api.tick()
+    (revision, kind, data), *events = reader.events()
+    assert (kind, len(data)) == ("snapshot", 900)
+    assert [n for n, _, _ in events] == [n for n in changed if int(n) > int(revision)]

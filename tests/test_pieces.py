@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eureka_compat import EurekaSettings, Protocol, pieces
-from eureka_compat import answers as answers_module
 from eureka_compat.answers import Answers, Form
 from eureka_compat.pieces import EncodedAnswer, Piece
 from exchange import Answer, Request
@@ -27,6 +26,7 @@ from registry import (
     View,
     listing,
 )
+from registry import view as view_module
 from registry.stores.memory import MemoryStore
 from registry.testing import ManualClock, sample_instance
 
@@ -211,7 +211,7 @@ def test_the_first_answer_with_a_fleet_holds_nobody_up(
         other.start()
         other.join()
 
-    monkeypatch.setattr(answers_module.time, "sleep", others_turn)
+    monkeypatch.setattr(view_module.time, "sleep", others_turn)
 
     def answer(is_quick: bool) -> Answer | None:
         request = Request("GET", path, "", headers, lambda _: b"", is_quick=is_quick)
