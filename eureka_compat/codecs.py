@@ -52,11 +52,11 @@ def instance_tree_from_json(body: bytes) -> Any:
 
 
 def batch_from_json(body: bytes) -> Any:
-    """The document of a peer's batch, with the digits of its instances."""
+    """The document of a peer's batch, with the digits of what stands for texts in it."""
     document = read_json(body)
     items = document.get("replicationList") if isinstance(document, dict) else None
     for item in items if isinstance(items, list) else ():
-        if isinstance(item, dict) and not _kept_digits(item.get("instanceInfo"), body):
+        if not _kept_digits(item, body):
             return _read_exactly(body)
     return document
 

@@ -530,13 +530,10 @@ class Protocol:
             if action == "Register":
                 return self._batch_register(app, item), None
             if action == "Heartbeat":
-                return self._renew(
-                    app,
-                    instance_id,
-                    None if dirty is None else str(dirty),
-                    item.get("overriddenStatus"),
-                    is_replication=True,
-                )
+                told = None if dirty is None else str(dirty)
+                override = item.get("overriddenStatus")
+                code, entity = self._renew(app, instance_id, told, override, is_replication=True)
+                return (500 if code == 400 else code), entity
             if action == "Cancel":
                 gone = self._registry.cancel(app, instance_id, namespace=self._namespace)
                 return (200 if gone else 404), None
@@ -548,7 +545,8 @@ class Protocol:
             if action == "DeleteStatusOverride":
                 if dirty is None:
                     return 500, None
-                value = item.get("status") or "UNKNOWN"
+                value = item.get("status")
+                value = "UNKNOWN" if value is None else value
                 code = self._override(app, instance_id, value, str(dirty), remove=True)
                 return (500 if code == 400 else code), None
         except (SourceConflictError, InvalidIdentityError, QuotaError) as error:
@@ -557,12 +555,12 @@ class Protocol:
         return 500, None
 
     def _batch_register(self, app: str, item: dict[str, Any]) -> int:
-        if item.get("instanceInfo") is None:
+        candidate = item.get("instanceInfo")
+        if candidate is None:
             return 500
         try:
-            candidate = wire.read_candidate(codecs.as_read_from_json(item["instanceInfo"]))
             instance = wire.validated(candidate, app, self._registry.clock.wall_ms())
-        except (wire.ParseError, wire.InvalidInstanceError) as error:
+        except wire.InvalidInstanceError as error:
             # The original answers 200 even for an instance that it refused.
             log.warning("a peer sent an instance that is none: %s", error)
             return 200
@@ -817,14 +815,16 @@ def _batch_items(document: Any) -> list[dict[str, Any]]:
         if unknown:
             raise wire.ParseError(f"{path}.{min(unknown)}: unknown key")
         action = item.get("action")
-        if action is not None and action not in _BATCH_ACTIONS:
+        if action is not None and (not isinstance(action, str) or action not in _BATCH_ACTIONS):
             raise wire.ParseError(f"{path}.action: expected one of {sorted(_BATCH_ACTIONS)}")
         for name in ("appName", "id", "status", "overriddenStatus"):
-            if item.get(name) is not None and not isinstance(item[name], str):
-                raise wire.ParseError(f"{path}.{name}: expected a string")
-        dirty = item.get("lastDirtyTimestamp")
-        if dirty is not None and (isinstance(dirty, bool) or not isinstance(dirty, int | str)):
-            raise wire.ParseError(f"{path}.lastDirtyTimestamp: expected a number")
+            if item.get(name) is not None:
+                item[name] = wire.scalar(item[name], f"{path}.{name}")
+        told = f"{path}.lastDirtyTimestamp"
+        item["lastDirtyTimestamp"] = wire.long_number(item.get("lastDirtyTimestamp"), told)
+        if item.get("instanceInfo") is not None:
+            tree = codecs.as_read_from_json(item["instanceInfo"])
+            item["instanceInfo"] = wire.read_candidate(tree)
     return items
 
 

@@ -306,6 +306,26 @@ def _whole(value: Any, bits: int, path: str) -> int:
     return number
 
 
+_LONG = re.compile(r"[+-]?[0-9]{1,100}")
+
+
+def long_number(value: Any, path: str) -> int | None:
+    """A number as peers tell it, None where there is none; ``ParseError`` for what is no number.
+
+    It is read by another part of the original than an instance is, and more strictly.
+    """
+    if isinstance(value, str) and not isinstance(value, Digits):
+        text = value.strip(_BLANKS)
+        if not text:
+            return None
+        if not _LONG.fullmatch(text):
+            raise ParseError(f"{path}: expected a number")
+        value = int(text)
+    if isinstance(value, bool):
+        raise ParseError(f"{path}: expected a number")
+    return None if value is None else _whole(value, 64, path)
+
+
 def _timestamp(value: Any, path: str) -> int:
     """Epoch milliseconds; what is no number counts as 0, as in the original."""
     return 0 if isinstance(value, list | dict) else _whole(value, 64, path)

@@ -820,6 +820,73 @@ def test_the_first_of_several_replication_marks_counts(client: FlaskClient) -> N
         assert answer.status_code == status
 
 
+def batch_of(client: FlaskClient, **fields: Any) -> tuple[int, list[int]]:
+    """The status of a batch of one heartbeat with these fields, and of what is in it."""
+    item = {"appName": "WEB", "id": "web:1", "action": "Heartbeat"} | fields
+    body = json.dumps({"replicationList": [item]})
+    answer = client.post("/eureka/peerreplication/batch", data=body, headers=JSON)
+    if answer.status_code != 200:
+        return answer.status_code, []
+    return 200, [each["statusCode"] for each in answer.get_json()["responseList"]]
+
+
+@pytest.mark.parametrize(
+    ("told", "answered"),
+    [
+        (1700000000000, 200),
+        ("1700000000000", 200),
+        (" 1700000000000\n", 200),
+        (1.7e12, 200),
+        (1.5, 409),
+        (-1, 409),
+        ("1700000000001", 404),
+        ("", 200),
+        (None, 200),
+        ("1.7e12", None),
+        ("x", None),
+        (2**63, None),
+        ("9223372036854775808", None),
+        (True, None),
+        ([], None),
+    ],
+)
+def test_a_peers_timestamp_is_what_the_original_takes_it_for(
+    client: FlaskClient, told: Any, answered: int | None
+) -> None:
+    register(client, "WEB", "web:1")
+    wanted = (400, []) if answered is None else (200, [answered])
+    assert batch_of(client, lastDirtyTimestamp=told) == wanted
+
+
+def test_texts_of_a_batch_may_be_any_scalar(client: FlaskClient) -> None:
+    register(client, "5", "1.50")
+    body = '{"replicationList":[{"appName":5,"id":1.50,"action":"Heartbeat","status":true}]}'
+    answer = client.post("/eureka/peerreplication/batch", data=body, headers=JSON)
+    assert answer.get_json() == {"responseList": [{"statusCode": 200}]}
+    assert batch_of(client, appName=[]) == (400, [])
+    register(client, "WEB", "web:1")
+    newer = {"lastDirtyTimestamp": 1800000000000}
+    assert batch_of(client, overriddenStatus="up", **newer) == (200, [500])
+    removal = {"action": "DeleteStatusOverride", "lastDirtyTimestamp": 1}
+    assert batch_of(client, status="", **removal) == (200, [500])
+    assert batch_of(client, status=None, **removal) == (200, [200])
+
+
+@pytest.mark.parametrize("told", [[], "x", {}, {"app": "WEB", "port": "x"}])
+def test_a_batch_with_an_instance_that_is_none_changes_nothing(
+    client: FlaskClient, told: Any
+) -> None:
+    register(client, "WEB", "web:1")
+    items = [
+        {"appName": "WEB", "id": "web:1", "action": "Cancel"},
+        {"appName": "WEB", "id": "web:2", "action": "Register", "instanceInfo": told},
+    ]
+    body = json.dumps({"replicationList": items})
+    answer = client.post("/eureka/peerreplication/batch", data=body, headers=JSON)
+    assert answer.status_code == 400
+    assert client.get("/eureka/apps/WEB/web:1").status_code == 200
+
+
 def test_metadata_of_a_query_without_a_name_is_none(client: FlaskClient) -> None:
     register(client, "WEB", "web:1", metadata={})
     assert client.put("/eureka/apps/WEB/web:1/metadata?=b&a=c&a=d&e&f=").status_code == 200
