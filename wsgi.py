@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import signal
 from dataclasses import asdict
 
 from flask import Flask, Response
@@ -33,7 +34,7 @@ def create_app(environment: Environment) -> Flask:
     store = open_store(environment.store_url)
     registry = Registry(store, SystemClock(), environment.registry)
     registry.start()
-    evictor = Evictor(registry)
+    evictor = Evictor(registry, leave=lambda: os.kill(os.getpid(), signal.SIGTERM))
     # Before the first request: a time in which no worker ran is made good.
     evictor.run_once()
     evictor.start()

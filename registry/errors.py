@@ -2,6 +2,7 @@
 
 RegistryError
 ├── StoreError            the store did not answer, or refused a write (full disk, say)
+│   └── StoreGoneError    its files were deleted or replaced: this process has no store any more
 ├── ConflictError         a conditional write lost a race; the registry decides again
 ├── LockLostError         a write came after its lock had gone to another; nothing was written
 ├── QuotaError            a namespace holds as many instances as it may, or there is room for none
@@ -18,6 +19,10 @@ class RegistryError(Exception):
 
 class StoreError(RegistryError):
     """The store failed; nothing was written. The driver's own error is chained as the cause."""
+
+
+class StoreGoneError(StoreError):
+    """The store that this process opened is not where it was, and others may have another."""
 
 
 class ConflictError(RegistryError):

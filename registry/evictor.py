@@ -15,8 +15,9 @@ import random
 import threading
 import time
 import uuid
+from collections.abc import Callable
 
-from registry.errors import LockLostError, StoreError
+from registry.errors import LockLostError, StoreError, StoreGoneError
 from registry.lease import eviction_limit
 from registry.model import InstanceKey, Lease, Namespace
 from registry.registry import Registry
@@ -39,9 +40,19 @@ _FOLLOWED_MS = 60_000
 class Evictor:
     """Expiry, eviction and housekeeping for all namespaces of a registry."""
 
-    def __init__(self, registry: Registry, *, rng: random.Random | None = None) -> None:
-        """Name this evictor uniquely; nothing runs before ``start`` or ``run_once``."""
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        rng: random.Random | None = None,
+        leave: Callable[[], object] | None = None,
+    ) -> None:
+        """Name this evictor uniquely; nothing runs before ``start`` or ``run_once``.
+
+        ``leave`` is called where the store's files are gone, and the process has to open it anew.
+        """
         self._registry = registry
+        self._leave = leave
         self._owner = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._random = rng or random.Random()
         self._stopping = threading.Event()
@@ -77,6 +88,11 @@ class Evictor:
             try:
                 self.run_once()
                 self._failing = False
+            except StoreGoneError as error:
+                log.error("this process ends, and another begins on what is there: %s", error)
+                if self._leave is not None:
+                    self._leave()
+                return
             except StoreError as error:
                 if not self._failing:
                     log.warning("nothing is evicted while the store fails: %s", error)

@@ -21,6 +21,7 @@ from registry.errors import (
     RegistryError,
     SourceConflictError,
     StoreError,
+    StoreGoneError,
 )
 from registry.lease import (
     Clock,
@@ -135,10 +136,13 @@ class Registry:
     def view(self, namespace: Namespace = DEFAULT_NAMESPACE) -> View:
         """The current view; the last known one while the store does not answer.
 
-        ``StoreError`` where none is known: what nobody could look at is not told to be empty.
+        ``StoreError`` where none is known: what nobody could look at is not told to be empty. Also
+        where the store is gone for good, since others may have another.
         """
         try:
             return self._synced(namespace)
+        except StoreGoneError:
+            raise
         except StoreError as error:
             known = self._views.get(namespace)
             if known is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -1055,3 +1056,23 @@ def test_what_was_removed_is_forgotten_early_beyond_the_budget(
         assert set(view.changed.applications["WEB"]) == {c.instance.id for c in recent}  # type: ignore[union-attr]
         assert view.changes_since(seen) is None
         assert view.changes_since(recent[-2].revision) == recent[-1:]
+
+
+def test_a_worker_whose_store_is_gone_leaves_and_answers_nothing_until_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another begins on what is there; from memory none answers beside it."""
+    monkeypatch.setattr("registry.evictor.PASS_INTERVAL_SECS", 0.001)
+    world = World(LmdbStore(tmp_path / "store"))
+    world.registry.register(sample_instance())
+    shutil.rmtree(tmp_path / "store")
+    left = threading.Event()
+    evictor = Evictor(world.registry, leave=left.set)
+    evictor.start()
+    assert left.wait(10)
+    with pytest.raises(StoreError, match="gone"):
+        world.registry.view()
+    evictor.stop()
+    assert [r.levelname for r in caplog.records if "this process ends" in r.getMessage()] == [
+        "ERROR"
+    ]

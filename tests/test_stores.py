@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import resource
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ import lmdb
 import pytest
 
 from registry import StoreError, open_store
-from registry.errors import ConflictError
+from registry.errors import ConflictError, StoreGoneError
 from registry.model import DEFAULT_NAMESPACE, Instance, Lease, Revision
 from registry.store import Commit, Store
 from registry.stores.leases import LeaseFile, Place
@@ -446,3 +448,296 @@ def test_a_renewal_that_comes_while_time_is_given_back_stands(tmp_path: Path) ->
     assert lost == 0, f"{lost} renewals"
     assert pausing.exitcode == 0
     store.close()
+
+
+# Damaged, deleted and overgrown files.
+
+COUNT = 300
+
+
+def stored(folder: Path, **options: Any) -> list[Lease]:
+    """A store with some instances, closed again; their leases, which were renewed."""
+    store = LmdbStore(folder, boot_id="one", **options)
+    store.resume(1_000)
+    leases = []
+    for number in range(COUNT):
+        instance = sample_instance(instance_id=f"web:{number}", metadata={"pad": "x" * 500})
+        store.commit(NS, put(instance, lease=Lease(91_000, 90_000, 1)))
+        leases.append(Lease(92_000 + number, 90_000, number))
+        assert store.renew(NS, instance.key, leases[-1], None)
+    store.close()
+    return leases
+
+
+def flip(path: Path, many: int, seed: int) -> None:
+    chance = random.Random(seed)
+    data = bytearray(path.read_bytes())
+    for _ in range(many):
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    path.write_bytes(data)
+
+
+def change_a_name(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"host.local", b"hosT.local"))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "cut within a page": lambda path: os.truncate(path, path.stat().st_size - 5_000),
+    "empty": lambda path: os.truncate(path, 0),
+    "missing": lambda path: path.unlink(),
+    "no page is right": lambda path: path.write_bytes(os.urandom(100_000)),
+    "many bits are others": lambda path: flip(path, 3_000, 1),
+    "a name is another": change_a_name,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_store_whose_file_is_damaged_starts_from_its_checkpoint_and_says_so(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored(tmp_path)
+    DAMAGES[kind](tmp_path / "data.mdb")
+    store = LmdbStore(tmp_path, boot_id="one")
+    assert {i.host_name for i in store.load(NS).instances} == {"host.local"}
+    assert len(store.load(NS).instances) == COUNT
+    assert store.due(NS, 1 << 40).leases == COUNT
+    assert store.resume(5_000) == COUNT
+    (record,) = caplog.records
+    assert str(tmp_path / "data.mdb") in record.getMessage()
+    assert "\n" not in record.getMessage()
+    store.close()
+
+
+@pytest.mark.parametrize("kind", sorted(set(DAMAGES) - {"missing", "empty"}))
+def test_a_damaged_file_without_a_checkpoint_is_named_in_one_line(
+    tmp_path: Path, kind: str
+) -> None:
+    stored(tmp_path)
+    (tmp_path / "checkpoint.mdb").unlink()
+    DAMAGES[kind](tmp_path / "data.mdb")
+    for _ in "ab":
+        with pytest.raises(StoreError, match=r"data\.mdb.*move the folder away") as caught:
+            LmdbStore(tmp_path, boot_id="one")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", sorted(set(DAMAGES) - {"missing"}))
+def test_a_damaged_checkpoint_that_is_needed_is_named_in_one_line(
+    tmp_path: Path, kind: str
+) -> None:
+    stored(tmp_path)
+    DAMAGES[kind](tmp_path / "checkpoint.mdb")
+    LmdbStore(tmp_path, boot_id="one")  # it is not needed here
+    with pytest.raises(StoreError, match=r"checkpoint\.mdb.*move the folder away"):
+        LmdbStore(tmp_path, boot_id="two")
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_few_flipped_bits_end_no_process_and_change_nothing_unnoticed(
+    tmp_path: Path, seed: int
+) -> None:
+    stored(tmp_path)
+    flip(tmp_path / "data.mdb", 30, seed)
+    store = LmdbStore(tmp_path, boot_id="one")
+    assert [i.host_name for i in store.load(NS).instances] == ["host.local"] * COUNT
+    store.commit(NS, put(sample_instance(instance_id="new")))
+    store.close()
+
+
+@pytest.mark.parametrize("kind", sorted(set(DAMAGES) - {"a name is another", "missing"}))
+def test_a_damaged_lease_file_is_made_anew_and_nobody_pays_for_it(
+    tmp_path: Path, kind: str
+) -> None:
+    """Each lease gets its whole duration."""
+    stored(tmp_path)
+    DAMAGES[kind](tmp_path / "leases")
+    store = LmdbStore(tmp_path, boot_id="one")
+    assert store.resume(500_000) == COUNT
+    found = store.due(NS, 500_000)
+    assert (found.expired, found.leases, found.next_deadline_mono_ms) == ([], COUNT, 590_000)
+    store.close()
+
+
+def test_a_whole_lease_file_is_left_as_it_is(tmp_path: Path) -> None:
+    leases = stored(tmp_path)
+    store = LmdbStore(tmp_path, boot_id="one")
+    keys = [sample_instance(instance_id=f"web:{number}").key for number in range(COUNT)]
+    assert [store.lease(NS, key) for key in keys] == leases
+    store.close()
+
+
+@pytest.mark.parametrize("name", ["boot", "lock.mdb"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"another", os.urandom(5_000)])
+def test_the_small_files_may_hold_anything(tmp_path: Path, name: str, content: bytes) -> None:
+    stored(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    store = LmdbStore(tmp_path, boot_id="one")
+    assert len(store.load(NS).instances) == COUNT
+    store.close()
+
+
+@pytest.mark.parametrize("name", ["boot", "lock.mdb", "opening.lock", "data.mdb", "leases"])
+def test_a_folder_in_the_place_of_a_file_is_named_in_one_line(tmp_path: Path, name: str) -> None:
+    stored(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(StoreError, match=name) as caught:
+        LmdbStore(tmp_path, boot_id="one")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_record_that_is_damaged_while_the_store_runs_is_an_error_of_the_store(
+    tmp_path: Path,
+) -> None:
+    stored(tmp_path)
+    store = LmdbStore(tmp_path, boot_id="one")
+    path = tmp_path / "data.mdb"
+    data = path.read_bytes()
+    with path.open("r+b") as file:
+        file.write(data.replace(b"host.local", b"hosT.local"))
+    with pytest.raises(StoreError, match=r"data\.mdb is damaged"):
+        store.load(NS)
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced", "one file replaced"])
+def test_a_store_whose_files_are_gone_refuses_everything(tmp_path: Path, how: str) -> None:
+    """Others may have another by then: two registries must not answer in turns."""
+    folder = tmp_path / "store"
+    stored(folder)
+    store = LmdbStore(folder, boot_id="one")
+    assert store.revision(NS)
+    if how == "one file replaced":
+        shutil.copyfile(folder / "data.mdb", folder / "copy")
+        (folder / "copy").replace(folder / "data.mdb")
+    else:
+        shutil.rmtree(folder)
+    other = LmdbStore(folder, boot_id="one") if how == "replaced" else None
+    key = sample_instance(instance_id="web:1").key
+    with pytest.raises(StoreGoneError, match="store"):
+        store.resume(2_000)
+    for call in (
+        lambda: store.revision(NS),
+        lambda: store.load(NS),
+        lambda: store.commit(NS, put(sample_instance())),
+        lambda: store.renew(NS, key, Lease(95_000, 90_000, 1), None),
+        lambda: store.lease(NS, key),
+        store.probe,
+        store.flush,
+    ):
+        with pytest.raises(StoreGoneError):
+            call()
+    left = {path.name for path in folder.glob("*")}
+    store.close()
+    assert {path.name for path in folder.glob("*")} == left
+    if other is not None:
+        assert other.load(NS).instances == ()
+        other.close()
+
+
+def test_a_file_is_not_replaced_under_those_who_have_it_open(
+    store: LmdbStore, other: Elsewhere, tmp_path: Path
+) -> None:
+    store.commit(NS, put(sample_instance()))
+    assert other.revision(NS)
+    store.flush()
+    (tmp_path / "store" / "data.mdb").unlink()
+    with pytest.raises(StoreError, match=r"data\.mdb is missing, while another process"):
+        LmdbStore(tmp_path / "store")
+
+
+def test_a_checkpoint_is_as_large_as_what_is_listed(store: LmdbStore, tmp_path: Path) -> None:
+    """Not as the file that it is copied from, nor as what was removed and is still told of."""
+    folder = tmp_path / "store"
+    for number in range(30):
+        large = sample_instance(instance_id=f"web:{number}", metadata={"pad": "x" * 1_000_000})
+        revision = store.commit(NS, put(large))
+        store.commit(NS, put(large, expected=revision, remove=True, lease=None))
+    store._flush(at_once=True)
+    assert (folder / "data.mdb").stat().st_size > 8_000_000
+    assert (folder / "checkpoint.mdb").stat().st_size < 400_000
+
+
+def test_removed_instances_have_a_budget_on_the_disk(store: LmdbStore, tmp_path: Path) -> None:
+    for number in range(200):
+        large = sample_instance(instance_id=f"web:{number}", metadata={"pad": "x" * 500_000})
+        revision = store.commit(NS, put(large))
+        store.commit(NS, put(large, expected=revision, remove=True, lease=None))
+    again = sample_instance()
+    revision = Revision(0)
+    for _ in range(100):
+        revision = store.commit(
+            NS, put(again._replace(metadata={"pad": "x" * 500_000}), expected=revision)
+        )
+    assert (tmp_path / "store" / "data.mdb").stat().st_size < 64 * 1024 * 1024
+
+
+def test_a_file_that_a_storm_made_large_is_small_again_after_the_next_start(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "store"
+    store = LmdbStore(folder, boot_id="one")
+    pad = {"pad": "x" * 1_000_000}
+    kept = store.commit(NS, put(sample_instance(instance_id="kept")))
+    for number in range(60):
+        large = sample_instance(instance_id=f"web:{number}", metadata=pad)
+        store.commit(NS, put(large, at_mono_ms=0))
+    for instance in store.load(NS).instances:
+        if instance.metadata:
+            store.commit(NS, put(instance, expected=instance.revision, remove=True, lease=None))
+    store.close()
+    assert (folder / "data.mdb").stat().st_size > 60_000_000
+    store = LmdbStore(folder, boot_id="one")
+    assert (folder / "data.mdb").stat().st_size < 20_000_000
+    assert store.revision(NS) == kept + 120
+    assert [i.id for i in store.load(NS).instances] == ["kept"]
+    store.close()
+
+
+def test_what_a_killed_process_left_of_a_checkpoint_is_cleared_by_the_next(
+    store: LmdbStore, tmp_path: Path
+) -> None:
+    for name in ("checkpoint", "checkpoint.smaller", "checkpoint.4711"):
+        (tmp_path / "store" / name).mkdir()
+        (tmp_path / "store" / name / "data.mdb").write_bytes(b"half")
+    store.commit(NS, put(sample_instance()))
+    store.flush()
+    assert {path.name for path in (tmp_path / "store").glob("checkpoint*")} == {
+        "checkpoint.mdb",
+        "checkpoint.lock",
+    }
+
+
+def register_under_a_limit(folder: Path, told: Any) -> None:
+    """Register until a registration is refused, and again after what a probe said."""
+    store = LmdbStore(folder)
+    size = (folder / "data.mdb").stat().st_size + 200_000
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    store.probe()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    number = 0
+    try:
+        while number < 2_000:
+            store.commit(NS, put(sample_instance(instance_id=f"i:{number}", sid="x" * 2_000)))
+            number += 1
+    except StoreError:
+        pass
+    store._probed = 0.0
+    try:
+        store.probe()
+        told.put((number, "ready"))
+    except StoreError as error:
+        told.put((number, str(error)))
+    os._exit(0)
+
+
+def test_a_store_that_cannot_grow_is_not_ready(tmp_path: Path) -> None:
+    """Small writes still find free pages, while registrations are refused."""
+    spawn = multiprocessing.get_context("spawn")
+    told = spawn.SimpleQueue()
+    limited = spawn.Process(target=register_under_a_limit, args=(tmp_path / "store", told))
+    limited.start()
+    registered, said = told.get()
+    limited.join(timeout=30)
+    assert 0 < registered < 2_000
+    assert "cannot grow" in said

@@ -44,6 +44,8 @@ _FIRST_WORD = _HEADER_BYTES // _WORD_BYTES
 _INITIAL_SLOTS = 1024
 _OWNERS = 1024
 _VERSION, _ALIVE, _OUTAGES = 0, 1, 2
+_SLACK_MS = 60_000
+_MOST = 1 << 60
 _BIAS = 1 << 62  # instants may lie before the boot; 0 is none at all
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux
 
@@ -69,7 +71,9 @@ class LeaseFile:
         # the version, which a processor might otherwise do in the other order.
         self._lock = threading.Lock()
         try:
-            if os.fstat(self._file).st_size < _HEADER_BYTES + _INITIAL_SLOTS * _SLOT_BYTES:
+            status = os.fstat(self._file)
+            self.identity = (status.st_dev, status.st_ino)
+            if status.st_size < _HEADER_BYTES + _INITIAL_SLOTS * _SLOT_BYTES:
                 os.posix_fallocate(self._file, 0, _HEADER_BYTES + _INITIAL_SLOTS * _SLOT_BYTES)
             self._map()
             self.owner = self._own()
@@ -92,6 +96,12 @@ class LeaseFile:
                 continue
             return number
         raise OSError(f"more than {_OWNERS} processes use the store")
+
+    def is_alone(self) -> bool:
+        """Whether no other opener is there."""
+        wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, _OWNERS, 0)
+        found = fcntl.fcntl(self._file, fcntl.F_OFD_GETLK, wanted)
+        return bool(_FLOCK.unpack(found)[0] == fcntl.F_UNLCK)
 
     @property
     def version(self) -> int:
@@ -213,6 +223,22 @@ class LeaseFile:
         stored = self._words[word]
         return stored & _COUNT if stored >> _WINDOW_SHIFT == window else 0
 
+    def is_plausible(self, place: Place, registered: Lease) -> bool:
+        """Whether what is stored of a lease can be what renewals made of it."""
+        found = self.read(place)
+        if found is None or found.duration_ms != registered.duration_ms:
+            return False
+        alive = self._words[_ALIVE]
+        latest = alive - _BIAS + 2 * found.duration_ms + _SLACK_MS if alive else found[0]
+        return (
+            registered.deadline_mono_ms <= found.deadline_mono_ms <= latest
+            and found.last_renewal_ms < _MOST
+            and self._words[_VERSION] < _MOST
+        )
+
     def close(self) -> None:
         """Let go of the file; the mapping goes with the last use of it."""
+        # The mapping has the file open too, and with it the lock.
+        ours = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, _OWNERS, 0)
+        fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, ours)
         os.close(self._file)

@@ -21,6 +21,7 @@ no part can hold. Renewals are in the lease file alone (``leases.py``).
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 import struct
@@ -28,14 +29,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import lmdb
 import orjson
 
-from registry.errors import ConflictError, LockLostError, StoreError
+from registry.errors import ConflictError, LockLostError, StoreError, StoreGoneError
 from registry.model import (
     ActionType,
     Change,
@@ -50,7 +51,10 @@ from registry.model import (
     Snapshot,
 )
 from registry.store import PAUSE_MS, Commit, Due, Fence, another_life
+from registry.stores.files import damage, sealed, unsealed
 from registry.stores.leases import LeaseFile, Place
+
+log = logging.getLogger("registry")
 
 _T = TypeVar("_T")
 _INITIAL_MAP_BYTES = 16 * 1024 * 1024
@@ -79,6 +83,9 @@ _LOOKED_AT_AT_ONCE = 1_000
 _EXTENDED_AT_ONCE = 1_000
 _PAUSE_SECS = 0.002
 _MINIMUM_FREE_BYTES = 128 * 1024
+_PROBED_SECS = 1.0
+_REMOVED_KEPT_BYTES = 128 * 1024
+_SPARE_BYTES = 32 * 1024 * 1024
 
 
 def encode_instance(instance: Instance) -> bytes:
@@ -117,6 +124,44 @@ class _Entry(NamedTuple):
         at, kind, length = _ENTRY.unpack_from(data)
         end = _ENTRY.size + length
         return cls(at, kind, data[_ENTRY.size : end], data[end:])
+
+
+def _decode_record(value: bytes) -> Instance:
+    return decode_instance(unsealed(value[_U64.size :]), _U64.unpack_from(value)[0])
+
+
+def _check_record(value: bytes) -> None:
+    unsealed(value[_U64.size :])
+
+
+def _check_removal(value: bytes) -> None:
+    entry = _Entry.unpack(value)
+    if entry.encoded:
+        unsealed(entry.encoded)
+
+
+_CHECKS: dict[bytes, Callable[[bytes], object]] = {
+    b"record": _check_record,
+    b"removal": _check_removal,
+    b"log": _Entry.unpack,
+    b"leased": _LEASED.unpack,
+}
+
+
+def _look_through(env: Any) -> None:
+    """Raise an error where something in a file is not what this version wrote."""
+    try:
+        meta = env.open_db(b"meta", create=False)
+        with env.begin() as txn:
+            if txn.get(b"format", db=meta) != _FORMAT:
+                return
+        for name, check in _CHECKS.items():
+            database = env.open_db(name, create=False)
+            with env.begin() as txn:
+                for _, value in txn.cursor(database):
+                    check(value)
+    except lmdb.NotFoundError:
+        return  # it is of another version, or its making was interrupted
 
 
 def _boot_id() -> str:
@@ -179,33 +224,113 @@ class LmdbStore:
         self._places: dict[Namespace, dict[InstanceKey, Place]] = {}
         self._counters: dict[Namespace, int] = {}
         self._revisions: dict[Namespace, tuple[int, Revision]] = {}
-        boot_id = boot_id or _boot_id()
         self._life = another_life(Revision(0)) if life is None else life
+        self._gone: str | None = None
+        self._probed = 0.0
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with self._opening():
-                boot_file = folder / "boot"
-                rebooted = boot_file.exists() and boot_file.read_text() != boot_id
-                if rebooted:
-                    self._restore_checkpoint()
-                    (folder / "leases").unlink(missing_ok=True)
-                self._live = LeaseFile(folder / "leases")
-                self._open()
-                self._write(self._begin)
-                # The file may be new, of another boot, or lost; the store knows how many slots.
-                slots = self._read(lambda txn: self._number(txn, self._meta, b"slots")) or 0
-                self._live.reserve(max(0, slots - 1))
-                if rebooted:
-                    self._write(self._forget_clock)
-                    self._write(self._begin_again)
-                self._life = Revision(
-                    self._read(lambda txn: self._number(txn, self._meta, b"life")) or 0
-                )
-                self._read(self._show_clock)
-                if rebooted or not boot_file.exists():
-                    boot_file.write_text(boot_id)
+                self._start((boot_id or _boot_id()).encode())
         except (OSError, lmdb.Error) as error:
             raise StoreError(f"cannot open the store in {folder}: {error}") from error
+
+    def _start(self, boot_id: bytes) -> None:
+        """Open what is there, or what can be made of it; alone among those who open."""
+        boot, leases = self._folder / "boot", self._folder / "leases"
+        is_known = boot.exists() and boot.read_bytes() == boot_id
+        if not is_known:
+            leases.unlink(missing_ok=True)
+        self._live = LeaseFile(leases)
+        try:
+            begins_again = self._choose(is_known, self._live.is_alone())
+            self._open()
+            self._write(self._begin)
+            if begins_again or not self._renewals_are_whole():
+                self._live.close()
+                leases.unlink(missing_ok=True)
+                self._live = LeaseFile(leases)
+                self._write(self._forget_clock)
+            if begins_again:
+                self._write(self._begin_again)
+            # The file may be new; the store knows how many slots.
+            slots = self._read(lambda txn: self._number(txn, self._meta, b"slots")) or 0
+            self._live.reserve(max(0, slots - 1))
+            self._life = Revision(
+                self._read(lambda txn: self._number(txn, self._meta, b"life")) or 0
+            )
+            self._read(self._show_clock)
+            data = os.stat(self._folder / "data.mdb")
+            self._identity = (data.st_dev, data.st_ino)
+        except BaseException:
+            self._live.close()
+            raise
+        if not is_known:
+            draft = self._folder / "boot.draft"
+            draft.write_bytes(boot_id)
+            draft.replace(boot)
+
+    def _choose(self, is_known: bool, is_alone: bool) -> bool:
+        """Put the file in place that the store starts from; whether something may be lost by it."""
+        data, checkpoint = self._folder / "data.mdb", self._folder / "checkpoint.mdb"
+        is_there = data.exists() and data.stat().st_size > 0
+        if is_alone:
+            # It is of processes that are no more, and made anew.
+            (self._folder / "lock.mdb").unlink(missing_ok=True)
+        if not is_there and not checkpoint.exists():
+            return False  # the store is new
+        reason: str | None = "it is of another boot"
+        if is_known:
+            if not is_alone:
+                # They read it, and change it while it would be looked through.
+                if not is_there:
+                    raise StoreError(f"{data} is missing, while another process has it open")
+                return False
+            reason = damage(data, _look_through) if is_there else "it is missing"
+            if reason is None:
+                self._give_space_back(data, checkpoint)
+                return False
+        if not checkpoint.exists():
+            if is_known:
+                raise StoreError(
+                    f"{data}: {reason}, and there is no checkpoint.mdb beside it; "
+                    "move the folder away, and clients register again"
+                )
+            data.unlink()  # the machine went down before the first checkpoint
+            return False
+        if (more := damage(checkpoint, _look_through)) is not None:
+            raise StoreError(
+                f"{checkpoint}: {more}, and {data} cannot be used: {reason}; "
+                "move the folder away, and clients register again"
+            )
+        if is_known:
+            log.error("%s: %s; the store starts from its last checkpoint", data, reason)
+        shutil.copyfile(checkpoint, self._folder / "restored.mdb")
+        (self._folder / "restored.mdb").replace(data)
+        return True
+
+    def _give_space_back(self, data: Path, checkpoint: Path) -> None:
+        """Make a file small again that a storm made large: LMDB gives no page back."""
+        needed = checkpoint.stat().st_size if checkpoint.exists() else 0
+        if not needed or data.stat().st_size < 2 * needed + _SPARE_BYTES:
+            return
+        draft = self._folder / "compact.mdb"
+        draft.unlink(missing_ok=True)
+        with lmdb.open(str(data), subdir=False, readonly=True, lock=False, max_dbs=8) as env:
+            env.copy(str(draft), compact=True)
+        draft.replace(data)
+
+    def _renewals_are_whole(self) -> bool:
+        """Whether the lease file says of each lease what can be; not looked at beside others."""
+        if not self._live.is_alone():
+            return True
+        self._read(self._show_clock)
+        with self._alone():
+            return self._read(
+                lambda txn: all(
+                    self._live.is_plausible(_place(value), Lease(*_LEASED.unpack(value)[2:]))
+                    for _, value in txn.cursor(self._leased)
+                )
+            )
 
     @contextmanager
     def _opening(self) -> Iterator[None]:
@@ -251,15 +376,6 @@ class LmdbStore:
         size: int = self._env.info()["map_size"]
         return (self._folder / "data.mdb").stat().st_size > size
 
-    def _restore_checkpoint(self) -> None:
-        checkpoint = self._folder / "checkpoint.mdb"
-        if checkpoint.exists():
-            shutil.copyfile(checkpoint, self._folder / "restored.mdb")
-            (self._folder / "restored.mdb").replace(self._folder / "data.mdb")
-        else:
-            (self._folder / "data.mdb").unlink(missing_ok=True)
-        (self._folder / "lock.mdb").unlink(missing_ok=True)
-
     def _forget_clock(self, txn: Any) -> None:
         """After a reboot the monotonic clock begins again: nothing written by it holds."""
         for key, value in list(txn.cursor(self._leased)):
@@ -304,31 +420,54 @@ class LmdbStore:
     # Transactions: each is short, so one lock for all threads of this process costs nothing.
 
     def _read(self, work: Callable[[Any], _T]) -> _T:
-        with self._lock:
+        with self._lock, self._telling("read"):
             try:
+                with self._env.begin() as txn:
+                    return work(txn)
+            except lmdb.MapResizedError:
+                self._env.set_mapsize(0)
+                with self._env.begin() as txn:
+                    return work(txn)
+
+    def _write(self, work: Callable[[Any], _T]) -> _T:
+        with self._lock, self._telling("write to"):
+            while True:
                 try:
-                    with self._env.begin() as txn:
+                    with self._env.begin(write=True) as txn:
                         return work(txn)
                 except lmdb.MapResizedError:
                     self._env.set_mapsize(0)
-                    with self._env.begin() as txn:
-                        return work(txn)
-            except lmdb.Error as error:
-                raise StoreError(f"cannot read the store: {error}") from error
+                except lmdb.MapFullError:
+                    self._env.set_mapsize(self._env.info()["map_size"] * 2)
 
-    def _write(self, work: Callable[[Any], _T]) -> _T:
-        with self._lock:
+    @contextmanager
+    def _telling(self, what: str) -> Iterator[None]:
+        """Tell what goes wrong in the words of the contract."""
+        if self._gone is not None:
+            raise StoreGoneError(self._gone)
+        try:
+            yield
+        except (lmdb.Error, OSError) as error:
+            raise StoreError(f"cannot {what} the store in {self._folder}: {error}") from error
+        except (ValueError, LookupError, TypeError, struct.error) as error:
+            # What was written is not what is read.
+            raise StoreError(f"{self._folder / 'data.mdb'} is damaged: {error}") from error
+
+    def _check_files(self) -> None:
+        """``StoreGoneError``, now and from now on, where the files are no longer in their place."""
+        for name, identity in (("data.mdb", self._identity), ("leases", self._live.identity)):
+            path = self._folder / name
             try:
-                while True:
-                    try:
-                        with self._env.begin(write=True) as txn:
-                            return work(txn)
-                    except lmdb.MapResizedError:
-                        self._env.set_mapsize(0)
-                    except lmdb.MapFullError:
-                        self._env.set_mapsize(self._env.info()["map_size"] * 2)
-            except (lmdb.Error, OSError) as error:
-                raise StoreError(f"cannot write to the store: {error}") from error
+                found = os.stat(path)
+            except OSError:
+                self._gone = f"{path} is gone"
+            else:
+                if (found.st_dev, found.st_ino) == identity:
+                    continue
+                self._gone = f"{path} is another file than before"
+            self._revisions.clear()
+            self._places.clear()
+            raise StoreGoneError(self._gone)
 
     @staticmethod
     def _key(namespace: Namespace, *parts: str) -> bytes:
@@ -379,7 +518,7 @@ class LmdbStore:
         for key, value in self._items(txn, self._removal, namespace, last):
             entry = _Entry.unpack(value)
             revision = _U64.unpack(key)[0]
-            gone = decode_instance(entry.encoded, revision) if entry.encoded else None
+            gone = decode_instance(unsealed(entry.encoded), revision) if entry.encoded else None
             found.append(self._change(txn, namespace, key, entry, gone))
         found.sort()
         return found
@@ -405,7 +544,7 @@ class LmdbStore:
     def load(self, namespace: Namespace) -> Snapshot:
         def load(txn: Any) -> Snapshot:
             instances = {
-                key: decode_instance(value[8:], _U64.unpack(value[:8])[0])
+                key: _decode_record(value)
                 for key, value in self._items(txn, self._record, namespace)
             }
             return Snapshot(
@@ -440,7 +579,7 @@ class LmdbStore:
         def read(txn: Any) -> list[Change] | None:
             def listed(key: bytes) -> Instance:
                 value = txn.get(prefix + key, db=self._record)
-                return decode_instance(value[8:], _U64.unpack(value[:8])[0])
+                return _decode_record(value)
 
             if not self._trimmed(txn, namespace) <= after <= self._revision(txn, namespace):
                 return None
@@ -535,7 +674,7 @@ class LmdbStore:
         at = self.running_ms(commit.at_mono_ms)
         if instance is None or commit.remove:
             kind |= _EVICTED if commit.evicted else 0
-            encoded = b"" if instance is None else encode_instance(instance)
+            encoded = b"" if instance is None else sealed(encode_instance(instance))
             entry = _Entry(at, kind, name, encoded).pack()
             txn.put(place + _U64.pack(revision), entry, db=self._removal)
             txn.put(removed_key, _U64.pack(revision), db=self._removed)
@@ -551,7 +690,7 @@ class LmdbStore:
                 txn.put(_U64.pack(slot.slot), _U64.pack(slot.generation), db=self._free)
                 written.places.append((commit.key, slot, None))
         elif instance is not None:
-            txn.put(key, _U64.pack(revision) + encode_instance(instance), db=record)
+            txn.put(key, _U64.pack(revision) + sealed(encode_instance(instance)), db=record)
             if lease is not None:
                 slot = self._new_place(txn) if leased is None else _place(leased).next()
                 txn.put(key, _pack(slot, lease), db=leases)
@@ -910,6 +1049,7 @@ class LmdbStore:
         self._write(write)
 
     def resume(self, now_mono_ms: int) -> int | None:
+        self._check_files()
         previous = self._read(lambda txn: self._signed(txn, b"alive"))
         extended = None
         if previous is not None and now_mono_ms - previous > PAUSE_MS:
@@ -976,16 +1116,33 @@ class LmdbStore:
         return self._read(self._sizes)
 
     def probe(self) -> None:
-        """A write, and room for a registration: pages freed before may hide a full disk."""
+        """All that a registration needs, and the growth of the files.
+
+        Pages that were freed before may hide a full disk, a quota or a limit.
+        """
+        if time.monotonic() < self._probed + _PROBED_SECS:
+            return
+        self._check_files()
         try:
             disk = os.statvfs(self._folder)
+            free = disk.f_frsize * (disk.f_bavail if os.geteuid() else disk.f_bfree)
+            if free < _MINIMUM_FREE_BYTES:
+                raise StoreError(f"the disk is full: {free} bytes are free in {self._folder}")
+            self._make_room()
         except OSError as error:
-            raise StoreError(f"the store's folder is gone: {error}") from error
-        free = disk.f_frsize * (disk.f_bavail if os.geteuid() else disk.f_bfree)
-        if free < _MINIMUM_FREE_BYTES:
-            raise StoreError(f"the disk is full: {free} bytes are free in {self._folder}")
+            raise StoreError(f"the store in {self._folder} cannot grow: {error}") from error
         stamp = _U64.pack(time.monotonic_ns())
         self._write(lambda txn: txn.put(b"probe", stamp, db=self._meta))
+        self._probed = time.monotonic()
+
+    def _make_room(self) -> None:
+        """Have the files as long as the next registrations need them."""
+        slots = self._read(lambda txn: self._number(txn, self._meta, b"slots")) or 0
+        with self._lock:
+            self._live.reserve(slots)
+            used = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+        with open(self._folder / "data.mdb", "r+b") as file:
+            os.posix_fallocate(file.fileno(), used, _MINIMUM_FREE_BYTES)
 
     def flush(self) -> None:
         """Write a checkpoint if something changed and the last one is old enough."""
@@ -997,41 +1154,85 @@ class LmdbStore:
         pause = max(_CHECKPOINT_EVERY_SECS, self._checkpoint_cost * _CHECKPOINT_DUTY)
         if not at_once and now - written_at < pause:
             return
-        total = self._read(
-            lambda txn: sum(
-                _U64.unpack(value)[0]
-                for key, value in txn.cursor(self._meta)
-                if key.startswith(b"revision\0")
-            )
-        )
+        self._check_files()
+
+        def read(txn: Any) -> tuple[int, int]:
+            """The sums of all revisions, and of what was removed and is still told of."""
+            revisions = removed = 0
+            for key, value in txn.cursor(self._meta):
+                if key.startswith(b"revision\0"):
+                    revisions += _U64.unpack(value)[0]
+                elif key.startswith(b"removed\0"):
+                    removed += _U64.unpack(value)[0]
+            return revisions, removed
+
+        total, removed = self._read(read)
         if total == written:
             return
-        draft = self._folder / f"checkpoint.{os.getpid()}"
         try:
-            draft.mkdir(exist_ok=True)
+            with (self._folder / "checkpoint.lock").open("w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX if at_once else fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._write_checkpoint(removed)
+        except BlockingIOError:
+            return  # another process is at it
+        except (OSError, lmdb.Error) as error:
+            self._checkpointed = (time.monotonic(), written)
+            raise StoreError(f"cannot write a checkpoint: {error}") from error
+        self._checkpoint_cost = time.monotonic() - now
+        self._checkpointed = (time.monotonic(), total)
+
+    def _write_checkpoint(self, removed: int) -> None:
+        """Copy what is listed, and nothing else of size; only one process at a time does.
+
+        What was removed is left out: a store that starts from here begins another life, and who
+        follows its delta misses nothing by that.
+        """
+        draft, smaller = self._folder / "checkpoint", self._folder / "checkpoint.smaller"
+        for left in (*self._folder.glob("checkpoint.*[0-9]"), draft, smaller):
+            shutil.rmtree(left, ignore_errors=True)  # of a process that was killed at it
+        try:
+            draft.mkdir()
             with self._lock:
                 env = self._env
-            env.copy(str(draft))
-            with (draft / "data.mdb").open("rb") as file:
-                os.fsync(file.fileno())
+                env.reader_check()  # what a killed process was reading is free again
+            env.copy(str(draft), compact=True)
+            if removed > max(_REMOVED_KEPT_BYTES, (draft / "data.mdb").stat().st_size // 10):
+                smaller.mkdir()
+                self._leave_removed_out(draft, smaller)
+                draft, smaller = smaller, draft
+            with (draft / "data.mdb").open("rb") as copied:
+                os.fsync(copied.fileno())
+            self._check_files()
             (draft / "data.mdb").replace(self._folder / "checkpoint.mdb")
             descriptor = os.open(self._folder, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-        except (OSError, lmdb.Error) as error:
-            self._checkpointed = (time.monotonic(), written)
-            raise StoreError(f"cannot write a checkpoint: {error}") from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        self._checkpoint_cost = time.monotonic() - now
-        self._checkpointed = (time.monotonic(), total)
+            shutil.rmtree(smaller, ignore_errors=True)
+
+    @staticmethod
+    def _leave_removed_out(draft: Path, smaller: Path) -> None:
+        size = 2 * (draft / "data.mdb").stat().st_size + _INITIAL_MAP_BYTES
+        with lmdb.open(str(draft), map_size=size, max_dbs=8, lock=False, sync=False) as env:
+            for name in (b"removal", b"removed"):
+                database = env.open_db(name)
+                with env.begin(write=True) as txn:
+                    txn.drop(database, delete=False)
+            meta = env.open_db(b"meta")
+            with env.begin(write=True) as txn:
+                for key, _ in list(txn.cursor(meta)):
+                    if key.startswith(b"removed\0"):
+                        txn.delete(key, db=meta)
+            env.copy(str(smaller), compact=True)
 
     def close(self) -> None:
         """Write what is not yet in the checkpoint, and let go."""
         try:
-            self._flush(at_once=True)
+            with suppress(StoreGoneError):  # what is there now is not of this store
+                self._flush(at_once=True)
         finally:
             with self._lock:
                 self._env.close()
