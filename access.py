@@ -110,6 +110,10 @@ class Grant:
     until: float = field(default=float("inf"), compare=False)
     """When it ends by itself, in seconds of the epoch."""
 
+    def __str__(self) -> str:
+        """Who it is, for the log; empty without an account, or where the namespace is the token."""
+        return f"{self.user}@{self.namespace}" if self.user else ""
+
 
 class _Remembered(NamedTuple):
     """Credentials that were found good, and what that rests on: a user's line, or a key's mark."""
@@ -381,7 +385,7 @@ class Access:
             if not isinstance(namespace, str) or not NAMESPACE.match(namespace):
                 return self._refused(request, "the token's namespace is none")
             until = float(claims["exp"]) if "exp" in claims else float("inf")
-            name = user[:64] if isinstance(user, str) else ""
+            name = user[:64] if isinstance(user, str) and user else "token"
             grant = Grant(Namespace(namespace), role == "admin", name, until)
             return self._remember(mark, grant, key.mark)
         reason = "no key of its kid and algorithm" if problem is None else type(problem).__name__

@@ -379,7 +379,7 @@ def _warnings(reduced: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:
     found = []
     known = {*_NATIVE, *_LIMITS, *_ACCESS, *_TLS, *_OTHERS}
     for name, (variable, _) in reduced.items():
-        if name in known or _SERVICE_LINK.fullmatch(name):
+        if name in known or _SERVICE_LINK.fullmatch(variable):
             continue
         if name.startswith(("EUREKA_SERVER_", "EUREKA_INSTANCE_REGISTRY_")):
             if name not in _REGISTRY_PROPERTIES and name not in _EUREKA_PROPERTIES:

@@ -70,6 +70,7 @@ from exchange import (
     Request,
     Stream,
     is_host,
+    plain_address,
 )
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
@@ -958,9 +959,9 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, worker: EventLoopWorker, peer: Address, server: Address) -> None:
         self.worker = worker
-        self.peer = peer
+        self.peer = peer if isinstance(peer, str) else (plain_address(peer[0]), *peer[1:])
         self._server = server
-        self._reader = _Reader(worker, peer)
+        self._reader = _Reader(worker, self.peer)
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.deadline = math.inf
         # What has arrived and was not read; whether it waits for its share, and since when part

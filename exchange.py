@@ -119,5 +119,10 @@ class Lane(Protocol):
         ...
 
 
+def plain_address(address: str) -> str:
+    """An address as one writes it: that of an IPv4 peer of a socket for both kinds has a prefix."""
+    return address[7:] if address.startswith("::ffff:") and "." in address else address
+
+
 class BodyTooLargeError(Exception):
     """The body is longer than the endpoint takes."""

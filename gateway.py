@@ -11,28 +11,27 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
-from access import Access, Grant
+from access import Access, Grant, text_of
 from eureka_compat import Caller, EurekaSettings, Protocol
 from exchange import UNREAD_BODY_BYTES, Answer, Lane, Request, Stream
 from native_api import api, description
 from native_api.api import NativeApi
+from native_api.problems import problem
 from native_api.settings import NativeSettings
 from registry import DEFAULT_NAMESPACE, Namespace, Registry, StoreError
+from shown import caller
 
 EUREKA = "/eureka"
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _FAST_METHODS = frozenset({"GET", "HEAD", "PUT", "DELETE", "POST"})
 # A registration is read in the loop; a peer's batch of hundreds would hold the others up.
 _FAST_BODY_BYTES = 16 * 1024
-_DESCRIPTIONS = {
-    f"{api.BASE}/openapi.json": description.openapi,
-    f"{api.BASE}/docs": description.page,
-}
-
 _UNKNOWN = Answer(503, headers={"Retry-After": "1"})
 _T = TypeVar("_T")
 Watched = tuple[str, Mapping[str, str], Iterator[bytes]]
@@ -63,6 +62,10 @@ class Gateway:
         self._apis: dict[Namespace, NativeApi] = {}
         # Those with watchers; also of namespaces that nothing else is kept of, as yet.
         self._watched: set[NativeApi] = set()
+        self._descriptions: Mapping[str, Callable[[], Answer]] = {
+            f"{api.BASE}/openapi.json": lambda: description.openapi(native),
+            f"{api.BASE}/docs": description.page,
+        }
         self._protocol(DEFAULT_NAMESPACE)
 
     def answer(self, request: Request) -> Answer | Watched:
@@ -98,15 +101,17 @@ class Gateway:
         if not _is_below(path, api.BASE):
             below = normalised(path)
             return None if below is None else self.fast_lane(replace(request, path=below))
-        if path not in _DESCRIPTIONS:
+        if path not in self._descriptions:
+            if is_cross_site(request):
+                return _elsewhere()
             grant = self._access.grant(request, quick=True)
             if not isinstance(grant, Grant):
                 return grant
             native = self._api(grant.namespace)
             if native.is_watch(request):
-                return self._watch(native, request)
+                return self._watch(native, request, grant)
             if request.method == "GET" or path.rstrip("/").endswith("/heartbeat"):
-                return native.answer(request)
+                return _as(grant, lambda: native.answer(request, is_admin=grant.is_admin))
         return None
 
     def admit(self, request: Request) -> Answer | int | None:
@@ -117,8 +122,10 @@ class Gateway:
         """
         path = request.path
         if _is_below(path, api.BASE):
-            if path in _DESCRIPTIONS and request.method in ("GET", "HEAD"):
+            if path in self._descriptions and request.method in ("GET", "HEAD"):
                 return UNREAD_BODY_BYTES
+            if is_cross_site(request):
+                return _elsewhere()
             grant = self._access.grant(request, quick=True)
             if isinstance(grant, Answer):
                 return grant
@@ -129,6 +136,8 @@ class Gateway:
                 return None
             path = below
         rest, token = _below_eureka(path)
+        if is_cross_site(request):
+            return _ELSEWHERE
         grant = self._access.grant(request, token, quick=True)
         if isinstance(grant, Answer):
             return grant
@@ -137,10 +146,10 @@ class Gateway:
     def lane(self, headers: Mapping[str, str]) -> Lane | None:
         """How requests with these fields are answered in the fast lane, as far as these decide it.
 
-        None where it also matters who sends them. To be called, as what it returns and ``settle``,
-        in the event loop's thread.
+        None where it also matters who sends them, or from which page a browser does. To be called,
+        as what it returns and ``settle``, in the event loop's thread.
         """
-        if not self._access.is_open:
+        if not self._access.is_open or "origin" in headers or "sec-fetch-site" in headers:
             return None
         return Caller(self._protocols[DEFAULT_NAMESPACE], f"{EUREKA}/", headers)
 
@@ -155,8 +164,8 @@ class Gateway:
             if not native.is_watched():
                 self._watched.discard(native)
 
-    def _watch(self, native: NativeApi, request: Request) -> Answer | Stream:
-        stream = native.stream(request)
+    def _watch(self, native: NativeApi, request: Request, grant: Grant) -> Answer | Stream:
+        stream = native.stream(request, self._holds(request, grant))
         if isinstance(stream, Answer):
             return stream
 
@@ -168,6 +177,8 @@ class Gateway:
 
     def _eureka_answer(self, request: Request, *, quick: bool = False) -> Answer | None:
         rest, token = _below_eureka(request.path)
+        if is_cross_site(request):
+            return _ELSEWHERE
         grant = self._access.grant(request, token, quick=quick)
         if not isinstance(grant, Grant):
             return grant
@@ -175,21 +186,41 @@ class Gateway:
             protocol = self._protocol(grant.namespace)
         except StoreError:
             return _UNKNOWN
-        return protocol.answer(request, rest)
+        return _as(grant, lambda: protocol.answer(request, rest))
 
     def _native_answer(self, request: Request) -> Answer | Watched:
-        described = _DESCRIPTIONS.get(request.path)
+        described = self._descriptions.get(request.path)
         if described is not None and request.method in ("GET", "HEAD"):
             return described()
+        if is_cross_site(request):
+            return _elsewhere()
         grant = self._access.grant(request)
         if not isinstance(grant, Grant):
             return grant
         native = self._api(grant.namespace)
         if native.is_watch(request):
-            return native.watched(request)
-        answer = native.answer(request)
+            return native.watched(request, self._holds(request, grant))
+        answer = _as(grant, lambda: native.answer(request, is_admin=grant.is_admin))
         assert answer is not None  # only a quick one may take too long
         return answer
+
+    def _holds(self, request: Request, grant: Grant) -> Callable[[], bool]:
+        """Whether what was granted for a request that goes on still holds, whenever it is asked."""
+        access = self._access
+        seen = access.version
+
+        def holds() -> bool:
+            nonlocal seen
+            if grant.until <= time.time():
+                return False
+            if access.version == seen:
+                return True
+            seen = access.version
+            # A user whose line has changed is not known any more, and comes back with a password.
+            again = access.grant(request, quick=True)
+            return isinstance(again, Grant) and again == grant
+
+        return holds
 
     def _protocol(self, namespace: Namespace) -> Protocol:
         """The protocol over a namespace; ``StoreError`` where the store does not tell of it."""
@@ -270,7 +301,7 @@ def _below_eureka(path: str) -> tuple[str, str | None]:
     if rest[:1] in _NAMESPACE_OR_VERSION:
         found = _NAMESPACE.match(rest)
         if found is not None:
-            return found[2], unquote(found[1])
+            return found[2], text_of(unquote_to_bytes(found[1]))
     return rest, None
 
 
@@ -278,6 +309,43 @@ def _below_other_base(segments: list[str]) -> str | None:
     if segments[1:2] == [_VERSION]:
         return "/".join((EUREKA, "n", *segments))
     return "/".join((EUREKA, *segments)) if segments[:1] == [_VERSION] else None
+
+
+def is_cross_site(request: Request) -> bool:
+    """Whether a page of another site has a browser change something here, perhaps unknowingly.
+
+    Only browsers send these fields, and no page can leave them out or choose them.
+    """
+    if request.method in _READING:
+        return False
+    headers = request.headers
+    told = headers.get("sec-fetch-site")
+    if told is not None:
+        return told not in ("same-origin", "none")
+    origin = headers.get("origin")
+    if origin is None:
+        return False
+    try:
+        return urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+    except ValueError:
+        return True
+
+
+# Without a body: clients decode the bodies of error pages.
+_ELSEWHERE = Answer(403, headers={"X-Refused": "cross-site"})
+
+
+def _elsewhere() -> Answer:
+    return problem(403, "a page of another site may change nothing here")
+
+
+def _as(grant: Grant, work: Callable[[], _T]) -> _T:
+    """Have the log say who asked for what it tells of."""
+    before = caller.set(grant)
+    try:
+        return work()
+    finally:
+        caller.reset(before)
 
 
 def _is_below(path: str, base: str) -> bool:

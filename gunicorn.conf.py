@@ -141,9 +141,8 @@ def when_ready(server):  # type: ignore[no-untyped-def]  # gunicorn's hook
     if _more_files:
         server.log.info(_more_files)
     if worker_connections < start.MOST_CONNECTIONS:
-        server.log.warning(
-            "a worker takes %d connections at most: it may not open more files (ulimit -n)",
-            worker_connections,
+        server.log.info(
+            "a worker takes %d connections at most: it may not open more files", worker_connections
         )
     for warning in _environment.warnings:
         server.log.warning(warning)

@@ -10,7 +10,14 @@ from urllib.parse import quote
 from flask import Blueprint, Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
-from exchange import UNREAD_BODY_BYTES, Answer, BodyTooLargeError, Request, is_host
+from exchange import (
+    UNREAD_BODY_BYTES,
+    Answer,
+    BodyTooLargeError,
+    Request,
+    is_host,
+    plain_address,
+)
 from gateway import EUREKA, Gateway, normalised
 from native_api import api
 from native_api.problems import problem
@@ -140,7 +147,7 @@ def _request() -> Request:
         {name.lower(): value for name, value in request.headers.items()},
         _read_body,
         environ.get("wsgi.url_scheme", "http"),
-        environ.get("REMOTE_ADDR", ""),
+        plain_address(environ.get("REMOTE_ADDR", "")),
         environ.get("SCRIPT_NAME", ""),
     )
 

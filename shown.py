@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 _USER = re.compile(r"(?<=://)[^/?#\s\"'<>]*@")
 # A token stands in the path of clients that can send no header; an application may be called "n".
 _PATH_TOKEN = re.compile(
-    r"((?<!/apps)/n/|/api/eureka/(?!v2/(?!v2(?:/|\b)))(?=[^/]*/v2(?:/|\b)))[^/?#\s\"'<>]+"
+    r"((?<!/apps)/n(?:;[^/?#\s]*)?/+"
+    r"|/api/eureka/(?!v2/(?!v2(?:/|\b)))(?=[^/]*/v2(?:/|\b)))[^/?#\s\"'<>]+"
 )
 _QUERY_SECRET = re.compile(
     r"""([?&;][^=&\s"']*?
@@ -27,15 +28,15 @@ _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
 
-caller: ContextVar[str] = ContextVar("caller", default="")
-"""Who asks for what this thread does, as a line of the log names it; empty where nobody does."""
+caller: ContextVar[object] = ContextVar("caller", default="")
+"""Who asks for what this thread does: as text what a line of the log says, empty where nobody."""
 
 
 def masked(text: str) -> str:
     """Any text, its URLs without accounts, tokens in paths and secrets in queries."""
     if "://" in text:
         text = _USER.sub("…@", text)
-    if "/n/" in text or "/eureka/" in text:
+    if "/n" in text or "/eureka/" in text:
         text = _PATH_TOKEN.sub(r"\1…", text)
     if "=" in text:
         text = _QUERY_SECRET.sub(r"\1…", text)
@@ -53,7 +54,7 @@ def masked_url(url: str) -> str:
         port = parts.port
     except ValueError:
         return "…"
-    if not parts.hostname or "@" in parts.path or (port is None and parts.netloc.endswith(":")):
+    if not parts.hostname or any("@" in rest for rest in (parts.path, parts.query, parts.fragment)):
         return f"{parts.scheme}://…" if parts.netloc else "…"
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     place = host if port is None else f"{host}:{port}"
@@ -76,7 +77,8 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as it is written."""
-        record.caller = f" [{caller.get()}]" if caller.get() else ""
+        who = str(caller.get())
+        record.caller = f" [{who}]" if who else ""
         return super().format(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name

@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NewType
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import orjson
 import requests
@@ -21,7 +21,7 @@ import urllib3
 from catalogs.addresses import is_literal
 from catalogs.bounds import shortened
 from catalogs.catalog import SourceError
-from shown import masked_url
+from shown import masked, masked_url
 
 CONNECT_SECS = 3.0
 READ_SECS = 10.0
@@ -156,13 +156,14 @@ class Client:
     ) -> requests.Response:
         """An answer that is a success; ``StatusError`` or ``SourceError``. Tries this URL alone."""
         url = self._urls[self._current]
+        headers = self._headers()
         try:
             answer = self._session.request(
                 method,
                 url + path,
                 params=params,
                 data=None if document is None else orjson.dumps(document),
-                headers={"Accept": "application/json", **self._headers()},
+                headers={"Accept": "application/json", **headers},
                 timeout=(CONNECT_SECS, read_secs),
                 verify=self._verify,
                 cert=self._cert,  # type: ignore[arg-type]  # the two paths
@@ -173,13 +174,22 @@ class Client:
             raise SourceError(f"{self.url} {_reason(error)}") from None
         if not 200 <= answer.status_code < 300:
             with contextlib.suppress(*_ERRORS):
-                text = " ".join(answer.text.split())[:200]
+                text = self._without_secrets(" ".join(answer.text.split())[:200], headers)
                 answer.close()
                 raise StatusError(
                     answer.status_code, f"{self.url} answers {answer.status_code}: {text}"
                 )
             raise StatusError(answer.status_code, f"{self.url} answers {answer.status_code}")
         return answer
+
+    def _without_secrets(self, text: str, headers: Mapping[str, str]) -> str:
+        """What a source answers, which may repeat what it was sent."""
+        secrets = [value.rpartition(" ")[2] for value in headers.values()]
+        secrets.append(unquote(urlsplit(self._urls[self._current]).password or ""))
+        for secret in secrets:
+            if secret:
+                text = text.replace(secret, "…")
+        return masked(text)
 
     def read(self, method: str, path: str, **options: Any) -> Any:
         """As ``send``, for the JSON in the answer; the next URLs are tried where one fails."""

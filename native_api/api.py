@@ -7,6 +7,7 @@ Free of any web framework.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, unquote
@@ -70,13 +71,14 @@ class NativeApi:
         self._lists = Lists(registry, namespace)
         self._hub = watch.Hub(registry, namespace, self._lists)
 
-    def answer(self, request: Request) -> Answer | None:
+    def answer(self, request: Request, *, is_admin: bool = False) -> Answer | None:
         """The answer to any request below ``/api/v1``; never raises for what a client sent.
 
-        None where it is to be quick, and takes long: then it is to be asked for in a thread.
+        None where it is to be quick, and takes long: then it is to be asked for in a thread. An
+        administrator sees all of the catalogs, others what they bring to this namespace.
         """
         try:
-            answer = self._dispatch(request)
+            answer = self._dispatch(request, is_admin)
         except NotYetError:
             return None
         except ProblemError as refused:
@@ -109,8 +111,11 @@ class NativeApi:
         path = request.path[len(BASE) :].rstrip("/")
         return request.method == "GET" and path == "/watch"
 
-    def stream(self, request: Request) -> Answer | Stream:
-        """A watch that costs no thread; to be called, as ``tick``, in the event loop's thread."""
+    def stream(self, request: Request, holds: Callable[[], bool] = watch.always) -> Answer | Stream:
+        """A watch that costs no thread; to be called, as ``tick``, in the event loop's thread.
+
+        It ends within a second or so when ``holds`` gives False.
+        """
         try:
             since, service, wait_secs = self._watch_query(request)
             self._registry.view(self._namespace)
@@ -122,7 +127,7 @@ class NativeApi:
 
         def subscribe(write: Any, end: Any) -> Any:
             until = time.monotonic() + wait_secs if is_poll else None
-            return self._hub.join(watch.Watcher(write, end, service, until), since)
+            return self._hub.join(watch.Watcher(write, end, service, until, holds), since)
 
         return Stream(_JSON if is_poll else "text/event-stream", _NO_CACHE, subscribe)
 
@@ -134,26 +139,28 @@ class NativeApi:
         """Whether anybody waits for ``tick``."""
         return len(self._hub) > 0
 
-    def watched(self, request: Request) -> Answer | tuple[str, Mapping[str, str], Any]:
+    def watched(
+        self, request: Request, holds: Callable[[], bool] = watch.always
+    ) -> Answer | tuple[str, Mapping[str, str], Any]:
         """A watch in a thread of its own: a media type, headers and an iterator of bytes."""
         try:
             since, service, wait_secs = self._watch_query(request)
             self._registry.view(self._namespace)
             if _wants_json(request):
-                body = self._hub.polled(since, service, wait_secs)
+                body = self._hub.polled(since, service, wait_secs, holds)
                 return Answer(200, body, _JSON, _NO_CACHE)
         except ProblemError as refused:
             return refused.answer
         except StoreError as error:
             return _store_failed(error)
-        events = self._hub.streamed(since, service)
+        events = self._hub.streamed(since, service, holds)
         return "text/event-stream", _NO_CACHE, events
 
-    def _dispatch(self, request: Request) -> Answer:
-        handler, name = self._routed(request)
+    def _dispatch(self, request: Request, is_admin: bool) -> Answer:
+        handler, name = self._routed(request, is_admin)
         return handler(request, name)
 
-    def _routed(self, request: Request) -> tuple[_Handler, str]:
+    def _routed(self, request: Request, is_admin: bool = False) -> tuple[_Handler, str]:
         """What answers, and whom it is about."""
         parts = [unquote(p) for p in request.path[len(BASE) :].strip("/").split("/")]
         method = "GET" if request.method == "HEAD" else request.method
@@ -171,7 +178,7 @@ class NativeApi:
             case ["services", _]:
                 handlers = {"GET": self._service}
             case ["catalogs"]:
-                handlers = {"GET": self._show_catalogs}
+                handlers = {"GET": self._show_catalogs if is_admin else self._show_own_catalogs}
             case ["watch"]:
                 handlers = {}
             case _:
@@ -331,6 +338,21 @@ class NativeApi:
     def _show_catalogs(self, request: Request, name: str) -> Answer:
         return _json({"catalogs": self._catalogs()})
 
+    def _show_own_catalogs(self, request: Request, name: str) -> Answer:
+        """What concerns this namespace: the catalogs that bring something to it, no one's names."""
+        view = self._registry.view(self._namespace)
+        with view.lock:
+            brought = Counter(i.source for a in view.applications.values() for i in a.values())
+        return _json(
+            {
+                "catalogs": [
+                    {**report, "entries": brought[report["source"]], **_ONLY_ADMINS_SEE}
+                    for report in self._catalogs()
+                    if brought[report["source"]]
+                ]
+            }
+        )
+
     def _listed(self, request: Request, opening: bytes, service: str | None) -> Answer:
         query = _query(request)
         wanted = Wanted(
@@ -353,6 +375,13 @@ class NativeApi:
 
 
 _NO_CACHE = {"Cache-Control": "no-store"}
+# Errors and problems may name hosts, files and instances of other namespaces.
+_ONLY_ADMINS_SEE: Mapping[str, Any] = {
+    "last_error": None,
+    "problems": (),
+    "shadowed": 0,
+    "worker": 0,
+}
 
 
 def _columns(query: Mapping[str, str]) -> tuple[str, ...]:

@@ -2,26 +2,70 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
+import re
 from pathlib import Path
+from typing import Any
 
 import orjson
 import yaml
 
 from exchange import Answer
+from native_api.settings import NativeSettings
 
 _HERE = Path(__file__).parent
 
 
 @functools.cache
-def openapi() -> Answer:
-    """The OpenAPI document as JSON."""
+def openapi(settings: NativeSettings) -> Answer:
+    """The OpenAPI document as JSON, with the limits that are set."""
     document = yaml.safe_load((_HERE / "openapi.yaml").read_text(encoding="utf-8"))
+    _set_limits(document["components"]["schemas"], settings)
     return Answer(200, orjson.dumps(document), "application/json")
+
+
+def _set_limits(schemas: dict[str, Any], settings: NativeSettings) -> None:
+    for form in schemas["Endpoint"]["oneOf"]:
+        form["properties"]["value"]["maxLength"] = settings.max_endpoint
+    schemas["Status"]["maxLength"] = settings.max_status
+    schemas["Tags"]["maxItems"] = settings.max_tags
+    schemas["Tags"]["items"]["maxLength"] = settings.max_service_name
+    schemas["Metadata"]["description"] = (
+        f"Any JSON, at most {settings.max_metadata_bytes} bytes of it (a setting)."
+    )
+    registration = schemas["Registration"]["properties"]
+    registration["service_name"]["maxLength"] = settings.max_service_name
+    registration["ttl"] |= {
+        "minimum": settings.min_ttl_secs,
+        "maximum": settings.max_ttl_secs,
+        "default": settings.default_ttl_secs,
+    }
 
 
 @functools.cache
 def page() -> Answer:
     """The documentation page; it fetches ``openapi.json`` beside itself and nothing else."""
-    body = (_HERE / "docs.html").read_bytes()
-    return Answer(200, body, "text/html; charset=utf-8")
+    return html((_HERE / "docs.html").read_bytes())
+
+
+def html(body: bytes) -> Answer:
+    """A page of ours: nothing may frame it, and in it nothing runs or is fetched but its own."""
+
+    def allowed(tag: bytes) -> str:
+        parts = re.findall(rb"<%b>(.*?)</%b>" % (tag, tag), body, re.DOTALL)
+        digests = (base64.b64encode(hashlib.sha256(part).digest()).decode() for part in parts)
+        return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
+
+    policy = (
+        f"default-src 'none'; script-src {allowed(b'script')}; style-src {allowed(b'style')};"
+        " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    headers = {
+        "Content-Security-Policy": policy,
+        "X-Frame-Options": "DENY",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
+    return Answer(200, body, "text/html; charset=utf-8", headers)

@@ -46,18 +46,25 @@ class Event(NamedTuple):
         return service is None or form.is_of(self.instance, service)
 
 
+def always() -> bool:
+    """Of a watch that nobody ends."""
+    return True
+
+
 @dataclass(slots=True, eq=False)
 class Watcher:
     """One reader. ``waits_until`` (monotonic) is set for a long poll, which ends with one answer.
 
     ``write`` sends bytes and returns how many are not on their way yet, and with no bytes only
-    that. ``service`` is the one that it wants to hear of, or None for all.
+    that. ``service`` is the one that it wants to hear of, or None for all. It is asked each second
+    whether it ``holds``, and ended where it does not.
     """
 
     write: Callable[[bytes], int]
     end: Callable[[], None]
     service: str | None
     waits_until: float | None = None
+    holds: Callable[[], bool] = always
     written_at: float = field(default_factory=time.monotonic)
     known: Revision | None = None
     """What it was told of, as soon as it has read what is ``due``."""
@@ -236,6 +243,12 @@ class Hub:
         self._watchers.discard(watcher)
 
     def _keep_alive(self, now: float) -> None:
+        for watcher in (*self._watchers, *self._arriving):
+            if not watcher.holds():
+                if watcher.is_poll and not watcher.has_begun:
+                    watcher.write(as_poll_answer(watcher.known or Revision(0), []))
+                watcher.end()
+                self._forget(watcher)
         for watcher in list(self._watchers):
             if watcher.waits_until is not None:
                 if now >= watcher.waits_until:
@@ -291,21 +304,31 @@ class Hub:
 
     # In a thread of its own for each watcher
 
-    def polled(self, since: int | None, service: str | None, wait_secs: float) -> bytes:
-        """A long poll: all that was missed, or nothing after the wait."""
+    def polled(
+        self,
+        since: int | None,
+        service: str | None,
+        wait_secs: float,
+        holds: Callable[[], bool] = always,
+    ) -> bytes:
+        """A long poll: all that was missed; nothing after the wait, or when it holds no more."""
         deadline = time.monotonic() + wait_secs
         watcher = Watcher(len, lambda: None, service, deadline, known=_revision(since))
         while True:
             revision, parts = self._news(watcher, is_quick=False)
+            if not holds():
+                return as_poll_answer(watcher.known or Revision(0), [])
             if parts or time.monotonic() >= deadline:
                 return b"".join(parts) or as_poll_answer(revision, [])
             time.sleep(_POLL_SECS)
 
-    def streamed(self, since: int | None, service: str | None) -> Iterator[bytes]:
-        """Server-sent events without end."""
+    def streamed(
+        self, since: int | None, service: str | None, holds: Callable[[], bool] = always
+    ) -> Iterator[bytes]:
+        """Server-sent events, as long as it holds."""
         watcher = Watcher(len, lambda: None, service, known=_revision(since))
         written_at = 0.0
-        while True:
+        while holds():
             watcher.known, parts = self._news(watcher, is_quick=False)
             if parts:
                 yield from parts

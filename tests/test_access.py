@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -10,19 +13,20 @@ from typing import Any
 import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from flask import Flask
 from flask.testing import FlaskClient
-from werkzeug.security import generate_password_hash
+from werkzeug.security import check_password_hash, generate_password_hash
 from werkzeug.test import TestResponse
 
 from access import Access, AccessError, AccessSettings
+from catalogs.entries import entry_of
 from environment import SettingError, load
 from eureka_compat.settings import EurekaSettings
 from exchange import Answer, Request
 from gateway import Gateway
 from native_api.settings import NativeSettings
-from registry import Registry, RegistrySettings, Store
+from registry import Namespace, Registry, RegistrySettings, Store
 from registry.stores.memory import MemoryStore
 from registry.testing import ManualClock
 from routes import blueprint
@@ -487,3 +491,402 @@ def test_an_unknown_variable_of_ours_is_warned_of() -> None:
     assert load({"REGISTRY_COLOUR": "red"}).warnings == (
         "REGISTRY_COLOUR has no effect here: it is not known",
     )
+
+
+# Keys
+
+
+def public_pem(private: Any) -> str:
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return private.public_key().public_bytes(serialization.Encoding.PEM, form).decode()
+
+
+def private_pem(private: Any) -> str:
+    return private.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    ).decode()
+
+
+PRIVATE = {
+    "RS256": rsa.generate_private_key(65537, 2048),
+    "ES256": ec.generate_private_key(ec.SECP256R1()),
+    "EdDSA": ed25519.Ed25519PrivateKey.generate(),
+}
+OTHER = ec.generate_private_key(ec.SECP256R1())
+
+
+def with_kid(kid: str, private: Any, algorithm: str) -> str:
+    claims = {"namespace": "red", "exp": time.time() + 60}
+    return jwt.encode(claims, private, algorithm, headers={"kid": kid})
+
+
+def as_jwk(private: Any, **more: str) -> dict[str, Any]:
+    algorithm = jwt.algorithms.get_default_algorithms()[
+        {v: k for k, v in PRIVATE.items()}.get(private, "ES256")
+    ]
+    return json.loads(algorithm.to_jwk(private.public_key())) | more  # type: ignore[no-any-return]
+
+
+def status_of(access: Access, headers: dict[str, str]) -> int:
+    found = access.grant(Request("GET", "/", "", {k.lower(): v for k, v in headers.items()}, bytes))
+    return found.status if isinstance(found, Answer) else 200
+
+
+@pytest.mark.parametrize("algorithm", list(PRIVATE))
+def test_tokens_are_signed_with_rsa_elliptic_curves_or_edwards(algorithm: str) -> None:
+    private = PRIVATE[algorithm]
+    access = Access(AccessSettings(mode="jwt", key=public_pem(private)))
+    assert status_of(access, bearer(signed(private, algorithm))) == 200
+    assert status_of(access, bearer(signed(OTHER, "ES256"))) == 401
+
+
+def test_keys_are_told_apart_by_their_names_and_change_without_a_restart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new = PRIVATE["ES256"], OTHER
+    path = tmp_path / "keys.json"
+    path.write_text(json.dumps({"keys": [as_jwk(old, kid="old")]}))
+    access = Access(AccessSettings(mode="jwt", keys_path=path))
+    by_old, by_new = with_kid("old", old, "ES256"), with_kid("new", new, "ES256")
+    swapped = with_kid("old", new, "ES256")
+    assert [status_of(access, bearer(t)) for t in (by_old, by_new, swapped)] == [200, 401, 401]
+    both = [as_jwk(old, kid="old"), as_jwk(new, kid="new", alg="ES256")]
+    encrypting = as_jwk(PRIVATE["RS256"], kid="x", use="enc")
+    path.write_text(json.dumps({"keys": [*both, encrypting]}))
+    access.refresh()
+    assert [status_of(access, bearer(t)) for t in (by_old, by_new, swapped)] == [200, 200, 401]
+    path.write_text("{broken")
+    access.refresh()
+    assert [status_of(access, bearer(t)) for t in (by_old, by_new)] == [200, 200]
+    assert any("cannot be used, what was last good stays" in m for m in caplog.messages)
+    path.write_text(json.dumps({"keys": [as_jwk(new, kid="new")]}))
+    access.refresh()
+    # Seen before, and all the same its key is gone.
+    assert [status_of(access, bearer(t)) for t in (by_old, by_new)] == [401, 200]
+
+
+def test_a_folder_holds_a_key_in_each_file(tmp_path: Path) -> None:
+    (tmp_path / "2024.pem").write_text(public_pem(PRIVATE["RS256"]))
+    (tmp_path / "2025.pem").write_text(public_pem(OTHER))
+    (tmp_path / "..data").write_text("a remainder of Kubernetes")
+    access = Access(AccessSettings(mode="jwt", keys_path=tmp_path))
+    good = with_kid("2025", OTHER, "ES256"), with_kid("2024", PRIVATE["RS256"], "RS256")
+    assert [status_of(access, bearer(token)) for token in good] == [200, 200]
+    assert status_of(access, bearer(with_kid("2026", OTHER, "ES256"))) == 401
+    assert status_of(access, bearer(signed(OTHER, "ES256"))) == 200
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (private_pem(OTHER), "a private key"),
+        ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----", "no key that can be read"),
+        ("-----BEGIN NOTHING-----\nAAAA\n-----END NOTHING-----", "without a public key"),
+        (public_pem(rsa.generate_private_key(65537, 1024)), "less than 2048 bits"),
+        (public_pem(ec.generate_private_key(ec.SECP256K1())), "of another kind"),
+        ("{}", "without a key"),
+        ("{", "JWKS"),
+        ('{"keys": 5}', "JWKS"),
+        ('{"keys": []}', "without a key"),
+        ('{"keys": [{"kty": "EC"}]}', "key 1: not a key"),
+        (json.dumps({"keys": [{"kty": "oct", "k": "c2hvcnQ"}]}), "key 1: the key of HS256"),
+        (json.dumps({"keys": [as_jwk(OTHER, d="AAAA")]}), "key 1: a private key"),
+        ("", "at least 32 characters"),
+    ],
+)
+def test_a_key_that_can_check_nothing_is_refused_at_the_start(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    (tmp_path / "key").write_text(text)
+    for path in (tmp_path / "key", tmp_path):
+        with pytest.raises(AccessError, match=told) as caught:
+            Access(AccessSettings(mode="jwt", keys_path=path))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("claims", "status"),
+    [
+        ({"aud": "registry", "iss": "https://ids"}, 200),
+        ({"aud": ["other", "registry"], "iss": "https://ids"}, 200),
+        ({"aud": "other", "iss": "https://ids"}, 401),
+        ({"aud": "registry", "iss": "https://others"}, 401),
+        ({"aud": "registry"}, 401),
+        ({"iss": "https://ids"}, 401),
+    ],
+)
+def test_a_token_is_for_us_and_from_whom_we_trust(claims: dict[str, Any], status: int) -> None:
+    access = Access(AccessSettings(mode="jwt", key=KEY, audience="registry", issuer="https://ids"))
+    assert status_of(access, bearer(signed(**claims))) == status
+
+
+# Passwords
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The hashes that were compared with."""
+    found: list[str] = []
+
+    def check(password_hash: str, password: str) -> bool:
+        found.append(password_hash)
+        return check_password_hash(password_hash, password)
+
+    monkeypatch.setattr("accounts.check_password_hash", check)
+    return found
+
+
+def test_a_name_that_nobody_has_costs_as_much_as_one_that_somebody_has(
+    tmp_path: Path, hashed: list[str]
+) -> None:
+    path = tmp_path / "users"
+    path.write_text(f"ann red user {generate_password_hash('x', 'pbkdf2:sha256:7')}\n")
+    access = Access(AccessSettings(mode="basic", users_file=path))
+    assert status_of(access, basic("ann", "wrong")) == 401
+    assert status_of(access, basic("eve", "wrong")) == 401
+    assert [each.split("$")[0] for each in hashed] == ["pbkdf2:sha256:7"] * 2
+    assert len(hashed[0].split("$")[2]) == len(hashed[1].split("$")[2])
+
+
+def test_wrong_passwords_are_looked_at_a_few_times_only(users: Path, hashed: list[str]) -> None:
+    access = Access(AccessSettings(mode="basic", users_file=users))
+    assert status_of(access, basic("ann", "secret")) == 200
+    found = [status_of(access, basic("ann", f"wrong {number}")) for number in range(40)]
+    assert set(found) == {401, 429}
+    # The clock goes on: a few more than there may be at once.
+    assert len(hashed) < 30
+    # Whoever is known already is not concerned, and the loop itself answers whoever guesses.
+    assert status_of(access, basic("ann", "secret")) == 200
+    headers = {k.lower(): v for k, v in basic("ann", "one more").items()}
+    refused = access.grant(Request("GET", "/", "", headers, bytes), quick=True)
+    assert isinstance(refused, Answer)
+    assert (refused.status, refused.headers) == (429, {"Retry-After": "2"})
+
+
+def test_the_same_wrong_password_is_hashed_once(users: Path, hashed: list[str]) -> None:
+    access = Access(AccessSettings(mode="basic", users_file=users))
+    assert [status_of(access, basic("ann", "old")) for _ in range(20)] == [401] * 20
+    assert len(hashed) == 1
+    users.write_text(f"ann red user {generate_password_hash('old', QUICK_HASH)}\n")
+    access.refresh()
+    assert status_of(access, basic("ann", "old")) == 200
+
+
+def test_guesses_hold_half_of_the_threads_at_most(
+    users: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = threading.Event()
+    began = threading.Semaphore(0)
+
+    def check(password_hash: str, password: str) -> bool:
+        began.release()
+        goes_on.wait(60)
+        return False
+
+    access = Access(AccessSettings(mode="basic", users_file=users), threads=4)
+    monkeypatch.setattr("accounts.check_password_hash", check)
+    found: list[int] = []
+    guessing = [
+        threading.Thread(target=lambda n=n: found.append(status_of(access, basic("ann", str(n)))))
+        for n in range(2)
+    ]
+    for each in guessing:
+        each.start()
+    for _ in guessing:
+        assert began.acquire(timeout=60)
+    assert status_of(access, basic("bob", "p:w")) == 429
+    goes_on.set()
+    for each in guessing:
+        each.join()
+    assert found == [401, 401]
+
+
+def test_who_was_known_stays_known_where_the_users_line_is_unchanged(
+    users: Path, hashed: list[str]
+) -> None:
+    access = Access(AccessSettings(mode="basic", users_file=users))
+    assert status_of(access, basic("ann", "secret")) == 200
+    assert status_of(access, basic("bob", "p:w")) == 200
+    kept = users.read_text().splitlines()[1]
+    users.write_text(f"{kept}\n")
+    access.refresh()
+    assert status_of(access, basic("ann", "secret")) == 200
+    assert len(hashed) == 2
+    assert status_of(access, basic("bob", "p:w")) == 401
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_password_with_an_accent_is_understood_in_either_encoding(
+    tmp_path: Path, encoding: str
+) -> None:
+    path = tmp_path / "users"
+    path.write_text(f"zoé red user {generate_password_hash('crème', QUICK_HASH)}\n")
+    client = client_of(mode="basic", users_file=path)
+    pair = "zoé:crème".encode(encoding)
+    headers = {"Authorization": "Basic " + base64.b64encode(pair).decode()}
+    assert apps(client, headers) == []
+    quoted = "".join(f"%{byte:02x}" for byte in pair)
+    assert client.get(f"/eureka/n/{quoted}/apps", headers=JSON).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ann red user md5$salt$d41d8cd98f00b204e9800998ecf8427e",
+        "ann red user scrypt:3:1:1$salt$00",
+        "ann red user scrypt:x$salt$00",
+        "ann red user pbkdf2:nothing:1$salt$00",
+        "ann red user pbkdf2:sha256:0$salt$00",
+        f"ann red user pbkdf2:sha256:1$$ {'0' * 64}",
+        "ann red user pbkdf2:sha256:1$salt$0123",
+        f"ann red user pbkdf2:sha256:1$salt${'x' * 64}",
+        "an:n red user " + generate_password_hash("x", QUICK_HASH),
+        "ann red user plain",
+    ],
+)
+def test_a_hash_that_nothing_can_be_compared_with_is_refused_when_it_is_read(
+    tmp_path: Path, line: str
+) -> None:
+    path = tmp_path / "users"
+    path.write_text(f"# remark\n{line}\n")
+    with pytest.raises(AccessError, match="line 2: ") as caught:
+        Access(AccessSettings(mode="basic", users_file=path))
+    assert line.split()[3].partition("$")[2][:8] not in str(caught.value) or "$" not in line
+
+
+def test_refused_logins_are_logged_without_their_secrets_and_not_without_end(
+    users: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", "access")
+    by_password = Access(AccessSettings(mode="basic", users_file=users))
+    by_token = Access(AccessSettings(mode="jwt", key=KEY))
+    for access, headers in (
+        (by_password, basic("ann", "hunter2")),
+        (by_password, basic("hunter2", "")),
+        (by_token, bearer("hunter2")),
+        (by_token, basic("hunter2", "")),
+        (by_token, bearer(signed("another key of more than thirty-two letters"))),
+    ):
+        assert status_of(access, headers) == 401
+    assert len(caplog.messages) == 5
+    assert "'ann'" in caplog.messages[0]
+    assert "InvalidSignatureError" in caplog.messages[4]
+    assert not any("hunter2" in message for message in caplog.messages)
+    caplog.clear()
+    for _ in range(200):
+        status_of(by_token, bearer("nonsense"))
+    assert len(caplog.messages) < 100
+
+
+# Browsers
+
+
+@pytest.mark.parametrize(
+    ("sent", "taken"),
+    [
+        ({}, True),
+        ({"Origin": "http://evil.example"}, False),
+        ({"Origin": "null"}, False),
+        ({"Origin": "http://localhost"}, True),
+        ({"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"}, False),
+        ({"Sec-Fetch-Site": "cross-site"}, False),
+        ({"Sec-Fetch-Site": "same-site"}, False),
+        # The browser knows; behind a proxy our own name may be another than it sees.
+        ({"Origin": "https://registry.example", "Sec-Fetch-Site": "same-origin"}, True),
+        ({"Sec-Fetch-Site": "none"}, True),
+    ],
+)
+@pytest.mark.parametrize("content_type", ["text/plain", "application/json"])
+def test_a_page_of_another_site_registers_nothing(
+    sent: dict[str, str], taken: bool, content_type: str
+) -> None:
+    client = client_of()
+    document = '{"service_name": "shop", "endpoint": {"type": "tcp", "value": "h:1"}}'
+    headers = sent | {"Content-Type": content_type}
+    native = client.post("/api/v1/instances", data=document, headers=headers)
+    is_read = content_type == "application/json"
+    assert native.status_code == (403 if not taken else 201 if is_read else 415)
+    for method, path in (
+        ("POST", "/eureka/apps/CART"),
+        ("PUT", "/eureka/apps/CART/cart:1"),
+        ("DELETE", "/eureka/apps/CART/cart:1"),
+    ):
+        body = instance_body("CART", "cart:1") if method == "POST" else None
+        reply = client.open(path, method=method, data=body, headers=JSON | sent)
+        assert (reply.status_code < 300) == taken, method
+    assert client.get("/eureka/apps", headers=JSON | sent).status_code == 200
+
+
+def test_the_page_can_be_framed_by_none_and_runs_nothing_but_its_own() -> None:
+    reply = client_of().get("/api/v1/docs")
+    headers = reply.headers
+    policy = headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    script = reply.data.partition(b"<script>")[2].partition(b"</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert headers["X-Frame-Options"] == "DENY"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Referrer-Policy"] == "no-referrer"
+
+
+# Addresses
+
+
+@pytest.mark.parametrize("proxies", ["127.0.0.1", "::ffff:127.0.0.1", "::ffff:127.0.0.0/104"])
+@pytest.mark.parametrize("peer", ["127.0.0.1", "::ffff:127.0.0.1"])
+def test_an_ipv4_proxy_is_itself_on_a_socket_for_both_kinds(proxies: str, peer: str) -> None:
+    networks = load({"REGISTRY_TRUSTED_PROXIES": proxies}).access.trusted_proxies
+    client = client_of(require_https=True, trusted_proxies=networks)
+    told = {"X-Forwarded-Proto": "https"}
+    from_proxy = {"REMOTE_ADDR": peer}
+    reply = client.get("/eureka/apps", headers=told, environ_overrides=from_proxy)
+    assert reply.status_code == 200
+    # What registers without an address has its peer's, as one writes it.
+    client = client_of()
+    document = '{"service_name": "shop", "endpoint": {"type": "tcp", "value": "name:1"}}'
+    client.post("/api/v1/instances", data=document, headers=JSON, environ_overrides=from_proxy)
+    told_of = client.get("/eureka/apps/SHOP", headers=JSON).json["application"]["instance"][0]
+    assert told_of["ipAddr"] == "127.0.0.1"
+
+
+# Tenants
+
+
+def test_a_tenant_sees_of_the_catalogs_what_they_bring_to_its_namespace() -> None:
+    registry = Registry(MemoryStore(), ManualClock(), RegistrySettings(self_preservation=False))
+    registry.start()
+    reports = [
+        {"source": source, "entries": 9, "last_error": "host.blue", "problems": ["blue.yaml: 1"]}
+        for source in ("file:main", "consul:main")
+    ]
+    for namespace, source in (("red", "file:main"), ("blue", "consul:main")):
+        shown = entry_of(
+            source,
+            {
+                "service_name": "shop",
+                "endpoint": {"type": "http", "value": "10.0.0.1:80"},
+            },
+            Namespace(namespace),
+        )
+        registry.register(shown.instance, namespace=shown.namespace)
+    access = Access(AccessSettings(mode="jwt", key=KEY))
+    app = Flask(__name__, static_folder=None)
+    gateway = Gateway(registry, EurekaSettings(), NativeSettings(), access, lambda: reports)
+    app.register_blueprint(blueprint(gateway, 8))
+    client = app.test_client()
+
+    def seen(**claims: Any) -> list[dict[str, Any]]:
+        reply = client.get("/api/v1/catalogs", headers=bearer(signed(**claims)))
+        return reply.json["catalogs"]  # type: ignore[no-any-return]
+
+    (own,) = seen()
+    assert (own["source"], own["entries"]) == ("file:main", 1)
+    assert "blue" not in json.dumps(own)
+    assert [each["source"] for each in seen(namespace="blue")] == ["consul:main"]
+    assert seen(namespace="green") == []
+    assert seen(role="admin") == reports

@@ -23,6 +23,7 @@ from exchange import Promise, Request
 from gateway import Gateway
 from native_api import form, watch
 from native_api.api import NativeApi
+from native_api.description import openapi
 from native_api.lists import Lists, Wanted
 from native_api.settings import NativeSettings
 from registry import (
@@ -937,6 +938,30 @@ def test_half_of_the_threads_may_watch(world: World) -> None:
 
 
 # Description.
+
+
+def test_the_description_tells_the_limits_that_are_set() -> None:
+    settings = NativeSettings(
+        default_ttl_secs=7,
+        min_ttl_secs=5,
+        max_ttl_secs=9,
+        max_service_name=11,
+        max_endpoint=13,
+        max_status=15,
+        max_tags=17,
+        max_metadata_bytes=19,
+    )
+    schemas = json.loads(openapi(settings).body)["components"]["schemas"]
+    registration = schemas["Registration"]["properties"]
+    assert {k: registration["ttl"][k] for k in ("minimum", "maximum", "default")} == {
+        "minimum": 5,
+        "maximum": 9,
+        "default": 7,
+    }
+    assert registration["service_name"]["maxLength"] == 11
+    assert {e["properties"]["value"]["maxLength"] for e in schemas["Endpoint"]["oneOf"]} == {13}
+    assert (schemas["Status"]["maxLength"], schemas["Tags"]["maxItems"]) == (15, 17)
+    assert "19 bytes" in schemas["Metadata"]["description"]
 
 
 def test_the_description_and_its_page_are_served_without_reaching_out(world: World) -> None:

@@ -120,3 +120,83 @@ def test_the_registrys_limits_are_read_and_have_no_effect_below_one(
     assert environment.warnings == ()
     with pytest.raises(SettingError, match=variable):
         load({variable: "0"})
+
+
+@pytest.mark.parametrize(
+    ("given", "nearest"),
+    [
+        ("ACCES_LOG", "ACCESS_LOG"),
+        ("LOGLEVEL", "LOG_LEVEL"),
+        ("STORE_URI", "STORE_URL"),
+        ("WORKER", "WORKERS"),
+        ("REGISTRY_CATALOG", "REGISTRY_CATALOGS"),
+        ("REGISTRY_MAX_TAG", "REGISTRY_MAX_TAGS"),
+    ],
+)
+def test_a_variable_that_is_almost_ours_is_named_with_the_right_one(
+    given: str, nearest: str
+) -> None:
+    (told,) = load({given: "x"}).warnings
+    assert told == f"{given} has no effect here: it is not known; is {nearest} meant?"
+
+
+def test_a_property_of_springs_that_is_almost_one_is_named_with_the_right_one() -> None:
+    (told,) = load({"EUREKA_SERVER_ENABLE_SELF_PRESERVATON": "false"}).warnings
+    assert told.endswith("is EUREKA_SERVER_ENABLESELFPRESERVATION meant?")
+
+
+@pytest.mark.parametrize(
+    ("given", "nearest"),
+    [
+        ("REGISTRY_AUHT", "REGISTRY_AUTH"),
+        ("REGISTRY_USER_FILE", "REGISTRY_USERS_FILE"),
+        ("REGISTRY_JWT_KEYFILE", "REGISTRY_JWT_KEY_FILE"),
+        ("REGISTRY_REQUIRE_HTTP", "REGISTRY_REQUIRE_HTTPS"),
+        ("TLS_CERTFILE", "TLS_CERT_FILE"),
+        ("TLS_CLIENT_CA", "TLS_CLIENT_CA_FILE"),
+    ],
+)
+def test_a_letter_that_is_missing_does_not_open_the_server(given: str, nearest: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        load({given: "secret"})
+    assert str(caught.value) == f"{given} is not known: expected {nearest}, or nothing"
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"REGISTRY_USERS_FILE": "/etc/hostname"},
+        {"REGISTRY_USERS_FILE": "/etc/hostname", "REGISTRY_AUTH": "none"},
+        {"REGISTRY_USERS_FILE": "/etc/hostname", "REGISTRY_AUTH": "trusted"},
+        {"REGISTRY_JWT_KEY": "x" * 32},
+        {"REGISTRY_JWT_KEY_FILE": "/etc/hostname"},
+        {"REGISTRY_JWT_AUDIENCE": "registry"},
+        {"REGISTRY_JWT_ISSUER": "https://ids"},
+        {"REGISTRY_AUTH_READS": "true"},
+        {"REGISTRY_AUTH_WRITES": "true"},
+        {
+            "REGISTRY_AUTH": "jwt",
+            "REGISTRY_JWT_KEY": "x" * 32,
+            "REGISTRY_JWT_KEY_FILE": "/etc/hostname",
+        },
+    ],
+)
+def test_what_asks_for_accounts_without_switching_them_on_is_refused(
+    environ: dict[str, str],
+) -> None:
+    with pytest.raises(SettingError, match="REGISTRY_"):
+        load(environ)
+
+
+def test_what_kubernetes_says_of_a_service_with_our_name_is_no_mistake() -> None:
+    links = {
+        "REGISTRY_SERVICE_HOST": "10.0.0.1",
+        "REGISTRY_SERVICE_PORT": "8761",
+        "REGISTRY_SERVICE_PORT_HTTP": "8761",
+        "REGISTRY_PORT": "tcp://10.0.0.1:8761",
+        "REGISTRY_PORT_8761_TCP": "tcp://10.0.0.1:8761",
+        "REGISTRY_PORT_8761_TCP_ADDR": "10.0.0.1",
+        "EUREKA_SERVER_SERVICE_HOST": "10.0.0.1",
+        "EUREKA_SERVER_PORT_8761_TCP_PROTO": "tcp",
+    }
+    assert load(links | {"HOSTNAME": "a", "LANG": "C", "PATH": "/bin"}).warnings == ()

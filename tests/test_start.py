@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import base64
 import fnmatch
+import http.client
 import importlib.metadata
+import json
 import os
 import re
 import resource
@@ -21,7 +24,7 @@ import pytest
 from werkzeug.security import generate_password_hash
 
 from conformance.programs import free_port
-from tests.servers import ROOT, RegistryServer, wait_until
+from tests.servers import JSON, ROOT, RegistryServer, instance_body, wait_until
 
 WORKER_CLASSES = ["eventloop.EventLoopWorker", "gthread"]
 QUICK_HASH = "pbkdf2:sha256:1"
@@ -261,6 +264,82 @@ def test_settings_are_checked_without_serving(tmp_path: Path) -> None:
     assert wrong.returncode == 1
     assert wrong.stderr.count("\n") == 1
     assert "line 1" in wrong.stderr
+
+
+# Accounts in a server that runs
+
+
+@pytest.mark.parametrize("worker_class", WORKER_CLASSES)
+@pytest.mark.parametrize("accept", ["text/event-stream", "application/json"])
+def test_a_watch_ends_with_its_account(tmp_path: Path, worker_class: str, accept: str) -> None:
+    users = tmp_path / "users"
+    lines = [
+        f"{name} red user {generate_password_hash('secret', QUICK_HASH)}\n"
+        for name in ("ann", "bob")
+    ]
+    users.write_text("".join(lines))
+    env = {
+        "REGISTRY_AUTH": "basic",
+        "REGISTRY_USERS_FILE": str(users),
+        "WORKER_CLASS": worker_class,
+    }
+    with RegistryServer(tmp_path, workers=1, env=env) as server:
+        watches = {}
+        for name in ("ann", "bob"):
+            account = base64.b64encode(f"{name}:secret".encode()).decode()
+            headers = {"Authorization": f"Basic {account}", "Accept": accept}
+            revision = server.send(
+                "GET", "/api/v1/watch?wait=0", None, headers | {"Accept": "application/json"}
+            ).json()["revision"]
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+            connection.request("GET", f"/api/v1/watch?wait=300&since={revision}", headers=headers)
+            watches[name] = connection
+        time.sleep(0.2)
+        users.write_text(lines[1])
+        # It ends, well before anything else would end it, and the other does not.
+        body = watches["ann"].getresponse().read()
+        if accept == "application/json":
+            assert json.loads(body)["events"] == []
+        body = instance_body("SHOP", "shop:1")
+        assert server.eureka("POST", "/apps/SHOP", body, headers | JSON).status == 204
+        answer = watches["bob"].getresponse()
+        told = answer.read() if accept == "application/json" else answer.read1() + answer.read1()
+        assert b"shop" in told
+
+
+def test_a_broken_edit_of_the_users_file_is_logged_though_nobody_asks(tmp_path: Path) -> None:
+    users = tmp_path / "users"
+    users.write_text(f"ann red user {generate_password_hash('secret', QUICK_HASH)}\n")
+    env = {"REGISTRY_AUTH": "basic", "REGISTRY_USERS_FILE": str(users)}
+    account = {"Authorization": "Basic " + base64.b64encode(b"ann:secret").decode()}
+    with RegistryServer(tmp_path, workers=1, env=env) as server:
+        users.write_text("# a remark\nann red\n")
+        told = "line 2: expected NAME NAMESPACE user|admin HASH"
+        wait_until(lambda: told in server.log(), 30, "the line")
+        # After a restart the last good one is in force still.
+        assert server.stop() == 0
+        server.start()
+        assert server.send("GET", "/api/v1/services", None, account).status == 200
+        assert server.send("GET", "/api/v1/services").status == 401
+        body = instance_body("SHOP", "shop:1")
+        assert server.eureka("POST", "/apps/SHOP", body, JSON | account).status == 204
+        wait_until(lambda: "[ann@red] " in server.log(), 30, "who asked")
+
+
+def test_secrets_and_line_feeds_do_not_get_into_the_log(tmp_path: Path) -> None:
+    env = {"REGISTRY_AUTH": "trusted", "ACCESS_LOG": "true"}
+    with RegistryServer(tmp_path, workers=1, env=env) as server:
+        body = instance_body("SHOP", "shop:1\nERROR forged\x1b[31m")
+        path = "/eureka/n/TOPSECRET/apps/SHOP"
+        assert server.send("POST", path, body, JSON).status == 204
+        assert server.send("GET", "/eureka/v2/n/TOPSECRET/apps", None, JSON).status == 200
+        assert server.send("GET", "/eureka/apps?token=TOPSECRET", None, JSON).status == 401
+        wait_until(lambda: "token=" in server.log(), 30)
+        log = server.log()
+    assert "shop:1\\nERROR forged\\x1b[31m" in log
+    assert not [line for line in log.splitlines() if line.startswith("ERROR")]
+    # Where the namespace's name is the token, not even who asked is said.
+    assert "TOPSECRET" not in log
 
 
 # The image

@@ -16,6 +16,7 @@ from native_api.sidecar.protocols import protocols
 from native_api.sidecar.registration import Keeper, Registration
 from native_api.sidecar.settings import SettingError, Settings, load, without_secrets
 from native_api.sidecar.supervisor import Supervisor
+from shown import LineFormatter
 
 log = logging.getLogger("sidecar")
 
@@ -104,11 +105,9 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     except SettingError as error:
         print(f"cannot start: {error}", file=sys.stderr)
         return 2
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     return run(settings, environ)
 
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from native_api.sidecar.wire import Site
+from shown import masked
 
 
 class SettingError(ValueError):
@@ -325,7 +326,7 @@ def load(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         try:
             read[name] = TABLE[name][0](value)
         except ValueError as error:
-            shown = json.dumps(value, default=str, ensure_ascii=False)
+            shown = masked(json.dumps(value, default=str, ensure_ascii=False))
             # An @ is where a URL has credentials before it.
             if name in _SECRET or "@" in shown:
                 shown = "…"

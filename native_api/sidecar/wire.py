@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from shown import masked_url
+
 _LONGEST_ANSWER = 64 * 1024
 _CONTROL = re.compile(r"[\x00-\x20\x7f]+")
 
@@ -51,14 +53,13 @@ class Site:
             raise ValueError("URLs that begin with http:// or https:// and a host")
         if parts.fragment or not url.isascii() or _CONTROL.search(url):
             raise ValueError("URLs of ASCII without blanks, escaped where need be")
-        place = parts.netloc.rpartition("@")[2]
         query = f"?{parts.query}" if parts.query else ""
         return cls(
             host=parts.hostname,
             port=port or (443 if parts.scheme == "https" else 80),
             is_secure=parts.scheme == "https",
             path=parts.path + query,
-            shown=f"{parts.scheme}://{place}{parts.path}",
+            shown=masked_url(url),
             authorization=basic(unquote(parts.username or ""), unquote(parts.password or "")),
         )
 
