@@ -8,6 +8,8 @@ at most: a service without checks is found by that alone.
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,18 +19,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import orjson
+import requests
 
-from catalogs.bounds import checked_prefix, in_bounds, readable
+from catalogs.bounds import checked_prefix, in_bounds, readable, shortened
 from catalogs.catalog import Entry, Groups, RelistError, SourceError
 from catalogs.entries import EntryError, entry
-from catalogs.http import READ_SECS, Client, Url, checked_files
+from catalogs.http import READ_SECS, Client, Url, checked_files, parsed
 from registry import DEFAULT_NAMESPACE, Namespace
+
+log = logging.getLogger("catalogs")
 
 _LOCAL = Url("http://127.0.0.1:8500")
 _ASKED_AT_ONCE = 8
 _SWEEP_SECS = 1.0
-_TICK_SECS = 2.0
+_TICK_SECS = 1.0
+_SLACK_SECS = 3.0
 _MAINTENANCE = ("_node_maintenance", "_service_maintenance:")
 
 
@@ -63,8 +68,8 @@ class ConsulSettings:
     without: tuple[str, ...] = ("consul",)
     """Services that are left out."""
 
-    wait_secs: int = 10
-    """How long a blocking query waits; also how soon a silent agent is noticed."""
+    wait_secs: int = 5
+    """How long a blocking query waits; a silent agent is noticed a few seconds later."""
 
     ca_file: Path | None = None
     """Whom to trust, where that is not a public authority."""
@@ -91,15 +96,15 @@ class ConsulCatalog:
         self._settings = settings
         self._problems: dict[str, list[str]] = {}
         self._services: set[str] = set()
-        self._seen: dict[str, Any] = {}
+        # Of each service what the agent last answered: as short as it is sure.
+        self._seen: dict[str, bytes] = {}
         self._service_index = 0
         self._check_index = 0
-        self._check_marks: dict[str, int] = {}
+        self._checks: Mapping[str, Checks] = {}
         self._local = threading.local()
         self._clients: list[Client] = []
         self._pool = ThreadPoolExecutor(_ASKED_AT_ONCE, thread_name_prefix=self.source)
         self._ended = threading.Event()
-        self._watching = threading.Event()
 
     @property
     def problems(self) -> Sequence[str]:
@@ -110,7 +115,7 @@ class ConsulCatalog:
         """Every service of the data centre."""
         # The indexes first: what changes while the rest is read is then told by the watch.
         checks, self._check_index = self._asked("/v1/health/state/any")
-        self._check_marks = _marks(checks)
+        self._checks = _by_service(checks)
         services, self._service_index = self._asked("/v1/catalog/services")
         self._seen.clear()
         self._problems.clear()
@@ -128,11 +133,10 @@ class ConsulCatalog:
                 try:
                     due = told.get(timeout=_TICK_SECS)
                 except queue.Empty:
-                    yield {}
-                    continue
+                    continue  # no sign of life: that is an answer, at the end of each wait
                 if isinstance(due, Exception):
                     raise due
-                yield self._refreshed(due)
+                yield self._refreshed(due) if due else {}
         finally:
             ended.set()
 
@@ -150,18 +154,15 @@ class ConsulCatalog:
         try:
             while not ended.is_set():
                 checks, index = self._waited("/v1/health/state/any", index)
-                marks = _marks(checks)
-                before, self._check_marks = self._check_marks, marks
+                before, self._checks = self._checks, _by_service(checks)
                 changed = {
                     name
-                    for name in marks.keys() | before.keys()
-                    if marks.get(name) != before.get(name)
+                    for name in self._checks.keys() | before.keys()
+                    if self._checks.get(name) != before.get(name)
                 }
                 if "" in changed:  # a check of a node concerns all that runs there
                     changed = set(self._services)
-                due = changed & self._services
-                if due:
-                    told.put(due)
+                told.put(changed & self._services)
         except Exception as error:
             told.put(error)
 
@@ -192,13 +193,17 @@ class ConsulCatalog:
         return found, fresh
 
     def _asked(self, path: str, index: int | None = None) -> tuple[Any, int]:
+        told, index = self._answered(path, index)
+        return _parsed(told), index
+
+    def _answered(self, path: str, index: int | None = None) -> tuple[bytes, int]:
         settings = self._settings
         params = {} if settings.datacenter is None else {"dc": settings.datacenter}
         read_secs = READ_SECS
         if index is not None:
             params |= {"index": str(index), "wait": f"{settings.wait_secs}s"}
             # Consul adds up to a sixteenth of the time.
-            read_secs = settings.wait_secs * 17 / 16 + READ_SECS / 2
+            read_secs = settings.wait_secs * 17 / 16 + _SLACK_SECS
         else:
             # A server that has just come back would tell of less than it has.
             params["consistent"] = ""
@@ -206,9 +211,11 @@ class ConsulCatalog:
         answer = client.send("GET", path, params=params, read_secs=read_secs)
         try:
             told = int(answer.headers.get("X-Consul-Index", "1"))
-            return orjson.loads(answer.content), max(1, told)
+            return answer.content, max(1, told)
         except ValueError:
             raise SourceError(f"{client.url} answers with what is not Consul's") from None
+        except requests.RequestException as error:
+            raise SourceError(f"{client.url} broke off: {type(error).__name__}") from None
 
     def _client(self) -> Client:
         """A client of the calling thread's own."""
@@ -243,26 +250,45 @@ class ConsulCatalog:
 
     def _refreshed(self, services: set[str]) -> Groups:
         """These services as they are now; of those that are as they were, nothing."""
-        changed: dict[str, Sequence[Entry]] = {}
+        changed: dict[str, Sequence[Entry] | None] = {}
         names = sorted(services)
-        for name, found in zip(names, self._pool.map(self._instances, names), strict=True):
-            marks = [_mark(item) for item in found]
-            if self._seen.get(name) == marks:
+        for name, told in zip(names, self._pool.map(self._told, names), strict=True):
+            digest = hashlib.blake2b(told, digest_size=16).digest()
+            if self._seen.get(name) == digest:
                 continue
-            self._seen[name] = marks
-            if not marks:
-                del self._seen[name]
             self._problems.pop(name, None)
+            found = _parsed(told)
+            if not isinstance(found, list):
+                raise SourceError(f"what is told of the service {shortened(name)} is not Consul's")
+            if found:
+                self._seen[name] = digest
+            else:
+                self._seen.pop(name, None)
             changed[name] = [e for item in found if (e := self._entry(name, item)) is not None]
         return changed
 
-    def _instances(self, service: str) -> Any:
-        found, _ = self._asked(f"/v1/health/service/{quote(service, safe='')}")
-        return found
+    def _told(self, service: str) -> bytes:
+        return self._answered(f"/v1/health/service/{quote(service, safe='')}")[0]
 
-    def _entry(self, name: str, item: Mapping[str, Any]) -> Entry | None:
+    def _entry(self, name: str, item: Any) -> Entry | None:
+        """One instance; a problem of its own where it is beyond all that is foreseen."""
+        try:
+            return self._mapped(name, item)
+        except EntryError as error:
+            where = f"{shortened(name)}/{shortened(str(item['Service'].get('ID')))}"
+            self._problems.setdefault(name, []).append(f"{where}: {error}")
+        except Exception as error:
+            log.exception("%s: an instance of %s cannot be used", self.source, shortened(name))
+            self._problems.setdefault(name, []).append(
+                f"{shortened(name)}: an instance that is not Consul's: {type(error).__name__}"
+            )
+        return None
+
+    def _mapped(self, name: str, item: Mapping[str, Any]) -> Entry | None:
         settings = self._settings
         node, service = item["Node"], item["Service"]
+        if service.get("Kind"):
+            return None  # a proxy or a gateway: it speaks for others, and mutual TLS with its kind
         tags = service.get("Tags") or []
         status = _status(item["Checks"])
         if (settings.tag is not None and settings.tag not in tags) or (
@@ -271,9 +297,8 @@ class ConsulCatalog:
             return None
         meta = service.get("Meta") or {}
         port = service.get("Port") or 0
-        host = service.get("Address") or node.get("Address")
-        kind = _endpoint_type(meta, tags, port)
-        shown = f"[{host}]" if ":" in str(host) else host
+        host = str(service.get("Address") or node.get("Address") or "")
+        shown = f"[{host}]" if ":" in host else host
         zone = meta.get("zone") or (node.get("Meta") or {}).get("zone") or node.get("Datacenter")
         metadata = {
             **{f"node-{key}": value for key, value in (node.get("Meta") or {}).items()},
@@ -282,39 +307,33 @@ class ConsulCatalog:
             "consul-id": service.get("ID", ""),
             **({"zone": zone} if zone else {}),
         }
-        try:
-            return entry(
-                self.source,
-                service_name=settings.prefix + name,
-                endpoint_type=kind,
-                endpoint_value=str(host) if kind == "user" else f"{shown}:{port}",
-                status=status,
-                tags=tags,
-                metadata=metadata,
-                namespace=settings.namespace,
-            )
-        except EntryError as error:
-            self._problems.setdefault(name, []).append(f"{name}/{service.get('ID')}: {error}")
-            return None
+        return entry(
+            self.source,
+            service_name=settings.prefix + name,
+            endpoint_type=_endpoint_type(meta, tags, port),
+            endpoint_value=f"{shown}:{port}" if port else shown,
+            status=status,
+            tags=tags,
+            metadata=metadata,
+            namespace=settings.namespace,
+        )
 
 
-def _mark(item: Mapping[str, Any]) -> Any:
-    """What is another where the instance, its node or one of its checks is."""
-    node, service = item["Node"], item["Service"]
-    checks = sorted((check["CheckID"], check["Status"]) for check in item["Checks"])
-    return node.get("ModifyIndex"), service.get("ModifyIndex"), service["ID"], checks
+Checks = frozenset[tuple[Any, ...]]
+"""A service's checks as they were last told, whole: a sum of their indexes may come out the same
+for others."""
 
 
-def _marks(checks: Any) -> dict[str, int]:
-    """For each service the newest of its checks' indexes, and their number; "" for nodes' own."""
-    if not isinstance(checks, list):
-        raise SourceError("the list of checks is not Consul's")
-    found: dict[str, int] = {}
-    for check in checks:
-        name = check.get("ServiceName") or ""
-        # A check that goes lowers the sum, one that comes or changes raises it.
-        found[name] = found.get(name, 0) + int(check.get("ModifyIndex") or 0)
-    return found
+def _by_service(checks: Any) -> Mapping[str, Checks]:
+    """The checks of each service; "" for nodes' own."""
+    found: dict[str, list[tuple[Any, ...]]] = {}
+    try:
+        for check in checks:
+            told = tuple(str(check.get(k)) for k in ("Node", "CheckID", "Status", "ModifyIndex"))
+            found.setdefault(check.get("ServiceName") or "", []).append(told)
+    except (AttributeError, TypeError):
+        raise SourceError("the list of checks is not Consul's") from None
+    return {name: frozenset(told) for name, told in found.items()}
 
 
 def _status(checks: Sequence[Mapping[str, Any]]) -> str:
@@ -325,9 +344,16 @@ def _status(checks: Sequence[Mapping[str, Any]]) -> str:
     return "DOWN" if any(check.get("Status") == "critical" for check in checks) else "UP"
 
 
+def _parsed(told: bytes) -> Any:
+    try:
+        return parsed(told)
+    except ValueError:
+        raise SourceError("an answer that is not Consul's") from None
+
+
 def _endpoint_type(meta: Mapping[str, str], tags: Sequence[str], port: int) -> str:
     if not port:
-        return "user"
+        return "tcp"  # without a port nobody could send HTTP there
     told = meta.get("scheme") or meta.get("protocol") or ""
     if told in ("http", "https", "tcp", "udp"):
         return told

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from catalogs import RelistError, SourceError, Terms
@@ -115,6 +116,105 @@ def test_an_acl_token_is_needed_and_never_shown(tmp_path: Path) -> None:
         source.kill()
 
 
+def service_of(name: str, **more: Any) -> dict[str, Any]:
+    return {"ID": name, "Service": name, "Address": "10.0.0.1", "Port": 80, **more}
+
+
+def test_proxies_and_gateways_are_not_listed_as_if_they_spoke_http(source: ConsulSource) -> None:
+    source.register(service_of("web"))
+    source.register(
+        service_of(
+            "web-sidecar-proxy",
+            Kind="connect-proxy",
+            Port=21000,
+            Proxy={"DestinationServiceName": "web"},
+        )
+    )
+    source.register(service_of("mesh", Kind="mesh-gateway", Port=8443))
+    assert set(listed(catalog_of(source))) == {"web"}
+
+
+def test_a_service_without_a_port_is_where_it_is_and_nobody_sends_http_there(
+    source: ConsulSource,
+) -> None:
+    source.register(service_of("batch", Port=0))
+    instance = listed(catalog_of(source))["batch"]
+    assert (instance.endpoint_type, instance.endpoint_value) == ("tcp", "10.0.0.1")
+    assert (instance.host_name, instance.ip_addr) == ("10.0.0.1", "10.0.0.1")
+    assert (instance.port_enabled, instance.secure_port_enabled) == (False, False)
+
+
+def test_an_instance_that_cannot_be_listed_is_named_and_takes_no_other_with_it(
+    source: ConsulSource,
+) -> None:
+    source.register(service_of("good"))
+    source.register(service_of("n" * 200))
+    source.register(service_of("odd", Address="no host"))
+    catalog = catalog_of(source)
+    assert set(listed(catalog)) == {"good"}
+    first, second = catalog.problems
+    assert first.startswith("n" * 80 + "… (200 characters)/")
+    assert "no service's name" in first
+    assert second.startswith("odd/odd: not host:port or a URL")
+
+
+def test_an_agent_that_hangs_is_noticed_and_costs_nothing(source: ConsulSource) -> None:
+    """Its connections stay open; nothing comes any more."""
+    source.put("web", "10.0.0.1", 80)
+    followed = Followed(source, Terms(stale_after_secs=300))
+    followed.start()
+    try:
+        until(followed.instances)
+        until(lambda: followed.report().state == "following")
+        before = followed.revision()
+        source.suspend()
+        until(lambda: followed.report().state == "failing", 45)
+        assert "in time" in str(followed.report().last_error)
+        source.resume()
+        until(lambda: followed.report().state == "following", 60)
+        assert followed.revision() == before
+    finally:
+        source.resume()
+        followed.runner.stop()
+
+
+def checks(*indexes: int) -> list[dict[str, Any]]:
+    return [
+        {"Node": "n", "CheckID": f"c{n}", "ServiceName": "web", "Status": "passing"}
+        | {"ModifyIndex": index}
+        for n, index in enumerate(indexes)
+    ]
+
+
+class FakeChecks(ConsulCatalog):
+    """A fake of which two answers differ, and their indexes add up to the same."""
+
+    def __init__(self, settings: ConsulSettings) -> None:
+        super().__init__(settings)
+        self.asked: list[str] = []
+
+    def _answered(self, path: str, index: int | None = None) -> tuple[bytes, int]:
+        self.asked.append(path)
+        if "state" in path:
+            time.sleep(0.01)  # as the agent does while nothing happens
+            told = checks(100, 50) if index is None else checks(150)
+            return orjson.dumps(told), 7
+        if "services" in path:
+            time.sleep(0.01)
+            return b'{"web": []}', 7
+        return b"[]", 7
+
+
+def test_checks_are_compared_one_by_one() -> None:
+    catalog = FakeChecks(ConsulSettings(name="test"))
+    catalog.list()
+    catalog.asked.clear()
+    changes = catalog.watch(threading.Event())
+    until(lambda: next(changes) is not None and "/v1/health/service/web" in catalog.asked)
+    changes.close()
+    catalog.close()
+
+
 def test_an_agent_that_is_not_there_is_named_with_the_reason() -> None:
     catalog = ConsulCatalog(ConsulSettings(name="test", url=f"http://127.0.0.1:{free_port()}"))
     with pytest.raises(SourceError, match="cannot be reached: Connection refused"):
@@ -124,10 +224,8 @@ def test_an_agent_that_is_not_there_is_named_with_the_reason() -> None:
 class FakeConsul(ConsulCatalog):
     """A fake whose index goes back, as a real one's does where its data were restored."""
 
-    def _asked(self, path: str, index: int | None = None) -> tuple[Any, int]:
-        if index is None:
-            return ([] if "state" in path else {}), 7
-        return ([] if "state" in path else {}), 3
+    def _answered(self, path: str, index: int | None = None) -> tuple[bytes, int]:
+        return (b"[]" if "state" in path else b"{}"), 7 if index is None else 3
 
 
 def test_an_index_that_goes_back_asks_for_a_list() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,6 +83,15 @@ class ConsulSource:
         body = {"Node": "probe", "Address": "127.0.0.1"}
         url = f"{self.url}/v1/catalog/register"
         return self.session.put(url, json=body, timeout=5).status_code == 200
+
+    def suspend(self) -> None:
+        """Hang: no answer, and every connection stays open."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         assert self._process is not None
