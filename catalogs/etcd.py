@@ -8,6 +8,7 @@ shows that the server is there.
 from __future__ import annotations
 
 import base64
+import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,17 +16,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-import orjson
-
-from catalogs.bounds import readable
+from catalogs.bounds import readable, shortened
 from catalogs.catalog import Entry, Groups, RelistError, SourceError
+from catalogs.document import DocumentError, decoded, read_json
 from catalogs.entries import LIMITS, entry_of
 from catalogs.http import Client, Quiet, StatusError, Url, checked_files, documents
 from native_api.schemas import Schemas, WrongFieldsError
-from registry import Namespace
+from registry import NAMESPACE, Namespace
+
+log = logging.getLogger("catalogs")
 
 _PAGE = 1000
-_QUIET_SECS = 5.0
+_QUIET_SECS = 4.0  # twice that is how long a silent member is believed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,12 +121,15 @@ class EtcdCatalog:
                 if "compacted" in str(error):
                     raise RelistError(str(error)) from None
                 raise
-            revision = revision or int(found["header"]["revision"])
-            kvs = found.get("kvs", [])
-            keys += kvs
-            if not found.get("more"):
-                break
-            key = base64.b64decode(kvs[-1]["key"]) + b"\0"
+            try:
+                revision = revision or int(found["header"]["revision"])
+                kvs = found.get("kvs", [])
+                keys += kvs
+                if not found.get("more"):
+                    break
+                key = base64.b64decode(kvs[-1]["key"]) + b"\0"
+            except (LookupError, TypeError, ValueError, AttributeError):
+                raise SourceError(f"{self._client.url} answers with what is not etcd's") from None
         self._revision = revision
         present = set()
         for kv in keys:
@@ -149,13 +154,15 @@ class EtcdCatalog:
                 )
             )
             try:
+                # The first one says that the watch is there, and so that the member is.
                 for told in documents(stream):
                     yield self._changes(told)
                     if stopping.is_set():
                         return
             except Quiet:
-                yield {}
                 continue
+            except (LookupError, TypeError, ValueError, AttributeError):
+                raise SourceError(f"{self._client.url} tells what is not etcd's") from None
             raise SourceError(f"{self._client.url} ended the watch")
 
     def close(self) -> None:
@@ -198,6 +205,9 @@ class EtcdCatalog:
             self._wrong.pop(key, None)
         except ValueError as error:
             self._wrong[key] = str(error)
+        except Exception as error:
+            log.exception("%s: %s cannot be used, for an unforeseen reason", self.source, key)
+            self._wrong[key] = f"{type(error).__name__}: {error}"
         return key
 
     def _entry(self, key: str, value: bytes) -> Entry:
@@ -205,8 +215,8 @@ class EtcdCatalog:
         if len(parts) != 3 or not all(parts):
             raise ValueError(f"expected a key {self._prefix}namespace/service/id")
         try:
-            document = orjson.loads(value)
-        except orjson.JSONDecodeError as error:
+            document = read_json(decoded(value)).value
+        except DocumentError as error:
             raise ValueError(f"not JSON: {error}") from None
         if not isinstance(document, dict):
             raise ValueError("not a JSON object")
@@ -218,7 +228,10 @@ class EtcdCatalog:
             raise ValueError(str(error)) from None
         if data["service_name"].lower() != service.lower():
             raise ValueError(f"service_name: {data['service_name']} stands below {service}")
-        return entry_of(self.source, data, Namespace(unquote(parts[0])))
+        namespace = unquote(parts[0])
+        if not NAMESPACE.match(namespace):
+            raise ValueError(f"{shortened(namespace)} is no namespace's name")
+        return entry_of(self.source, data, Namespace(namespace))
 
     # Authentication
 
@@ -254,7 +267,9 @@ class EtcdCatalog:
         except StatusError as error:
             text = f"{self._client.url} does not authenticate {settings.username}: {error.status}"
             raise SourceError(text) from None
-        self._token = str(found["token"])
+        if not isinstance(found, dict) or not isinstance(found.get("token"), str):
+            raise SourceError(f"{self._client.url} answers with no token")
+        self._token = found["token"]
 
 
 def _b64(data: bytes) -> str:

@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from catalogs.bounds import LONGEST_SECS, in_bounds
+from catalogs.bounds import LONGEST_SECS, in_bounds, shortened
 from catalogs.catalog import Entry, Groups, RelistError, SourceError
-from catalogs.http import AccountUrl, Client, checked_files
+from catalogs.http import READ_SECS, AccountUrl, Client, checked_files
 from eureka_compat import wire
 from registry import DEFAULT_NAMESPACE, Instance, InstanceKey, Namespace
+
+_DELTA_SECS = 5.0
+_UNREADABLE_SECS = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,17 +87,18 @@ class EurekaCatalog:
         # Of the last fetch of all missing, and kept until then.
         self._missing: dict[InstanceKey, float] = {}
         self._problems: dict[str, str] = {}
+        self._listed_at = 0.0
         self._closing = threading.Event()
 
     @property
     def problems(self) -> Sequence[str]:
         """Instances that cannot be read, and why."""
-        return [f"{name}: {text}" for name, text in sorted(self._problems.items())]
+        return [f"{shortened(name)}: {text}" for name, text in sorted(self._problems.items())]
 
     def list(self) -> Groups:
         """All instances, and for a while those that were there before."""
-        self._problems.clear()
-        told, _ = self._fetched("/apps/")
+        told, _ = self._fetched("/apps/", READ_SECS, whole=True)
+        self._listed_at = self._clock()
         fresh = {i.key: i for _, i in told}
         until = self._clock() + self._settings.grace_secs
         for key in self._instances.keys() - fresh.keys():
@@ -108,7 +112,7 @@ class EurekaCatalog:
         """The applications that each delta changes; ``RelistError`` where the hash codes differ."""
         while not self._closing.wait(self._settings.interval_secs) and not stopping.is_set():
             at = self._client.url
-            told, hash_code = self._fetched("/apps/delta")
+            told, hash_code = self._fetched("/apps/delta", _DELTA_SECS)
             if self._client.url != at:
                 raise RelistError(f"{at} does not answer, {self._client.url} does")
             changed = set()
@@ -122,7 +126,12 @@ class EurekaCatalog:
                 if self._apply(key, action, instance):
                     changed.add(key.app)
             changed |= self._forget_missing({})
-            if hash_code is not None and hash_code != self._hash_code():
+            if self._problems:
+                # What cannot be read is in its hash code and not in ours: all is fetched again now
+                # and then, rather than at each turn.
+                if self._clock() > self._listed_at + _UNREADABLE_SECS:
+                    return
+            elif hash_code is not None and hash_code != self._hash_code():
                 raise RelistError(f"its hash code is {hash_code}, here it is {self._hash_code()}")
             yield self._groups(changed)
 
@@ -159,9 +168,11 @@ class EurekaCatalog:
         counts = Counter(map(str, there))
         return "".join(f"{status}_{counts[status]}_" for status in sorted(counts))
 
-    def _fetched(self, path: str) -> tuple[Sequence[tuple[str, Instance]], str | None]:
+    def _fetched(
+        self, path: str, read_secs: float, *, whole: bool = False
+    ) -> tuple[Sequence[tuple[str, Instance]], str | None]:
         """Each instance with what was done to it, and the hash code of the whole registry."""
-        document = self._client.read("GET", path)
+        document = self._client.read("GET", path, read_secs=read_secs)
         try:
             told = wire.read_applications(document)
         except wire.ParseError as error:
@@ -169,11 +180,14 @@ class EurekaCatalog:
                 f"{self._client.url} answers with what is no registry: {error}"
             ) from None
         found = []
+        if whole:
+            self._problems.clear()
         for item in told.instances:
             if isinstance(item, wire.Unreadable):
                 self._problems[item.name] = item.reason
             else:
                 found.append(item)
+                self._problems.pop(f"{item[1].app}/{item[1].instance_id}", None)
         return found, told.hash_code
 
     def _groups(self, apps: set[str]) -> Groups:

@@ -529,16 +529,20 @@ class Told:
 def read_applications(document: Any) -> Told:
     """What a server answers to ``apps`` and ``apps/delta`` in JSON; ``ParseError``.
 
-    An instance that cannot be read is told of and holds up no other.
+    An instance that cannot be read is told of and holds up no other; nor does an application.
     """
     root = document.get("applications") if isinstance(document, dict) else None
     if not isinstance(root, dict):
         raise ParseError('expected one root key: {"applications": {...}}')
+    applications = root.get("application")
+    if not isinstance(applications, list | dict | None):
+        raise ParseError("applications.application: expected a list")
     found: list[tuple[str, Instance] | Unreadable] = []
-    for application in _listed(root.get("application")):
+    for application in _listed(applications):
         name = application.get("name") if isinstance(application, dict) else None
         if not isinstance(name, str):
-            raise ParseError("applications.application: expected objects with a name")
+            found.append(Unreadable("an application", "expected an object with a name"))
+            continue
         for tree in _listed(application.get("instance")):
             try:
                 instance = validated(read_candidate(tree), name, 0)

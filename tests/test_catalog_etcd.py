@@ -48,6 +48,12 @@ def test_a_key_names_the_namespace_and_the_service(source: EtcdSource) -> None:
     [
         ("registry/default/web/x", "{", "not JSON"),
         ("registry/default/web/x", "[]", "not a JSON object"),
+        ("registry/default/web/x", ONE[:-1] + ', "metadata": {"a": NaN}}', "JSON has no NaN"),
+        ("registry/default/web/x", ONE[:-1] + ', "metadata": {"a": "\\ud800"}}', "not JSON: "),
+        ("registry/default/web/x", ONE[:-1] + ', "tags": [], "tags": []}', "tags stands twice"),
+        ("registry/default/web/x", "[" * 100_000, "too deep"),
+        ("registry/bad%20ns!/web/x", ONE, "bad ns! is no namespace's name"),
+        ("registry/default/" + "n" * 300 + "/x", ONE, "service_name: "),
         ("registry/default/web/x", "{}", "endpoint: Missing data"),
         ("registry/default/web", ONE, "expected a key registry/namespace/service/id"),
         ("registry/default/web/x", ONE[:-1] + ', "service_name": "api"}', "api stands below web"),
@@ -64,6 +70,35 @@ def test_a_value_that_cannot_be_used_is_told_and_holds_up_nothing(
     (problem,) = catalog.problems
     assert problem.startswith(f"{key}: ")
     assert told in problem
+
+
+def test_a_number_beyond_64_bits_is_its_digits(source: EtcdSource) -> None:
+    digits = "12345678901234567890123"
+    source.put_value(
+        "registry/default/web/x", ONE[:-1] + f', "metadata": {{"account": {digits}}}}}'
+    )
+    ((entry,),) = (group or () for group in source.catalog().list().values())
+    assert entry.instance.metadata["account"] == digits
+
+
+def test_a_member_that_hangs_is_noticed_and_costs_nothing(source: EtcdSource) -> None:
+    """Its connections stay open; nothing comes any more."""
+    source.put("web", "10.0.0.1", 80)
+    followed = Followed(source, Terms(stale_after_secs=300))
+    followed.start()
+    try:
+        until(followed.instances)
+        until(lambda: followed.report().state == "following")
+        before = followed.revision()
+        source.suspend()
+        until(lambda: followed.report().state == "failing", 40)
+        assert "in time" in str(followed.report().last_error)
+        source.resume()
+        until(lambda: followed.report().state == "following", 60)
+        assert followed.revision() == before
+    finally:
+        source.resume()
+        followed.runner.stop()
 
 
 def test_a_broken_value_leaves_the_keys_last_good_one(

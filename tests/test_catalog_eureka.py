@@ -11,6 +11,7 @@ import pytest
 
 from catalogs import RelistError, SourceError, Terms
 from catalogs.eureka import EurekaCatalog, EurekaCatalogSettings
+from catalogs.http import parsed
 from catalogs.testing import CatalogSuite, Followed, until
 from conformance.programs import free_port
 from eureka_compat import wire
@@ -144,7 +145,7 @@ class FakeServer(EurekaCatalog):
         settings = EurekaCatalogSettings(name="test", urls=("http://fake",), interval_secs=0.1)
         super().__init__(settings, clock=lambda: self.now)
         self._answers = list(answers)
-        self._client.read = lambda *_: self._answers.pop(0)  # type: ignore[method-assign]
+        self._client.read = lambda *_, **__: self._answers.pop(0)  # type: ignore[method-assign]
 
 
 def document(*instances: Instance, hash_code: str = "") -> dict[str, Any]:
@@ -192,3 +193,38 @@ def test_an_instance_that_cannot_be_read_holds_up_no_other() -> None:
     catalog = FakeServer(broken)
     assert ids(catalog.list()) == {"two"}
     assert catalog.problems[0].startswith("WEB/one: Missing hostname")
+
+
+def test_an_application_that_cannot_be_read_holds_up_no_other() -> None:
+    broken = document(ONE, TWO)
+    broken["applications"]["application"][0]["name"] = 7
+    broken["applications"]["application"].append([])
+    catalog = FakeServer(broken)
+    assert ids(catalog.list()) == {"two"}
+    assert catalog.problems == ["an application: expected an object with a name"]
+
+
+def test_an_instance_that_cannot_be_read_does_not_have_all_listed_at_each_turn() -> None:
+    """It is counted in the server's hash code, and not in ours."""
+    broken = document(ONE, TWO)
+    del broken["applications"]["application"][0]["instance"][0]["hostName"]
+    other = document(hash_code="UP_2_")
+    mended = document(ONE, hash_code="UP_2_")
+    catalog = FakeServer(broken, other, other, mended, document(hash_code="UP_3_"))
+    catalog.list()
+    watch = catalog.watch(threading.Event())
+    assert [ids(next(watch)) for _ in range(3)] == [set(), set(), {"one", "two"}]
+    assert catalog.problems == []
+    with pytest.raises(RelistError, match="its hash code is UP_3_"):
+        next(watch)
+    late = FakeServer(broken, other)
+    late.list()
+    late.now = 61
+    assert list(late.watch(threading.Event())) == []
+
+
+def test_a_text_that_is_none_is_one_instances_affair() -> None:
+    """Half of a surrogate pair, as a JSON text can spell it."""
+    data = orjson.dumps(document(ONE, TWO)).replace(b'"hostName":"', b'"hostName":"\\ud800', 1)
+    catalog = FakeServer(parsed(data))
+    assert ids(catalog.list()) >= {"two"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -52,6 +53,15 @@ class Etcd:
                 return False
 
         wait_until(healthy, 20, "etcd")
+
+    def suspend(self) -> None:
+        """Hang: no answer, and every connection stays open."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         assert self._process is not None
