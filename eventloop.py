@@ -1002,8 +1002,10 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._is_deaf:
-            if self._is_due():
-                self._hold()
+            # It is thrown away, but no faster than others are heard.
+            self._hold()
+            if self._current is None:
+                self._queue_up()
             return
         stash = self._stash
         if self._current is not None or self._is_paused:
@@ -1079,12 +1081,15 @@ class _Connection(asyncio.Protocol):
         if self._is_paused:
             # For the client to read.
             self.deadline = now + worker.patience
-        elif self._current is not None or self._is_queued:
+        elif self._current is not None:
             # For this server.
             self.deadline = math.inf
         elif self._is_deaf:
             # For the client to read the end, and to close.
             self.deadline = now + (0.0 if worker.is_stopping() else _LINGER_SECS)
+        elif self._is_queued:
+            # For its turn.
+            self.deadline = math.inf
         elif self._began:
             # For the rest of a request, however often a little of it comes.
             self.deadline = self._began + worker.patience
@@ -1201,9 +1206,13 @@ class _Connection(asyncio.Protocol):
     def _await_turn(self) -> None:
         """Take a share of what is stashed when it is this connection's turn."""
         if not self._is_queued:
-            self._is_queued = True
             self._hold()
+            self._queue_up()
             self._rearm()
+
+    def _queue_up(self) -> None:
+        if not self._is_queued:
+            self._is_queued = True
             self.worker.take_turns(self)
 
     def share(self) -> None:
@@ -1211,6 +1220,8 @@ class _Connection(asyncio.Protocol):
         self._is_queued = False
         if self._can_take():
             self._take()
+        elif self._is_deaf:
+            self._listen()
 
     def _can_take(self) -> bool:
         return (
@@ -1257,6 +1268,8 @@ class _Connection(asyncio.Protocol):
 
     def _listen(self) -> None:
         """Wait for what comes next, if anything may."""
+        if self._transport.is_closing():
+            return
         is_ready = self._current is None and not self._is_paused
         if self._is_held and (
             is_ready or not self._stash or isinstance(self._current, _StreamAnswer)
