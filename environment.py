@@ -220,7 +220,12 @@ _TLS: dict[str, tuple[str, Callable[[str], Any]]] = {
 _OF_MODE = {
     "jwt": (
         *("REGISTRY_JWT_KEY", "REGISTRY_JWT_KEY_FILE"),
-        *("REGISTRY_JWT_AUDIENCE", "REGISTRY_JWT_ISSUER", "REGISTRY_JWT_REQUIRE_EXP"),
+        *(
+            "REGISTRY_JWT_AUDIENCE",
+            "REGISTRY_JWT_ISSUER",
+            "REGISTRY_JWT_REQUIRE_EXP",
+            "REGISTRY_JWT_REQUIRE_EXP",
+        ),
     ),
     "basic": ("REGISTRY_USERS_FILE",),
 }

@@ -172,6 +172,7 @@ def test_a_letter_that_is_missing_does_not_open_the_server(given: str, nearest: 
         {"REGISTRY_JWT_KEY_FILE": "/etc/hostname"},
         {"REGISTRY_JWT_AUDIENCE": "registry"},
         {"REGISTRY_JWT_ISSUER": "https://ids"},
+        {"REGISTRY_JWT_REQUIRE_EXP": "false"},
         {"REGISTRY_AUTH_READS": "true"},
         {"REGISTRY_AUTH_WRITES": "true"},
         {

@@ -21,9 +21,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+import yaml
 from werkzeug.security import generate_password_hash
 
 from conformance.programs import free_port
+from environment import load
 from tests.servers import JSON, ROOT, RegistryServer, instance_body, wait_until
 
 WORKER_CLASSES = ["eventloop.EventLoopWorker", "gthread"]
@@ -342,7 +344,25 @@ def test_secrets_and_line_feeds_do_not_get_into_the_log(tmp_path: Path) -> None:
     assert "TOPSECRET" not in log
 
 
-# The image
+# The image and its Pod
+
+
+def test_the_manifest_asks_for_what_there_is() -> None:
+    documents = list(yaml.safe_load_all((ROOT / "docs/deploy/kubernetes.yaml").read_text()))
+    service, stateful = documents
+    pod = stateful["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    environ = {each["name"]: each["value"] for each in container["env"]}
+    users = environ.pop("REGISTRY_USERS_FILE")
+    environment = load(environ | {"REGISTRY_AUTH": "trusted"})
+    assert environment.warnings == ()
+    mounts = {each["mountPath"] for each in container["volumeMounts"]}
+    assert environment.store_url.removeprefix("lmdb:") in mounts
+    assert str(Path(users).parent) in mounts
+    assert container["ports"][0]["containerPort"] == environment.port
+    assert service["spec"]["ports"][0]["port"] == environment.port
+    assert stateful["spec"]["replicas"] == 1
+    assert pod["enableServiceLinks"] is False
 
 
 def _instructions() -> list[tuple[str, str]]:
