@@ -57,7 +57,10 @@ class Portions(Generic[_V]):
             portion.kept.clear()
         if step:
             portion.weight += step
-            self._settle(portion)
+            if step < 0:
+                self._settle(portion)
+            elif portion.weight > 2 * PORTION and len(portion.members) > 1:
+                self._part(portion)
 
     def remove(self, name: str, weight: int) -> None:
         """Take a member out that was so many instances."""
@@ -68,11 +71,8 @@ class Portions(Generic[_V]):
         self._settle(portion)
 
     def _settle(self, portion: Portion[_V]) -> None:
-        """Part what became too heavy, and join what became light with what follows it."""
-        if portion.weight > 2 * PORTION:
-            if len(portion.members) > 1:
-                self._part(portion)
-        elif not portion.members:
+        """Join what became light with what follows it."""
+        if not portion.members:
             self.all.remove(portion)
         elif portion.weight < PORTION // 4:
             place = self.all.index(portion) + 1

@@ -7,11 +7,12 @@ accepted is in the next answer of every other. All reads of one answer happen wh
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TypeVar
 
 from registry.changes import ChangeLog
@@ -24,6 +25,7 @@ from registry.model import (
     InstanceStatus,
     Namespace,
     Revision,
+    Snapshot,
     at_revision,
 )
 from registry.store import Commit, Store
@@ -35,6 +37,8 @@ _LARGE_VIPS = 256
 _MADE_AT_ONCE = 16
 _PREPARED_AT_MOST = 3
 _PAUSE_SECS = 0.0001
+# After a load of so many nobody looks for garbage among them again.
+_MANY = 10_000
 _NOBODY: Mapping[str, Instance] = {}
 # Of two views of a namespace, one after the other, none has a version of the other's.
 _FIRST_VERSIONS = itertools.count(0, 1 << 40)
@@ -116,7 +120,12 @@ class View:
                 )
 
     def _load(self) -> None:
-        snapshot = self._store.load(self.namespace)
+        with _without_looking_for_garbage():
+            self._take(self._store.load(self.namespace))
+            if self.listing.size >= _MANY:
+                gc.freeze()
+
+    def _take(self, snapshot: Snapshot) -> None:
         self._clear()
         self._log = ChangeLog(snapshot.complete_after)
         for instance in snapshot.instances:
@@ -244,9 +253,9 @@ class View:
         self, instance: Instance
     ) -> Iterator[tuple[dict[str, dict[InstanceKey, None]], Iterable[str]]]:
         if instance.vip_address is not None:
-            yield self._vips, set(instance.vip_address.split(","))
+            yield self._vips, _vips(instance.vip_address)
         if instance.secure_vip_address is not None:
-            yield self._secure_vips, set(instance.secure_vip_address.split(","))
+            yield self._secure_vips, _vips(instance.secure_vip_address)
 
     def take_shortest_lease_secs(self) -> int | None:
         """The shortest lease of what was listed since the last call; None where nothing was."""
@@ -333,6 +342,22 @@ class View:
         if oldest is None:
             return None
         return now_mono_ms + oldest.at_running_ms - self._window(now_mono_ms)
+
+
+def _vips(address: str) -> Iterable[str]:
+    return set(address.split(",")) if "," in address else (address,)
+
+
+@contextmanager
+def _without_looking_for_garbage() -> Iterator[None]:
+    """Make much that stays: to look for garbage among it takes as long again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _discard(index: dict[_K, dict[_V, None]], key: _K, value: _V) -> None:

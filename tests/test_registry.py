@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import shutil
 import threading
@@ -1076,3 +1077,30 @@ def test_a_worker_whose_store_is_gone_leaves_and_answers_nothing_until_then(
     assert [r.levelname for r in caplog.records if "this process ends" in r.getMessage()] == [
         "ERROR"
     ]
+
+
+def test_a_load_looks_for_no_garbage_and_leaves_the_collector_as_it_was() -> None:
+    store, clock = MemoryStore(), ManualClock()
+    Registry(store, clock, RegistrySettings()).register_all(
+        [Registering(sample_instance("BIG", f"i{number}")) for number in range(3000)],
+        namespace=DEFAULT_NAMESPACE,
+    )
+    looks: list[str] = []
+
+    def noted(phase: str, info: dict[str, int]) -> None:
+        looks.append(phase)
+
+    fresh = View(store, DEFAULT_NAMESPACE, 180_000)
+    was_enabled = gc.isenabled()
+    gc.enable()
+    gc.collect()
+    gc.callbacks.append(noted)
+    try:
+        fresh.sync()
+    finally:
+        gc.callbacks.remove(noted)
+        assert gc.isenabled()
+        if not was_enabled:
+            gc.disable()
+    assert looks.count("start") <= 1  # of what comes after it
+    assert fresh.size() == 3000

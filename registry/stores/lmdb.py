@@ -21,6 +21,7 @@ no part can hold. Renewals are in the lease file alone (``leases.py``).
 from __future__ import annotations
 
 import fcntl
+import functools
 import logging
 import os
 import shutil
@@ -99,13 +100,20 @@ def encode_instance(instance: Instance) -> bytes:
 def decode_instance(data: bytes | list[Any], revision: int) -> Instance:
     """The instance that ``encode_instance`` wrote, at this revision."""
     values = orjson.loads(data) if isinstance(data, bytes) else data
-    values[_DATA_CENTER] = DataCenter(*values[_DATA_CENTER])
+    name, amazon_metadata = values[_DATA_CENTER]
+    values[_DATA_CENTER] = (
+        _data_center(name) if amazon_metadata is None else DataCenter(name, amazon_metadata)
+    )
     values[_TAGS] = tuple(values[_TAGS])
     values[_STATUS] = _STATUSES[values[_STATUS]]
     values[_OVERRIDDEN] = _STATUSES[values[_OVERRIDDEN]]
     values[_ACTION] = _ACTIONS[values[_ACTION]]
     values[_REVISION] = revision
     return Instance._make(values)
+
+
+# Most are in one of three that have nothing but their name.
+_data_center = functools.lru_cache(maxsize=64)(DataCenter)
 
 
 class _Entry(NamedTuple):
