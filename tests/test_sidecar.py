@@ -31,6 +31,7 @@ from native_api.sidecar.protocols import (
     GoneError,
     NativeProtocol,
     RefusedError,
+    Transport,
     UnreachableError,
     protocols,
 )
@@ -44,6 +45,11 @@ NEEDED = ["--registries", "http://h:1/api/v1", "--service-name", "s", "--endpoin
 
 
 # Settings.
+
+
+@pytest.mark.parametrize("endpoint", ["HTTP://h:80", "Http://h", "http://h/", "h:80"])
+def test_an_endpoint_is_understood_in_any_spelling(endpoint: str) -> None:
+    assert load([*NEEDED, "--endpoint", endpoint], {}).endpoint == endpoint
 
 
 def test_flags_count_before_variables_and_variables_before_the_file(tmp_path: Path) -> None:
@@ -1223,3 +1229,57 @@ def test_it_is_light(server: RegistryServer, beside: Callable[..., Sidecar]) -> 
     print(f"PSS {sizes['Pss']:.1f} MiB")
     assert sizes["Rss"] < 48
     assert sidecar.stop() == 0
+
+
+# What a Eureka server is told of the address.
+
+
+def eureka_instance(endpoint: str, registry: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    arguments = [*NEEDED[2:4], "--registries", registry, "--protocol", "eureka"]
+    (protocol,) = protocols(load([*arguments, "--endpoint", endpoint], {}))
+    sent: list[Any] = []
+
+    def send(_: Transport, method: str, path: str, document: Any = None) -> tuple[int, bytes]:
+        sent.append(document)
+        return 204, b""
+
+    monkeypatch.setattr(Transport, "send", send)
+    protocol.register(in_service=True)
+    return sent[0]["instance"]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "host", "address"),
+    [
+        ("10.0.0.7:80", "10.0.0.7", "10.0.0.7"),
+        ("http://[fd00::7]:80/x", "[fd00::7]", "fd00::7"),
+        ("two.example:80", "two.example", "10.0.0.1"),
+        ("six.example:80", "six.example", "fd00::1"),
+        ("nobody.example:80", "nobody.example", "127.0.0.1"),
+    ],
+)
+def test_eureka_clients_are_given_an_address_in_digits(
+    endpoint: str, host: str, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same one however name servers turn; this machine's where the name is unknown here."""
+    names = {
+        "two.example": ["fd00::2", "10.0.0.2", "10.0.0.1"],
+        "six.example": ["fd00::2", "fd00::1"],
+    }
+    genuine = socket.getaddrinfo
+
+    def getaddrinfo(name: str, *given: Any, **named: Any) -> Any:
+        if name.endswith(".example"):
+            if name not in names or named.get("flags"):
+                raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+            return [
+                (socket.AF_INET6 if ":" in a else socket.AF_INET, 1, 6, "", (a, 0))
+                for a in names[name]
+            ]
+        return genuine(name, *given, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    with socket.create_server(("127.0.0.1", 0)) as registry:
+        url = f"http://127.0.0.1:{registry.getsockname()[1]}/eureka"
+        told = eureka_instance(endpoint, url, monkeypatch)
+    assert (told["hostName"], told["ipAddr"]) == (host, address)

@@ -10,7 +10,15 @@ from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
 from native_api.sidecar.settings import Settings, read_token
-from native_api.sidecar.wire import ExchangeError, Site, basic, exchange, one_line
+from native_api.sidecar.wire import (
+    Deadline,
+    ExchangeError,
+    Site,
+    basic,
+    exchange,
+    literal_address,
+    one_line,
+)
 
 _TRY_AGAIN = frozenset({408, 425, 429})
 _LONGEST_ANSWER = 64 * 1024
@@ -91,6 +99,13 @@ class Transport:
         if status >= 400 and status not in (404, 410):
             raise RefusedError(f"status {status}: {self._quoted(answer, authorization)}")
         return status, answer
+
+    def address_of(self, host: str) -> str:
+        """An instance's address in digits, as Eureka clients want it; ``UnreachableError``."""
+        try:
+            return literal_address(host, self._site, Deadline(self._settings.timeout))
+        except OSError as error:
+            raise UnreachableError(str(error)) from None
 
     def _context(self) -> ssl.SSLContext | None:
         """Made each time, since whoever renews a certificate replaces its file."""
@@ -204,14 +219,15 @@ class EurekaProtocol:
         }
         if settings.tags:
             metadata.setdefault("tags", ",".join(settings.tags))
+        vip = name.lower().replace(",", "_")  # a comma would part it into two
         plain, secure = (80, self._port) if self._is_secure else (self._port, 443)
         instance = {
             "instanceId": self._id,
             "app": name.upper(),
-            "hostName": self._host,
-            "ipAddr": self._host,
-            "vipAddress": name.lower(),
-            "secureVipAddress": name.lower(),
+            "hostName": f"[{self._host}]" if ":" in self._host else self._host,
+            "ipAddr": self._transport.address_of(self._host),
+            "vipAddress": vip,
+            "secureVipAddress": vip,
             "status": "UP",
             "port": {"$": plain, "@enabled": str(not self._is_secure).lower()},
             "securePort": {"$": secure, "@enabled": str(self._is_secure).lower()},

@@ -156,7 +156,7 @@ def _endpoint(kind: str, text: str) -> None:
         port = parts.port
     except ValueError:
         port, parts = 0, urlsplit("")
-    fits = (not found or (is_web and scheme == kind)) and "@" not in parts.netloc
+    fits = (not found or (is_web and scheme.lower() == kind)) and "@" not in parts.netloc
     if not fits or not parts.hostname or port == 0 or (port is None and not (is_web and found)):
         raise SettingError(
             f"endpoint={json.dumps(text)}: expected "

@@ -103,6 +103,21 @@ def connect(host: str, port: int, deadline: Deadline) -> socket.socket:
     raise problem
 
 
+def literal_address(host: str, site: Site, deadline: Deadline) -> str:
+    """The host's address in digits, IPv4 before IPv6; ``OSError`` where nothing is known.
+
+    Where its name means nothing here, it is this end's of a connection to the site: a sidecar runs
+    beside what it registers.
+    """
+    try:
+        found = _resolve(host, 0, deadline)
+    except OSError:
+        with connect(site.host, site.port, deadline) as connection:
+            return str(connection.getsockname()[0])
+    # Name servers answer in turns; without an order each registration could be another.
+    return min((e[0] != socket.AF_INET, str(e[4][0])) for e in found)[1]
+
+
 def _resolve(host: str, port: int, deadline: Deadline) -> list[Any]:
     try:
         return _addresses(host, port, socket.AI_NUMERICHOST)
