@@ -110,7 +110,7 @@ _BODILESS = frozenset({204, 304})
 _MOST_DIGITS = 19
 _METHODS = {
     name.encode(): name
-    for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE")
+    for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "QUERY")
 }
 _G = ord("G")
 _END_OF_HEAD = b"\r\n\r\n"

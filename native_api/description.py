@@ -35,11 +35,14 @@ def _set_limits(schemas: dict[str, Any], settings: NativeSettings) -> None:
     schemas["Metadata"]["description"] = (
         f"Any JSON, at most {settings.max_metadata_bytes} bytes of it (a setting)."
     )
+    for kind in schemas["Metadata"]["anyOf"]:
+        if kind["type"] == "string":
+            kind["maxLength"] = settings.max_metadata_bytes - len('""')
     registration = schemas["Registration"]["properties"]
     registration["service_name"]["maxLength"] = settings.max_service_name
+    bounds = f" They are {settings.min_ttl_secs} and {settings.max_ttl_secs}."
     registration["ttl"] |= {
-        "minimum": settings.min_ttl_secs,
-        "maximum": settings.max_ttl_secs,
+        "description": registration["ttl"]["description"] + bounds,
         "default": settings.default_ttl_secs,
     }
 

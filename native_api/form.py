@@ -29,6 +29,9 @@ NO_ADDRESS = "0.0.0.0"
 _RESOLVED_FOR_SECS = 30
 _TAGS, _WHOLE, _NAME = "tags", "metadata", "service_name"
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\Z")
+# Latin, Greek, Cyrillic and Chinese letters, which every version of IDNA has.
+_LETTER = r"[A-Za-z0-9_\u00df-\u00f6\u00f8-\u00ff\u03b1-\u03c9\u0430-\u044f\u4e00-\u9fa5-]"
+_IDN = re.compile(rf"{_LETTER}{{1,30}}(?:\.{_LETTER}{{1,30}})*\Z")
 _PATH = re.compile(r"[A-Za-z0-9._~/-]*\Z")
 _URL = re.compile(r"https?://[A-Za-z0-9._~:\[\]-]+(?:/[A-Za-z0-9._~:@!$&'()*+,;=/?%-]*)?\Z")
 
@@ -101,10 +104,8 @@ def _ascii_host(host: str) -> str:
         return host
     if _is_ipv6(host):
         return ipaddress.IPv6Address(host).compressed
-    if not host.isascii():
-        ascii_host = host.encode("idna").decode()
-        if _HOST.match(ascii_host):
-            return ascii_host
+    if not host.isascii() and _IDN.match(host):
+        return host.encode("idna").decode()
     raise ValueError("this is no host")
 
 

@@ -23,7 +23,7 @@ _WORD = validate.Regexp(
     r"[A-Za-z0-9._-]+\Z", error="letters, digits, dots, dashes and underscores only"
 )
 _NAME = validate.Regexp(
-    r"(?!\s)[^\x00-\x1f\x7f]*(?<!\s)\Z",
+    r"(?! )[^\x00-\x1f\x7f]*(?<! )\Z",
     error="no control characters, and no blank at either end",
 )
 _UNREADABLE = "error_instance_registration_failure"
