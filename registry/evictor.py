@@ -112,8 +112,9 @@ class Evictor:
         if not self._holds_lock(now):
             return 0
         self._flush()
-        namespaces = list(registry.store.namespaces())
-        self._housekeep(namespaces, now)
+        known = registry.store.namespaces()
+        namespaces = [namespace for namespace, held in known.items() if held]
+        self._housekeep(list(known), now)
         if registry.settings.lease_expiry == "genuine":
             return self._sweep(namespaces, now)
         return sum([self._evict_due(namespace, now) for namespace in namespaces])

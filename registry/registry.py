@@ -477,7 +477,6 @@ class Registry:
         with view.lock:
             instance = view.get(key)
             override = view.overrides.get(key.id)
-            revision = view.revision
         if instance is None or instance.source != source:
             return None
         status = status_after_renewal(instance.status, override)
@@ -487,12 +486,12 @@ class Registry:
             committed = self._set_status_by_rule(key, source, namespace)
             if committed is not None:
                 # Others may have seen it: whatever comes now comes after this renewal.
-                self._renew_lease(namespace, committed, committed.revision, counts=True)
+                self._renew_lease(namespace, key, committed, counts=True)
                 return committed
             return self.renew(app, instance_id, source=source, namespace=namespace)
         if status is InstanceStatus.UNKNOWN:
             return None
-        return instance if self._renew_lease(namespace, instance, revision, counts=True) else None
+        return instance if self._renew_lease(namespace, key, instance, counts=True) else None
 
     def _set_status_by_rule(
         self, key: InstanceKey, source: str, namespace: Namespace
@@ -515,14 +514,12 @@ class Registry:
         return self._decide(namespace, decide)[1]
 
     def _renew_lease(
-        self, namespace: Namespace, instance: Instance, revision: Revision, *, counts: bool
+        self, namespace: Namespace, key: InstanceKey, instance: Instance, *, counts: bool
     ) -> bool:
-        """Give an instance, as it was listed at a revision, its lease anew; False where gone.
+        """Give an instance, as it was listed, its lease anew; False where it is gone.
 
-        Where it has registered again meanwhile, perhaps with a lease of another length, it is that
-        length that counts.
+        Where it has registered again meanwhile with a lease of another length, that length counts.
         """
-        key = instance.key
         while True:
             mono = self.clock.mono_ms()
             now = self.clock.wall_ms()
@@ -533,16 +530,18 @@ class Registry:
                 now + duration if self._doubled else now,
             )
             window = renewal_window(mono) if counts else None
-            if not self.store.renew(namespace, key, lease, window):
-                return False
-            if self.store.revision(namespace) == revision:
+            if self.store.renew(namespace, key, lease, window):
                 return True
             view = self._synced(namespace)
             with view.lock:
-                listed, revision = view.get(key), view.revision
-            if listed is None or listed.lease_secs == instance.lease_secs:
-                return True
-            instance, counts = listed, False
+                listed = view.get(key)
+            if (
+                listed is None
+                or listed.source != instance.source
+                or listed.lease_secs == instance.lease_secs
+            ):
+                return False
+            instance = listed
 
     def _update(
         self,
@@ -614,11 +613,11 @@ class Registry:
         """The instance of which an operator spoke, its lease renewed; None where it is gone."""
         if changed is not None:
             # What is committed was done, even if it is cancelled before its lease is renewed.
-            self._renew_lease(namespace, changed, changed.revision, counts=False)
+            self._renew_lease(namespace, changed.key, changed, counts=False)
             return changed
         if listed is None:
             return None
-        renewed = self._renew_lease(namespace, listed, listed.revision, counts=False)
+        renewed = self._renew_lease(namespace, listed.key, listed, counts=False)
         return listed if renewed else None
 
     def remove_override(

@@ -150,8 +150,9 @@ class Store(Protocol):
     def renew(
         self, namespace: Namespace, key: InstanceKey, lease: Lease, window: int | None
     ) -> bool:
-        """Replace the lease of ``key``; False where it has none. No entry in the change log.
+        """Replace the lease of ``key``; False where it has none, or one of another duration.
 
+        So what was decided for a lease is never another one's. No entry in the change log.
         Where ``window`` is given, the renewal counts in that window (see ``renewals``).
         """
         ...

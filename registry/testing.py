@@ -323,6 +323,17 @@ class StoreSuite:
         assert store.due(NS, 1_001) == Due([], 3, 2_000)
         assert store.due(NS, 9_000).next_deadline_mono_ms is None
 
+    def test_a_renewal_of_a_lease_of_another_duration_is_refused(self, store: Store) -> None:
+        """It was decided for the registration before."""
+        instance = sample_instance()
+        shorter = Lease(500, 10_000, 5)
+        revision = store.commit(NS, put(instance))
+        store.commit(NS, put(instance, expected=revision, lease=shorter))
+        assert not store.renew(NS, instance.key, LEASE._replace(deadline_mono_ms=9_000), 3)
+        assert store.lease(NS, instance.key) == shorter
+        assert store.renewals(NS, 3) == 0
+        assert store.renew(NS, instance.key, shorter._replace(deadline_mono_ms=900), 3)
+
     def test_renewing_an_unknown_lease_is_refused(self, store: Store) -> None:
         """No lease comes into being by a renewal."""
         assert not store.renew(NS, InstanceKey("WEB", "nobody"), LEASE, 3)

@@ -177,17 +177,17 @@ class LeaseFile:
     def renew(self, place: Place, lease: Lease) -> bool:
         """Store a lease where its place is sure to be its own before and after; else False.
 
-        Then it may have been stored or not, and is to be stored again under ``lock``.
+        Where another duration was registered too. It may have been stored or not then, and is to be
+        stored again under ``lock``.
         """
         slot, generation = place
         word = self._word(slot)
         words = self._words
         version = words[_VERSION]
-        if version & 1 or words[word] & _GENERATION != generation:
-            return False
         deadline, duration, renewed = lease
+        if version & 1 or words[word] & _GENERATION != generation or words[word + 1] != duration:
+            return False
         with self._lock:
-            words[word + 1] = duration
             words[word + 2] = renewed
             words[word] = deadline << _DEADLINE_SHIFT | generation
         return words[_VERSION] == version

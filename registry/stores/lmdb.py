@@ -191,10 +191,10 @@ class _Written:
         "steps",
     )
 
-    def __init__(self, revision: int, has_overrides: bool, size: int) -> None:
+    def __init__(self, revision: int, has_overrides: bool) -> None:
         self.has_overrides = has_overrides
-        # How many instances the namespace holds.
-        self.size = size
+        # How many instances the namespace holds; None as long as none came or went.
+        self.size: int | None = None
         self._next = revision + 1
         self.last = 0
         self.revisions: list[Revision | None] = []
@@ -608,11 +608,10 @@ class LmdbStore:
             if fence is not None and self._token(txn, fence.lock) > fence.token:
                 raise LockLostError
             has_overrides = txn.stat(self._override)["entries"] > 0
-            size = self._size(txn, namespace)
-            written = _Written(self._revision(txn, namespace), has_overrides, size)
+            written = _Written(self._revision(txn, namespace), has_overrides)
             for commit in commits:
                 self._apply(txn, namespace, commit, written)
-            self._count(txn, namespace, written, size)
+            self._count(txn, namespace, written)
             return written
 
         with self._alone():
@@ -656,7 +655,7 @@ class LmdbStore:
             or (
                 stored is None
                 and commit.instance is not None
-                and not self._has_room(txn, commit, written.size)
+                and not self._has_room(txn, namespace, commit, written)
             )
         ):
             written.revisions.append(None)
@@ -703,8 +702,9 @@ class LmdbStore:
                 slot = self._new_place(txn) if leased is None else _place(leased).next()
                 txn.put(key, _pack(slot, lease), db=leases)
                 written.places.append((commit.key, slot, lease))
-        if instance is not None:
-            written.size += (not commit.remove) - (stored is not None)
+        if instance is not None and commit.remove is (stored is not None):
+            size = self._size(txn, namespace, written)
+            written.size = size - 1 if commit.remove else size + 1
         if commit.expected_clients_step:
             written.steps.append((commit.expected_clients_step, commit.opening_clients))
         if commit.evicted:
@@ -727,15 +727,18 @@ class LmdbStore:
         kind: int = _ENTRY.unpack_from(superseded)[1]
         return kind & _OF_OVERRIDE
 
-    def _has_room(self, txn: Any, commit: Commit, size: int) -> bool:
-        """Whether one more instance may be listed in a namespace of this size."""
+    def _has_room(self, txn: Any, namespace: Namespace, commit: Commit, written: _Written) -> bool:
+        """Whether one more instance may be listed."""
+        size = self._size(txn, namespace, written)
         most = commit.namespaces_at_most
         if most is not None and not size:
             return sum(map(bool, self._sizes(txn).values())) < most
         return commit.instances_at_most is None or size < commit.instances_at_most
 
-    def _size(self, txn: Any, namespace: Namespace) -> int:
-        return self._number(txn, self._meta, b"size\0" + namespace.encode()) or 0
+    def _size(self, txn: Any, namespace: Namespace, written: _Written) -> int:
+        if written.size is None:
+            written.size = self._number(txn, self._meta, b"size\0" + namespace.encode()) or 0
+        return written.size
 
     def _sizes(self, txn: Any) -> dict[Namespace, int]:
         """Every namespace that was written to, and how many instances it holds."""
@@ -748,13 +751,13 @@ class LmdbStore:
                 found[Namespace(key[5:].decode())] = _U64.unpack(value)[0]
         return found
 
-    def _count(self, txn: Any, namespace: Namespace, written: _Written, size: int) -> None:
-        """Write the numbers that the commits moved, from this size on, and keep to the budget."""
+    def _count(self, txn: Any, namespace: Namespace, written: _Written) -> None:
+        """Write the numbers that the commits moved, and keep to the budget."""
         name = namespace.encode()
         if not written.last:
             return
         txn.put(b"revision\0" + name, _U64.pack(written.last), db=self._meta)
-        if written.size != size or not size:
+        if written.size is not None:
             txn.put(b"size\0" + name, _U64.pack(written.size), db=self._meta)
         if written.steps:
             count = self._number(txn, self._meta, b"expected\0" + name)
@@ -884,6 +887,8 @@ class LmdbStore:
             leased = self._read(lambda txn: txn.get(stored_key, db=self._leased))
             if leased is None:
                 self._places.get(namespace, {}).pop(key, None)
+                return False
+            if self._as_renewed(leased).duration_ms != lease.duration_ms:
                 return False
             self._live.write(self._remember(namespace, key, _place(leased)), lease)
             return True

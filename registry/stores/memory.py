@@ -181,7 +181,8 @@ class MemoryStore:
     ) -> bool:
         with self._lock:
             contents = self._of(namespace)
-            if key not in contents.leases:
+            stored = contents.leases.get(key)
+            if stored is None or stored.duration_ms != lease.duration_ms:
                 return False
             contents.leases[key] = lease
             if window is not None:
