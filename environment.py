@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import amalgam8
 from access import AccessSettings, Network
 from catalogs import CatalogSettings, read_catalogs
 from eureka_compat.settings import EurekaSettings
@@ -239,7 +240,7 @@ _SERVICE_LINK = re.compile(
 )
 _SIMILAR, _ALMOST = 0.8, 0.85
 # Never shown, not even where they are wrong.
-_SECRET = frozenset({"REGISTRY_JWT_KEY", "REGISTRY_CATALOGS"})
+_SECRET = frozenset({"REGISTRY_JWT_KEY", "REGISTRY_CATALOGS", amalgam8.CATALOGS})
 _NO_CACHE = "answers always come from the current registry, so there is no cache to set"
 _NO_PEERS = "this server does not replicate to peers"
 _NO_REGIONS = "remote regions are not fetched"
@@ -291,7 +292,8 @@ _WITHOUT_MEANING: dict[str, str] = {
 
 def load(environ: Mapping[str, str]) -> Environment:
     """Read and check every setting; ``SettingError`` with one line for the first that is wrong."""
-    reduced = {_reduced(name): (name, value) for name, value in sorted(environ.items())}
+    own = {_reduced(name): (name, value) for name, value in sorted(environ.items())}
+    reduced = amalgam8.understood(environ) | own
 
     def read(name: str, reader: Callable[[str], _T], default: _T) -> _T:
         variable, value = reduced.get(name, (name, None))
@@ -309,6 +311,9 @@ def load(environ: Mapping[str, str]) -> Environment:
             for name, (field, reader) in known.items()
             if name in reduced
         }
+
+    def set_up(name: str) -> tuple[CatalogSettings, ...]:
+        return read(name, read_catalogs, ())
 
     store_url = read("STORE_URL", _store_url, "lmdb:data")
     shared = store_url != "memory:"
@@ -344,8 +349,11 @@ def load(environ: Mapping[str, str]) -> Environment:
         native=native,
         access=access,
         tls=tls,
-        catalogs=read("REGISTRY_CATALOGS", read_catalogs, ()),
-        warnings=_warnings(reduced),
+        catalogs=(*set_up("REGISTRY_CATALOGS"), *set_up(amalgam8.CATALOGS)),
+        warnings=(
+            *_warnings(own),
+            *amalgam8.warnings(environ, {n: v for n, (_, v) in own.items()}),
+        ),
     )
 
 
@@ -369,7 +377,8 @@ def _check_accounts(access: AccessSettings, given: Mapping[str, Any]) -> None:
     for mode, names in _OF_MODE.items():
         for name in names:
             if name in given and access.mode != mode:
-                raise SettingError(f"{name}: expected REGISTRY_AUTH={mode}, not {access.mode}")
+                variable = given[name][0]
+                raise SettingError(f"{variable}: expected REGISTRY_AUTH={mode}, not {access.mode}")
     for name in ("REGISTRY_AUTH_READS", "REGISTRY_AUTH_WRITES"):
         if name in given and access.mode == "none":
             raise SettingError(f"{name}: expected REGISTRY_AUTH=trusted, jwt or basic, not none")
@@ -384,7 +393,7 @@ def _warnings(reduced: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:
     found = []
     known = {*_NATIVE, *_LIMITS, *_ACCESS, *_TLS, *_OTHERS}
     for name, (variable, _) in reduced.items():
-        if name in known or _SERVICE_LINK.fullmatch(variable):
+        if name in known or _SERVICE_LINK.fullmatch(variable) or name.startswith(amalgam8.PREFIX):
             continue
         if name.startswith(("EUREKA_SERVER_", "EUREKA_INSTANCE_REGISTRY_")):
             if name not in _REGISTRY_PROPERTIES and name not in _EUREKA_PROPERTIES:

@@ -59,6 +59,15 @@ def in_cluster(account: Path = _ACCOUNT) -> Cluster:
     )
 
 
+def at_server(url: str, token: str, account: Path = _ACCOUNT) -> Cluster:
+    """The API server at this URL; in a Pod its certificate may be of the cluster's own making."""
+    authority = account / "ca.crt"
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return Cluster(
+        url.rstrip("/"), authority if authority.is_file() else None, None, lambda: headers
+    )
+
+
 def from_kubeconfig(path: Path, context: str | None, scratch: Path) -> Cluster:
     """The cluster and user of a context, the current one by default; ``SourceError``.
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from catalogs.bounds import checked_prefix
-from catalogs.http import checked_files
-from catalogs.kubernetes.kubeconfig import Cluster, from_kubeconfig, in_cluster
+from catalogs.http import Url, checked_files
+from catalogs.kubernetes.kubeconfig import Cluster, at_server, from_kubeconfig, in_cluster
 from registry import DEFAULT_NAMESPACE, Namespace
 
 _LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
@@ -25,6 +25,12 @@ class KubernetesSettings:
 
     kubeconfig: Path | None = None
     """How the API server is reached; without it, as a Pod's service account does."""
+
+    server: Url | None = None
+    """The API server's URL, where no kubeconfig says it."""
+
+    token: str = ""
+    """Of the account there, with ``server``."""
 
     context: str | None = None
     """Of the kubeconfig, where it is not the current one."""
@@ -69,6 +75,10 @@ class KubernetesSettings:
         for service in self.without:
             if not re.fullmatch(f"{_LABEL}/{_LABEL}", service):
                 raise ValueError(f"without: expected namespace/name, not {service}")
+        if self.server is not None and self.kubeconfig is not None:
+            raise ValueError("server: expected it, or a kubeconfig")
+        if self.token and (self.server is None or not re.fullmatch(r"[!-~]+", self.token)):
+            raise ValueError("token: expected printable ASCII without blanks, and a server")
         if self.context is not None and self.kubeconfig is None:
             raise ValueError("context: expected a kubeconfig too")
 
@@ -80,6 +90,8 @@ class KubernetesSettings:
 
     def cluster(self, scratch: Path) -> Cluster:
         """The API server as it is reached now; ``SourceError``."""
+        if self.server is not None:
+            return at_server(self.server, self.token)
         if self.kubeconfig is None:
             return in_cluster()
         return from_kubeconfig(self.kubeconfig, self.context, scratch)

@@ -1,0 +1,3 @@
+module example.org/registry-client
+
+go 1.19
