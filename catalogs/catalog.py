@@ -39,6 +39,10 @@ that is what is listed of it where another worker was the last to read it.
 """
 
 
+QUIET_SECS = 60.0
+"""Enough for the longest list, where nothing else is known."""
+
+
 class Catalog(Protocol):
     """One source. Only one thread calls it, but for ``close``.
 
@@ -48,6 +52,9 @@ class Catalog(Protocol):
 
     source: str
     """``kind:name``, unique among the catalogs."""
+
+    quiet_secs: float
+    """How long it may be between two words of it, though all is well; after that it hangs."""
 
     prefers_local: bool
     """Whether an application that registers here itself hides this catalog's entries of it."""

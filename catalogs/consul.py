@@ -22,7 +22,7 @@ from urllib.parse import quote
 import requests
 
 from catalogs.bounds import checked_prefix, in_bounds, readable, shortened
-from catalogs.catalog import Entry, Groups, RelistError, SourceError
+from catalogs.catalog import QUIET_SECS, Entry, Groups, RelistError, SourceError
 from catalogs.entries import EntryError, entry
 from catalogs.http import READ_SECS, Client, Url, checked_files, parsed
 from registry import DEFAULT_NAMESPACE, Namespace
@@ -93,6 +93,7 @@ class ConsulCatalog:
     def __init__(self, settings: ConsulSettings) -> None:
         """Nothing is asked before ``list``."""
         self.source = f"consul:{settings.name}"
+        self.quiet_secs = QUIET_SECS + settings.wait_secs
         self._settings = settings
         self._problems: dict[str, list[str]] = {}
         self._services: set[str] = set()

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from catalogs.bounds import readable, shortened
-from catalogs.catalog import Entry, Groups, RelistError, SourceError
+from catalogs.catalog import QUIET_SECS, Entry, Groups, RelistError, SourceError
 from catalogs.document import DocumentError, decoded, read_json
 from catalogs.entries import LIMITS, entry_of
 from catalogs.http import Client, Quiet, StatusError, Url, checked_files, documents
@@ -80,6 +80,7 @@ class EtcdCatalog:
     A value that cannot be used is a problem, and the key's last good value stays.
     """
 
+    quiet_secs = QUIET_SECS
     prefers_local = False
 
     def __init__(self, settings: EtcdSettings) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from catalogs.bounds import LONGEST_SECS, in_bounds, shortened
-from catalogs.catalog import Entry, Groups, RelistError, SourceError
+from catalogs.catalog import QUIET_SECS, Entry, Groups, RelistError, SourceError
 from catalogs.http import READ_SECS, AccountUrl, Client, checked_files
 from eureka_compat import wire
 from registry import DEFAULT_NAMESPACE, Instance, InstanceKey, Namespace
@@ -77,6 +77,7 @@ class EurekaCatalog:
     ) -> None:
         """Nothing is asked before ``list``."""
         self.source = f"eureka:{settings.name}"
+        self.quiet_secs = QUIET_SECS + settings.interval_secs
         self.prefers_local = settings.local_wins == "application"
         self._settings = settings
         self._clock = clock

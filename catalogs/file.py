@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import watchfiles
 
 from catalogs.bounds import shortened
-from catalogs.catalog import Entry, Groups, SourceError
+from catalogs.catalog import QUIET_SECS, Entry, Groups, SourceError
 from catalogs.document import DocumentError, decoded, read_json, read_yaml
 from catalogs.entries import LIMITS, entry_of
 from native_api.form import ENDPOINT_TYPES
@@ -77,6 +77,7 @@ class FileCatalog:
     source that does not answer.
     """
 
+    quiet_secs = QUIET_SECS
     prefers_local = False
 
     def __init__(self, settings: FileSettings) -> None:

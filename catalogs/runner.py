@@ -24,7 +24,7 @@ import orjson
 
 from catalogs.addresses import Addresses
 from catalogs.bounds import LONGEST_SECS, in_bounds
-from catalogs.catalog import Catalog, Entry, Groups, RelistError, SourceError
+from catalogs.catalog import QUIET_SECS, Catalog, Entry, Groups, RelistError, SourceError
 from catalogs.reconciler import Reconciler
 from registry import DEFAULT_NAMESPACE, Fence, Registry, StoreError
 from shown import escaped, masked
@@ -97,6 +97,7 @@ class _Inbox:
     whole: Groups | None = None
     groups: dict[str, Sequence[Entry] | None] = field(default_factory=dict)
     prefers_local: bool = False
+    quiet_secs: float = QUIET_SECS
     since: float | None = None
     is_woken: bool = False
 
@@ -208,7 +209,7 @@ class _Run:
         self._problems = tuple(catalog.problems[:_MAX_PROBLEMS])
         inbox = self._inbox
         with inbox.changed:
-            inbox.prefers_local = catalog.prefers_local
+            inbox.prefers_local, inbox.quiet_secs = catalog.prefers_local, catalog.quiet_secs
             if whole:
                 inbox.whole = groups
                 inbox.groups.clear()
@@ -306,7 +307,11 @@ class _Run:
         return since
 
     def _age(self) -> None:
-        silent = 0.0 if self._answers else time.monotonic() - self._heard
+        silent = time.monotonic() - self._heard
+        if silent > self._inbox.quiet_secs and (self._answers or not self._report.errors):
+            # As a folder of a file server that is gone: whoever reads it cannot even say so.
+            self._failed(SourceError(f"not a word for {silent:.0f} s"))
+        silent = 0.0 if self._answers else silent
         is_stale = silent > self._terms.stale_after_secs
         if is_stale != self._report.stale:
             self._tell_report(stale=is_stale)

@@ -226,6 +226,7 @@ def test_metrics_are_in_the_form_that_prometheus_reads() -> None:
 class FakeCatalog:
     """A fake source: it says what it is given, or fails as it is told to."""
 
+    quiet_secs = 60.0
     prefers_local = False
     problems: Sequence[str] = ()
 
@@ -234,6 +235,8 @@ class FakeCatalog:
         self.entries = entries
         self.errors = list(errors)
         self.listed = 0
+        self.hang = threading.Event()
+        self.hang.set()
 
     def list(self) -> Groups:
         self.listed += 1
@@ -243,6 +246,7 @@ class FakeCatalog:
 
     def watch(self, stopping: threading.Event) -> Iterator[Groups]:
         while not stopping.wait(0.02):
+            self.hang.wait(60)
             yield {}
 
     def close(self) -> None:
@@ -310,6 +314,21 @@ def test_a_catalog_whose_making_hangs_holds_up_no_other() -> None:
     with Running(makes={"fake:slow": make, "fake:good": lambda: good}) as running:
         until(lambda: running.apps() == {"GOOD"})
         may.set()
+
+
+def test_a_source_that_hangs_without_a_word_is_noticed() -> None:
+    """As a folder on a file server that is gone: its own thread cannot say so."""
+    source = FakeCatalog("fake:a", an_entry("fake:a"))
+    source.quiet_secs = 0.2
+    with Running(source) as running:
+        until(lambda: running.report("fake:a").state == "following")
+        source.hang.clear()
+        report = until(lambda: (r := running.report("fake:a")).state == "failing" and r)
+        assert "not a word for" in str(report.last_error)
+        assert running.apps() == {"WEB"}
+        source.quiet_secs = 60.0
+        source.hang.set()
+        until(lambda: running.report("fake:a").state == "following")
 
 
 def test_an_unforeseen_error_is_logged_once_and_reported(caplog: pytest.LogCaptureFixture) -> None:

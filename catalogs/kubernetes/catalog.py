@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from catalogs.catalog import Entry, Groups
+from catalogs.catalog import QUIET_SECS, Entry, Groups
 from catalogs.http import Client
 from catalogs.kubernetes.kubeconfig import Cluster
 from catalogs.kubernetes.mapping import Mapper, Name, name_of, pods_of, service_of, shown
@@ -34,6 +34,7 @@ log = logging.getLogger("catalogs")
 class KubernetesCatalog:
     """The catalog of one cluster; see ``catalogs.catalog.Catalog``. A group is a Service."""
 
+    quiet_secs = QUIET_SECS
     prefers_local = False
 
     def __init__(self, settings: KubernetesSettings) -> None:
@@ -152,7 +153,10 @@ class KubernetesCatalog:
     def _know(self, event: Event) -> set[Name]:
         """Know the object as it is now; the Services that it concerns."""
         kind, item = event.kind, event.object
-        name = name_of(item)
+        try:
+            name = name_of(item)
+        except (KeyError, TypeError, AttributeError):
+            return set()  # without a name it is nothing that anybody could miss
         if kind is PODS:
             item = self._mapper.pod(item)
         known = self._found[kind.name]

@@ -122,7 +122,7 @@ class Mapper:
             found = _named(ports, wanted)
             if found is None:
                 names = ", ".join(str(p.get("name") or p["port"]) for p in ports)
-                _tell(mapped, f"{shown(name)}: {start}port is {wanted}, and there are {names}")
+                _problem(mapped, f"{shown(name)}: {start}port is {wanted}, and there are {names}")
             return found
         if self._settings.port is not None:
             found = _named(ports, self._settings.port)
@@ -136,7 +136,7 @@ class Mapper:
         others = [port for port in ports if _protocol(port) == "UDP"]
         found = next(iter(of_tcp or others), None)
         if found is None:
-            _tell(mapped, f"{shown(name)}: no port of TCP or UDP")
+            _problem(mapped, f"{shown(name)}: no port of TCP or UDP")
         return found
 
     def _endpoint(
@@ -225,11 +225,11 @@ class Mapper:
                 namespace=settings.namespace,
             )
         except EntryError as error:
-            _tell(mapped, f"{shown(name)} at {value}: {error}")
+            _problem(mapped, f"{shown(name)} at {value}: {error}")
             return None
 
 
-def _tell(mapped: Mapped, problem: str) -> None:
+def _problem(mapped: Mapped, problem: str) -> None:
     """Once, though each slice of the Service has it."""
     if problem not in mapped.problems:
         mapped.problems.append(problem)
