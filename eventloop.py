@@ -5,7 +5,7 @@ The WSGI application may have attributes that make use of the loop; each is look
 ``fast_lane(request)`` is asked in the loop's thread about every request whose body is empty or
 small (16 KiB). It must not wait, nor must what follows. An ``Answer`` is sent at once and a
 ``Stream`` for as long as its reader stays; for None the WSGI application is called, in one of
-``threads`` threads.
+``threads`` threads; what has a long body, one after the other in a thread of their own.
 
 ``lane(headers)`` is asked once about header fields that came before, byte for byte, and hold no
 secret. It may return a ``Lane``, which is asked before ``fast_lane`` about each request with these
@@ -84,7 +84,7 @@ _MAX_SPOOLED_BYTES = 256 * 1024 * 1024
 _PIECE = 8 * 1024
 _BODY_PIECE = 64 * 1024
 _TURN_SECS = 0.004
-# Whose share took longer than this waits in the queue from the start, for so long.
+# Whose share took more of the processor than this waits in the queue from the start, for so long.
 _DEAR_SECS = 0.0005
 _DEAR_FOR_SECS = 2.0
 # The line before a chunk, and all trailers; what chunks may add to a body, beside half of its size.
@@ -1016,8 +1016,7 @@ class _Connection(asyncio.Protocol):
                 # Reading on is how one learns that a stream's reader has gone.
                 self.drop()
             return
-        is_fresh = not stash and not self._reader.is_amid
-        if is_fresh and len(data) <= _PIECE:
+        if not stash and len(data) <= _PIECE and not self._reader.is_amid:
             read = self.worker.known_requests.get(data) if data[0] == _G else None
             if (read is not None and self._is_recalled(read)) or self._is_known(data):
                 return
@@ -1027,9 +1026,7 @@ class _Connection(asyncio.Protocol):
         elif self._dear_until > self.worker.now:
             self._await_turn()
         else:
-            message = self._take()
-            if message is not None and is_fresh and not stash:
-                self._get_to_know(data, message)
+            self._take()
 
     def eof_received(self) -> bool:
         """Finish what is due for a client that only ceased to send."""
@@ -1231,14 +1228,16 @@ class _Connection(asyncio.Protocol):
             and not self._is_deaf
         )
 
-    def _take(self) -> _Message | None:
-        """Take a share of the stash, and begin to answer what came whole by it, which is returned.
+    def _take(self) -> None:
+        """Take a share of the stash, and begin to answer what came whole by it.
 
         Where there is more to take, another turn is waited for.
         """
-        began = time.perf_counter()
+        began = time.thread_time()
         stash, reader = self._stash, self._reader
         message = None
+        is_alone = len(stash) <= _PIECE and not reader.is_amid
+        data = bytes(stash) if is_alone else b""
         try:
             message = reader.read(stash)
         except _RefusedError as error:
@@ -1252,19 +1251,20 @@ class _Connection(asyncio.Protocol):
                 if not message.keeps:
                     self._is_deaf = True
                     stash.clear()
+                elif data and not stash:
+                    self._get_to_know(data, message)
                 self._begin(message)
             else:
                 if not self._began and (stash or reader.is_amid):
                     self._began = self.worker.now
                 if reader.is_unasked:
                     self._ask_first()
-        if time.perf_counter() - began > _DEAR_SECS:
+        if time.thread_time() - began > _DEAR_SECS:
             self._dear_until = self.worker.now + _DEAR_FOR_SECS
         if not reader.starves and self._can_take():
             self._await_turn()
         else:
             self._listen()
-        return message
 
     def _listen(self) -> None:
         """Wait for what comes next, if anything may."""
@@ -1357,9 +1357,9 @@ class _Connection(asyncio.Protocol):
             return False
         message = _Message(method, target, "1.1", known.headers, True, body)
         message.is_alone = True
-        began = time.perf_counter()
+        began = time.thread_time()
         self._begin(message)
-        if time.perf_counter() - began > _DEAR_SECS:
+        if time.thread_time() - began > _DEAR_SECS:
             self._dear_until = worker.now + _DEAR_FOR_SECS
         return True
 
@@ -1455,7 +1455,8 @@ class _Connection(asyncio.Protocol):
             return
         self._current = answer = _WsgiAnswer(self, message, request_)
         self._rearm()
-        worker.pool.submit(answer.run)
+        is_long = not isinstance(message.body, bytes) or len(message.body) > _MAX_FAST_BODY
+        (worker.long_pool if is_long else worker.pool).submit(answer.run)
 
     def _fast_request(self, message: _Message) -> Request | None:
         """The message for the fast lane; None where it is not one for it."""
@@ -1587,6 +1588,9 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
         """Make what the connections share."""
         self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         self.pool = ThreadPoolExecutor(self.cfg.threads, thread_name_prefix="wsgi")
+        # Long bodies are read one after the other: several at once would leave the interpreter to
+        # nobody else, and fill the pool.
+        self.long_pool = ThreadPoolExecutor(1, thread_name_prefix="wsgi-long")
         self.connections: set[_Connection] = set()
         self.names: dict[bytes, str] = {}
         self.heads: dict[tuple[int, str | None, int | None, bool, str, Extra], bytes] = {}
@@ -1655,6 +1659,7 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
             loop.call_soon(loop.stop)
             loop.run_forever()
             self.pool.shutdown(wait=False, cancel_futures=True)
+            self.long_pool.shutdown(wait=False, cancel_futures=True)
             loop.close()
 
     # Time

@@ -184,7 +184,7 @@ def long_bodies_for_nowhere(target: Target) -> None:
 @attack
 def long_bodies_withheld(target: Target) -> None:
     with target.connect() as connection:
-        connection.sendall(posting(BATCH, 16_000_000) + bytes(15_999_999))
+        connection.sendall(posting(BATCH, 4_000_000) + bytes(3_999_999))
         time.sleep(0.5)
 
 
@@ -320,13 +320,13 @@ def a_connection_for_each_request(target: Target) -> None:
 
 @attack
 def batches_of_heartbeats(target: Target) -> None:
-    body = batch(170_000)
+    body = batch(40_000)
     target.ask(posting(BATCH, len(body)) + body)
 
 
 @attack
 def batches_of_nothing(target: Target) -> None:
-    body = b'{"replicationList":[' + b"0," * 7_900_000 + b"0]}"
+    body = b'{"replicationList":[' + b"0," * 2_000_000 + b"0]}"
     target.ask(posting(BATCH, len(body)) + body)
 
 
@@ -375,7 +375,7 @@ def gzip_bombs(target: Target) -> None:
 
 @attack
 def gzip_batches(target: Target) -> None:
-    body = gzip.compress(batch(150_000))
+    body = gzip.compress(batch(40_000))
     zipped = "Content-Encoding: gzip\r\n"
     target.ask(posting(BATCH, len(body), zipped) + body)
 

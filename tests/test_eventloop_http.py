@@ -1681,6 +1681,60 @@ def test_whoever_asks_what_is_dear_waits_in_the_queue(monkeypatch: pytest.Monkey
         assert len(application.asked) == number + 5
 
 
+class Laned(Counting):
+    """It has a lane for all fields, which answers what is called so."""
+
+    def lane(self, headers: dict[str, str]) -> Laned:
+        return self
+
+    def reader(self, target: str) -> None:
+        return None
+
+    def answer(self, method: str, target: str, body: bytes) -> Answer | None:
+        if target != "/laned":
+            return None
+        self.asked.append(target)
+        return Answer(200)
+
+
+def test_whoever_waits_in_the_queue_is_known_again_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a heartbeat's next one needs no turn, whatever the first one took."""
+    monkeypatch.setattr("eventloop._DEAR_SECS", 0.0)
+    application = Laned()
+    worker, loop = a_worker(application)
+    connection, _ = connected(worker)
+    connection.data_received(request("/dear", "X-Other: fields\r\n"))
+    connection.data_received(request("/laned"))
+    assert application.asked == ["/dear"]
+    loop.turn()
+    connection.data_received(request("/laned"))
+    assert application.asked == ["/dear", "/laned", "/laned"]
+
+
+class Pool:
+    """A pool that does nothing; named as the fake that it is."""
+
+    def __init__(self) -> None:
+        self.submitted = 0
+
+    def submit(self, function: Callable[[], None]) -> None:
+        self.submitted += 1
+
+
+def test_long_bodies_have_one_thread_of_their_own() -> None:
+    """Several that are parsed at once would leave the interpreter, and a thread, to nobody else."""
+    worker, _ = a_worker(lambda environ, start_response: [])
+    assert worker.long_pool._max_workers == 1
+    pool, long_pool = Pool(), Pool()
+    worker.pool, worker.long_pool = cast(Any, pool), cast(Any, long_pool)
+    for size in (0, 16 * 1024, 16 * 1024 + 1, 100_000):
+        connection, _ = connected(worker)
+        connection.data_received(request("/", f"Content-Length: {size}\r\n", "POST", bytes(size)))
+        while connection._is_queued:
+            connection.share()
+    assert (pool.submitted, long_pool.submitted) == (2, 2)
+
+
 @pytest.mark.parametrize("ends", [False, True])
 def test_what_follows_a_promise_waits_for_it(ends: bool) -> None:
     """All is answered in its order, also to a client that has ceased to send."""
