@@ -6,7 +6,7 @@ Pure functions on numbers (tables in ``tests/test_rules.py``). The clock is pass
 from __future__ import annotations
 
 import math
-import time
+from time import CLOCK_BOOTTIME, clock_gettime_ns, time_ns
 from typing import Protocol
 
 RENEWAL_WINDOW_MS = 60_000
@@ -29,11 +29,11 @@ class SystemClock:
 
     def wall_ms(self) -> int:
         """Epoch milliseconds of the wall clock."""
-        return time.time_ns() // 1_000_000
+        return time_ns() // 1_000_000
 
     def mono_ms(self) -> int:
         """Milliseconds since boot."""
-        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+        return clock_gettime_ns(CLOCK_BOOTTIME) // 1_000_000
 
 
 def duration_ms(duration_secs: int) -> int:

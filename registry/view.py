@@ -12,7 +12,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 from registry.changes import ChangeLog
@@ -181,8 +181,10 @@ class View:
 
     def _running_ms(self, now_mono_ms: int) -> int:
         """The server's running time; it stands still while the store does not answer."""
-        with suppress(StoreError):
+        try:
             self._running = self._store.running_ms(now_mono_ms)
+        except StoreError:
+            return self._running
         return self._running
 
     def _forget(self, now_mono_ms: int, at_most: int | None = None) -> None:

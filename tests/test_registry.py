@@ -1104,3 +1104,26 @@ def test_a_load_looks_for_no_garbage_and_leaves_the_collector_as_it_was() -> Non
             gc.disable()
     assert looks.count("start") <= 1  # of what comes after it
     assert fresh.size() == 3000
+
+
+def test_who_was_held_up_in_a_renewal_renews_again(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it puts down late may be older than what others did meanwhile."""
+    world = World(store)
+    world.registry.register(sample_instance())
+    renew, deadlines = store.renew, []
+
+    def held_up(namespace: Any, key: Any, lease: Any, window: Any) -> Any:
+        if not deadlines:
+            world.clock.advance(80_000)
+            renew(namespace, key, lease._replace(deadline_mono_ms=world.clock.mono + 90_000), 1)
+        deadlines.append(lease.deadline_mono_ms)
+        return renew(namespace, key, lease, window)
+
+    monkeypatch.setattr(store, "renew", held_up)
+    assert world.registry.renew("WEB", "web:1") is not None
+    assert deadlines[1:] == [world.clock.mono + 90_000]
+    lease = store.lease(DEFAULT_NAMESPACE, KEY)
+    assert lease is not None
+    assert lease.deadline_mono_ms == world.clock.mono + 90_000

@@ -23,7 +23,7 @@ from registry.store import Commit, Store
 from registry.stores.leases import LeaseFile, Place
 from registry.stores.lmdb import LmdbStore, decode_instance, encode_instance
 from registry.stores.memory import MemoryStore
-from registry.testing import StoreSuite, put, sample_instance
+from registry.testing import LEASE, StoreSuite, put, sample_instance
 
 NS = DEFAULT_NAMESPACE
 
@@ -448,6 +448,61 @@ def test_a_renewal_that_comes_while_time_is_given_back_stands(tmp_path: Path) ->
     assert lost == 0, f"{lost} renewals"
     assert pausing.exitcode == 0
     store.close()
+
+
+class HeldUp:
+    """The words of a lease file, whose first store of a lease something else comes before."""
+
+    def __init__(self, words: Any, meanwhile: Callable[[], None]) -> None:
+        self._words = words
+        self._meanwhile: Callable[[], None] | None = meanwhile
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._words[place]
+
+    def __setitem__(self, place: int, value: int) -> None:
+        if place >= 2_048 and self._meanwhile is not None:  # behind the header
+            meanwhile, self._meanwhile = self._meanwhile, None
+            meanwhile()
+        self._words[place] = value
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_a_renewer_that_was_held_up_erases_no_renewal_of_the_leases_after(
+    store: LmdbStore, other: Elsewhere, is_removed: bool
+) -> None:
+    """However many registrations there were meanwhile, whose renewals had been acknowledged."""
+    instance = sample_instance()
+    first = store.commit(NS, put(instance))
+    others = [sample_instance(instance_id=f"new:{number}") for number in range(20)]
+    renewed = Lease(9_000, 90_000, 9)
+
+    def meanwhile() -> None:
+        removal = put(instance, expected=first, remove=True, lease=None)
+        last = other.commit(NS, removal if is_removed else put(instance, expected=first))
+        for each in others:
+            revision = other.commit(NS, put(each))
+            other.commit(NS, put(each, expected=revision))
+            assert other.renew(NS, each.key, renewed, None)
+        if not is_removed:
+            for _ in range(20):
+                last = other.commit(NS, put(instance, expected=last))
+
+    store._live._words = HeldUp(store._live._words, meanwhile)  # type: ignore[assignment]
+    assert store.renew(NS, instance.key, Lease(2_000, 90_000, 2), None) is not is_removed
+    for holder in (store, other):
+        assert [holder.lease(NS, each.key) for each in others] == [renewed] * len(others)
+    if not is_removed:
+        assert other.lease(NS, instance.key) == Lease(2_000, 90_000, 2)
+
+
+def test_slots_are_used_again_when_nobody_can_write_to_them(store: LmdbStore) -> None:
+    """Registering again and again takes no more of them."""
+    revision = store.commit(NS, put(sample_instance()))
+    for _ in range(50):
+        revision = store.commit(NS, put(sample_instance(), expected=revision))
+        assert store.renew(NS, sample_instance().key, LEASE, None)
+    assert store._read(lambda txn: store._number(txn, store._meta, b"slots")) <= 3
 
 
 # Damaged, deleted and overgrown files.

@@ -6,14 +6,23 @@ one boot of the machine, since deadlines do.
 
 Two things make plain stores safe between processes that may be killed anywhere:
 
-* A deadline and the generation of the lease that it belongs to are one word. Whoever comes late
-  with a deadline for a lease that was replaced writes a word that nobody takes for the new one's.
 * ``version`` is odd while someone changes which lease has which slot. Who stores a deadline and
   then finds another version than before looks again; who changes leases makes the version odd and
   then reads deadlines. So of a renewal and an eviction at the same instant one sees the other.
+* A slot that a lease left, by its end or by another registration, is nobody's until no process can
+  be amid a renewal that found it in use: each says, for the time of its three stores, at which
+  version it began. Whoever is held up there, for however long, writes late into a slot that is
+  nobody's. (So slots are used up meanwhile, 32 bytes for each registration.)
+
+A deadline and the generation of its lease are one word, so a reader knows whose deadline it is.
+
+What remains: someone held up amid the stores for the *same* lease puts back a deadline that others
+have moved on meanwhile. It renews again as soon as it goes on (``Registry``), so that matters only
+where it is held up for longer than the lease lasts, and killed or outrun at that very instant.
 
 Layout, in words of eight bytes: a header (word 0 is the version; 1 when it was last noted that the
-server runs and 2 how long it did not, for running time), then slots of four words:
+server runs and 2 how long it did not, for running time; 3 how many openers there were at once at
+most; from 512 on the version at which each opener began a renewal), then slots of four words:
 generation and deadline, duration, last renewal, unused. A slot may instead count renewals: words
 0 and 1 are the windows of even and odd number, the window's number and its count in one word.
 """
@@ -36,14 +45,14 @@ _GENERATION = GENERATIONS - 1
 _DEADLINE_SHIFT = 20
 _WINDOW_SHIFT = 28
 _COUNT = (1 << _WINDOW_SHIFT) - 1
-_HEADER_BYTES = 4096
+_HEADER_BYTES = 16_384
 _WORD_BYTES = 8
 _SLOT_WORDS = 4
 _SLOT_BYTES = _SLOT_WORDS * _WORD_BYTES
 _FIRST_WORD = _HEADER_BYTES // _WORD_BYTES
 _INITIAL_SLOTS = 1024
 _OWNERS = 1024
-_VERSION, _ALIVE, _OUTAGES = 0, 1, 2
+_VERSION, _ALIVE, _OUTAGES, _OPENERS, _BEGAN = 0, 1, 2, 3, 512
 _SLACK_MS = 60_000
 _MOST = 1 << 60
 _BIAS = 1 << 62  # instants may lie before the boot; 0 is none at all
@@ -70,6 +79,8 @@ class LeaseFile:
         # Threads of this process; also the barrier between storing a deadline and the next look at
         # the version, which a processor might otherwise do in the other order.
         self._lock = threading.Lock()
+        # The same between saying that a renewal began and the look at the version.
+        self._barrier = threading.Lock()
         try:
             status = os.fstat(self._file)
             self.identity = (status.st_dev, status.st_ino)
@@ -77,6 +88,9 @@ class LeaseFile:
                 os.posix_fallocate(self._file, 0, _HEADER_BYTES + _INITIAL_SLOTS * _SLOT_BYTES)
             self._map()
             self.owner = self._own()
+            self._mine = _BEGAN + self.owner
+            self._words[self._mine] = 0
+            self._words[_OPENERS] = max(self._words[_OPENERS], self.owner + 1)
         except BaseException:
             os.close(self._file)
             raise
@@ -99,7 +113,11 @@ class LeaseFile:
 
     def is_alone(self) -> bool:
         """Whether no other opener is there."""
-        wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, _OWNERS, 0)
+        return self._is_free(0, _OWNERS)
+
+    def _is_free(self, first: int, count: int) -> bool:
+        """Whether no other process is one of these openers."""
+        wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, first, count, 0)
         found = fcntl.fcntl(self._file, fcntl.F_OFD_GETLK, wanted)
         return bool(_FLOCK.unpack(found)[0] == fcntl.F_UNLCK)
 
@@ -120,6 +138,18 @@ class LeaseFile:
         if alive:
             now_mono_ms = min(now_mono_ms, alive - _BIAS + PAUSE_MS)
         return now_mono_ms - (self._words[_OUTAGES] - _BIAS)
+
+    def skip_to(self, version: int) -> None:
+        """Go on from a version that others know; for a file that is new, and alone with it."""
+        self._words[_VERSION] = max(self._words[_VERSION], version + (version & 1))
+
+    def is_over(self, version: int) -> bool:
+        """Whether every renewal that began before the end of the change to a version has ended."""
+        openers = self._words[_BEGAN : _BEGAN + min(self._words[_OPENERS], _OWNERS)].tolist()
+        return not any(openers) or all(
+            not began or began > version + 1 or self._is_free(number, 1)
+            for number, began in enumerate(openers)
+        )
 
     def size(self) -> int:
         """How many slots this process has seen room for; there are no more leases than that."""
@@ -183,13 +213,22 @@ class LeaseFile:
         slot, generation = place
         word = self._word(slot)
         words = self._words
-        version = words[_VERSION]
         deadline, duration, renewed = lease
-        if version & 1 or words[word] & _GENERATION != generation or words[word + 1] != duration:
-            return False
+        mine = self._mine
         with self._lock:
+            words[mine] = words[_VERSION] + 1
+            with self._barrier:
+                version = words[_VERSION]
+            if (
+                version & 1
+                or words[word] & _GENERATION != generation
+                or words[word + 1] != duration
+            ):
+                words[mine] = 0
+                return False
             words[word + 2] = renewed
             words[word] = deadline << _DEADLINE_SHIFT | generation
+            words[mine] = 0
         return words[_VERSION] == version
 
     def read(self, place: Place) -> Lease | None:

@@ -10,12 +10,13 @@ What it promises beyond the contract:
   starts from the last copy: never damaged, short by at most the last second (or, where copying
   takes longer than 50 ms, by twenty times what one copy takes).
 
-Layout: ``record`` (namespace, key → instance), ``leased`` (→ the lease's place in the lease file,
-and the lease as registered), ``free`` (slots of the lease file), ``override``, ``meta`` (counters,
-locks) and the last change of each instance: ``log`` (namespace, revision → which listed instance),
-``removal`` (→ a removed one, with its last state; also where only an override changed) and
-``removed`` (namespace, key → the revision of its removal). Parts of a key are joined by NUL, which
-no part can hold. Renewals are in the lease file alone (``leases.py``).
+Layout: ``record`` (namespace, key → revision, instance), ``leased`` (→ the lease's place in the
+lease file, and the lease as registered), ``free`` (slots of the lease file, by when they were let
+go of), ``override``, ``meta`` (counters, locks) and the last change of each instance: ``log``
+(namespace, revision → which listed instance), ``removal`` (→ a removed one, with its last state;
+also where only an override changed) and ``removed`` (namespace, key → the revision of its removal).
+Parts of a key are joined by NUL, which no part can hold; instances stand behind their checksums.
+Renewals are in the lease file alone (``leases.py``).
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ _T = TypeVar("_T")
 _INITIAL_MAP_BYTES = 16 * 1024 * 1024
 _LEASED = struct.Struct(">QQQQQ")  # slot, generation; deadline, duration, last renewal
 _PLACE = struct.Struct(">QQ")
+_FREED = struct.Struct(">QQ")  # at which version, slot
 _DUE = struct.Struct(">QQQ")
 _U64 = struct.Struct(">Q")
 _PLACE_OF = {name: place for place, name in enumerate(Instance._fields)}
@@ -69,7 +71,7 @@ _STATUS, _OVERRIDDEN = _PLACE_OF["status"], _PLACE_OF["overridden_status"]
 _ACTION, _REVISION = _PLACE_OF["action_type"], _PLACE_OF["revision"]
 _STATUSES = {str(status): status for status in InstanceStatus}
 _ACTIONS = {str(action): action for action in ActionType}
-_FORMAT = b"3:" + ",".join(Instance._fields).encode()
+_FORMAT = b"4:" + ",".join(Instance._fields).encode()
 _ENTRY = struct.Struct(">qBH")  # the instant, kind, length of the key
 _I64 = struct.Struct(">q")
 _EVICTED, _OF_OVERRIDE = 1, 2
@@ -85,6 +87,7 @@ _EXTENDED_AT_ONCE = 1_000
 _PAUSE_SECS = 0.002
 _MINIMUM_FREE_BYTES = 128 * 1024
 _PROBED_SECS = 1.0
+_FAILURES = (lmdb.Error, OSError, ValueError, LookupError, TypeError, struct.error)
 _REMOVED_KEPT_BYTES = 128 * 1024
 _SPARE_BYTES = 32 * 1024 * 1024
 
@@ -267,6 +270,8 @@ class LmdbStore:
                 self._read(lambda txn: self._number(txn, self._meta, b"life")) or 0
             )
             self._read(self._show_clock)
+            if self._live.is_alone():
+                self._live.skip_to(self._read(self._last_freed))
             data = os.stat(self._folder / "data.mdb")
             self._identity = (data.st_dev, data.st_ino)
         except BaseException:
@@ -421,6 +426,11 @@ class LmdbStore:
             entry = _Entry(at, 0, name)
             txn.put(namespace + b"\0" + value[:8], entry.pack(), db=self._log)
 
+    def _last_freed(self, txn: Any) -> int:
+        """The version of the lease file at which a slot was last let go of."""
+        cursor = txn.cursor(self._free)
+        return int(_FREED.unpack(cursor.key())[0]) if cursor.last() else 0
+
     def _show_clock(self, txn: Any) -> None:
         """Bring into the lease file, which may be new, what the store says of running time."""
         self._live.show_clock(self._signed(txn, b"alive"), self._signed(txn, b"outages") or 0)
@@ -428,38 +438,42 @@ class LmdbStore:
     # Transactions: each is short, so one lock for all threads of this process costs nothing.
 
     def _read(self, work: Callable[[Any], _T]) -> _T:
-        with self._lock, self._telling("read"):
+        with self._lock:
+            if self._gone is not None:
+                raise StoreGoneError(self._gone)
             try:
-                with self._env.begin() as txn:
-                    return work(txn)
-            except lmdb.MapResizedError:
-                self._env.set_mapsize(0)
-                with self._env.begin() as txn:
-                    return work(txn)
-
-    def _write(self, work: Callable[[Any], _T]) -> _T:
-        with self._lock, self._telling("write to"):
-            while True:
                 try:
-                    with self._env.begin(write=True) as txn:
+                    with self._env.begin() as txn:
                         return work(txn)
                 except lmdb.MapResizedError:
                     self._env.set_mapsize(0)
-                except lmdb.MapFullError:
-                    self._env.set_mapsize(self._env.info()["map_size"] * 2)
+                    with self._env.begin() as txn:
+                        return work(txn)
+            except _FAILURES as error:
+                raise self._failure("read", error) from error
 
-    @contextmanager
-    def _telling(self, what: str) -> Iterator[None]:
-        """Tell what goes wrong in the words of the contract."""
-        if self._gone is not None:
-            raise StoreGoneError(self._gone)
-        try:
-            yield
-        except (lmdb.Error, OSError) as error:
-            raise StoreError(f"cannot {what} the store in {self._folder}: {error}") from error
-        except (ValueError, LookupError, TypeError, struct.error) as error:
-            # What was written is not what is read.
-            raise StoreError(f"{self._folder / 'data.mdb'} is damaged: {error}") from error
+    def _write(self, work: Callable[[Any], _T]) -> _T:
+        with self._lock:
+            if self._gone is not None:
+                raise StoreGoneError(self._gone)
+            try:
+                while True:
+                    try:
+                        with self._env.begin(write=True) as txn:
+                            return work(txn)
+                    except lmdb.MapResizedError:
+                        self._env.set_mapsize(0)
+                    except lmdb.MapFullError:
+                        self._env.set_mapsize(self._env.info()["map_size"] * 2)
+            except _FAILURES as error:
+                raise self._failure("write to", error) from error
+
+    def _failure(self, what: str, error: Exception) -> StoreError:
+        """What went wrong, in the words of the contract."""
+        if isinstance(error, (lmdb.Error, OSError)):
+            return StoreError(f"cannot {what} the store in {self._folder}: {error}")
+        # What was written is not what is read.
+        return StoreError(f"{self._folder / 'data.mdb'} is damaged: {error}")
 
     def _check_files(self) -> None:
         """``StoreGoneError``, now and from now on, where the files are no longer in their place."""
@@ -692,14 +706,18 @@ class LmdbStore:
         if instance is not None and commit.remove:
             txn.delete(key, db=record)
             if leased is not None:
-                slot = _place(leased).next()
                 txn.delete(key, db=leases)
-                txn.put(_U64.pack(slot.slot), _U64.pack(slot.generation), db=self._free)
-                written.places.append((commit.key, slot, None))
+                written.places.append((commit.key, self._free_place(txn, leased), None))
         elif instance is not None:
             txn.put(key, _U64.pack(revision) + sealed(encode_instance(instance)), db=record)
             if lease is not None:
-                slot = self._new_place(txn) if leased is None else _place(leased).next()
+                if leased is None:
+                    slot = self._new_place(txn)
+                elif self._live.is_over(self._live.version):
+                    slot = _place(leased).next()  # nobody is amid a renewal of what it was
+                else:
+                    written.places.append((commit.key, self._free_place(txn, leased), None))
+                    slot = self._new_place(txn)
                 txn.put(key, _pack(slot, lease), db=leases)
                 written.places.append((commit.key, slot, lease))
         if instance is not None and commit.remove is (stored is not None):
@@ -812,12 +830,21 @@ class LmdbStore:
 
     # Leases: who has which slot is said here, what renewals change in the lease file.
 
+    def _free_place(self, txn: Any, leased: bytes) -> Place:
+        """Let go of a lease's slot; the place is nobody's, and the slot not yet another's."""
+        place = _place(leased).next()
+        freed = _FREED.pack(self._live.version, place.slot)
+        txn.put(freed, _U64.pack(place.generation), db=self._free)
+        return place
+
     def _new_place(self, txn: Any) -> Place:
         cursor = txn.cursor(self._free)
         if cursor.first():
-            slot, generation = _U64.unpack(cursor.key())[0], _U64.unpack(cursor.value())[0]
-            cursor.delete()
-            return Place(slot, generation).next()
+            version, slot = _FREED.unpack(cursor.key())
+            if self._live.is_over(version):
+                generation = _U64.unpack(cursor.value())[0]
+                cursor.delete()
+                return Place(slot, generation).next()
         slot = self._number(txn, self._meta, b"slots") or 0
         self._live.reserve(slot)
         txn.put(b"slots", _U64.pack(slot + 1), db=self._meta)
@@ -849,7 +876,7 @@ class LmdbStore:
             if not self._live.holds(place):
                 self._live.write(place, Lease(*_LEASED.unpack(value)[2:]))
         for key, value in txn.cursor(self._free):
-            self._live.write(Place(_U64.unpack(key)[0], _U64.unpack(value)[0]), _NO_LEASE)
+            self._live.write(Place(_FREED.unpack(key)[1], _U64.unpack(value)[0]), _NO_LEASE)
 
     def renew(
         self, namespace: Namespace, key: InstanceKey, lease: Lease, window: int | None
