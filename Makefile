@@ -1,4 +1,4 @@
-.PHONY: run test check conformance conformance-compare oracle bench clean help check-settings
+.PHONY: run test check conformance conformance-compare oracle bench clean help check-settings bounds
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
@@ -45,6 +45,9 @@ bench: $(VENV)/dev ## beside a genuine server and nginx, into docs/performance.m
 	scripts/system-packages wrk nginx
 	$(VENV)/bin/python bench/beside_genuine.py --write docs/performance.md $(ARGS)
 	$(VENV)/bin/python bench/full_fetch.py
+
+bounds: $(VENV)/dev ## what is promised of large registries, against its bounds (ARGS="--only watchers --before CHECKOUT")
+	$(VENV)/bin/python bench/bounds.py --write docs/performance.md $(ARGS)
 
 clean: ## remove what make made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build

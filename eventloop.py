@@ -93,6 +93,7 @@ _MAX_TRAILERS = 16 * 1024
 _CHUNKS_GRACE = 64 * 1024
 # Up to here one buffer for head and body is cheaper than two.
 _JOINED_BODY = 64 * 1024
+_SEND_BUFFER_BYTES = 256 * 1024
 _TICK_SECS = 0.02
 _SWEEP_SECS = 0.5
 # How long a client has to read the last answer, and how recently a connection must have been used
@@ -1744,6 +1745,10 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
         if self._accepted >= self.cfg.worker_connections:
             self._choose_accepting()
         client.setblocking(False)
+        with contextlib.suppress(OSError):
+            # What is copied to the kernel at once holds the others up, and stays there for those
+            # who do not read.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         welcome = self.loop.create_task(self._welcome(client, peer, listener.getsockname()))
         self._welcomes.add(welcome)
         welcome.add_done_callback(self._welcomes.discard)

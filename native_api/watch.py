@@ -26,9 +26,10 @@ _POLL_SECS = 0.05
 # Whoever missed more gets a snapshot.
 _MISSED_AT_MOST = 1000
 _KEPT_EVENTS = 2 * _MISSED_AT_MOST
-# So much is written to one who arrives before it must have read some; and as much to all of them
-# in one turn of the loop as takes so long.
+# So much is written to one who arrives before it must have read some, and in one of its turns; and
+# as much to all of them in one turn of the loop as takes so long.
 _UNREAD_BYTES = 64 * 1024
+_IN_ONE_TURN_BYTES = 256 * 1024
 _TURN_SECS = 0.01
 _AT_ONCE_BYTES = 16 * 1024
 
@@ -91,6 +92,7 @@ class Hub:
         self._version = -1
         self._revision = Revision(0)
         self._next_quiet_check = 0.0
+        self._spent = 0.0
         self._events: dict[Revision, tuple[Change, Event]] = {}
         # Snapshots that were made in a thread, for those who wait for them.
         self._made: dict[str | None, tuple[Revision, Sequence[bytes]]] = {}
@@ -108,9 +110,11 @@ class Hub:
         self._follow(time.monotonic())
         watcher.known = None if since is None else Revision(since)
         self._arriving[watcher] = None
-        if len(self._arriving) == 1:
+        if len(self._arriving) == 1 and self._spent < _TURN_SECS:
             # Most have little to be told, and need not wait for a turn.
+            began = time.monotonic()
             self._welcome(watcher, _AT_ONCE_BYTES)
+            self._spent += time.monotonic() - began
         return lambda: self._forget(watcher)
 
     def _forget(self, watcher: Watcher) -> None:
@@ -126,9 +130,10 @@ class Hub:
             self._follow(now)
         except StoreError:
             return  # of a namespace that was never seen: there is nothing to tell as yet
+        self._spent = 0.0
         until = now + _TURN_SECS
         for watcher in list(self._arriving):
-            self._welcome(watcher, _UNREAD_BYTES)
+            self._welcome(watcher, _IN_ONE_TURN_BYTES)
             if time.monotonic() >= until:
                 break
         if not self._arriving:
@@ -138,7 +143,7 @@ class Hub:
             self._keep_alive(now)
 
     def _welcome(self, watcher: Watcher, at_most: int) -> None:
-        """Give one who arrives its turn: so many bytes at most may wait until they are read."""
+        """Give one who arrives its turn, in which it is written about so many bytes at most."""
         del self._arriving[watcher]
         self._arriving[watcher] = None
         if not watcher.due:
@@ -160,19 +165,20 @@ class Hub:
         due = watcher.due
         watcher.has_begun = True
         unread = watcher.write(b"")
-        while due and unread < at_most:
+        while due and at_most > 0 and unread < _UNREAD_BYTES:
             portion = [due.popleft()]
             size = len(portion[0])
             while due and size + len(due[0]) <= _AT_ONCE_BYTES:
                 portion.append(due.popleft())
                 size += len(portion[-1])
+            at_most -= size
             # What is shared by many is not copied for each.
             unread = watcher.write(portion[0] if len(portion) == 1 else b"".join(portion))
         watcher.written_at = time.monotonic()
         if not due and watcher.is_poll:
             watcher.end()
             self._forget(watcher)
-        elif not due and unread < at_most:
+        elif not due and at_most > 0:
             self._welcome(watcher, at_most)
 
     def _snapshot(self, service: str | None) -> tuple[Revision, Sequence[bytes]] | None:
