@@ -56,6 +56,7 @@ MAX_IDENTITY_BYTES = 400
 _FORGOTTEN_AT_ONCE = 1_000
 _HELD_UP_MS = 1_000
 _PAUSE_SECS = 0.002
+_LONG_MS = 1_000
 _T = TypeVar("_T")
 
 
@@ -260,8 +261,23 @@ class Registry:
             except ConflictError:
                 continue
             view.follow_all((commit,), (revision,))
+            self._make_up_for(namespace, (commit,))
             instance = commit.instance
             return answer, None if instance is None else at_revision(instance, revision)
+
+    def _make_up_for(self, namespace: Namespace, written: Iterable[Commit]) -> None:
+        """Renew the leases that were decided long before they were written.
+
+        A process may be stopped in between, for longer than a lease, while others renew it.
+        """
+        now = self.clock.mono_ms()
+        for commit in written:
+            if (
+                commit.lease is not None
+                and commit.instance is not None
+                and now > commit.at_mono_ms + _LONG_MS
+            ):
+                self._renew_lease(namespace, commit.key, commit.instance, counts=False)
 
     def register(
         self,
@@ -313,6 +329,7 @@ class Registry:
                     outcomes[place] = error
         revisions = self.store.commit_all(namespace, commits)
         view.follow_all(commits, revisions)
+        self._make_up_for(namespace, (c for c, r in zip(commits, revisions, strict=True) if r))
         for place, commit, revision in zip(places, commits, revisions, strict=True):
             instance, is_replication = wanted[place]
             if revision is not None:

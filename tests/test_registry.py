@@ -445,6 +445,28 @@ def test_of_two_mutations_at_once_one_comes_before_the_other(first: str, before:
             assert (answers, left_behind(other)) in serial, (second, place)
 
 
+@pytest.mark.parametrize("name", ["register", "register many", "metadata", "amend"])
+def test_a_lease_counts_from_its_writing_though_its_worker_was_stopped(name: str) -> None:
+    """A worker decides, and is stopped before it writes; the instance renews at another one."""
+    world = World(MemoryStore())
+    world.registry.register(sample_instance(duration_secs=7))
+    store: Any = world.registry.store
+
+    def stopped() -> None:
+        for _ in range(10):
+            world.clock.advance(2_000)
+            assert store.resume(world.clock.mono) is None
+            assert world.registry.renew("WEB", "web:1") is not None
+
+    for place in range(2, 6):
+        interrupted: Any = Interrupted(store, place, stopped)
+        late = Registry(interrupted, world.clock, world.registry.settings)
+        MUTATIONS[name](late)
+        lease = store.lease(DEFAULT_NAMESPACE, KEY)
+        assert lease.deadline_mono_ms == world.clock.mono + lease.duration_ms
+        world.registry.register(sample_instance(duration_secs=7, last_dirty_ms=3_000))
+
+
 def test_the_servers_own_timestamps_lose_no_word_when_the_clock_is_set_back(world: World) -> None:
     """Those of the native API are this server's; an operator may have noted one of any year."""
     world.registry.register(sample_instance(source="native", last_dirty_ms=9_000))
