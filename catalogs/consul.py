@@ -166,6 +166,8 @@ class ConsulCatalog:
                 told.put(changed & self._services)
         except Exception as error:
             told.put(error)
+        finally:
+            self._let_go()
 
     def _await_services(self, told: queue.Queue[Any], ended: threading.Event) -> None:
         index = self._service_index
@@ -185,6 +187,8 @@ class ConsulCatalog:
                     ended.wait(_SWEEP_SECS if len(wanted) > 50 else 0.05)
         except Exception as error:
             told.put(error)
+        finally:
+            self._let_go()
 
     def _waited(self, path: str, index: int) -> tuple[Any, int]:
         """What a blocking query answers, and the next one's index, by Consul's rules."""
@@ -227,6 +231,13 @@ class ConsulCatalog:
             self._local.client = found
             self._clients.append(found)
         return found
+
+    def _let_go(self) -> None:
+        """Close this thread's client, where it has one: each watch has threads of its own."""
+        found: Client | None = self._local.__dict__.pop("client", None)
+        if found is not None:
+            self._clients.remove(found)
+            found.close()
 
     def _headers(self) -> Mapping[str, str]:
         file = self._settings.token_file

@@ -235,6 +235,19 @@ def test_an_index_that_goes_back_asks_for_a_list() -> None:
         list(catalog.watch(threading.Event()))
 
 
+def test_a_watch_that_ends_leaves_no_connections_behind(source: ConsulSource) -> None:
+    source.put("web", "10.0.0.1", 80)
+    catalog = catalog_of(source, wait_secs=1)
+    catalog.list()
+    before = len(catalog._clients)
+    for _ in range(3):
+        changes = catalog.watch(threading.Event())
+        next(changes)
+        changes.close()
+    until(lambda: len(catalog._clients) == before)
+    catalog.close()
+
+
 def test_a_change_of_one_service_among_hundreds_is_seen_soon(source: ConsulSource) -> None:
     source.put_many([(f"s{n % 200}", f"10.{n // 250}.{n % 250}.1", 80) for n in range(2000)])
     followed = Followed(source, Terms())

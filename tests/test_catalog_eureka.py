@@ -123,6 +123,10 @@ def test_a_server_that_does_not_answer_is_left_for_the_next(source: EurekaSource
     with pytest.raises(SourceError, match="cannot be reached") as caught:
         alone.list()
     assert "s3cret" not in str(caught.value)
+    by_path = (f"http://127.0.0.1:{free_port()}/eureka/n/svc:s3cret",)
+    with pytest.raises(SourceError, match="/eureka/n/… cannot be reached") as caught:
+        EurekaCatalog(EurekaCatalogSettings(name="test", urls=by_path)).list()
+    assert "s3cret" not in str(caught.value)
 
 
 def test_only_the_named_applications_are_taken(source: EurekaSource) -> None:

@@ -452,3 +452,11 @@ def test_ten_thousand_entries_load_in_seconds(catalog: FileCatalog, folder: Path
     began = time.process_time()
     assert len(listed(catalog)) == 10_000
     assert time.process_time() - began < 20
+
+
+def test_one_endpoint_in_four_spellings_is_one_instance(catalog: FileCatalog, folder: Path) -> None:
+    spellings = ("10.0.0.1:80", "http://10.0.0.1:80", "http://10.0.0.1:80/", "10.0.0.1")
+    for number, spelling in enumerate(spellings):
+        (folder / f"n{number}.yaml").write_text(one(spelling))
+    found = {e.instance.id for group in catalog.list().values() for e in group or ()}
+    assert len(found) == 1
