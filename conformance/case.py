@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from conformance import documents
 from conformance.documents import Form, Instance, Listing
 from conformance.http import Connection, Exchange
+from conformance.spellings import Dress, plain
 
 _T = TypeVar("_T")
 
@@ -169,10 +170,11 @@ class Session:
         path: str,
         body: str | bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        dress: Dress = plain,
     ) -> Exchange:
         self.exchanges += 1
         try:
-            return self._connection.send(method, path, body, headers or {})
+            return self._connection.send(method, path, body, headers or {}, dress)
         except OSError as error:
             raise FailedError(f"{method} {path}: an answer; there was none: {error!r}") from None
 

@@ -8,7 +8,10 @@ Both must evict nothing and answer lists without delay while it runs.
 
 Not generated, since the genuine server's own answer is a fault: the name Amazon with the plain
 class (it can no longer show the application), reads of single parts of a VIP attribute and compact
-reads of VIPs (both are stale).
+reads of VIPs (both are stale); arrays and objects in the place of texts or numbers, and numbers in
+a lease of XML that are none (its parser loses its place); leases so long that they are over to it.
+Taken back before answers are compared: ids that were not sent, which the other server may show, and
+colons in element names, which it may escape.
 Not compared: clock readings, the delta's counter, pages of errors, the order of what has none,
 lists after a peer's heartbeat brought an override (the genuine cache does not see it),
 ``instances/ID`` where two applications share the id (a hash map's order), and the entity of a
@@ -19,9 +22,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
@@ -29,9 +33,10 @@ from hypothesis import strategies as st
 
 from conformance import documents
 from conformance.case import unique
-from conformance.cases.recorded import content, own_part
+from conformance.cases.recorded import content, own_part, taken_back
 from conformance.documents import AMAZON_CLASS, FULL, PLAIN_CLASS, STATUSES, Form
 from conformance.http import Connection, Exchange
+from conformance.spellings import DRESSES, JSON_SPELLINGS, SPELLINGS, XML_SPELLINGS
 
 TAIL = "~"  # stands for the names of one sequence until it is played
 APPS = ("Da~", "Db~")
@@ -51,19 +56,27 @@ class Request:
     app: str = APPS[0]
     id: str = IDS[0]
     brings_override: bool = False
+    spelling: str = "utf-8"
+    dress: str = "plain"
 
     def named(self, tail: str) -> Request:
         """The same request with the sequence's own names."""
-        body = None if self.body is None else self.body.replace(TAIL, tail)
-        return Request(
-            self.method,
-            self.path.replace(TAIL, tail),
-            body,
-            self.headers,
-            self.app.replace(TAIL, tail),
-            self.id.replace(TAIL, tail),
-            self.brings_override,
+        return replace(
+            self,
+            path=self.path.replace(TAIL, tail),
+            body=None if self.body is None else self.body.replace(TAIL, tail),
+            app=self.app.replace(TAIL, tail),
+            id=self.id.replace(TAIL, tail),
         )
+
+    @property
+    def data(self) -> bytes | None:
+        """The body's bytes."""
+        return None if self.body is None else SPELLINGS[self.spelling](self.body)
+
+    def target(self, base: str = "") -> str:
+        """The path as it is sent to a server with this base."""
+        return DRESSES[self.dress](base, self.path)
 
 
 apps, ids = st.sampled_from(APPS), st.sampled_from(IDS)
@@ -82,38 +95,76 @@ AMAZON: list[dict[str, Any]] = [
         "metadata": {"instance-id": IDS[0], "foo": "bar", "local-ipv4": "1.2.3.4"},
     },
 ]
+RAW = "RAW:"  # what follows stands in JSON as it is, without quotes
+_RAW = re.compile(rf'"{RAW}([^"]*)"')
+NUMBERS: tuple[Any, ...] = (
+    *(" 8080", "8080\n", "8080.0", "80.9", "8.08e3", "+80", "+-80", "-80", "8080\x00", "80f", "5."),
+    *("\uff18\uff10", "0x50", "0x1p3", "8_080", "", " ", "NaN", "Infinity", "-Infinity", "1e400"),
+    *("2147483647", "2147483648", "US", "null", True, False, None, -80, 80.9, -1.5, 2**31),
+    *(RAW + text for text in ("1e3", "80.50", "-0", "1e19", "9223372036854775808")),
+)
+SECONDS: tuple[Any, ...] = (
+    *(600, "600", " 600\n", "600.5", "6e2", "+600", "-1", "", "x", "0x1p9", None, -5, 600.7),
+    *(2**31, RAW + "6.5e2"),
+)
+MOMENTS: tuple[Any, ...] = (
+    *("1.7e12", " 1700000000001 ", "1700000000002.5", "-5", -5, "x", "", True, "1e19"),
+    *(RAW + "1.700000000001e12", "9223372036854775808", RAW + "9223372036854775808"),
+)
+SWITCHES = (True, False, " true ", "TRUE", "", None, 0, 1, -1, 1.5, RAW + "99999999999")
+DIGITS = ("1.50", "1e5", "-0", "18446744073709551616", "0.1000", "1e400", "1" + "0" * 30)
+ACCEPTED = (
+    *("*", "*/*", "*/json", "application/*", "application/json;q=0", "*/*;q=0"),
+    *("application/xml;Q=0.1, application/json;q=0.2", "text/plain", "application/json, */*"),
+)
 ODD: dict[str, st.SearchStrategy[Any]] = {
     "status": st.one_of(statuses, st.sampled_from([None, "up", "", "READY"])),
     "overriddenstatus": st.one_of(statuses, st.sampled_from([None, "foo", ""])),
     "overriddenStatus": st.one_of(statuses, st.sampled_from([None, "foo", ""])),
-    "port": st.sampled_from(
-        [
-            None,
-            {"$": "80", "@enabled": "true"},
-            {"$": 0, "@enabled": "false"},
-            {"$": -1, "@enabled": "x"},
-            {"$": 80, "@enabled": True},
-            {"$": 81},
-        ]
+    "port": st.one_of(
+        st.sampled_from([None, {"$": "80", "@enabled": "true"}, {"$": -1, "@enabled": "x"}]),
+        st.fixed_dictionaries(
+            {"$": st.sampled_from(NUMBERS)}, optional={"@enabled": st.sampled_from(SWITCHES)}
+        ),
     ),
-    "securePort": st.sampled_from([None, {"$": 443, "@enabled": True}, {"$": "443"}]),
+    "securePort": st.one_of(
+        st.sampled_from([None, {"$": 443, "@enabled": True}, {"$": "443"}]),
+        st.fixed_dictionaries(
+            {"$": st.sampled_from(NUMBERS)}, optional={"@enabled": st.sampled_from(SWITCHES)}
+        ),
+    ),
     "metadata": st.one_of(
         st.none(),
         st.dictionaries(st.sampled_from(["zone", "a_b", "x.y", "é", "k-1"]), texts, max_size=3),
-        st.just({"n": 1, "f": 1.5, "b": False, "e": ""}),
+        st.sampled_from(
+            [
+                {"n": 1, "f": 1.5, "b": False, "e": "", "none": None},
+                {"aws:autoscaling:group": "g", "k&": "x"},
+                {"halves": "a\ud800b\udc00"},
+            ]
+        ),
+        st.sampled_from(DIGITS).map(lambda digits: {"d": RAW + digits}),
     ),
-    "leaseInfo": st.sampled_from(
-        [
-            None,
-            {},
-            {"durationInSecs": 600, "renewalIntervalInSecs": "7"},
-            {"durationInSecs": 0, "renewalIntervalInSecs": -1},
-            {"evictionDurationInSecs": 5},
-            {"durationInSecs": 700, "registrationTimestamp": 5, "serviceUpTimestamp": 6},
-        ]
+    "leaseInfo": st.one_of(
+        st.sampled_from(
+            [
+                None,
+                {},
+                {"durationInSecs": 600, "renewalIntervalInSecs": "7"},
+                {"durationInSecs": 0, "renewalIntervalInSecs": -1},
+                {"evictionDurationInSecs": 5},
+                {"durationInSecs": 700, "registrationTimestamp": 5, "serviceUpTimestamp": 6},
+            ]
+        ),
+        st.fixed_dictionaries(
+            {
+                "durationInSecs": st.sampled_from(SECONDS),
+                "renewalIntervalInSecs": st.sampled_from(SECONDS),
+            }
+        ),
     ),
-    "countryId": st.sampled_from([7, "8", None, 0]),
-    "sid": st.sampled_from(["s1", "na", "unknown", "", None]),
+    "countryId": st.one_of(st.sampled_from([7, "8", None, 0]), st.sampled_from(NUMBERS)),
+    "sid": st.sampled_from(["s1", "na", "unknown", "", None, RAW + "1.50", True]),
     "appGroupName": st.sampled_from(["grp", "GRP", "", None]),
     "asgName": st.sampled_from(["asg", "", None]),
     "homePageUrl": st.one_of(st.none(), texts),
@@ -122,7 +173,7 @@ ODD: dict[str, st.SearchStrategy[Any]] = {
     "secureHealthCheckUrl": st.sampled_from(["", "https://x/", None]),
     "vipAddress": st.sampled_from(["v~", "v~", "part~,other~", "", "a b", None]),
     "secureVipAddress": st.sampled_from(["sv~", "", None]),
-    "lastDirtyTimestamp": st.one_of(moments.map(str), moments, st.none()),
+    "lastDirtyTimestamp": st.one_of(moments.map(str), moments, st.none(), st.sampled_from(MOMENTS)),
     "lastUpdatedTimestamp": st.sampled_from(["5", 5, None]),
     "isCoordinatingDiscoveryServer": st.sampled_from([True, "true", None]),
     "actionType": st.sampled_from(["ADDED", "MODIFIED", "DELETED", None]),
@@ -154,16 +205,33 @@ def bodies(draw: st.DrawFn, app: str, instance_id: str) -> dict[str, Any]:
     return fields
 
 
+def json_of(document: Any, *, is_ascii: bool = True) -> str:
+    """The document in JSON, what is raw as it is."""
+    return _RAW.sub(r"\1", json.dumps(document, ensure_ascii=is_ascii))
+
+
+_XML_DIGITS = re.compile(r"[+-]?[0-9]+")
+
+
 def xml_of(fields: dict[str, Any]) -> str:
     """The body in XML, without what only JSON can say."""
     taken = dict(fields)
     if taken.get("leaseInfo"):
         taken["leaseInfo"] = {
-            k: v for k, v in taken["leaseInfo"].items() if not k.startswith("eviction")
+            k: v
+            for k, v in taken["leaseInfo"].items()
+            if not k.startswith("eviction") and _XML_DIGITS.fullmatch(str(v))
         }
-    if taken.get("port") and taken["port"].get("@enabled") is None:
-        taken["port"] = {**taken["port"], "@enabled": "true"}
-    return documents.xml_body(taken)
+    for name in ("port", "securePort"):
+        if taken.get(name):
+            taken[name] = {"@enabled": "true", **taken[name]}
+    if taken.get("metadata"):
+        taken["metadata"] = {
+            k: v
+            for k, v in taken["metadata"].items()
+            if k != "k&" and not re.search("[\ud800-\udfff]", str(v))
+        }
+    return documents.xml_body(taken).replace(RAW, "")
 
 
 def header(form: Form, *more: dict[str, str]) -> tuple[tuple[str, str], ...]:
@@ -189,14 +257,23 @@ def requests(draw: st.DrawFn) -> Request:
         )
     )
     made: dict[str, Any] = {"app": app, "id": instance_id}
+    if draw(st.integers(0, 3)) == 0:
+        made["dress"] = draw(st.sampled_from(sorted(DRESSES)))
     if kind == "register":
         fields = draw(bodies(app, instance_id))
-        text = documents.json_body(fields) if form.is_json else xml_of(fields)
-        headers = header(form, peer, {"Content-Type": form.media_type})
+        spellings = JSON_SPELLINGS if form.is_json else XML_SPELLINGS
+        made["spelling"] = next(iter(spellings))
+        if draw(st.integers(0, 2)) == 0:
+            made["spelling"] = draw(st.sampled_from(sorted(spellings)))
+        is_ascii = draw(st.booleans())
+        text = json_of({"instance": fields}, is_ascii=is_ascii) if form.is_json else xml_of(fields)
+        charset = draw(st.sampled_from(["", "", ";charset=UTF-8", "; charset=iso-8859-1"]))
+        headers = header(form, peer, {"Content-Type": form.media_type + charset})
         return Request("POST", f"/apps/{app}", text, headers, **made)
     if kind == "renew":
         query = draw(st.sampled_from(["", "?status=DOWN", "?lastDirtyTimestamp={}"]))
-        query = query.format(draw(moments))
+        odd = st.sampled_from(["x", "", "1e3", "1_7", "%201", "+5", "-5", "9223372036854775808"])
+        query = query.format(draw(st.one_of(moments, moments, odd)))
         brings = bool(peer) and "Dirty" in query and draw(st.booleans())
         if brings:
             query += f"&overriddenstatus={draw(statuses)}"
@@ -214,6 +291,7 @@ def requests(draw: st.DrawFn) -> Request:
         return Request("DELETE", f"{path}/status{query}", None, header(form, peer), **made)
     if kind == "metadata":
         query = f"?k{draw(st.integers(0, 2))}=v%20{draw(st.integers(0, 2))}&zone=b"
+        query += draw(st.sampled_from(["", "&zone=c", "&=x", "&e", "&%C3%A9=a+b", "&a:b==", "&&"]))
         return Request("PUT", f"{path}/metadata{query}", None, header(form), **made)
     if kind == "cancel":
         return Request("DELETE", path, None, header(form, peer), **made)
@@ -223,12 +301,18 @@ def requests(draw: st.DrawFn) -> Request:
         wanted = draw(st.sampled_from(["/vips/v~", "/svips/sv~"]))
         return Request("GET", wanted, None, header(form), **made)
     if kind == "one":
-        return Request("GET", path, None, header(draw(forms)), **made)
+        wanted = draw(st.one_of(forms.map(lambda form: form.media_type), st.sampled_from(ACCEPTED)))
+        return Request("GET", path, None, (("Accept", wanted),), **made)
     items = draw(st.lists(batch_items(), min_size=1, max_size=4))
     headers = header(Form.JSON, {"Content-Type": "application/json"})
     brings = any("overriddenStatus" in item for item in items)
-    body = json.dumps({"replicationList": items})
+    body = json_of({"replicationList": items})
+    if draw(st.integers(0, 3)) == 0:
+        made["spelling"] = draw(st.sampled_from(sorted(JSON_SPELLINGS)))
     return Request("POST", "/peerreplication/batch/", body, headers, **made, brings_override=brings)
+
+
+TOLD = (" 1700000000001 ", "", "x", "1e3", 1.5, None, True, RAW + "1.700000000001e12", -1, 2**63)
 
 
 @st.composite
@@ -241,7 +325,7 @@ def batch_items(draw: st.DrawFn) -> dict[str, Any]:
     item: dict[str, Any] = {
         "appName": app.upper() if draw(st.booleans()) else app,
         "id": instance_id,
-        "lastDirtyTimestamp": draw(moments),
+        "lastDirtyTimestamp": draw(st.one_of(moments, moments, st.sampled_from(TOLD))),
         "status": draw(statuses),
         "action": action,
     }
@@ -299,11 +383,12 @@ class Duel:
 
     def _both(self, request: Request) -> tuple[Exchange, Exchange]:
         self.exchanges += 1
-        first, second = (
-            server.send(request.method, request.path, request.body, dict(request.headers))
-            for server in self._servers
-        )
+        first, second = (self._send(side, request) for side in (0, 1))
         return first, second
+
+    def _send(self, side: int, request: Request) -> Exchange:
+        headers, dress = dict(request.headers), DRESSES[request.dress]
+        return self._servers[side].send(request.method, request.path, request.data, headers, dress)
 
     def _read(self, path: str, form: Form, tail: str) -> None:
         self._compare(Request("GET", path, None, header(form)), tail, lists_lag=False)
@@ -317,7 +402,8 @@ class Duel:
 
         def disagree(what: str) -> None:
             raise DisagreementError(
-                f"{what}\n  {request.method} {request.path} {dict(request.headers)} {request.body}"
+                f"{what}\n  {request.method} {request.target()} {dict(request.headers)} "
+                f"{request.spelling}: {request.body}"
                 f"\n  genuine {genuine.status} {genuine.headers.get('content-type')} {genuine.body}"
                 f"\n  other   {other.status} {other.headers.get('content-type')} {other.body}"
             )
@@ -331,7 +417,7 @@ class Duel:
             disagree("the content type")
         bodies = []
         for exchange in (genuine, other):
-            text = exchange.body
+            text = taken_back(exchange.body)
             if request.path in ("/apps", "/apps/delta"):
                 text = own_part(text, tail)
             bodies.append(content(settled(request, text)))
@@ -342,21 +428,20 @@ class Duel:
         identity = path.removeprefix("/instances/")
         found = 0
         for app in APPS:
-            reply = self._servers[0].send(
-                "GET", f"/apps/{app.replace(TAIL, tail)}/{identity}", None, Form.JSON.headers
-            )
+            path = f"/apps/{app.replace(TAIL, tail)}/{identity}"
+            reply = self._send(0, Request("GET", path, None, header(Form.JSON)))
             found += reply.status == 200
         return found > 1
 
     def _sweep(self, tail: str) -> None:
         for app in APPS:
             path = f"/apps/{app.replace(TAIL, tail)}"
-            for server in self._servers:
-                found = server.send("GET", path, None, Form.JSON.headers)
+            for side in (0, 1):
+                found = self._send(side, Request("GET", path, None, header(Form.JSON)))
                 if found.status == 200:
                     for instance in json.loads(found.body)["application"]["instance"]:
                         identity = documents.effective_id(instance)
-                        server.send("DELETE", f"{path}/{identity}", None, {})
+                        self._send(side, Request("DELETE", f"{path}/{identity}"))
 
 
 def settled(request: Request, answer: str) -> str:

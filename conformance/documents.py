@@ -93,7 +93,8 @@ def hash_code(statuses: list[str]) -> str:
 
 def effective_id(instance: Instance) -> str:
     """What stands for the instance in URLs: its id, else Amazon's, else the host name."""
-    amazon = instance.get("dataCenterInfo", {}).get("metadata", {}).get("instance-id")
+    metadata = instance.get("dataCenterInfo", {}).get("metadata") or {}
+    amazon = metadata.get("instance-id")
     return str(instance.get("instanceId") or amazon or instance["hostName"])
 
 

@@ -8,6 +8,8 @@ import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from conformance.spellings import Dress, plain
+
 
 @dataclass(frozen=True)
 class Exchange:
@@ -45,26 +47,30 @@ class Connection:
         self._prefix = parts.path.rstrip("/")
 
     def send(
-        self, method: str, path: str, body: str | bytes | None, headers: Mapping[str, str]
+        self,
+        method: str,
+        path: str,
+        body: str | bytes | None,
+        headers: Mapping[str, str],
+        dress: Dress = plain,
     ) -> Exchange:
         """Send it and return both sides; ``OSError`` where the server cannot be reached."""
         data = body.encode() if isinstance(body, str) else body
+        target = dress(self._prefix, path)
         try:
             try:
-                return self._exchange(method, path, data, headers)
+                return self._exchange(method, target, data, headers)
             except (http.client.BadStatusLine, ConnectionError):
                 self._connection.close()  # the kept connection had been closed by the server
-                return self._exchange(method, path, data, headers)
+                return self._exchange(method, target, data, headers)
         except OSError:
             self._connection.close()  # half a request may have been sent on it
             raise
 
     def _exchange(
-        self, method: str, path: str, data: bytes | None, headers: Mapping[str, str]
+        self, method: str, target: str, data: bytes | None, headers: Mapping[str, str]
     ) -> Exchange:
-        self._connection.putrequest(
-            method, self._prefix + path, skip_accept_encoding=True, skip_host=False
-        )
+        self._connection.putrequest(method, target, skip_accept_encoding=True, skip_host=False)
         for name, value in headers.items():
             self._connection.putheader(name, value)
         if data is not None or method in ("PUT", "POST"):
@@ -77,6 +83,7 @@ class Connection:
             received = gzip.decompress(received)
         sent = None if data is None else data.decode("utf-8", "replace")
         text = received.decode("utf-8", "replace")
+        path = target.removeprefix(self._prefix)
         return Exchange(method, path, dict(headers), sent, response.status, answered, text)
 
     def close(self) -> None:

@@ -15,12 +15,14 @@ from conformance.cases import (
     registering,
     renewing,
     replicating,
+    spelling,
 )
 
 ALL: list[Case] = [
     case
     for subject in (
         registering,
+        spelling,
         listing,
         negotiating,
         renewing,
