@@ -32,6 +32,7 @@ from registry import (
     SourceConflictError,
     StoreError,
 )
+from shown import masked
 
 BASE = "/api/v1"
 _JSON = "application/json"
@@ -336,7 +337,7 @@ class NativeApi:
         return self._listed(request, b'{"service_name":%b,' % orjson.dumps(name), name)
 
     def _show_catalogs(self, request: Request, name: str) -> Answer:
-        return _json({"catalogs": self._catalogs()})
+        return _json({"catalogs": [_without_secrets(report) for report in self._catalogs()]})
 
     def _show_own_catalogs(self, request: Request, name: str) -> Answer:
         """What concerns this namespace: the catalogs that bring something to it, no one's names."""
@@ -375,6 +376,18 @@ class NativeApi:
 
 
 _NO_CACHE = {"Cache-Control": "no-store"}
+
+
+def _without_secrets(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A catalog's report; what a source says of itself may hold URLs with accounts."""
+    error, problems = report["last_error"], report["problems"]
+    return {
+        **report,
+        "last_error": None if error is None else masked(error),
+        "problems": [masked(text) for text in problems],
+    }
+
+
 # Errors and problems may name hosts, files and instances of other namespaces.
 _ONLY_ADMINS_SEE: Mapping[str, Any] = {
     "last_error": None,

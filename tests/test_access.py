@@ -890,3 +890,6 @@ def test_a_tenant_sees_of_the_catalogs_what_they_bring_to_its_namespace() -> Non
     assert [each["source"] for each in seen(namespace="blue")] == ["consul:main"]
     assert seen(namespace="green") == []
     assert seen(role="admin") == reports
+    reports[0] |= {"last_error": "http://ann:s3cret@h/ fails", "problems": ["/n/s3cret"]}
+    assert "fails" in json.dumps(seen(role="admin"))
+    assert "s3cret" not in json.dumps(seen(role="admin"))
