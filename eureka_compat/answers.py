@@ -133,6 +133,7 @@ class Answers:
         """The answer with a listing, kept with it."""
         answer: EncodedAnswer | None = listing.kept.get(form)
         if answer is None:
+            self._make_room()
             code = hash_code(listing.counts.items())
             answer = _wrapped(self._pieces(listing, form), version, code, form)
             listing.kept[form] = answer
@@ -222,6 +223,7 @@ class Answers:
         self._prepare(view, lambda: self._cells(view.changed, form), zipped, is_quick)
         with view.lock:
             until = view.recent_until(registry.clock.mono_ms())
+            self._make_room()
             code = hash_code(view.listing.counts.items())
             pieces = self._pieces(view.changed, form)
             answer = _wrapped(pieces, str(view.revision + 1), code, form)
@@ -367,7 +369,9 @@ class Answers:
 
     def _make_room(self) -> None:
         """Forget what was encoded, once half of it at least is of instances that went."""
-        self._most_fragments = 1000 + (0 if self._view is None else 2 * self._view.size())
+        view = self._view
+        shown = 0 if view is None else view.size() + view.changed.size
+        self._most_fragments = 1000 + 2 * shown
         if len(self._fragments) >= self._most_fragments:
             self._fragments.clear()
 

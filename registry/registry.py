@@ -8,6 +8,7 @@ says which (``amend``). Nothing is logged before it is committed. Semantics: pro
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -55,6 +56,8 @@ log = logging.getLogger("registry")
 MAX_IDENTITY_BYTES = 400
 _FORGOTTEN_AT_ONCE = 1_000
 _HELD_UP_MS = 1_000
+_MANY = 5_000
+_AFTER_FALL_MS = 90_000
 _PAUSE_SECS = 0.002
 _LONG_MS = 1_000
 _T = TypeVar("_T")
@@ -87,6 +90,9 @@ class Registry:
         self.settings = settings
         self._doubled = settings.lease_expiry == "genuine"
         self._views: dict[Namespace, View] = {}
+        # The most instances that were held at once lately, and when there last were half of them.
+        self._most_held = 0
+        self._fell_at = 0
 
     def start(self) -> None:
         """Load what the store holds; ``StoreError`` if it does not answer.
@@ -127,6 +133,20 @@ class Registry:
                 time.sleep(_PAUSE_SECS)
             if namespace != DEFAULT_NAMESPACE and view.is_blank():
                 del self._views[namespace]
+        self._give_memory_back(now)
+
+    def _give_memory_back(self, now_mono_ms: int) -> None:
+        """Have the allocator return what a fleet took that is gone; it keeps that by itself.
+
+        A while after most of it went, when answers that were made of it are forgotten as well.
+        """
+        held = sum([view.size() + view.changed.size for view in list(self._views.values())])
+        if held >= self._most_held // 2:
+            self._most_held = max(self._most_held, held)
+            self._fell_at = now_mono_ms
+        elif self._most_held > _MANY and now_mono_ms - self._fell_at > _AFTER_FALL_MS:
+            self._most_held = held
+            _trim_memory()
 
     def check(self) -> None:
         """Return if the store answers and takes writes; ``StoreError`` with the reason if not."""
@@ -821,6 +841,12 @@ class Registry:
         for key in gone:
             log.warning("evicted %s/%s: its lease ended", key.app, key.id)
         return len(gone)
+
+
+def _trim_memory() -> None:
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc alone
+    if trim is not None:
+        trim(0)
 
 
 def _check_identity(key: InstanceKey) -> None:

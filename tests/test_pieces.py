@@ -300,3 +300,19 @@ def test_a_growing_registry_lists_everybody_once() -> None:
             applications = json.loads(answers.applications(Form.JSON).plain().body)["applications"]
             ids = [i["instanceId"] for a in applications["application"] for i in a["instance"]]
             assert sorted(ids) == sorted(f"i{n}" for n in range(number + 1))
+
+
+def test_what_was_encoded_of_a_fleet_that_went_is_forgotten() -> None:
+    registry, clock = Registry(MemoryStore(), ManualClock(), RegistrySettings()), ManualClock()
+    registry.clock = clock
+    registry.start()
+    answers = Answers(registry, DEFAULT_NAMESPACE)
+    for number in range(3_000):
+        registry.register(sample_instance("A", f"i{number}"))
+    answers.applications(Form.JSON).plain()
+    for number in range(3_000):
+        registry.cancel("A", f"i{number}")
+    answers.delta(Form.JSON).plain()
+    clock.advance(400_000)
+    answers.delta(Form.JSON).plain()
+    assert answers._fragments == {}

@@ -1149,3 +1149,22 @@ def test_who_was_held_up_in_a_renewal_renews_again(
     lease = store.lease(DEFAULT_NAMESPACE, KEY)
     assert lease is not None
     assert lease.deadline_mono_ms == world.clock.mono + 90_000
+
+
+def test_memory_is_given_back_once_after_a_fleet_went(monkeypatch: pytest.MonkeyPatch) -> None:
+    trims: list[int] = []
+    monkeypatch.setattr("registry.registry._trim_memory", lambda: trims.append(1))
+    monkeypatch.setattr("registry.registry._MANY", 100)
+    world = World(MemoryStore())
+    world.registry.register_all(
+        [Registering(sample_instance(instance_id=f"web:{number}")) for number in range(200)]
+    )
+    world.pass_time(10)
+    for number in range(200):
+        world.registry.cancel("WEB", f"web:{number}")
+    world.pass_time(180)
+    assert trims == []
+    world.pass_time(120)
+    assert trims == [1]
+    world.pass_time(300)
+    assert trims == [1]
