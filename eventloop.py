@@ -1618,6 +1618,9 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
         self._accepted = 0
         self._accepts = False
         self._welcomes: set[asyncio.Task[None]] = set()
+        # Under TLS: who has connected and said nothing, until when; and who has, but must wait.
+        self._silent: dict[socket.socket, float] = {}
+        self._heard: deque[tuple[socket.socket, Address, Address]] = deque()
         self._streams = 0
         self._ticks = False
         self._stops_at: float | None = None
@@ -1679,6 +1682,7 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
         late = now - _SWEEP_SECS
         for connection in [each for each in self.connections if each.deadline < late]:
             connection.overdue()
+        self._forget_silent()
         if self._stops_at is not None and now >= self._stops_at:
             self.log.warning("%d connections did not end in time", self._accepted)
             self.loop.stop()
@@ -1749,7 +1753,36 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
             # What is copied to the kernel at once holds the others up, and stays there for those
             # who do not read.
             client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-        welcome = self.loop.create_task(self._welcome(client, peer, listener.getsockname()))
+        server = listener.getsockname()
+        if self.ssl_context is None:
+            self._welcome_soon(client, peer, server)
+        else:
+            self._silent[client] = self.now + self.patience
+            self.loop.add_reader(client.fileno(), self._hear, client, peer, server)
+
+    def _hear(self, client: socket.socket, peer: Address, server: Address) -> None:
+        """Have a client that speaks wait for its handshake, which is dear."""
+        self.loop.remove_reader(client.fileno())
+        del self._silent[client]
+        self._heard.append((client, peer, server))
+        if len(self._heard) == 1:
+            self.loop.call_soon(self._greet)
+
+    def _greet(self) -> None:
+        """Begin one handshake in each turn of the loop."""
+        self._welcome_soon(*self._heard.popleft())
+        if self._heard:
+            self.loop.call_soon(self._greet)
+
+    def _forget_silent(self) -> None:
+        for client in [each for each, until in self._silent.items() if until < self.now]:
+            del self._silent[client]
+            self.loop.remove_reader(client.fileno())
+            client.close()
+            self.connection_closed()
+
+    def _welcome_soon(self, client: socket.socket, peer: Address, server: Address) -> None:
+        welcome = self.loop.create_task(self._welcome(client, peer, server))
         self._welcomes.add(welcome)
         welcome.add_done_callback(self._welcomes.discard)
 
@@ -1816,6 +1849,7 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
             listener.close()
         for connection in list(self.connections):
             connection.wind_down()
+        self._silent = dict.fromkeys(self._silent, self.now + _RECENT_SECS)
         for welcome in self._welcomes:
             self.loop.call_later(_RECENT_SECS, welcome.cancel)
         if not self._accepted:

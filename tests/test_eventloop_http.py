@@ -1206,6 +1206,20 @@ class TestTime:
         wait_until(lambda: site.state()["closed"] == 1, 8, "the end of the answer")
         assert site.state()["made"] < 200, "the application ran ahead of its reader"
 
+    def test_under_tls_a_client_that_says_nothing_is_let_go(self, tmp_path: Path) -> None:
+        make_certificates(tmp_path)
+        files = {"certfile": str(tmp_path / "server.pem"), "keyfile": str(tmp_path / "server.key")}
+        with Site(tmp_path, LOOP, timeout=2, worker_connections=1, **files) as site:
+            with site.wire() as silent:
+                assert silent.is_closed()
+            with tls(site, tmp_path) as wire:
+                wire.send(request("/"))
+                assert wire.reply().body == b"plain"
+            with site.wire() as silent:
+                site.process.send_signal(signal.SIGTERM)
+                assert silent.is_closed()
+                assert site.process.wait(timeout=10) == 0
+
     def test_a_worker_that_hangs_is_killed(self, tmp_path: Path) -> None:
         hang = "class Hang:\n    def fast_lane(self, request):\n        import time\n"
         hang += "        while request.path == '/hang': time.sleep(0.01)\n"
@@ -1571,6 +1585,7 @@ class Turned:
 
     def __init__(self) -> None:
         self._soon: list[tuple[Callable[..., Any], Any]] = []
+        self.remove_reader: Callable[[int], None] = lambda descriptor: None
 
     def call_soon(self, function: Callable[..., Any], *arguments: Any) -> None:
         self._soon.append((function, arguments))
@@ -1709,6 +1724,23 @@ def test_whoever_waits_in_the_queue_is_known_again_too(monkeypatch: pytest.Monke
     loop.turn()
     connection.data_received(request("/laned"))
     assert application.asked == ["/dear", "/laned", "/laned"]
+
+
+def test_handshakes_begin_one_in_a_turn() -> None:
+    worker, loop = a_worker(Counting())
+    begun: list[Any] = []
+    worker._welcome_soon = lambda client, peer, server: begun.append(peer)  # type: ignore[method-assign]
+    clients = [socket.socket() for _ in range(4)]
+    worker._silent = dict.fromkeys(clients, 0.0)
+    for number, client in enumerate(clients):
+        worker._hear(client, str(number), "")
+    for number in range(4):
+        assert begun == [str(each) for each in range(number)]
+        loop.turn()
+    assert begun == ["0", "1", "2", "3"]
+    assert worker._silent == {}
+    for client in clients:
+        client.close()
 
 
 class Pool:
