@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import ipaddress
 import json
 import os
 import pty
@@ -17,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ import pytest
 from werkzeug.security import generate_password_hash
 
 from conformance.programs import free_port
+from native_api.sidecar import settings
 from native_api.sidecar.checks import Health, Tally, probe
 from native_api.sidecar.protocols import (
     GoneError,
@@ -93,7 +96,11 @@ def test_structures_are_taken_from_flags_and_what_follows_the_dashes_is_a_child(
         (["--checks", "{"], "JSON or YAML"),
         (["--supervise", "[{command: app}]"], "command"),
         (["--supervise", "[{on_exit: ignore}]"], "command"),
-        (["--on-unhealthy", "panic"], "silence or out_of_service"),
+        (["--on-unhealthy", "panic"], "silence or out_of_service or deregister"),
+        (["--checks", "[{type: command, command: [x], expect: 256}]"], "expect"),
+        (["--checks", "[{type: http, url: 'http://h', expect: 3}]"], "expect"),
+        (["--supervise", "[{command: [x], env: {A: 1}}]"], "NAME=value"),
+        (["--supervise", "[{command: [x], env: [A]}]"], "NAME=value"),
         (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
         (["--registries", "http://h:99999"], "--registries"),
         (["--registries", "http://h/?q=1"], "query"),
@@ -299,6 +306,36 @@ def test_a_name_that_cannot_be_one_is_a_failure_as_any_other() -> None:
     assert "a..b" in failed
 
 
+@pytest.mark.parametrize(("code", "expect"), [(0, None), (3, 3)])
+def test_a_command_is_well_with_the_exit_status_that_is_expected(
+    code: int, expect: int | None
+) -> None:
+    check = {"type": "command", "command": ["sh", "-c", f"exit {code}"]}
+    told = check if expect is None else check | {"expect": expect}
+    (made,) = load([*NEEDED, "--checks", json.dumps([told])], {}).checks
+    assert probe(made, Supervisor((), 1)) is None
+    other = replace(made, command=("sh", "-c", "exit 7"))
+    assert probe(other, Supervisor((), 1)) == "exit status 7"
+
+
+def test_a_port_alone_is_this_machines_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.suppress(SettingError):  # a machine without any network has none
+        assert not ipaddress.ip_address(settings.own_address().strip("[]")).is_unspecified
+    monkeypatch.setattr(settings, "own_address", lambda: "10.0.0.7")
+    assert load([*NEEDED, "--endpoint", ":9080"], {}).endpoint == "10.0.0.7:9080"
+
+
+def test_a_child_has_its_own_variables_beside_the_sidecars(
+    beside: Callable[..., Sidecar],
+) -> None:
+    show = {"command": ["sh", "-c", 'echo "<$COLOUR,$SIZE,${PATH:+path}>"; sleep 60']}
+    children = [show | {"env": {"COLOUR": "red"}}, show | {"env": ["SIZE=5"]}]
+    away = arguments("native", f"http://127.0.0.1:{free_port()}", 9)
+    sidecar = beside(*away, "--supervise", json.dumps(children))
+    wait_until(lambda: "<red,,path>" in sidecar.log(), 10, "the first")
+    wait_until(lambda: "<,5,path>" in sidecar.log(), 10, "the second")
+
+
 def test_what_a_command_started_ends_with_it() -> None:
     command = ("sh", "-c", "sleep 47.11 & wait")
     assert probe(CheckSettings(type="command", command=command, timeout=0.3), Supervisor((), 1))
@@ -384,11 +421,13 @@ class FakeRegistry:
         self._call("deregister")
 
 
-def machine(*registries: FakeRegistry, reports: bool = False) -> Registration:
+def machine(
+    *registries: FakeRegistry, reports: bool = False, when_unwell: str = "silence"
+) -> Registration:
     return Registration(
         registries,
         interval_secs=10,
-        reports_illness=reports,
+        when_unwell="out_of_service" if reports else when_unwell,
         max_backoff_secs=20,
         chance=random.Random(1),
     )
@@ -433,6 +472,33 @@ def test_illness_is_reported_once_and_the_lease_kept() -> None:
     assert set(registry.calls[2:]) == {"renew"}
     registration.step(now, True)
     assert registry.calls[-1] == "in"
+
+
+def test_one_that_is_unwell_is_taken_out_where_that_is_set_and_registered_when_well() -> None:
+    registry = FakeRegistry()
+    registration = machine(registry, when_unwell="deregister")
+    now = play(registration, 1, True, 0)
+    now = play(registration, 30, False, now)
+    assert registry.calls == ["register", "deregister"]
+    registration.step(now, True)
+    assert registry.calls[2:] == ["register"]
+    registration.end()
+    assert registry.calls[3:] == ["deregister"]
+
+
+def test_one_that_cannot_be_taken_out_is_tried_again_and_ever_more_slowly() -> None:
+    registry = FakeRegistry()
+    registration = machine(registry, when_unwell="deregister")
+    now = play(registration, 1, True, 0)
+    registry.failure = UnreachableError("no answer")
+    now = play(registration, 60, False, now)
+    assert 5 <= registry.calls.count("deregister") <= 20
+    registry.failure = None
+    play(registration, 20, False, now)
+    told = registry.calls.count("deregister")
+    assert not registration.registered
+    play(registration, 60, False, now + 20)
+    assert registry.calls.count("deregister") == told
 
 
 def test_one_that_is_gone_is_registered_again_at_once_and_then_ever_more_slowly() -> None:

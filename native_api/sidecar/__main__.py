@@ -32,7 +32,7 @@ def run(settings: Settings, environ: Mapping[str, str]) -> int:
     registration = Registration(
         protocols(settings),
         interval_secs=settings.ttl * settings.renew_fraction,
-        reports_illness=settings.on_unhealthy == "out_of_service",
+        when_unwell=settings.on_unhealthy,
         max_backoff_secs=settings.max_backoff,
         chance=random.Random(),
     )

@@ -56,7 +56,7 @@ def _run(settings: CheckSettings, spawner: Spawner) -> str | None:
         return f"timed out: no end within {settings.timeout:g} s"
     finally:
         spawner.ended(process)
-    return None if code == 0 else f"exit status {code}"
+    return None if code == settings.expect else f"exit status {code}"
 
 
 def _request(settings: CheckSettings) -> str | None:

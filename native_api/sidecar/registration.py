@@ -34,18 +34,20 @@ class Registration:
         registries: Sequence[RegistryProtocol],
         *,
         interval_secs: float,
-        reports_illness: bool,
+        when_unwell: str,
         max_backoff_secs: float,
         chance: random.Random,
     ) -> None:
         """Renew at that interval at the latest.
 
-        ``reports_illness``: told out of service while unwell; otherwise its lease runs out.
+        ``when_unwell`` it is told out of service (``out_of_service``), or taken out
+        (``deregister``); otherwise (``silence``) its lease runs out.
         """
         self._registries = registries
         self._current = 0
         self._interval = interval_secs
-        self._reports_illness = reports_illness
+        self._reports_illness = when_unwell == "out_of_service"
+        self._leaves = when_unwell == "deregister"
         self._max_backoff = max_backoff_secs
         self._chance = chance
         self._failures = self._refusals = 0
@@ -58,6 +60,8 @@ class Registration:
     def step(self, now: float, verdict: bool | None) -> float:
         """Do what is due, one request at most; returns in how many seconds to look again."""
         wants_service = verdict is True
+        if self.registered and verdict is False and self._leaves:
+            return self._leave(now)
         changed = (
             self.registered
             and self.in_service != wants_service
@@ -71,6 +75,27 @@ class Registration:
             return self._due - now
         self._due = now + self._attempt(wants_service, changed=changed)
         return self._due - now
+
+    def _leave(self, now: float) -> float:
+        """Taken out while it is unwell; where nobody answers, again after a pause."""
+        if self._failures and now < self._due:
+            return self._due - now
+        registry = self._registries[self._current]
+        try:
+            registry.deregister()
+        except GoneError:
+            pass
+        except (RefusedError, UnreachableError) as error:
+            self._told(registry.name, f"not taken out at {registry.name}: {error}", logging.WARNING)
+            self._current = (self._current + 1) % len(self._registries)
+            self._due = now + self._pause(first=_FIRST_PAUSE_SECS)
+            return self._due - now
+        self._problems.pop(registry.name, None)
+        self._failures = 0
+        self._due = now
+        self.registered = self._may_be_known = False
+        log.info("taken out at %s while it is unwell", registry.name)
+        return _LOOK_AGAIN_SECS
 
     def _attempt(self, wants_service: bool, *, changed: bool) -> float:
         registry = self._registries[self._current]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -23,7 +24,10 @@ class SettingError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckSettings:
-    """One health check. Seconds are seconds; ``failures`` and ``successes`` are in a row."""
+    """One health check. Seconds are seconds; ``failures`` and ``successes`` are in a row.
+
+    ``expect`` is the status, or the exit status of a command.
+    """
 
     type: str
     url: str = ""
@@ -40,10 +44,14 @@ class CheckSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildSettings:
-    """One process to start; ``on_exit`` is what its end means: terminate all, or ignore."""
+    """One process to start; ``on_exit`` is what its end means: terminate all, or ignore.
+
+    ``env`` is what it is given beside the sidecar's own environment.
+    """
 
     command: tuple[str, ...]
     on_exit: str = "terminate"
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +172,23 @@ def _endpoint(kind: str, text: str) -> None:
         )
 
 
+def own_address() -> str:
+    """The address that others reach this machine at, in brackets where it is IPv6's.
+
+    That of its way out; ``SettingError`` where it has none. Nothing is sent.
+    """
+    outside = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
+    for family, address in outside:
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probing:
+                probing.connect((address, 9))
+                found = str(probing.getsockname()[0])
+        except OSError:
+            continue
+        return f"[{found}]" if ":" in found else found
+    raise SettingError("endpoint: no address of this machine is known; name a host")
+
+
 def _structure(value: Any) -> Any:
     """What flags and variables hold as JSON or YAML."""
     if not isinstance(value, str):
@@ -205,11 +230,24 @@ def _command(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _variables(value: Any) -> Mapping[str, str]:
+    """A mapping, or a list of ``NAME=value``."""
+    if isinstance(value, list) and all(isinstance(v, str) and "=" in v for v in value):
+        value = dict(entry.split("=", 1) for entry in value)
+    if (
+        not isinstance(value, dict)
+        or not all(isinstance(v, str) for pair in value.items() for v in pair)
+        or any(not name or "=" in name or "\0" in name + text for name, text in value.items())
+    ):
+        raise ValueError("a mapping of texts, or a list of NAME=value")
+    return value
+
+
 _CHECK: dict[str, Callable[[Any], Any]] = {
     "type": _choice("http", "https", "tcp", "command"),
     "url": _text,
-    "method": _choice("GET", "HEAD", "POST", "PUT", "OPTIONS"),
-    "expect": _whole(100, 599),
+    "method": _choice("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"),
+    "expect": _whole(0, 599),
     "ca_file": _readable,
     "address": _text,
     "command": _command,
@@ -222,6 +260,7 @@ _NEEDED = {"http": "url", "https": "url", "tcp": "address", "command": "command"
 _CHILD: dict[str, Callable[[Any], Any]] = {
     "command": _command,
     "on_exit": _choice("terminate", "ignore"),
+    "env": _variables,
 }
 
 
@@ -245,8 +284,12 @@ def _entry(kind: type, readers: Mapping[str, Callable[[Any], Any]], entry: Any) 
 
 def _checks(value: Any) -> tuple[CheckSettings, ...]:
     found = []
-    for entry in _list(value):
+    for given in _list(value):
+        is_command = given.get("type") == "command"
+        entry = {"expect": 0, **given} if is_command else given
         check: CheckSettings = _entry(CheckSettings, _CHECK, entry)
+        if not (0 if is_command else 100) <= check.expect <= (255 if is_command else 599):
+            raise ValueError("in expect: an exit status, or a status of HTTP")
         needed = _NEEDED[check.type]
         if not getattr(check, needed):
             raise ValueError(f"a {needed} for a {check.type} check")
@@ -276,7 +319,7 @@ TABLE: dict[str, tuple[Callable[[Any], Any], str]] = {
     "protocol": (_choice("native", "eureka"), "what the registry speaks (native)"),
     "service_name": (_text, "the service that the instance belongs to"),
     "endpoint_type": (_choice("http", "https", "tcp", "udp", "user"), "http unless told"),
-    "endpoint": (_text, "where the instance is reached: host:port, or a URL"),
+    "endpoint": (_text, "where the instance is reached: host:port, :port (here), or a URL"),
     "instance_id": (_text, "its id at a Eureka server (host:service:port)"),
     "ttl": (_whole(3, 86_400), "seconds that it stays without a heartbeat (30)"),
     "renew_fraction": (_number(0.05, 0.9), "renewed after this share of the ttl (a third)"),
@@ -284,8 +327,8 @@ TABLE: dict[str, tuple[Callable[[Any], Any], str]] = {
     "metadata": (_mapping, "a JSON or YAML mapping"),
     "checks": (_checks, "health checks, a JSON or YAML list"),
     "on_unhealthy": (
-        _choice("silence", "out_of_service"),
-        "while unwell: stop renewing (silence), or report it",
+        _choice("silence", "out_of_service", "deregister"),
+        "while unwell: stop renewing (silence), report it, or deregister",
     ),
     "supervise": (_children, "processes to start, a JSON or YAML list"),
     "grace": (_number(0, 3600), "seconds that children have to end (10)"),
@@ -334,6 +377,8 @@ def load(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
     for needed in ("registries", "service_name", "endpoint"):
         if needed not in read:
             raise SettingError(f"{needed} is missing: set it in the file, SIDECAR_… or by a flag")
+    if read["endpoint"].startswith(":") and read.get("endpoint_type") != "user":
+        read["endpoint"] = own_address() + read["endpoint"]
     _endpoint(read.get("endpoint_type", "http"), read["endpoint"])
     _agree(read)
     if command:

@@ -49,7 +49,9 @@ class Supervisor:
             try:
                 with self._lock:
                     # A group of its own, so that what it starts gets its signals too.
-                    process = subprocess.Popen(settings.command, process_group=0, env=self._environ)
+                    process = subprocess.Popen(
+                        settings.command, process_group=0, env=self._with(settings.env)
+                    )
                     self._children[process.pid] = (number, process)
             except OSError:
                 self.end()
@@ -57,6 +59,11 @@ class Supervisor:
             log.info("started %s as %d", settings.command[0], process.pid)
             if number == 0:
                 _hand_over_terminal(process.pid)
+
+    def _with(self, more: Mapping[str, str]) -> Mapping[str, str] | None:
+        if not more:
+            return self._environ
+        return {**(os.environ if self._environ is None else self._environ), **more}
 
     def spawn(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
         with self._lock:
