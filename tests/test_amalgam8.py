@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+import amalgam8
 from conformance.programs import FOLDER, built
 from environment import Environment, SettingError, load
-from tests.servers import RegistryServer
+from tests.servers import ROOT, RegistryServer
 
 
 def go_client() -> Path:
@@ -137,3 +138,9 @@ def test_this_servers_own_variables_count_and_what_has_no_meaning_is_named() -> 
         "workers share one store",
         "A8_STORE_PASSWORD has no effect here: the store is this server's own: STORE_URL",
     )
+
+
+def test_the_page_maps_every_variable_of_the_registry() -> None:
+    page = (ROOT / "docs" / "from-amalgam8.md").read_text()
+    named = [*amalgam8._MEANT, *amalgam8._CATALOGS, *amalgam8._WITHOUT_MEANING]
+    assert [name for name in named if f"`{name}" not in page] == []

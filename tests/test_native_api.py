@@ -705,6 +705,16 @@ def test_a_refusal_has_the_word_that_the_genuine_registry_has_for_it(
     assert reply.json["Error"] == word
 
 
+def test_a_list_has_the_heartbeat_of_the_instances_last_change(world: World) -> None:
+    identity = world.register()
+    at = rfc3339(world.clock.wall_ms())
+    world.pass_time(5)
+    world.send("PUT", f"/instances/{identity}/heartbeat")
+    (listed,) = world.send("GET", "/instances").json["instances"]
+    assert listed["last_heartbeat"] == at
+    assert world.shown(identity)["last_heartbeat"] == rfc3339(world.clock.wall_ms())
+
+
 def test_an_over_long_name_is_reported_with_the_name(world: World) -> None:
     document = {"service_name": "n" * 90, "endpoint": {"type": "http", "value": "h"}}
     told = problem(world.send("POST", "/instances", document), 400)["service_name"]

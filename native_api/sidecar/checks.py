@@ -56,7 +56,7 @@ def _run(settings: CheckSettings, spawner: Spawner) -> str | None:
         return f"timed out: no end within {settings.timeout:g} s"
     finally:
         spawner.ended(process)
-    return None if code == settings.expect else f"exit status {code}"
+    return None if code == settings.expected else f"exit status {code}"
 
 
 def _request(settings: CheckSettings) -> str | None:
@@ -75,7 +75,7 @@ def _request(settings: CheckSettings) -> str | None:
         headers=headers,
         context=context,
     )
-    return None if status == settings.expect else f"status {status}"
+    return None if status == settings.expected else f"status {status}"
 
 
 def shown(settings: CheckSettings) -> str:

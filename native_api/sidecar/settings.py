@@ -26,13 +26,13 @@ class SettingError(ValueError):
 class CheckSettings:
     """One health check. Seconds are seconds; ``failures`` and ``successes`` are in a row.
 
-    ``expect`` is the status, or the exit status of a command.
+    ``expect`` is the status, or the exit status of a command; None is the usual one.
     """
 
     type: str
     url: str = ""
     method: str = "GET"
-    expect: int = 200
+    expect: int | None = None
     ca_file: str = ""
     address: str = ""
     command: tuple[str, ...] = ()
@@ -40,6 +40,13 @@ class CheckSettings:
     timeout: float = 2.0
     failures: int = 3
     successes: int = 1
+
+    @property
+    def expected(self) -> int:
+        """The status, or exit status, that is well."""
+        if self.expect is not None:
+            return self.expect
+        return 0 if self.type == "command" else 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,11 +291,10 @@ def _entry(kind: type, readers: Mapping[str, Callable[[Any], Any]], entry: Any) 
 
 def _checks(value: Any) -> tuple[CheckSettings, ...]:
     found = []
-    for given in _list(value):
-        is_command = given.get("type") == "command"
-        entry = {"expect": 0, **given} if is_command else given
+    for entry in _list(value):
         check: CheckSettings = _entry(CheckSettings, _CHECK, entry)
-        if not (0 if is_command else 100) <= check.expect <= (255 if is_command else 599):
+        low, high = (0, 255) if check.type == "command" else (100, 599)
+        if not low <= check.expected <= high:
             raise ValueError("in expect: an exit status, or a status of HTTP")
         needed = _NEEDED[check.type]
         if not getattr(check, needed):
