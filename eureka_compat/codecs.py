@@ -56,7 +56,8 @@ def batch_from_json(body: bytes) -> Any:
     document = read_json(body)
     items = document.get("replicationList") if isinstance(document, dict) else None
     for item in items if isinstance(items, list) else ():
-        if not _kept_digits(item, body):
+        told = item.get("instanceInfo") if isinstance(item, dict) else None
+        if not (_kept_digits(item, body) and _kept_digits(told, body)):
             return _read_exactly(body)
     return document
 
@@ -70,26 +71,28 @@ def as_read_from_json(tree: Any) -> Any:
 
 
 def _kept_digits(tree: Any, body: bytes) -> bool:
-    """Whether each number that stands for a text still has the digits that were sent.
+    """Whether each number of an instance that stands for a text still has the digits of the body.
 
     The fast parser makes a float of what has a fraction, an exponent or more than 64 bits, and 0 of
-    -0; as a text, the original keeps ``1.50`` and each digit of a number of any length.
+    -0; as a text, the original keeps ``1.50`` and each digit of a number of any length. What is
+    looked at is where texts stand, since every registration comes by here.
     """
-    zero = False
-    found = [tree]
-    while found:
-        values = found.pop()
-        if not isinstance(values, dict):
-            continue
-        for value in values.values():
-            kind = type(value)
-            if kind is float:
-                return False
-            if kind is int:
-                zero = zero or value == 0
-            elif kind is dict:
-                found.append(value)
-    return not zero or b"-0" not in body
+    if type(tree) is not dict:
+        return True
+    kinds = set(map(type, tree.values()))
+    metadata, center = tree.get("metadata"), tree.get("dataCenterInfo")
+    if type(metadata) is dict:
+        kinds.update(map(type, metadata.values()))
+    if type(center) is dict and len(center) > 2:
+        kinds.update(map(type, center.values()))
+        if type(center.get("metadata")) is dict:
+            kinds.update(map(type, center["metadata"].values()))
+    if float in kinds:
+        return False
+    return int not in kinds or b"-0" not in body or not _MINUS_ZERO.search(body)
+
+
+_MINUS_ZERO = re.compile(rb"[:\s]-0\s*[,}]")
 
 
 _JSON_BLANKS = " \t\r\n"

@@ -201,7 +201,9 @@ def read_candidate(tree: Any) -> Candidate:
     _read_lease(tree.get("leaseInfo"), fields)
     _read_data_center(tree, candidate)
     dirty = tree.get("lastDirtyTimestamp")
-    if dirty is not None:
+    if type(dirty) is str and len(dirty) < 19 and dirty.isdecimal() and dirty.isascii():
+        candidate.last_dirty_ms = int(dirty)  # as nearly all clients send it
+    elif dirty is not None:
         candidate.last_dirty_ms = _timestamp(dirty, "instance.lastDirtyTimestamp")
     return candidate
 
@@ -369,7 +371,9 @@ def _read_port(value: Any, name: str, fields: dict[str, Any], *, enabled_by_defa
             )
         if "@enabled" in value:
             flag = value["@enabled"]
-            enabled = flag == "true" or _flag(flag, f"instance.{name}.@enabled")
+            enabled = flag == "true" or (
+                flag != "false" and _flag(flag, f"instance.{name}.@enabled")
+            )
     else:
         fields[attribute] = _bare_port(value, name)
     fields[flag_attribute] = enabled

@@ -872,6 +872,12 @@ def test_texts_of_a_batch_may_be_any_scalar(client: FlaskClient) -> None:
     assert batch_of(client, status=None, **removal) == (200, [200])
 
 
+@pytest.mark.parametrize("action", [0, 1, "heartbeat", "", True, [], {}])
+def test_an_action_has_a_name(client: FlaskClient, action: Any) -> None:
+    register(client, "WEB", "web:1")
+    assert batch_of(client, action=action) == (400, [])
+
+
 @pytest.mark.parametrize("told", [[], "x", {}, {"app": "WEB", "port": "x"}])
 def test_a_batch_with_an_instance_that_is_none_changes_nothing(
     client: FlaskClient, told: Any
