@@ -62,6 +62,12 @@ class Portions(Generic[_V]):
             elif portion.weight > 2 * PORTION and len(portion.members) > 1:
                 self._part(portion)
 
+    def touch(self, name: str) -> None:
+        """Forget what was made of a member that is another now, and as heavy."""
+        kept = self._of[name].kept
+        if kept:
+            kept.clear()
+
     def remove(self, name: str, weight: int) -> None:
         """Take a member out that was so many instances."""
         portion = self._of.pop(name)
@@ -116,20 +122,25 @@ class Application(dict[str, Instance]):
         for portion in self.portions.all if self.portions is not None else ():
             yield portion, portion.members.values()
 
-    def put(self, instance: Instance) -> int:
-        """Add an instance or replace it; by how many there are more."""
-        before = len(self)
+    def replace(self, instance: Instance) -> None:
+        """Put an instance in the place of the one that has its id."""
         self[instance.id] = instance
-        step = len(self) - before
         if self.kept:
             self.kept.clear()
         if self.portions is not None:
-            self.portions.put(instance.id, instance, step)
+            self.portions.put(instance.id, instance, 0)
+
+    def add(self, instance: Instance) -> None:
+        """Add an instance that is not here."""
+        self[instance.id] = instance
+        if self.kept:
+            self.kept.clear()
+        if self.portions is not None:
+            self.portions.put(instance.id, instance, 1)
         elif len(self) > 2 * PORTION:
             self.portions = Portions(_one)
             for each in self.values():
                 self.portions.put(each.id, each, 1)
-        return step
 
     def remove(self, instance_id: str) -> None:
         """Take out an instance that is here."""
@@ -177,13 +188,17 @@ class Listing:
         if application is None:
             application = self.applications[app] = Application(app)
         before = application.get(instance.id)
-        if before is None:
+        if before is not None:
+            if before.status is not instance.status:
+                self.counts[before.status] -= 1
+                self.counts[instance.status] += 1
+            application.replace(instance)
+            self.portions.touch(app)
+        else:
             self.counts[instance.status] += 1
             self.size += 1
-        elif before.status is not instance.status:
-            self.counts[before.status] -= 1
-            self.counts[instance.status] += 1
-        self.portions.put(app, application, application.put(instance))
+            application.add(instance)
+            self.portions.put(app, application, 1)
         if self.kept:
             self.kept.clear()
 
