@@ -1,4 +1,4 @@
-.PHONY: run test check conformance conformance-compare oracle bench clean help check-settings bounds
+.PHONY: run test check conformance conformance-compare oracle bench attackers clean help check-settings bounds
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
@@ -48,6 +48,9 @@ bench: $(VENV)/dev ## beside a genuine server and nginx, into docs/performance.m
 
 bounds: $(VENV)/dev ## what is promised of large registries, against its bounds (ARGS="--only watchers --before CHECKOUT")
 	$(VENV)/bin/python bench/bounds.py --write docs/performance.md $(ARGS)
+
+attackers: $(VENV)/dev ## heartbeats beside each attack, into docs/performance.md (ARGS="--workers 2 --only tiny_chunks")
+	$(VENV)/bin/python bench/attackers.py --write docs/performance.md $(ARGS)
 
 clean: ## remove what make made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build
