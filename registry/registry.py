@@ -281,22 +281,21 @@ class Registry:
             except ConflictError:
                 continue
             view.follow_all((commit,), (revision,))
-            self._make_up_for(namespace, (commit,))
+            self._make_up_for(namespace, (commit,), (revision,))
             instance = commit.instance
             return answer, None if instance is None else at_revision(instance, revision)
 
-    def _make_up_for(self, namespace: Namespace, written: Iterable[Commit]) -> None:
-        """Renew the leases that were decided long before they were written.
+    def _make_up_for(
+        self, namespace: Namespace, commits: Sequence[Commit], revisions: Sequence[Revision | None]
+    ) -> None:
+        """Renew the leases that were decided, all at one instant, long before they were written.
 
         A process may be stopped in between, for longer than a lease, while others renew it.
         """
-        now = self.clock.mono_ms()
-        for commit in written:
-            if (
-                commit.lease is not None
-                and commit.instance is not None
-                and now > commit.at_mono_ms + _LONG_MS
-            ):
+        if not commits or self.clock.mono_ms() <= commits[0].at_mono_ms + _LONG_MS:
+            return
+        for commit, revision in zip(commits, revisions, strict=True):
+            if revision is not None and commit.lease is not None and commit.instance is not None:
                 self._renew_lease(namespace, commit.key, commit.instance, counts=False)
 
     def register(
@@ -349,7 +348,7 @@ class Registry:
                     outcomes[place] = error
         revisions = self.store.commit_all(namespace, commits)
         view.follow_all(commits, revisions)
-        self._make_up_for(namespace, (c for c, r in zip(commits, revisions, strict=True) if r))
+        self._make_up_for(namespace, commits, revisions)
         for place, commit, revision in zip(places, commits, revisions, strict=True):
             instance, is_replication = wanted[place]
             if revision is not None:

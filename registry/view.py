@@ -101,6 +101,7 @@ class View:
 
     def follow_all(self, commits: Sequence[Commit], revisions: Sequence[Revision | None]) -> None:
         """Apply this worker's own commits, as far as they are next, without reading them back."""
+        at_mono_ms = at_running_ms = -1
         with self.lock:
             for commit, revision in zip(commits, revisions, strict=True):
                 if revision is None:
@@ -108,10 +109,13 @@ class View:
                 if not self._loaded or revision != self.revision + 1:
                     return
                 instance = commit.instance
+                if commit.at_mono_ms != at_mono_ms:
+                    at_mono_ms = commit.at_mono_ms
+                    at_running_ms = self._running_ms(at_mono_ms)
                 self._apply(
                     Change(
                         revision,
-                        self._running_ms(commit.at_mono_ms),
+                        at_running_ms,
                         None if instance is None else at_revision(instance, revision),
                         commit.remove,
                         commit.evicted,

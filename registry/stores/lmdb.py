@@ -73,6 +73,7 @@ _STATUSES = {str(status): status for status in InstanceStatus}
 _ACTIONS = {str(action): action for action in ActionType}
 _FORMAT = b"4:" + ",".join(Instance._fields).encode()
 _ENTRY = struct.Struct(">qBH")  # the instant, kind, length of the key
+_KIND = 8
 _I64 = struct.Struct(">q")
 _EVICTED, _OF_OVERRIDE = 1, 2
 _REMOVED_BYTES = 16 * 1024 * 1024
@@ -127,14 +128,15 @@ class _Entry(NamedTuple):
     key: bytes
     encoded: bytes = b""
 
-    def pack(self) -> bytes:
-        return _ENTRY.pack(self.at_running_ms, self.kind, len(self.key)) + self.key + self.encoded
-
     @classmethod
     def unpack(cls, data: bytes) -> _Entry:
         at, kind, length = _ENTRY.unpack_from(data)
         end = _ENTRY.size + length
         return cls(at, kind, data[_ENTRY.size : end], data[end:])
+
+
+def _packed_entry(at_running_ms: int, kind: int, key: bytes, encoded: bytes = b"") -> bytes:
+    return _ENTRY.pack(at_running_ms, kind, len(key)) + key + encoded
 
 
 def _decode_record(value: bytes) -> Instance:
@@ -188,13 +190,15 @@ class _Written:
         "has_overrides",
         "last",
         "places",
+        "prefix",
         "removed_bytes",
         "revisions",
         "size",
         "steps",
     )
 
-    def __init__(self, revision: int, has_overrides: bool) -> None:
+    def __init__(self, namespace: Namespace, revision: int, has_overrides: bool) -> None:
+        self.prefix = namespace.encode() + b"\0"
         self.has_overrides = has_overrides
         # How many instances the namespace holds; None as long as none came or went.
         self.size: int | None = None
@@ -423,8 +427,7 @@ class LmdbStore:
         at = (self._signed(txn, b"alive") or 0) + PAUSE_MS - (self._signed(txn, b"outages") or 0)
         for key, value in txn.cursor(self._record):
             namespace, _, name = key.partition(b"\0")
-            entry = _Entry(at, 0, name)
-            txn.put(namespace + b"\0" + value[:8], entry.pack(), db=self._log)
+            txn.put(namespace + b"\0" + value[:8], _packed_entry(at, 0, name), db=self._log)
 
     def _last_freed(self, txn: Any) -> int:
         """The version of the lease file at which a slot was last let go of."""
@@ -622,7 +625,7 @@ class LmdbStore:
             if fence is not None and self._token(txn, fence.lock) > fence.token:
                 raise LockLostError
             has_overrides = txn.stat(self._override)["entries"] > 0
-            written = _Written(self._revision(txn, namespace), has_overrides)
+            written = _Written(namespace, self._revision(txn, namespace), has_overrides)
             for commit in commits:
                 self._apply(txn, namespace, commit, written)
             self._count(txn, namespace, written)
@@ -676,7 +679,8 @@ class LmdbStore:
             return
         revision = written.take()
         instance, lease, change = commit.instance, commit.lease, commit.override
-        place = namespace.encode() + b"\0"
+        packed_revision = _U64.pack(revision)
+        place = written.prefix
         kind = 0
         if change is not None:
             kind = _OF_OVERRIDE
@@ -689,27 +693,28 @@ class LmdbStore:
         name = key[len(place) :]
         removed_key = key if instance is not None else key + b"\0"
         if stored is not None and instance is not None:
-            kind |= self._supersede(txn, self._log, place + stored[:8])
+            superseded = txn.pop(place + stored[:8], db=self._log)
+            if superseded is not None:  # it was not trimmed
+                kind |= superseded[_KIND] & _OF_OVERRIDE
         else:
             kind |= self._supersede_removal(txn, place, removed_key, written)
         at = self.running_ms(commit.at_mono_ms)
         if instance is None or commit.remove:
             kind |= _EVICTED if commit.evicted else 0
             encoded = b"" if instance is None else sealed(encode_instance(instance))
-            entry = _Entry(at, kind, name, encoded).pack()
-            txn.put(place + _U64.pack(revision), entry, db=self._removal)
-            txn.put(removed_key, _U64.pack(revision), db=self._removed)
+            entry = _packed_entry(at, kind, name, encoded)
+            txn.put(place + packed_revision, entry, db=self._removal)
+            txn.put(removed_key, packed_revision, db=self._removed)
             written.removed_bytes += _size_of_removal(entry)
         else:
-            entry = _Entry(at, kind, name).pack()
-            txn.put(place + _U64.pack(revision), entry, db=self._log)
+            txn.put(place + packed_revision, _packed_entry(at, kind, name), db=self._log)
         if instance is not None and commit.remove:
             txn.delete(key, db=record)
             if leased is not None:
                 txn.delete(key, db=leases)
                 written.places.append((commit.key, self._free_place(txn, leased), None))
         elif instance is not None:
-            txn.put(key, _U64.pack(revision) + sealed(encode_instance(instance)), db=record)
+            txn.put(key, packed_revision + sealed(encode_instance(instance)), db=record)
             if lease is not None:
                 if leased is None:
                     slot = self._new_place(txn)
@@ -728,22 +733,14 @@ class LmdbStore:
         if commit.evicted:
             written.evicted_at.append(at)
 
-    def _supersede(self, txn: Any, db: Any, key: bytes) -> int:
-        """Take out a change that is no longer its instance's last; what of it goes on."""
-        superseded = txn.pop(key, db=db)
-        if superseded is None:
-            return 0  # it was trimmed
-        kind: int = _ENTRY.unpack_from(superseded)[1]
-        return kind & _OF_OVERRIDE
-
     def _supersede_removal(self, txn: Any, place: bytes, key: bytes, written: _Written) -> int:
         revision = txn.pop(key, db=self._removed)
         if revision is None:
             return 0
         superseded = txn.pop(place + revision, db=self._removal)
         written.removed_bytes -= _size_of_removal(superseded)
-        kind: int = _ENTRY.unpack_from(superseded)[1]
-        return kind & _OF_OVERRIDE
+        kind: int = superseded[_KIND] & _OF_OVERRIDE
+        return kind
 
     def _has_room(self, txn: Any, namespace: Namespace, commit: Commit, written: _Written) -> bool:
         """Whether one more instance may be listed."""
