@@ -374,7 +374,10 @@ class Protocol:
         if dirty is not None:
             incoming = _timestamp(dirty)
             if incoming is None:
-                return 400, None
+                # To the original, who cannot be renewed comes first.
+                found = self._registry.instance(app, instance_id, self._namespace)
+                known = found is not None and found.status is not InstanceStatus.UNKNOWN
+                return (400 if known else 404), None
         stored = override is not None and override != "UNKNOWN"
         instance = self._registry.renew(app, instance_id, namespace=self._namespace)
         if instance is None:

@@ -810,6 +810,11 @@ def test_a_timestamp_in_a_query_has_digits_alone(client: FlaskClient, text: str)
     assert client.get(path, headers=JSON).data == before
 
 
+def test_who_is_unknown_is_told_so_whatever_the_timestamp(client: FlaskClient) -> None:
+    for text in ("x", "", "1700000000000"):
+        assert client.put(f"/eureka/apps/NO/no:1?lastDirtyTimestamp={text}").status_code == 404
+
+
 def test_the_first_of_several_replication_marks_counts(client: FlaskClient) -> None:
     register(client, "WEB", "web:1")
     for told, status in (("true,false", 409), ("true, true", 409), ("false,true", 200)):
