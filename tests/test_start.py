@@ -99,12 +99,6 @@ def _file_as_store(folder: Path) -> dict[str, str]:
     return {"STORE_URL": f"lmdb:{folder / 'file'}"}
 
 
-def _damaged_store(folder: Path) -> dict[str, str]:
-    (folder / "store").mkdir()
-    (folder / "store" / "data.mdb").write_bytes(b"garbage" * 4096)
-    return {}
-
-
 REASONS: list[tuple[Callable[[Path], dict[str, str]], str]] = [
     (lambda _: {"REGISTRY_AUTH": "jwt", "REGISTRY_JWT_KEY": "short"}, "at least 32 characters"),
     (lambda _: {"REGISTRY_AUTH": "jwt"}, "REGISTRY_JWT_KEY"),
@@ -115,7 +109,6 @@ REASONS: list[tuple[Callable[[Path], dict[str, str]], str]] = [
     (_garbage_certificate, "TLS_CERT_FILE"),
     (_impossible_store, "/proc/nowhere"),
     (_file_as_store, "file"),
-    (_damaged_store, "store"),
     (lambda _: {"STORE_URL": "memory:", "WORKERS": "2"}, "WORKERS=2: expected 1"),
     (lambda _: {"REGISTRY_CATALOGS": "[{kind: nothing}]"}, "REGISTRY_CATALOGS"),
     (lambda _: {"WORKER_CLASS": "nonsense"}, "WORKER_CLASS='nonsense'"),
