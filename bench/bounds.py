@@ -63,6 +63,7 @@ class Server:
             "PORT": str(self.port),
             "WORKERS": str(workers),
             "STORE_URL": f"lmdb:{folder}",
+            "REGISTRY_MAX_INSTANCES": "1000000",
             "LOG_LEVEL": "error",
         }
 
