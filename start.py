@@ -216,7 +216,9 @@ def give_up(reason: object) -> NoReturn:
     with contextlib.suppress(BlockingIOError):
         os.read(_right_to_tell, 1)
         print(f"cannot start: {reason}", file=sys.stderr, flush=True)
-    sys.exit(_BOOT_ERROR)
+        sys.exit(_BOOT_ERROR)
+    # One is enough: gunicorn stumbles over a second while it ends because of the first.
+    sys.exit(_NOT_NOW)
 
 
 def main(environ: Mapping[str, str]) -> int:
