@@ -21,7 +21,14 @@ from conformance.case import FailedError, Session, Target, chosen
 from conformance.cases import ALL, NATIVE
 from conformance.cases.native import CORRECTIONS, RECORDED, replay
 from conformance.cases.native import named as named_natively
-from conformance.cases.recorded import SCENARIOS, content, difference, is_fault, scenario
+from conformance.cases.recorded import (
+    SCENARIOS,
+    content,
+    difference,
+    is_fault,
+    scenario,
+    taken_back,
+)
 from conformance.compare import last_words
 from conformance.differential import DisagreementError, compare
 from conformance.documents import Form
@@ -329,6 +336,16 @@ def test_a_gate_counts_and_can_be_shut_and_opened(server: RegistryServer) -> Non
         assert len(gate.passed) == 4
         connection.close()
     server.eureka("DELETE", "/apps/GATED/gated:1")
+
+
+def test_an_id_that_was_not_sent_makes_no_difference_in_a_list() -> None:
+    told = {"hostName": "a", "dataCenterInfo": {}}
+    lists = [
+        [{"instanceId": "h", **told}, {"instanceId": "a", **told}],
+        [{"instanceId": "h", **told}, told],
+    ]
+    first, second = (content(taken_back(json.dumps({"instance": each}))) for each in lists)
+    assert first == second
 
 
 def test_a_recorded_body_is_compared_without_clock_order_and_blanks() -> None:

@@ -137,7 +137,10 @@ def taken_back(answer: str) -> str:
 def _with_ids(value: Any) -> None:
     if isinstance(value, dict):
         if "hostName" in value and "dataCenterInfo" in value:
-            value.setdefault("instanceId", documents.effective_id(value))
+            # In its place, since lists are compared in the order of their elements' text.
+            own = {"instanceId": documents.effective_id(value), **value}
+            value.clear()
+            value.update(own)
         for item in value.values():
             _with_ids(item)
     elif isinstance(value, list):
