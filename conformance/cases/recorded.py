@@ -119,7 +119,9 @@ def taken_back(answer: str) -> str:
     if answer.startswith("{"):
         document = json.loads(answer)
         _with_ids(document)
-        return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+        # Some of its answers write half a surrogate pair as an escape, others as a question mark.
+        text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+        return text.encode("utf-8", "replace").decode()
     if not answer.startswith("<"):
         return answer
     while _PREFIX.search(answer):
