@@ -123,7 +123,7 @@ _CAREFUL = frozenset(
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _ANY_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9]\.[0-9])").fullmatch
 _BEGINS_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]").match
-_ABSOLUTE = re.compile(rb"https?://[^/?#]+", re.IGNORECASE).match
+_ABSOLUTE = re.compile(r"https?://(?:[^/?#@]*@)?([^/?#@]+)", re.IGNORECASE).match
 _AUTHORITY = re.compile(rb"[^/?#@]+:[0-9]+").fullmatch
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n").search
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t -~\x80-\xff]*)?").fullmatch
@@ -461,10 +461,12 @@ class _Reader:
         name = _METHODS.get(method)
         if name is None:
             raise _RefusedError(501, f"the method {method.decode()} is not known")
-        is_path = target.startswith(b"/") or (target == b"*" and name == "OPTIONS")
-        if not is_path and not _ABSOLUTE(target):
-            raise _RefusedError(400, "the target is neither a path nor a URL")
-        self.message = _Message(name, target.decode(), version.decode(), {}, False, b"")
+        text = target.decode()
+        if not (text.startswith("/") or (text == "*" and name == "OPTIONS")):
+            url = _ABSOLUTE(text)
+            if url is None or not is_host(url[1]):
+                raise _RefusedError(400, "the target is neither a path nor a URL")
+        self.message = _Message(name, text, version.decode(), {}, False, b"")
 
     def _check_limits(self, head: bytes) -> None:
         limits = self._worker.limits
@@ -652,7 +654,8 @@ class _WsgiRequest:
         parts = util.split_request_uri(message.target)
         self.method = message.method
         self.uri = message.target
-        self.path: str = parts.path or ""
+        # Only an absolute target can be without.
+        self.path: str = parts.path or "/"
         self.query: str = parts.query or ""
         self.fragment: str = parts.fragment or ""
         self.version = (1, 1) if message.version == "1.1" else (1, 0)
@@ -1489,10 +1492,11 @@ class _Connection(asyncio.Protocol):
 
     def _mounted(self, target: str) -> str:
         """What an unusual target is below the application's base; empty where that is not sure."""
-        if "://" in target and target[0] != "/":
-            # The absolute form, as for a proxy.
-            _, slash, target = target.partition("://")[2].partition("/")
-            target = slash + target
+        url = _ABSOLUTE(target)
+        if url is not None:
+            # The absolute form, as for a proxy. Its path may be empty, and a query have slashes.
+            rest = target[url.end() :]
+            target = rest if rest.startswith("/") else f"/{rest}"
         base_path = self.worker.base_path
         if "#" in target or not target.startswith(base_path + "/"):
             return ""

@@ -15,8 +15,13 @@ from typing import Any, Protocol
 UNREAD_BODY_BYTES = 64 * 1024
 """The longest body that is let pass where none is asked for."""
 
-is_host = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]+)(?::[0-9]*)?").fullmatch
-"""Whether this can be the value of ``Host``, which must not be empty (RFC 9110, 7.2)."""
+is_host = re.compile(
+    r"(?:\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9\-._~%]+)?\]|[A-Za-z0-9\-._~!$&'()*+,;=%]+)(?::[0-9]*)?"
+).fullmatch
+"""Whether this can be the value of ``Host``, which must not be empty (RFC 9110, 7.2).
+
+Some clients leave the zone in the address of their own link, as ``[fe80::1%eth0]``.
+"""
 
 NEXT_LINE = ",\t"
 """Stands between two lines of one field where it matters that they were two."""

@@ -34,8 +34,12 @@ def blueprint(gateway: Gateway, threads: int) -> Blueprint:
     watchers = threading.BoundedSemaphore(max(1, threads // 2))
 
     @routes.before_app_request
-    def check_host() -> Response | None:
-        """Refuse what HTTP/1.1 forbids (RFC 9112, 3.2) and not every server looks at."""
+    def check_head() -> Response | None:
+        """Refuse what HTTP/1.1 forbids (RFC 9112, 3.2 and 6.1) and not every server looks at."""
+        coding = request.environ.get("HTTP_TRANSFER_ENCODING")
+        if coding is not None and coding.lower() != "chunked":
+            # Only the chunks are undone by any server.
+            return Response(status=501)
         host = request.environ.get("HTTP_HOST")
         if host is None:
             is_needed = request.environ.get("SERVER_PROTOCOL") == "HTTP/1.1"

@@ -273,6 +273,38 @@ def test_a_body_that_does_not_come_as_announced_registers_nothing(door: Door, bo
     assert "Traceback" not in door.server.log()
 
 
+def test_a_body_in_a_coding_that_nobody_undoes_registers_nothing(door: Door) -> None:
+    text = instance_body("CODED", "c:1")
+    chunks = f"{len(text):x}\r\n{text}\r\n0\r\n\r\n"
+    for coding in ("gzip, chunked", "deflate, chunked", "identity, chunked"):
+        head = (
+            f"POST /eureka/apps/CODED HTTP/1.1\r\n{REGISTERING}Transfer-Encoding: {coding}\r\n\r\n"
+        )
+        status, _ = spoken(door.server, (head + chunks).encode())
+        assert status in (400, 501)
+    token = {"Authorization": "Bearer me"}
+    assert door.server.send("GET", "/eureka/apps/CODED", None, token).status == 404
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("http://test/eureka/apps", 200),
+        ("HTTPS://u:p@[::1]:8761/eureka/apps?a=/nope", 200),
+        ("http://test/nope?a=/eureka/apps", 404),
+        ("http://test?a=/eureka/nope", 200),
+        ("http://test?a=://b/eureka/nope", 200),
+        ("http://test", 200),
+        ("http://[::1/eureka/apps", 400),
+    ],
+)
+def test_of_an_absolute_target_the_path_counts(door: Door, target: str, status: int) -> None:
+    if "/" not in target.partition("://")[2].partition("?")[0] and not door.asks_first:
+        status = 308  # gunicorn's own workers tell of no path, and Flask sends the client to /
+    head = f"GET {target} HTTP/1.1\r\nHost: test\r\n{TOKEN}Connection: close\r\n\r\n"
+    assert spoken(door.server, head.encode()) == (status, False)
+
+
 def test_the_first_line_of_accept_decides_the_form_of_a_list(
     doors: tuple[Connection, Connection],
 ) -> None:

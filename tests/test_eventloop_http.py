@@ -837,6 +837,8 @@ class TestHeads:
                     b"a_b.c:1",
                     b"10.0.0.1",
                     b"[::1]:8761",
+                    b"[fe80::1%eth0]:8761",
+                    b"[fe80::1%25eth0]",
                     b"a:",
                     b"xn--e1afmkfd.example.",
                 )
