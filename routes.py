@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from flask import Blueprint, Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+from werkzeug.routing import PathConverter
 
 from exchange import (
     UNREAD_BODY_BYTES,
@@ -23,6 +24,12 @@ from native_api import api
 from native_api.problems import problem
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
+
+
+class _AnyPath(PathConverter):
+    """What is below a base, whatever it has: line feeds too."""
+
+    regex = "(?s:[^/].*?)"
 
 
 def blueprint(gateway: Gateway, threads: int) -> Blueprint:
@@ -71,8 +78,9 @@ def blueprint(gateway: Gateway, threads: int) -> Blueprint:
         return None if normalised(_raw_path(request.environ)) is None else answer()
 
     routes.before_app_request(elsewhere)
+    routes.record(lambda state: state.app.url_map.converters.update(any_path=_AnyPath))
     for base in (EUREKA, api.BASE):
-        for rule in (base, f"{base}/", f"{base}/<path:rest>"):
+        for rule in (base, f"{base}/", f"{base}/<any_path:rest>"):
             routes.add_url_rule(
                 rule,
                 "answer",

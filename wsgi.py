@@ -1,96 +1,15 @@
-"""Puts the parts together: environment → settings → store → registry → application.
-
-``gunicorn wsgi:app`` serves it; each worker process builds its own on the shared store.
-"""
+"""The application of this process, from the process's environment: ``gunicorn wsgi:app``."""
 
 from __future__ import annotations
 
-import atexit
-import logging
 import os
-import signal
-from dataclasses import asdict
 
-from flask import Flask, Response
-from werkzeug.exceptions import HTTPException
+from flask import Flask
 
-import health
-from access import Access
-from catalogs import Runner
-from catalogs.metrics import exposition
-from environment import Environment, SettingError, load
-from gateway import Gateway
-from registry import Evictor, Registry, StoreError, SystemClock, open_store
-from routes import admission, blueprint
+from application import create_app
+from environment import SettingError, load
+from registry import StoreError
 from start import give_up
-
-log = logging.getLogger("server")
-
-
-def create_app(environment: Environment) -> Flask:
-    """The whole server in this process: loaded, evicting, ready to answer."""
-    access = Access(environment.access, threads=environment.threads)
-    access.start()
-    store = open_store(environment.store_url)
-    registry = Registry(store, SystemClock(), environment.registry)
-    registry.start()
-    evictor = Evictor(registry, leave=lambda: os.kill(os.getpid(), signal.SIGTERM))
-    # Before the first request: a time in which no worker ran is made good.
-    evictor.run_once()
-    evictor.start()
-
-    def stop() -> None:
-        access.stop()
-        runner.stop()
-        evictor.stop()
-        store.close()
-
-    atexit.register(stop)
-    runner = Runner(
-        registry,
-        [(each.make, each.source, each.terms) for each in environment.catalogs],
-        is_open=environment.access.mode == "none",
-    )
-    runner.start()
-    app = Flask(__name__, static_folder=None)
-    app.url_map.merge_slashes = False
-    gateway = Gateway(
-        registry,
-        environment.eureka,
-        environment.native,
-        access,
-        lambda: [asdict(report) for report in runner.reports()],
-    )
-    app.register_blueprint(blueprint(gateway, environment.threads))
-    # The event-loop worker looks for these; other workers use the application alone.
-    app.fast_lane, app.tick = gateway.fast_lane, gateway.tick  # type: ignore[attr-defined]
-    app.lane, app.settle = gateway.lane, gateway.settle  # type: ignore[attr-defined]
-    app.register_blueprint(health.blueprint(registry, actuator=environment.actuator))
-    _add_errors(app)
-    _add_metrics(app, runner)
-    app.admit = admission(app, gateway)  # type: ignore[attr-defined]
-    return app
-
-
-def _add_errors(app: Flask) -> None:
-    @app.errorhandler(HTTPException)
-    def refused(error: HTTPException) -> Response:
-        """Tiny errors: clients decode the bodies of error pages and stumble."""
-        response = error.get_response()
-        return Response(status=error.code, headers={"Content-Length": "0"} | _allow(response))
-
-
-def _add_metrics(app: Flask, runner: Runner) -> None:
-    @app.get("/metrics")
-    def metrics() -> Response:
-        """The catalogs' gauges in Prometheus's text format."""
-        text = exposition(runner.reports(), SystemClock().wall_ms())
-        return Response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def _allow(response: object) -> dict[str, str]:
-    headers = getattr(response, "headers", {})
-    return {"Allow": headers["Allow"]} if "Allow" in headers else {}
 
 
 def _start() -> Flask:

@@ -15,6 +15,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import pytest
 from rich.console import Console
 
+from application import create_app
 from conformance import report
 from conformance.__main__ import reachable, reachable_natively, run_suite
 from conformance.case import FailedError, Session, Target, chosen
@@ -40,7 +41,6 @@ from conformance.report import Run
 from conformance.run import Outcome, Result, run_cases
 from environment import load
 from tests.servers import RegistryServer
-from wsgi import create_app
 
 INSTANT = [case for case in ALL if not case.waits and not case.self_preservation]
 
