@@ -462,6 +462,8 @@ class _Reader:
         if name is None:
             raise _RefusedError(501, f"the method {method.decode()} is not known")
         text = target.decode()
+        if "#" in text:
+            raise _RefusedError(400, "the target has a fragment, which is never sent")
         if not (text.startswith("/") or (text == "*" and name == "OPTIONS")):
             url = _ABSOLUTE(text)
             if url is None or not is_host(url[1]):
@@ -1396,7 +1398,13 @@ class _Connection(asyncio.Protocol):
         assert message is not None  # it is amid this one
         found: Answer | int = MAX_BODY_BYTES
         request = None if worker.admit is None else self._fast_request(message)
-        if worker.admit is not None and request is not None:
+        if request is None:
+            try:
+                worker.wsgi_request(self, message)
+            except _RefusedError as error:
+                self._refuse(error)
+                return
+        elif worker.admit is not None:
             try:
                 found = worker.admit(request)
             except Exception:
@@ -1473,7 +1481,7 @@ class _Connection(asyncio.Protocol):
         worker = self.worker
         target = message.target
         headers = message.headers
-        if target[0] != "/" or worker.base_path or "#" in target or "script_name" in headers:
+        if target[0] != "/" or worker.base_path or "script_name" in headers:
             target = self._mounted(target) if "script_name" not in headers else ""
             if not target:
                 return None
@@ -1498,7 +1506,9 @@ class _Connection(asyncio.Protocol):
             rest = target[url.end() :]
             target = rest if rest.startswith("/") else f"/{rest}"
         base_path = self.worker.base_path
-        if "#" in target or not target.startswith(base_path + "/"):
+        if target == "*":
+            return target
+        if not target.startswith(base_path + "/"):
             return ""
         return target[len(base_path) :]
 
@@ -2036,9 +2046,13 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
         if len(told) > 1:
             raise _RefusedError(400, "the schemes that are told contradict each other")
         try:
-            return _WsgiRequest(message, told.pop() if told else self.scheme, connection.peer)
+            made = _WsgiRequest(message, told.pop() if told else self.scheme, connection.peer)
         except ValueError as error:
             raise _RefusedError(400, str(error)) from error
+        base_path = headers.get("script_name", self.base_path)
+        if made.path != "*" and not made.path.startswith(base_path):
+            raise _RefusedError(404, f"nothing is served outside of {base_path}")
+        return made
 
     def wsgi_exchange(
         self, connection: _Connection, request: _WsgiRequest, sink: Any

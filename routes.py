@@ -47,6 +47,9 @@ def blueprint(gateway: Gateway, threads: int) -> Blueprint:
         if coding is not None and coding.lower() != "chunked":
             # Only the chunks are undone by any server.
             return Response(status=501)
+        if "#" in (_raw_target(request.environ) or ""):
+            # Whoever sends it means more than would be understood.
+            return Response(status=400)
         host = request.environ.get("HTTP_HOST")
         if host is None:
             is_needed = request.environ.get("SERVER_PROTOCOL") == "HTTP/1.1"
@@ -122,9 +125,13 @@ def _released(body: Iterator[bytes], watchers: threading.BoundedSemaphore) -> It
         watchers.release()
 
 
+def _raw_target(environ: dict[str, Any]) -> str | None:
+    return environ.get("RAW_URI") or environ.get("REQUEST_URI")
+
+
 def _raw_path(environ: dict[str, Any]) -> str:
     """The path as sent. PATH_INFO is decoded, so ``%2F`` is lost in it; most servers keep more."""
-    raw: str | None = environ.get("RAW_URI") or environ.get("REQUEST_URI")
+    raw = _raw_target(environ)
     if raw is None:
         return quote(environ.get("PATH_INFO", "").encode("latin-1"), safe="/:@!$&'()*+,;=~-._")
     path = raw.partition("?")[0]

@@ -232,6 +232,9 @@ REGISTERING = f"Host: test\r\n{TOKEN}Content-Type: application/json\r\n"
         ("PATCH /api/v1/instances", TOKEN, 405),
         ("GET /eureka/apps", TOKEN, 413),
         ("POST /health/live", "", 405),
+        ("POST /nope#x", "", 400),
+        ("POST http://test/nope", "", 404),
+        ("OPTIONS *", "", 404),
     ],
 )
 @pytest.mark.parametrize("expects", ["", "Expect: 100-continue\r\n"])
@@ -303,6 +306,21 @@ def test_of_an_absolute_target_the_path_counts(door: Door, target: str, status: 
         status = 308  # gunicorn's own workers tell of no path, and Flask sends the client to /
     head = f"GET {target} HTTP/1.1\r\nHost: test\r\n{TOKEN}Connection: close\r\n\r\n"
     assert spoken(door.server, head.encode()) == (status, False)
+
+
+def test_a_fragment_is_refused_and_not_cut_off(door: Door) -> None:
+    token = {"Authorization": "Bearer me", "Accept": "application/json"}
+    body = instance_body("HASH", "h:1")
+    door.server.send("POST", "/eureka/apps/HASH", body, token | dict(JSON_FIELDS[1:]))
+    for line in (
+        "PUT /eureka/apps/HASH/h:1/metadata?colour=#fff",
+        "PUT /eureka/apps/HASH/h:1#x",
+        "GET /health/live#",
+        "GET http://test/eureka/apps#x",
+    ):
+        assert spoken(door.server, f"{line} HTTP/1.1\r\n{REGISTERING}\r\n".encode())[0] == 400
+    told = door.server.send("GET", "/eureka/apps/HASH/h:1", None, token).json()
+    assert "colour" not in told["instance"]["metadata"]
 
 
 def test_the_first_line_of_accept_decides_the_form_of_a_list(

@@ -1400,6 +1400,14 @@ class TestFastLane:
             assert (told["base"], told["path"]) == ("/mount", "/fast")
             assert site.get("/mount/echo").json()["PATH_INFO"] == "/echo"
 
+    def test_outside_of_the_mount_there_is_nothing(self, tmp_path: Path) -> None:
+        with Site(tmp_path, LOOP, env={"SCRIPT_NAME": "/mount"}) as site:
+            for path in ("/echo", "/fast", "/", "/moun"):
+                for framing in ("", "Content-Length: 60000000\r\n"):
+                    with site.wire(request(path, framing, "POST")) as wire:
+                        assert wire.reply().status == 404
+            assert "Traceback" not in site.log()
+
     def test_log_and_hooks_hear_of_it(self, tmp_path: Path) -> None:
         hooks = (
             "def pre_request(worker, req):\n    worker.log.info('before %s', req.path)\n"
