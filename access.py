@@ -53,6 +53,8 @@ _HASHING_THREADS = 2
 _WRONG_REMEMBERED_SECS = 10.0
 # How many wrong passwords one client, and one name, may try at once, and how many a second then.
 _OF_A_CLIENT, _OF_A_NAME = (10.0, 0.5), (20.0, 2.0)
+# An end that is later than this is none; beyond it some numbers fit into no float.
+_LATEST = 2**53
 # Lines about refused logins: so many at once, and so many a second then.
 _LINES = (20.0, 1.0)
 
@@ -197,19 +199,23 @@ class Access:
         Who was known stays known where the user's line, or the key, is still there.
         """
         if self._users is not None and self._users.refresh():
-            users = self._users.value
-            self._forget(lambda on: isinstance(on, User) and users.get(on.name) == on)
+            self._forget()
         if self._watched_keys is not None and self._watched_keys.refresh():
             self._keys = self._watched_keys.value
-            marks = self._keys.marks()
-            self._forget(lambda on: on in marks)
+            self._forget()
 
-    def _forget(self, still_holds: Callable[[User | str | None], bool]) -> None:
+    def _still_holds(self, rests_on: User | str | None) -> bool:
+        """Whether the user's line, or the key, is there as it was."""
+        if isinstance(rests_on, User):
+            return self._users is not None and self._users.value.get(rests_on.name) == rests_on
+        return rests_on is None or rests_on in self._keys.marks()
+
+    def _forget(self) -> None:
         with self._lock:
             self._remembered = {
                 mark: known
                 for mark, known in self._remembered.items()
-                if still_holds(known.rests_on)
+                if self._still_holds(known.rests_on)
             }
             self._wrong.clear()
             self.version += 1
@@ -248,7 +254,7 @@ class Access:
         needed = settings.protect_writes if request.method in _WRITING else settings.protect_reads
         authorization = request.headers.get("authorization")
         if authorization is None and path_token is None:
-            return self._unauthorized() if needed else _ANYBODY
+            return self._unauthorized() if needed else self._in_namespace(_ANYBODY, request)
         credentials = authorization if authorization is not None else f"\0{path_token}"
         mark = hmac.digest(self._salt, credentials.encode("utf-8", "replace"), hashlib.sha256)
         known = self._remembered.get(mark)
@@ -327,8 +333,13 @@ class Access:
             self._unlogged += 1
         return self._unauthorized()
 
-    def _remember(self, mark: bytes, grant: Grant, rests_on: User | str | None) -> Grant:
+    def _remember(
+        self, request: Request, mark: bytes, grant: Grant, rests_on: User | str | None
+    ) -> Grant | Answer:
+        """The grant, known from now on; the refusal where what it rests on is gone by now."""
         with self._lock:
+            if not self._still_holds(rests_on):
+                return self._refused(request, "its account or key is not there any more")
             if len(self._remembered) >= _MOST_REMEMBERED:
                 del self._remembered[next(iter(self._remembered))]
             self._remembered[mark] = _Remembered(grant, rests_on)
@@ -355,7 +366,7 @@ class Access:
         if self._settings.mode == "trusted":
             if not NAMESPACE.match(token):
                 return self._refused(request, "the token is no name of a namespace")
-            return self._remember(mark, Grant(Namespace(token)), None)
+            return self._remember(request, mark, Grant(Namespace(token)), None)
         return self._by_jwt(mark, request, token)
 
     def _by_jwt(self, mark: bytes, request: Request, token: str) -> Grant | Answer:
@@ -376,7 +387,7 @@ class Access:
                     audience=settings.audience or None,
                     issuer=settings.issuer or None,
                 )
-            except (jwt.PyJWTError, ValueError, TypeError) as error:
+            except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as error:
                 # Of several keys the one that signed it says most.
                 if problem is None or not isinstance(error, jwt.InvalidSignatureError):
                     problem = error
@@ -384,10 +395,10 @@ class Access:
             namespace, role, user = claims["namespace"], claims.get("role"), claims.get("sub", "")
             if not isinstance(namespace, str) or not NAMESPACE.match(namespace):
                 return self._refused(request, "the token's namespace is none")
-            until = float(claims["exp"]) if "exp" in claims else float("inf")
+            until = float(min(int(claims["exp"]), _LATEST)) if "exp" in claims else float("inf")
             name = user[:64] if isinstance(user, str) and user else "token"
             grant = Grant(Namespace(namespace), role == "admin", name, until)
-            return self._remember(mark, grant, key.mark)
+            return self._remember(request, mark, grant, key.mark)
         reason = "no key of its kid and algorithm" if problem is None else type(problem).__name__
         return self._refused(request, f"the token does not hold: {reason}")
 
@@ -427,6 +438,7 @@ class Access:
             return _BUSY
         if quick:
             return None
+        version = self.version
         if not self._may_wait.acquire(blocking=False):
             return _BUSY
         try:
@@ -439,9 +451,10 @@ class Access:
             with self._lock:
                 if len(self._wrong) >= _MOST_REMEMBERED:
                     self._wrong.clear()
-                self._wrong[mark] = time.monotonic() + _WRONG_REMEMBERED_SECS
+                if version == self.version:  # it may be right by now
+                    self._wrong[mark] = time.monotonic() + _WRONG_REMEMBERED_SECS
             return self._refused(request, self._wrong_password(account[0]))
-        return self._remember(mark, Grant(user.namespace, user.is_admin, user.name), user)
+        return self._remember(request, mark, Grant(user.namespace, user.is_admin, user.name), user)
 
     def _wrong_password(self, name: str) -> str:
         """What the log says; a name that nobody has may be a password that slipped."""

@@ -6,6 +6,7 @@ force, and the log says which line is wrong and why, at once.
 
 from __future__ import annotations
 
+import base64
 import functools
 import hashlib
 import hmac
@@ -85,7 +86,7 @@ class Users:
 def parsed_users(data: bytes) -> Users:
     """The users of a file's text; ``AccessError`` names the line that is wrong, and why."""
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         number = data[: error.start].count(b"\n") + 1
         raise AccessError(f"line {number}: not UTF-8") from None
@@ -98,7 +99,8 @@ def parsed_users(data: bytes) -> Users:
             raise AccessError(f"line {number}: expected NAME NAMESPACE user|admin HASH")
         name, namespace, role, password_hash = words
         if not NAMESPACE.match(namespace):
-            raise AccessError(f"line {number}: {namespace!r} is no name of a namespace")
+            # Where words are in another order this one may be the password.
+            raise AccessError(f"line {number}: its second word is no name of a namespace")
         if ":" in name:
             raise AccessError(f"line {number}: a name with a colon could never log in")
         if name in users:
@@ -176,7 +178,8 @@ _CURVES: dict[str, tuple[str, ...]] = {
     "secp384r1": ("ES384",),
     "secp521r1": ("ES512",),
 }
-_ALGORITHMS = frozenset({*_OF_RSA, "ES256", "ES384", "ES512", "EdDSA", "HS256"})
+_ALGORITHMS = (*_OF_RSA, "ES256", "ES384", "ES512", "EdDSA", "HS256")
+_JWK_CURVES = (None, "P-256", "P-384", "P-521", "Ed25519")
 
 
 def parsed_keys(data: bytes, kid: str | None = None) -> list[Key]:
@@ -185,14 +188,38 @@ def parsed_keys(data: bytes, kid: str | None = None) -> list[Key]:
     ``AccessError`` where there are none that can be used, or one that must not lie there.
     """
     try:
-        text = data.decode("utf-8").strip()
+        text = data.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
         raise AccessError("expected a secret, PEM or a JWKS, all of them text") from None
-    if text.startswith("{"):
+    if re.match(r"\{|\[\s*\{", text):
         return _of_jwks(text)
     if "-----BEGIN" in text:
         return _of_pem(text, kid)
+    if _is_public(text):
+        raise AccessError(
+            "what anybody may know is no secret: expected a public key with its lines of PEM, or a"
+            " JWKS itself"
+        )
     return [_of_secret(text.encode(), kid)]
+
+
+def _is_public(text: str) -> bool:
+    """Whether a text that would be the secret of HS256 is a public key, or where one is found.
+
+    Whoever knew it could sign whatever they liked.
+    """
+    if re.match(r"(https?|file)://|((sk-)?(ssh|ecdsa)-\S+|-+ ?BEGIN) ", text, re.IGNORECASE):
+        return True
+    try:
+        data = base64.b64decode("".join(text.split()), validate=True)
+    except ValueError:
+        return False
+    if len(data) < _SHORTEST_SECRET:
+        return False
+    # PEM without its first and last line: one sequence of DER, which tells its own length.
+    size = data[1] & 0x7F if data[1] & 0x80 else 0
+    length = int.from_bytes(data[2 : 2 + size]) if size else data[1]
+    return data[0] == 0x30 and len(data) == 2 + size + length
 
 
 def _of_secret(secret: bytes, kid: str | None) -> Key:
@@ -252,7 +279,7 @@ def _of_jwks(text: str) -> list[Key]:
         # Keys to encrypt with, and of kinds that come after us, are somebody else's.
         if each.get("use", "sig") != "sig" or each.get("kty") not in ("RSA", "EC", "OKP", "oct"):
             continue
-        if each.get("alg", "RS256") not in _ALGORITHMS:
+        if each.get("alg", "RS256") not in _ALGORITHMS or each.get("crv") not in _JWK_CURVES:
             continue
         kid = each.get("kid")
         if kid is not None and not isinstance(kid, str):

@@ -23,6 +23,7 @@ from catalogs import CatalogSettings, read_catalogs
 from eureka_compat.settings import EurekaSettings
 from native_api.settings import NativeSettings
 from registry.settings import RegistrySettings
+from shown import masked
 
 _T = TypeVar("_T")
 
@@ -217,6 +218,13 @@ _TLS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "TLS_KEY_FILE": ("key_file", _existing_file),
     "TLS_CLIENT_CA_FILE": ("client_ca_file", _existing_file),
 }
+
+
+def _bare(name: str) -> str:
+    """A name whose case and underscores do not count."""
+    return name.upper().replace("_", "")
+
+
 # Settings of one mode of accounts, which mean nothing in another.
 _OF_MODE = {
     "jwt": (
@@ -238,6 +246,8 @@ _OTHERS = (
 _SERVICE_LINK = re.compile(
     r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
+# Those that close the server or encrypt its traffic, by their letters alone.
+_PROTECTING = {_bare(name): name for name in (*_ACCESS, *_TLS)}
 _SIMILAR, _ALMOST = 0.8, 0.85
 # Never shown, not even where they are wrong.
 _SECRET = frozenset({"REGISTRY_JWT_KEY", "REGISTRY_CATALOGS", amalgam8.CATALOGS})
@@ -302,7 +312,7 @@ def load(environ: Mapping[str, str]) -> Environment:
         try:
             return reader(value)
         except ValueError as error:
-            shown = "…" if name in _SECRET else repr(value)
+            shown = "…" if name in _SECRET else masked(repr(value))
             raise SettingError(f"{variable}={shown}: expected {error}") from None
 
     def table(known: Mapping[str, tuple[str, Callable[[str], Any]]]) -> dict[str, Any]:
@@ -399,6 +409,9 @@ def _warnings(reduced: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:
             if name not in _REGISTRY_PROPERTIES and name not in _EUREKA_PROPERTIES:
                 found.append(f"{variable} has no effect here: {_reason(name)}")
             continue
+        meant = _PROTECTING.get(_bare(name))
+        if meant is not None:
+            raise SettingError(f"{variable} is not known: expected {meant}, or nothing")
         is_ours = name.startswith(("REGISTRY_", "TLS_"))
         near = difflib.get_close_matches(
             name.upper(), sorted(known), n=1, cutoff=_SIMILAR if is_ours else _ALMOST

@@ -10,16 +10,27 @@ import re
 from contextvars import ContextVar
 from urllib.parse import urlsplit
 
-_USER = re.compile(r"(?<=://)[^/?#\s\"'<>]*@")
+# A secret may hold quotes: rather too much is left out than a part of one shown.
+_USER = re.compile(r"(?<=://)[^/?#\s]*@")
+
+
+def _spelled(word: str) -> str:
+    """A path's segment, as it is and with letters percent-encoded, with its parameters."""
+    return "".join(f"(?:{c}|%{ord(c):02x}|%{ord(c):02X})" for c in word) + r"(?:;[^/?#\s]*)?"
+
+
+# Segments that a path is read without, and the slash before the next.
+_ON = r"/(?:(?:\.|%2[eE])?(?:;[^/?#\s]*)?/)*"
 # A token stands in the path of clients that can send no header; an application may be called "n".
 _PATH_TOKEN = re.compile(
-    r"((?<!/apps)/n(?:;[^/?#\s]*)?/+"
-    r"|/api/eureka/(?!v2/(?!v2(?:/|\b)))(?=[^/]*/v2(?:/|\b)))[^/?#\s\"'<>]+"
+    rf"((?<!/apps)/{_spelled('n')}{_ON}"
+    rf"|/{_spelled('api')}{_ON}(?:[^?#\s]{{1,64}}?/\.\.{_ON})?{_spelled('eureka')}{_ON}"
+    r"(?!v2/(?!v2(?:/|\b)))(?=[^/?#\s]*/v2(?:/|\b)))[^/?#\s]+"
 )
 _QUERY_SECRET = re.compile(
     r"""([?&;][^=&\s"']*?
     (?:token|passw(?:or)?d|passwd|pwd|secret|credential|api[_-]?key|access[_-]?key|sig(?:nature)?)
-    [^=&\s"']*=|[?&;](?:key|auth|jwt|pass)=)[^&\#\s"'<>]+""",
+    [^=&\s"']*=|[?&;](?:key|auth|jwt|pass)=)[^&\#\s]+""",
     re.IGNORECASE | re.VERBOSE,
 )
 _HEADER_SECRET = re.compile(r"\b(Basic|Bearer)\s+[A-Za-z0-9+/=._~-]{6,}", re.IGNORECASE)
@@ -36,7 +47,7 @@ def masked(text: str) -> str:
     """Any text, its URLs without accounts, tokens in paths and secrets in queries."""
     if "://" in text:
         text = _USER.sub("…@", text)
-    if "/n" in text or "/eureka/" in text:
+    if "/n" in text or "/eureka" in text or "%" in text:
         text = _PATH_TOKEN.sub(r"\1…", text)
     if "=" in text:
         text = _QUERY_SECRET.sub(r"\1…", text)

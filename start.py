@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from gunicorn import util  # type: ignore[import-untyped]  # gunicorn ships no types
+from gunicorn.workers.base import Worker  # type: ignore[import-untyped]  # gunicorn ships no types
 
 from access import Access
 from environment import Environment, SettingError, TlsSettings, load
@@ -49,6 +50,7 @@ def check(environ: Mapping[str, str]) -> Environment:
         raise SettingError(str(error)) from None
     _check_tls(environment.tls)
     _check_worker_class(environment.worker_class)
+    _check_host(environment.host)
     if is_shared(environment):
         _check_store(environment.store_url)
     return environment
@@ -76,12 +78,23 @@ def is_shared(environment: Environment) -> bool:
 
 
 def _check_worker_class(name: str) -> None:
+    with contextlib.suppress(RuntimeError, ImportError, AttributeError):
+        found = util.load_class(name)
+        if isinstance(found, type) and issubclass(found, Worker):
+            return
+    raise SettingError(
+        f"WORKER_CLASS={name!r}: expected eventloop.EventLoopWorker, gthread, or another of"
+        " gunicorn's that is installed"
+    )
+
+
+def _check_host(host: str) -> None:
+    """Whether it is a name or an address at all; whether it is this machine's, the port tells."""
     try:
-        util.load_class(name)
-    except (RuntimeError, ImportError, AttributeError):
+        socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, ValueError):
         raise SettingError(
-            f"WORKER_CLASS={name!r}: expected eventloop.EventLoopWorker, gthread, or another of"
-            " gunicorn's that is installed"
+            f"HOST={host!r}: expected a name or an address of this machine, such as 0.0.0.0 or ::"
         ) from None
 
 

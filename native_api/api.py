@@ -44,6 +44,7 @@ _ALWAYS = ("id", "endpoint")
 _NAMEABLE = frozenset((*COLUMNS, "links"))
 _FILTERS = frozenset({"id", "service_name", "status", "tags", "fields"})
 _LONG = 64 * 1024
+_MOST_DIGITS = 20
 _DEFAULT_WAIT_SECS, _MAX_WAIT_SECS = 30, 300
 
 
@@ -417,7 +418,8 @@ def _columns(query: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _whole(name: str, text: str, low: int, high: int) -> int:
-    if text.isascii() and text.isdigit() and low <= int(text) <= high:
+    # A number of thousands of digits cannot even be read.
+    if len(text) <= _MOST_DIGITS and text.isascii() and text.isdigit() and low <= int(text) <= high:
         return int(text)
     expected = f"a whole number from {low} to {high}"
     raise ProblemError(problem(400, f"{name}: expected {expected}", errors={name: expected}))

@@ -194,6 +194,12 @@ def test_eureka_is_where_the_amalgam8_registry_has_it_too() -> None:
         ("/api/eureka/secret/v2", "/api/eureka/…/v2"),
         ("/api/eureka/v2/apps/A/v2", "/api/eureka/v2/apps/A/v2"),
         ("/api/eureka/v2/v2x", "/api/eureka/v2/v2x"),
+        ("/api//eureka/secret/v2", "/api//eureka/…/v2"),
+        ("/api/./eureka/secret/v2", "/api/./eureka/…/v2"),
+        ("/%61pi/e%75reka/secret/v2", "/%61pi/e%75reka/…/v2"),
+        ("/api;a=b/eureka;c/secret/v2", "/api;a=b/eureka;c/…/v2"),
+        ("/api/x/../eureka//secret/v2", "/api/x/../eureka//…/v2"),
+        ("/x/../api/eureka/secret/v2", "/x/../api/eureka/…/v2"),
     ],
 )
 def test_a_token_in_the_amalgam8_registrys_path_is_masked(path: str, shown: str) -> None:
@@ -247,6 +253,15 @@ def test_tokens_without_an_end_are_taken_where_that_is_set() -> None:
     environ = {"REGISTRY_AUTH": "jwt", "REGISTRY_JWT_KEY": KEY}
     assert load(environ).access.require_expiry
     assert not load(environ | {"REGISTRY_JWT_REQUIRE_EXP": "false"}).access.require_expiry
+
+
+def test_an_end_beyond_all_numbers_is_no_error_of_ours() -> None:
+    access = Access(AccessSettings(mode="jwt", key=KEY))
+    assert status_of(access, bearer(signed(exp=10**400))) == 200
+    endless = {"namespace": "red", "exp": float("inf")}
+    for claims in (endless, {"namespace": "red", "exp": time.time() + 60, "nbf": float("inf")}):
+        token = jwt.PyJWS().encode(json.dumps(claims).encode(), KEY, "HS256")
+        assert status_of(access, bearer(token)) == 401
 
 
 def test_a_token_ends_when_it_says_though_it_was_seen_before() -> None:
@@ -368,6 +383,32 @@ def test_users_that_cannot_be_read_are_refused_at_the_start(tmp_path: Path, text
     (tmp_path / "users").write_text(text)
     with pytest.raises(AccessError, match="users"):
         Access(AccessSettings(mode="basic", users_file=tmp_path / "users"))
+
+
+@pytest.mark.parametrize(
+    "line", ["ann s3cr/t user HASH", "ann HASH user red", "ann:s3cr/t red user HASH", "s3cr/t HASH"]
+)
+def test_what_is_told_of_a_wrong_line_is_none_of_its_words(tmp_path: Path, line: str) -> None:
+    hashed = generate_password_hash("x", QUICK_HASH)
+    (tmp_path / "users").write_text(line.replace("HASH", hashed))
+    with pytest.raises(AccessError, match="line 1: ") as caught:
+        Access(AccessSettings(mode="basic", users_file=tmp_path / "users"))
+    assert "s3cr/t" not in str(caught.value)
+    assert hashed not in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_users_name(tmp_path: Path) -> None:
+    hashed = generate_password_hash("secret", QUICK_HASH)
+    (tmp_path / "users").write_text(f"ann red user {hashed}\n", encoding="utf-8-sig")
+    access = Access(AccessSettings(mode="basic", users_file=tmp_path / "users"))
+    assert status_of(access, basic("ann", "secret")) == 200
+
+
+def test_reading_without_an_account_tells_of_no_other_namespace() -> None:
+    client = client_of(mode="trusted", protect_reads=False)
+    assert client.get("/eureka/apps").status_code == 200
+    wanted = {"Registry-Namespace": "red"}
+    assert client.get("/eureka/apps", headers=wanted).status_code == 403
 
 
 @pytest.mark.parametrize(
@@ -594,6 +635,16 @@ def test_a_folder_holds_a_key_in_each_file(tmp_path: Path) -> None:
         (json.dumps({"keys": [{"kty": "oct", "k": "c2hvcnQ"}]}), "key 1: the key of HS256"),
         (json.dumps({"keys": [as_jwk(OTHER, d="AAAA")]}), "key 1: a private key"),
         ("", "at least 32 characters"),
+        (json.dumps({"keys": [as_jwk(OTHER, alg=["ES256"])]}), "without a key"),
+        ('{"keys": [{"kty": "EC", "crv": "secp256k1", "x": "AA", "y": "AA"}]}', "without a key"),
+        # What anybody may know would sign whatever anybody likes, were it the secret of HS256.
+        (json.dumps([as_jwk(OTHER)]), "JWKS"),
+        ("\ufeff" + json.dumps({"keys": []}), "without a key"),
+        ("https://ids.example.com/realms/shop/certs", "no secret"),
+        ("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExampleExample me@host", "no secret"),
+        ("".join(public_pem(OTHER).splitlines()[1:-1]), "no secret"),
+        ("\n".join(public_pem(PRIVATE["RS256"]).splitlines()[1:-1]), "no secret"),
+        (public_pem(OTHER)[1:], "no secret"),
     ],
 )
 def test_a_key_that_can_check_nothing_is_refused_at_the_start(
@@ -715,6 +766,22 @@ def test_who_was_known_stays_known_where_the_users_line_is_unchanged(
     assert status_of(access, basic("ann", "secret")) == 200
     assert len(hashed) == 2
     assert status_of(access, basic("bob", "p:w")) == 401
+
+
+def test_an_account_that_ends_while_its_password_is_looked_at_is_not_let_in(
+    users: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = Access(AccessSettings(mode="basic", users_file=users))
+
+    def check(password_hash: str, password: str) -> bool:
+        users.write_text(users.read_text().splitlines()[-1])
+        access.refresh()
+        return check_password_hash(password_hash, password)
+
+    monkeypatch.setattr("accounts.check_password_hash", check)
+    assert status_of(access, basic("ann", "secret")) == 401
+    monkeypatch.undo()
+    assert status_of(access, basic("ann", "secret")) == 401
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])

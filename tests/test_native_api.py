@@ -386,6 +386,8 @@ def test_bodies_queries_methods_and_paths_have_their_refusals(world: World) -> N
     assert problem(world.send("GET", "/instances?fields=secret"), 400) != {}
     assert problem(world.send("GET", "/watch?since=x"), 400) != {}
     assert problem(world.send("GET", "/watch?wait=301"), 400) != {}
+    for name in ("since", "wait"):
+        assert problem(world.send("GET", f"/watch?{name}={'9' * 5000}"), 400) != {}
     assert world.send("PATCH", "/instances").headers["Allow"] == "GET, HEAD, POST"
     problem(world.send("DELETE", "/services"), 405)
     problem(world.send("GET", "/nothing"), 404)

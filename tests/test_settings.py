@@ -154,12 +154,22 @@ def test_a_property_of_springs_that_is_almost_one_is_named_with_the_right_one() 
         ("REGISTRY_REQUIRE_HTTP", "REGISTRY_REQUIRE_HTTPS"),
         ("TLS_CERTFILE", "TLS_CERT_FILE"),
         ("TLS_CLIENT_CA", "TLS_CLIENT_CA_FILE"),
+        ("registry_auth", "REGISTRY_AUTH"),
+        ("Registry_Users_File", "REGISTRY_USERS_FILE"),
+        ("REGISTRYAUTH", "REGISTRY_AUTH"),
+        ("TLSCERTFILE", "TLS_CERT_FILE"),
     ],
 )
 def test_a_letter_that_is_missing_does_not_open_the_server(given: str, nearest: str) -> None:
     with pytest.raises(SettingError) as caught:
         load({given: "secret"})
     assert str(caught.value) == f"{given} is not known: expected {nearest}, or nothing"
+
+
+def test_a_value_is_shown_without_its_secrets() -> None:
+    with pytest.raises(SettingError) as caught:
+        load({"STORE_URL": "redis://ann:s3cret@h/0"})
+    assert str(caught.value) == "STORE_URL='redis://…@h/0': expected memory: or lmdb:PATH"
 
 
 @pytest.mark.parametrize(

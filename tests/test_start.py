@@ -112,6 +112,8 @@ REASONS: list[tuple[Callable[[Path], dict[str, str]], str]] = [
     (lambda _: {"STORE_URL": "memory:", "WORKERS": "2"}, "WORKERS=2: expected 1"),
     (lambda _: {"REGISTRY_CATALOGS": "[{kind: nothing}]"}, "REGISTRY_CATALOGS"),
     (lambda _: {"WORKER_CLASS": "nonsense"}, "WORKER_CLASS='nonsense'"),
+    (lambda _: {"WORKER_CLASS": "os.system"}, "WORKER_CLASS='os.system'"),
+    (lambda _: {"HOST": "[::1]"}, "HOST='[::1]': expected a name or an address"),
     (lambda _: {"REGISTRY_AUHT": "basic"}, "REGISTRY_AUHT is not known: expected REGISTRY_AUTH"),
 ]
 
