@@ -9,7 +9,9 @@ import atexit
 import logging
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 from flask import Flask, Response
 from werkzeug.exceptions import HTTPException
@@ -68,7 +70,21 @@ def create_app(environment: Environment) -> Flask:
     _add_errors(app)
     _add_metrics(app, runner)
     app.admit = admission(app, gateway)  # type: ignore[attr-defined]
+    app.wsgi_app = _without_offers(app.wsgi_app)  # type: ignore[method-assign]
     return app
+
+
+def _without_offers(application: Callable[..., Any]) -> Callable[..., Any]:
+    """Pass over offers to change the protocol, as is allowed (RFC 9110, 7.8).
+
+    Flask looks for other routes where one is made, and finds none.
+    """
+
+    def serve(environ: dict[str, Any], start_response: Any) -> Any:
+        environ.pop("HTTP_UPGRADE", None)
+        return application(environ, start_response)
+
+    return serve
 
 
 def _add_errors(app: Flask) -> None:

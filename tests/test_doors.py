@@ -323,6 +323,25 @@ def test_a_fragment_is_refused_and_not_cut_off(door: Door) -> None:
     assert "colour" not in told["instance"]["metadata"]
 
 
+def test_an_offer_to_change_the_protocol_changes_no_answer(door: Door) -> None:
+    text = instance_body("OFFER", "o:1")
+    chunks = f"Transfer-Encoding: chunked\r\n\r\n{len(text):x}\r\n{text}\r\n0\r\n\r\n"
+    for line, rest, status in (
+        ("POST /eureka/apps/OFFER", f"Content-Length: {len(text)}\r\n\r\n{text}", 204),
+        ("POST /eureka/apps/OFFER", chunks, 204),
+        ("GET /eureka/apps/OFFER", "\r\n", 200),
+        ("PUT /eureka/apps", "\r\n", 405),
+        ("GET /api/v1/services", "\r\n", 200),
+        ("GET /health/live", "\r\n", 200),
+        ("POST /health/live", "\r\n", 405),
+        ("GET /nope", "\r\n", 404),
+    ):
+        for offer in ("websocket", "WebSocket", "h2c", "websocket, h2c"):
+            fields = f"{REGISTERING}Connection: Upgrade\r\nUpgrade: {offer}\r\n"
+            data = f"{line} HTTP/1.1\r\n{fields}{rest}"
+            assert spoken(door.server, data.encode()) == (status, False), data
+
+
 def test_the_first_line_of_accept_decides_the_form_of_a_list(
     doors: tuple[Connection, Connection],
 ) -> None:
