@@ -121,6 +121,27 @@ def test_after_a_power_cut_the_store_starts_from_its_last_checkpoint(tmp_path: P
     store.close()
 
 
+def test_a_store_that_came_without_its_checkpoint_loses_nothing_in_silence(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    store = LmdbStore(folder, boot_id="one")
+    store.commit(NS, put(sample_instance()))
+    store.close()
+    (folder / "checkpoint.mdb").unlink()
+    whole = (folder / "data.mdb").read_bytes()
+
+    store = LmdbStore(folder, boot_id="two")
+    assert [i.id for i in store.load(NS).instances] == ["web:1"]
+    assert store.resume(5_000) == 1
+    store.close()
+
+    (folder / "checkpoint.mdb").unlink()
+    (folder / "data.mdb").write_bytes(b"torn" * 10_000)
+    with pytest.raises(StoreError, match="another boot, .* no checkpoint.mdb"):
+        LmdbStore(folder, boot_id="three")
+    (folder / "data.mdb").write_bytes(whole)
+    assert len(LmdbStore(folder, boot_id="three").load(NS).instances) == 1
+
+
 def test_after_another_boot_all_slots_have_their_room(tmp_path: Path) -> None:
     """Those that count renewals and those that are free too, with no lease left beyond them."""
     store = LmdbStore(tmp_path / "store", boot_id="one")

@@ -307,13 +307,16 @@ class LmdbStore:
                 self._give_space_back(data, checkpoint)
                 return False
         if not checkpoint.exists():
-            if is_known:
-                raise StoreError(
-                    f"{data}: {reason}, and there is no checkpoint.mdb beside it; "
-                    "move the folder away, and clients register again"
-                )
-            data.unlink()  # the machine went down before the first checkpoint
-            return False
+            if not is_known:
+                # The machine went down before the first one, or somebody left it behind.
+                if (more := damage(data, _look_through)) is None:
+                    log.warning("%s: %s, without a checkpoint; all of it is whole", data, reason)
+                    return True
+                reason = f"{reason}, {more}"
+            raise StoreError(
+                f"{data}: {reason}, and there is no checkpoint.mdb beside it; "
+                "move the folder away, and clients register again"
+            )
         if (more := damage(checkpoint, _look_through)) is not None:
             raise StoreError(
                 f"{checkpoint}: {more}, and {data} cannot be used: {reason}; "
