@@ -23,7 +23,7 @@ from catalogs import CatalogSettings, read_catalogs
 from eureka_compat.settings import EurekaSettings
 from native_api.settings import NativeSettings
 from registry.settings import RegistrySettings
-from shown import masked
+from shown import escaped, masked
 
 _T = TypeVar("_T")
 
@@ -312,8 +312,9 @@ def load(environ: Mapping[str, str]) -> Environment:
         try:
             return reader(value)
         except ValueError as error:
-            shown = "…" if name in _SECRET else masked(repr(value))
-            raise SettingError(f"{variable}={shown}: expected {error}") from None
+            shown = "…" if name in _SECRET else repr(value)
+            told = f"{variable}={shown}: expected {error}"
+            raise SettingError(escaped(masked(told))) from None
 
     def table(known: Mapping[str, tuple[str, Callable[[str], Any]]]) -> dict[str, Any]:
         return {

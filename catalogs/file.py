@@ -42,6 +42,11 @@ class FileSettings:
     folder: Path
     """Its files; sub-folders, hidden files and editors' backups are left alone."""
 
+    def check(self) -> None:
+        """``ValueError`` for what cannot be a folder; one that is not there may be so later."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"folder: {self.folder} is a file")
+
 
 class _Stamp(NamedTuple):
     """What tells one content of a file from another without reading it."""

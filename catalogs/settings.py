@@ -19,6 +19,7 @@ from catalogs.document import DocumentError, decoded, read_json, read_yaml
 from catalogs.http import AccountUrl, Url, checked_url
 from catalogs.runner import Terms
 from registry import NAMESPACE, Namespace
+from shown import escaped, masked
 
 # kind → module, its settings and its catalog. Each is imported only where it is set up.
 KINDS = {
@@ -60,7 +61,9 @@ def read_catalogs(text: str) -> tuple[CatalogSettings, ...]:
         try:
             text = decoded(Path(text).read_bytes())
         except (OSError, ValueError) as error:
-            raise ValueError(f"a list of catalogs, or the path of a file: {error}") from None
+            # Not the text: it may be a list with something missing, and passwords in it.
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ValueError(f"a list of catalogs, or the path of a file: {reason}") from None
     document = _document(text)
     if isinstance(document, Mapping) and document.keys() == {"catalogs"}:
         document = document["catalogs"]
@@ -93,9 +96,10 @@ def _read(number: int, item: Any) -> CatalogSettings:
         raise ValueError(f"catalog {number}: a kind, one of {', '.join(KINDS)}")
     name = item.get("name", "main")
     if not isinstance(name, str) or not 0 < len(name) <= 64 or not set(name) <= _NAME:
+        shown = escaped(masked(shortened(str(name))))
         raise ValueError(
-            f"catalog {number} ({kind}:{shortened(str(name))}): letters, digits, dots, dashes and "
-            "underscores in its name, 64 at most"
+            f"catalog {number} ({kind}:{shown}): letters, digits, dots, dashes and underscores"
+            " in its name, 64 at most"
         )
     where = f"catalog {number} ({kind}:{name})"
     module_name, settings_name, catalog_name = KINDS[kind]
@@ -105,7 +109,7 @@ def _read(number: int, item: Any) -> CatalogSettings:
     for given in item:
         if given not in known and given != "kind":
             raise ValueError(
-                f"{where}: no setting {shortened(given)!r}; there are {', '.join(known)}"
+                f"{where}: no setting {masked(shortened(given))!r}; there are {', '.join(known)}"
             )
     own = {k: v for k, v in item.items() if k not in ("kind", "name") and k not in _TERMS}
     terms = {k: v for k, v in item.items() if k in _TERMS}

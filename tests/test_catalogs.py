@@ -143,6 +143,11 @@ def urls(url: str) -> str:
         ("[{kind: etcd, prefix: /}]", "prefix: at least one character"),
         ("[{kind: etcd, username: a}]", "username and password_file, both or neither"),
         ("[{kind: etcd, ca_file: /etc/hostname}]", "/etc/hostname cannot be used: "),
+        ('[{kind: file, folder: /x, name: "a\\nb"}]', "(file:a\\nb): letters"),
+        ('[{kind: file, folder: /x, name: "http://u:SECRET@h"}]', "(file:http://…@h): letters"),
+        ('[{kind: file, folder: /x, "http://u:SECRET@h": 1}]', "no setting 'http://…@h'"),
+        ("[{kind: file, folder: /etc/hostname}]", "folder: /etc/hostname is a file"),
+        ("kind: eureka, urls: http://u:SECRET@h/", "the path of a file: No such file"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_catalog(text: str, told: str) -> None:

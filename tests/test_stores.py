@@ -136,7 +136,7 @@ def test_a_store_that_came_without_its_checkpoint_loses_nothing_in_silence(tmp_p
 
     (folder / "checkpoint.mdb").unlink()
     (folder / "data.mdb").write_bytes(b"torn" * 10_000)
-    with pytest.raises(StoreError, match="another boot, .* no checkpoint.mdb"):
+    with pytest.raises(StoreError, match=r"another boot, .* no checkpoint\.mdb"):
         LmdbStore(folder, boot_id="three")
     (folder / "data.mdb").write_bytes(whole)
     assert len(LmdbStore(folder, boot_id="three").load(NS).instances) == 1
