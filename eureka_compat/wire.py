@@ -245,7 +245,8 @@ def _status(text: str) -> InstanceStatus:
 _BLANKS = "".join(map(chr, range(33)))
 _WHOLE = re.compile(r"-?[0-9]+")
 _DECIMAL = re.compile(
-    r"\s*([+-]?(?:NaN|Infinity|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?))[fFdD]?", re.ASCII
+    r"\s*+([+-]?(?:NaN|Infinity|(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]++)?))[fFdD]?",
+    re.ASCII,
 )
 _HEXADECIMAL = re.compile(
     r"\s*([+-]?0[xX](?:[0-9a-fA-F]+\.?|[0-9a-fA-F]*\.[0-9a-fA-F]+)[pP][+-]?[0-9]+)[fFdD]?", re.ASCII

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs as encodings
 import gzip
 import json
+import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from typing import Any
@@ -264,6 +265,24 @@ NUMBERS: list[tuple[Any, int | None]] = [
     (1e19, None),
     (2**70, None),
 ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1" * 998 + "x",
+        "." + "1" * 998 + "x",
+        "1e" + "9" * 990 + "x",
+        "0x" + "f" * 990 + "x",
+        "0x." + "f" * 990 + "pp",
+        "1" * 500 + " " * 400 + "x",
+    ],
+)
+def test_a_text_that_is_nearly_a_number_costs_no_more_than_another(text: str) -> None:
+    # Read again at each digit, it would be a minute; this guard leaves a slow machine its time.
+    began = time.process_time()
+    assert [wire.number_in(text, 64) for _ in range(2000)] == [None] * 2000
+    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize(("sent", "meant"), NUMBERS)
