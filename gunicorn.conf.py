@@ -60,6 +60,10 @@ class QuietLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
         for name in ("r", "U", "f"):
             if isinstance(atoms.get(name), str):
                 atoms[name] = masked(atoms[name])
+        # In other modes a token may stand where Basic has the name, and a wrong name may be a
+        # password that slipped.
+        if _environment.access.mode != "basic" or atoms.get("s") in ("401", "429"):
+            atoms["u"] = "-"
         return atoms
 
     def debug(self, msg, *args, **kwargs):  # type: ignore[no-untyped-def]

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from urllib.parse import urlsplit
 
 # A secret may hold quotes: rather too much is left out than a part of one shown.
-_USER = re.compile(r"(?<=://)[^/?#\s]*@")
+_USER = re.compile(r"(?<=//)[^/?#\s]*@")
 
 
 def _spelled(word: str) -> str:
@@ -45,7 +45,7 @@ caller: ContextVar[object] = ContextVar("caller", default="")
 
 def masked(text: str) -> str:
     """Any text, its URLs without accounts, tokens in paths and secrets in queries."""
-    if "://" in text:
+    if "//" in text:
         text = _USER.sub("…@", text)
     if "/n" in text or "/eureka" in text or "%" in text:
         text = _PATH_TOKEN.sub(r"\1…", text)

@@ -54,6 +54,7 @@ def test_a_url_is_shown_without_what_could_be_secret(url: str, shown: str) -> No
         ('GET /eureka/n/ann:a"s3<c/apps', "GET /eureka/n/…/apps"),
         ("GET /eureka/.;x//n/s3cret/apps", "GET /eureka/.;x//n/…/apps"),
         ("at https://sp:it's@h/eureka", "at https://…@h/eureka"),
+        ("GET //sp:s3cret@h/eureka", "GET //…@h/eureka"),
         ("GET /x?token=it's&y=1", "GET /x?token=…&y=1"),
         ("at https://sp:p%40ss@h/eureka and on", "at https://…@h/eureka and on"),
         ("at https://sp:p@ss@h/eureka and on", "at https://…@h/eureka and on"),

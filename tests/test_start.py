@@ -330,6 +330,9 @@ def test_secrets_and_line_feeds_do_not_get_into_the_log(tmp_path: Path) -> None:
         path = "/eureka/n/TOPSECRET/apps/SHOP"
         assert server.send("POST", path, body, JSON).status == 204
         assert server.send("GET", "/eureka/v2/n/TOPSECRET/apps", None, JSON).status == 200
+        as_name = {"Authorization": "Basic " + base64.b64encode(b"TOPSECRET:").decode()}
+        assert server.send("GET", "/eureka/apps", None, as_name).status == 200
+        assert server.send("GET", "//u:TOPSECRET@h/eureka", None, JSON).status == 404
         assert server.send("GET", "/eureka/apps?token=TOPSECRET", None, JSON).status == 401
         wait_until(lambda: "token=" in server.log(), 30)
         log = server.log()
@@ -337,6 +340,21 @@ def test_secrets_and_line_feeds_do_not_get_into_the_log(tmp_path: Path) -> None:
     assert not [line for line in log.splitlines() if line.startswith("ERROR")]
     # Where the namespace's name is the token, not even who asked is said.
     assert "TOPSECRET" not in log
+
+
+def test_the_access_log_names_users_that_are_let_in(tmp_path: Path) -> None:
+    (tmp_path / "users").write_text(f"ann red user {generate_password_hash('x', QUICK_HASH)}\n")
+    env = {
+        "REGISTRY_AUTH": "basic",
+        "REGISTRY_USERS_FILE": str(tmp_path / "users"),
+        "ACCESS_LOG": "true",
+    }
+    with RegistryServer(tmp_path, workers=1, env=env) as server:
+        for account, status in ((b"slipped:", 401), (b"ann:x", 200)):
+            headers = {"Authorization": "Basic " + base64.b64encode(account).decode()}
+            assert server.send("GET", "/eureka/apps", None, headers).status == status
+        wait_until(lambda: " - ann [" in server.log(), 30)
+        assert "slipped" not in server.log()
 
 
 # The image and its Pod
