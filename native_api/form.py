@@ -28,7 +28,9 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 NO_ADDRESS = "0.0.0.0"
 _RESOLVED_FOR_SECS = 30
 _TAGS, _WHOLE, _NAME = "tags", "metadata", "service_name"
-_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\Z")
+# Labels as Java's ``IDN.toASCII`` takes them: Armeria gives a whole list up where one is none.
+_LABEL = "[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
+_HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*\.?\Z")
 # Latin, Greek, Cyrillic and Chinese letters, which every version of IDNA has.
 _LETTER = r"[A-Za-z0-9_\u00df-\u00f6\u00f8-\u00ff\u03b1-\u03c9\u0430-\u044f\u4e00-\u9fa5-]"
 _IDN = re.compile(rf"{_LETTER}{{1,30}}(?:\.{_LETTER}{{1,30}})*\Z")
