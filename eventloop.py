@@ -1022,7 +1022,7 @@ class _Connection(asyncio.Protocol):
                 # Reading on is how one learns that a stream's reader has gone.
                 self.drop()
             return
-        if not stash and len(data) <= _PIECE and not self._reader.is_amid:
+        if not stash and not self._began and len(data) <= _PIECE:
             read = self.worker.known_requests.get(data) if data[0] == _G else None
             if (read is not None and self._is_recalled(read)) or self._is_known(data):
                 return

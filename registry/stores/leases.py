@@ -204,14 +204,19 @@ class LeaseFile:
             words[word + 2] = lease.last_renewal_ms
             words[word] = lease.deadline_mono_ms << _DEADLINE_SHIFT | place.generation
 
-    def renew(self, place: Place, lease: Lease) -> bool:
-        """Store a lease where its place is sure to be its own before and after; else False.
+    def renew(
+        self, place: Place, lease: Lease, counter: int | None = None, window: int = 0
+    ) -> bool | None:
+        """Store a lease where its place is sure to be its own before and after: True.
 
-        Where another duration was registered too. It may have been stored or not then, and is to be
-        stored again under ``lock``.
+        Else it is to be stored again under ``lock``: None where it was not stored, for another
+        duration was registered too, and False where it may have been. Whatever may have been stored
+        is counted as ``count`` does, where a ``counter`` is given.
         """
         slot, generation = place
         word = self._word(slot)
+        if counter is not None:
+            counter = self._word(counter) + (window & 1)
         words = self._words
         deadline, duration, renewed = lease
         mine = self._mine
@@ -225,10 +230,12 @@ class LeaseFile:
                 or words[word + 1] != duration
             ):
                 words[mine] = 0
-                return False
+                return None
             words[word + 2] = renewed
             words[word] = deadline << _DEADLINE_SHIFT | generation
             words[mine] = 0
+            if counter is not None:
+                words[counter] = _counted_once_more(words[counter], window)
         return words[_VERSION] == version
 
     def read(self, place: Place) -> Lease | None:
@@ -251,10 +258,7 @@ class LeaseFile:
         word = self._word(slot) + (window & 1)
         words = self._words
         with self._lock:
-            stored = words[word]
-            words[word] = (
-                stored + 1 if stored >> _WINDOW_SHIFT == window else window << _WINDOW_SHIFT | 1
-            )
+            words[word] = _counted_once_more(words[word], window)
 
     def counted(self, slot: int, window: int) -> int:
         """How many renewals were counted there in a window."""
@@ -281,3 +285,7 @@ class LeaseFile:
         ours = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, _OWNERS, 0)
         fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, ours)
         os.close(self._file)
+
+
+def _counted_once_more(stored: int, window: int) -> int:
+    return stored + 1 if stored >> _WINDOW_SHIFT == window else window << _WINDOW_SHIFT | 1

@@ -883,12 +883,18 @@ class LmdbStore:
     ) -> bool:
         live = self._live
         place = self._places.get(namespace, _NO_PLACES).get(key) or self._find(namespace, key)
-        if (place is None or not live.renew(place, lease)) and not self._renew_surely(
-            namespace, key, lease
-        ):
-            return False
+        counter = None
         if window is not None:
-            live.count(self._counter(namespace), window)
+            counter = self._counters.get(namespace)
+            if counter is None:
+                counter = self._counter(namespace)
+        stored = None if place is None else live.renew(place, lease, counter, window or 0)
+        if stored:
+            return True
+        if not self._renew_surely(namespace, key, lease):
+            return False
+        if stored is None and counter is not None:
+            live.count(counter, window or 0)
         return True
 
     def _find(self, namespace: Namespace, key: InstanceKey) -> Place | None:
