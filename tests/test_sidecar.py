@@ -160,6 +160,16 @@ def test_credentials_are_not_shown_where_they_are_wrong(arguments: list[str]) ->
     assert "ses" not in str(refused.value)
 
 
+@pytest.mark.parametrize("text", ["&a {b: *a}", "{a: 2024-99-99}", f"[{'9' * 5000}]", "[" * 5000])
+def test_yaml_that_cannot_be_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    config = tmp_path / "sidecar.yaml"
+    config.write_text(f"metadata: {text}\n")
+    for arguments in (["--config", str(config)], [*NEEDED, "--metadata", text]):
+        with pytest.raises(SettingError) as refused:
+            load(arguments, {})
+        assert "\n" not in str(refused.value)
+
+
 def test_a_broken_file_is_told_by_its_line_and_not_by_its_text(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     file.write_text('ttl: 5\ntoken: "sesame\n')

@@ -200,10 +200,20 @@ def _structure(value: Any) -> Any:
     """What flags and variables hold as JSON or YAML."""
     if not isinstance(value, str):
         return value
+    return _read(value, "JSON or YAML")
+
+
+def _read(text: str, what: str) -> Any:
+    """What YAML holds, in lists and mappings that end; ``ValueError`` without the text itself."""
     try:
-        return yaml.safe_load(value)
+        found = yaml.safe_load(text)
+        json.dumps(found, default=str, skipkeys=True)  # which refuses what stands inside itself
     except yaml.YAMLError as error:
-        raise ValueError(f"JSON or YAML ({_problem(error)})") from None
+        raise ValueError(f"{what} ({_problem(error)})") from None
+    except (ValueError, RecursionError):
+        # A date or a number that is none, or a mapping within itself.
+        raise ValueError(f"{what} (it cannot be read)") from None
+    return found
 
 
 def _problem(error: yaml.YAMLError) -> str:
@@ -447,13 +457,15 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def _file(path: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise SettingError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise SettingError(f"{path}: expected UTF-8") from None
-    except yaml.YAMLError as error:
-        raise SettingError(f"{path}: expected YAML ({_problem(error)})") from None
+    try:
+        found = _read(text, "YAML")
+    except ValueError as error:
+        raise SettingError(f"{path}: expected {error}") from None
     if not isinstance(found, dict):
         raise SettingError(f"{path}: expected a mapping of settings")
     for name in found:
