@@ -7,6 +7,7 @@ force, and the log says which line is wrong and why, at once.
 from __future__ import annotations
 
 import base64
+import codecs
 import functools
 import hashlib
 import hmac
@@ -408,7 +409,7 @@ class Watched(Generic[_T]):
         if self._copy is None:
             return
         with suppress(OSError):
-            data = self._heading() + _read(self._path)
+            data = self._heading() + _read(self._path).removeprefix(codecs.BOM_UTF8)
             if self._copy.exists() and _read(self._copy) == data:
                 return
             self._copy.parent.mkdir(parents=True, exist_ok=True)

@@ -399,9 +399,12 @@ def test_what_is_told_of_a_wrong_line_is_none_of_its_words(tmp_path: Path, line:
 
 def test_a_byte_order_mark_is_no_part_of_the_first_users_name(tmp_path: Path) -> None:
     hashed = generate_password_hash("secret", QUICK_HASH)
-    (tmp_path / "users").write_text(f"ann red user {hashed}\n", encoding="utf-8-sig")
-    access = Access(AccessSettings(mode="basic", users_file=tmp_path / "users"))
-    assert status_of(access, basic("ann", "secret")) == 200
+    users = tmp_path / "users"
+    users.write_text(f"ann red user {hashed}\n", encoding="utf-8-sig")
+    settings = AccessSettings(mode="basic", users_file=users, users_copy=tmp_path / "copy")
+    assert status_of(Access(settings), basic("ann", "secret")) == 200
+    users.write_text("broken")
+    assert status_of(Access(settings), basic("ann", "secret")) == 200
 
 
 def test_reading_without_an_account_tells_of_no_other_namespace() -> None:
