@@ -58,6 +58,18 @@ class Source(Protocol):
         ...
 
 
+class RemoteSource(Source, Protocol):
+    """One that is reached over connections, which stay open where it hangs."""
+
+    def suspend(self) -> None:
+        """Hang: no answer, and every connection stays open."""
+        ...
+
+    def resume(self) -> None:
+        """Go on where it hung."""
+        ...
+
+
 def until(condition: Callable[[], Any], secs: float = 15.0) -> Any:
     """The condition's first true answer within so many seconds."""
     end = time.monotonic() + secs
@@ -264,3 +276,27 @@ class CatalogSuite:
         source.remove("web", "10.8.0.1", 80)
         until(lambda: ("10.8.0.1", 80) not in followed.instances())
         assert ("10.8.9.9", 80) in followed.instances()
+
+
+class RemoteCatalogSuite(CatalogSuite):
+    """What a catalog of a ``RemoteSource`` passes besides."""
+
+    def test_a_source_that_hangs_is_noticed_and_costs_nothing(self, source: RemoteSource) -> None:
+        """Its connections stay open; nothing comes any more."""
+        followed = Followed(source, Terms(stale_after_secs=300))
+        followed.start()
+        try:
+            source.put("web", "10.5.9.1", 80)
+            until(followed.instances, 60)
+            until(lambda: followed.report().state == "following", 60)
+            before = followed.settle()
+            source.suspend()
+            until(lambda: followed.report().state == "failing", 90)
+            error = str(followed.report().last_error)
+            assert "in time" in error or "silent" in error
+            source.resume()
+            until(lambda: followed.report().state == "following", 90)
+            assert followed.settle() == before
+        finally:
+            source.resume()
+            followed.runner.stop()

@@ -13,7 +13,7 @@ import pytest
 
 from catalogs import RelistError, SourceError, Terms
 from catalogs.consul import ConsulCatalog, ConsulSettings
-from catalogs.testing import CatalogSuite, Followed, until
+from catalogs.testing import Followed, RemoteCatalogSuite, until
 from conformance.programs import free_port
 from registry import Instance
 from tests.sources.consul_agent import ConsulSource
@@ -26,7 +26,7 @@ def source(tmp_path: Path) -> Iterator[ConsulSource]:
     source.kill()
 
 
-class TestConsulCatalog(CatalogSuite):
+class TestConsulCatalog(RemoteCatalogSuite):
     """On a genuine server."""
 
 
@@ -156,26 +156,6 @@ def test_an_instance_that_cannot_be_listed_is_named_and_takes_no_other_with_it(
     assert first.startswith("n" * 80 + "… (200 characters)/")
     assert "no service's name" in first
     assert second.startswith("odd/odd: not host:port or a URL")
-
-
-def test_an_agent_that_hangs_is_noticed_and_costs_nothing(source: ConsulSource) -> None:
-    """Its connections stay open; nothing comes any more."""
-    source.put("web", "10.0.0.1", 80)
-    followed = Followed(source, Terms(stale_after_secs=300))
-    followed.start()
-    try:
-        until(followed.instances)
-        until(lambda: followed.report().state == "following")
-        before = followed.revision()
-        source.suspend()
-        until(lambda: followed.report().state == "failing", 45)
-        assert "in time" in str(followed.report().last_error)
-        source.resume()
-        until(lambda: followed.report().state == "following", 60)
-        assert followed.revision() == before
-    finally:
-        source.resume()
-        followed.runner.stop()
 
 
 def checks(*indexes: int) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import pytest
 
 from catalogs import RelistError, SourceError, Terms
 from catalogs.etcd import EtcdCatalog, EtcdSettings
-from catalogs.testing import CatalogSuite, Followed, until
+from catalogs.testing import Followed, RemoteCatalogSuite, until
 from conformance.programs import free_port
 from tests.sources.etcd import EtcdSource
 
@@ -25,7 +25,7 @@ def source(tmp_path: Path) -> Iterator[EtcdSource]:
     source.kill()
 
 
-class TestEtcdCatalog(CatalogSuite):
+class TestEtcdCatalog(RemoteCatalogSuite):
     """On a genuine etcd."""
 
 
@@ -79,26 +79,6 @@ def test_a_number_beyond_64_bits_is_its_digits(source: EtcdSource) -> None:
     )
     ((entry,),) = (group or () for group in source.catalog().list().values())
     assert entry.instance.metadata["account"] == digits
-
-
-def test_a_member_that_hangs_is_noticed_and_costs_nothing(source: EtcdSource) -> None:
-    """Its connections stay open; nothing comes any more."""
-    source.put("web", "10.0.0.1", 80)
-    followed = Followed(source, Terms(stale_after_secs=300))
-    followed.start()
-    try:
-        until(followed.instances)
-        until(lambda: followed.report().state == "following")
-        before = followed.revision()
-        source.suspend()
-        until(lambda: followed.report().state == "failing", 40)
-        assert "in time" in str(followed.report().last_error)
-        source.resume()
-        until(lambda: followed.report().state == "following", 60)
-        assert followed.revision() == before
-    finally:
-        source.resume()
-        followed.runner.stop()
 
 
 def test_a_broken_value_leaves_the_keys_last_good_one(

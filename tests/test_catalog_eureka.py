@@ -12,7 +12,7 @@ import pytest
 from catalogs import RelistError, SourceError, Terms
 from catalogs.eureka import EurekaCatalog, EurekaCatalogSettings
 from catalogs.http import parsed
-from catalogs.testing import CatalogSuite, Followed, until
+from catalogs.testing import Followed, RemoteCatalogSuite, until
 from conformance.programs import free_port
 from eureka_compat import wire
 from registry import Instance
@@ -34,7 +34,7 @@ def source(server: EurekaSource) -> Iterator[EurekaSource]:
     server.clear()
 
 
-class TestEurekaCatalog(CatalogSuite):
+class TestEurekaCatalog(RemoteCatalogSuite):
     """On a genuine server, one for all: it takes long to start."""
 
 

@@ -18,7 +18,7 @@ from catalogs.kubernetes import KubernetesCatalog, KubernetesSettings
 from catalogs.kubernetes.kubeconfig import in_cluster
 from catalogs.kubernetes.mapping import Mapped, Mapper
 from catalogs.kubernetes.watching import PODS, SERVICES, SLICES, Event
-from catalogs.testing import CatalogSuite, Followed, until
+from catalogs.testing import Followed, RemoteCatalogSuite, until
 from registry import Instance
 from tests.servers import ROOT
 from tests.sources.kubernetes import KubernetesSource
@@ -39,7 +39,7 @@ def source(cluster: KubernetesSource) -> Iterator[KubernetesSource]:
     cluster.clear()
 
 
-class TestKubernetesCatalog(CatalogSuite):
+class TestKubernetesCatalog(RemoteCatalogSuite):
     """On one API server for all."""
 
 
@@ -268,28 +268,6 @@ def test_a_namespace_without_services_is_told(source: KubernetesSource) -> None:
     catalog.list()
     (problem,) = catalog.problems
     assert problem.startswith("the namespace nowhere has no such Services")
-
-
-def test_a_server_that_hangs_is_noticed_and_costs_nothing(source: KubernetesSource) -> None:
-    """Its connections stay open; nothing comes any more."""
-    source.put("api", "10.1.0.1", 80)
-    followed = Followed(source, Terms(stale_after_secs=300))
-    followed.start()
-    try:
-        until(followed.instances)
-        until(lambda: followed.report().state == "following")
-        before = followed.revision()
-        source.suspend()
-        until(lambda: followed.report().state == "failing", 30)
-        assert "silent" in str(followed.report().last_error) or "in time" in str(
-            followed.report().last_error
-        )
-        source.resume()
-        until(lambda: followed.report().state == "following", 60)
-        assert followed.revision() == before
-    finally:
-        source.resume()
-        followed.runner.stop()
 
 
 def test_what_is_known_of_pods_that_came_and_went_is_forgotten() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import requests
 from catalogs.consul import ConsulCatalog, ConsulSettings
 from conformance.programs import built, free_port
 from tests.servers import wait_until
+from tests.sources.process import OwnProcess
 
 FOLDER = Path(__file__).parent / "consul"
 
@@ -30,7 +30,7 @@ def program() -> Path:
     return built("consul", FOLDER, build)
 
 
-class ConsulSource:
+class ConsulSource(OwnProcess):
     """One server; it keeps its ports and its data over restarts."""
 
     def __init__(self, folder: Path, token: str = "", **config: Any) -> None:
@@ -56,7 +56,6 @@ class ConsulSource:
                 }
             )
         )
-        self._process: subprocess.Popen[bytes] | None = None
         self.session = requests.Session()
         if token:
             self.session.headers["X-Consul-Token"] = token
@@ -83,20 +82,6 @@ class ConsulSource:
         body = {"Node": "probe", "Address": "127.0.0.1"}
         url = f"{self.url}/v1/catalog/register"
         return self.session.put(url, json=body, timeout=5).status_code == 200
-
-    def suspend(self) -> None:
-        """Hang: no answer, and every connection stays open."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
-
-    def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
 
     def ask(self, path: str, document: Any) -> None:
         answer = self.session.put(f"{self.url}/v1/{path}", json=document, timeout=10)

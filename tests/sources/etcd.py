@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -16,20 +15,20 @@ import requests
 from catalogs.etcd import EtcdCatalog, EtcdSettings
 from conformance.programs import free_port
 from tests.servers import wait_until
+from tests.sources.process import OwnProcess
 
 
 def b64(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
-class Etcd:
+class Etcd(OwnProcess):
     """One member on loopback; it keeps its ports and its data over restarts."""
 
     def __init__(self, folder: Path) -> None:
         self.port, self._peer_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
         self._session = requests.Session()
         self.start()
 
@@ -53,20 +52,6 @@ class Etcd:
                 return False
 
         wait_until(healthy, 20, "etcd")
-
-    def suspend(self) -> None:
-        """Hang: no answer, and every connection stays open."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
-
-    def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
 
     def ask(self, path: str, document: dict[str, Any], **headers: str) -> dict[str, Any]:
         answer = self._session.post(

@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from catalogs.eureka import EurekaCatalog, EurekaCatalogSettings
 from conformance.programs import built_jar, free_port
 from tests.servers import JSON, ROOT, instance_body, send, wait_until
+from tests.sources.process import OwnProcess
 
 RENEWS_EACH_SECS = 20.0
 
 
-class EurekaSource:
+class EurekaSource(OwnProcess):
     """It keeps its port; it forgets everything at a restart, and its clients register again."""
 
     def __init__(self) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/eureka"
-        self._process: subprocess.Popen[bytes] | None = None
         self._bodies: dict[tuple[str, str], str] = {}
         self._stopping = threading.Event()
         self._is_up = False
@@ -47,9 +47,15 @@ class EurekaSource:
 
     def kill(self) -> None:
         self._is_up = False
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
+        super().kill()
+
+    def suspend(self) -> None:
+        self._is_up = False
+        super().suspend()
+
+    def resume(self) -> None:
+        super().resume()
+        self._is_up = True
 
     def close(self) -> None:
         self._stopping.set()

@@ -5,7 +5,6 @@ No kubelet and no controller runs: Services, Pods and endpoint slices are create
 
 from __future__ import annotations
 
-import signal
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from catalogs.kubernetes import KubernetesCatalog, KubernetesSettings
 from conformance.programs import built, free_port
 from tests.servers import wait_until
 from tests.sources.etcd import Etcd
+from tests.sources.process import OwnProcess
 
 FOLDER = Path(__file__).parent / "kube-apiserver"
 VERSION = "v1.31.4"
@@ -39,7 +39,7 @@ def program() -> Path:
     return built("kube-apiserver", FOLDER, build)
 
 
-class KubernetesSource:
+class KubernetesSource(OwnProcess):
     """It keeps its port and its data over restarts. Each service has one slice."""
 
     def __init__(self, folder: Path) -> None:
@@ -50,7 +50,6 @@ class KubernetesSource:
         (folder / "tokens.csv").write_text(f"{TOKEN},admin,admin,system:masters\n")
         key = ["openssl", "genrsa", "-out", str(folder / "sa.key"), "2048"]
         subprocess.run(key, check=True, capture_output=True)
-        self._process: subprocess.Popen[bytes] | None = None
         self.session = requests.Session()
         self.session.trust_env = False  # a bundle of the machine's would overrule this
         self.session.verify = False
@@ -89,20 +88,6 @@ class KubernetesSource:
                 return False
 
         wait_until(ready, 60, "kube-apiserver")
-
-    def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-
-    def suspend(self) -> None:
-        """Hang: no answer, and every connection stays open."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
         self.kill()
