@@ -302,7 +302,8 @@ def test_a_full_disk_refuses_writes_answers_reads_and_recovers(tmp_path: Path) -
             assert status == 204
             written.add(f"web:{number}")
         assert refused is not None
-        assert server.send("GET", "/health/ready").status == 503
+        # Each worker believes what it last tried for a second.
+        wait_until(lambda: server.send("GET", "/health/ready").status == 503, 20, "unreadiness")
         assert server.send("GET", "/health/live").status == 200
         assert set(server.apps()) == written
         assert server.eureka("GET", "/apps/WEB/web:1", None, JSON).status == 200

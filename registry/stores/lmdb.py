@@ -475,7 +475,8 @@ class LmdbStore:
                 raise self._failure("write to", error) from error
 
     def _failure(self, what: str, error: Exception) -> StoreError:
-        """What went wrong, in the words of the contract."""
+        """What went wrong, in the words of the contract; what was tried before counts no more."""
+        self._probed = 0.0
         if isinstance(error, (lmdb.Error, OSError)):
             return StoreError(f"cannot {what} the store in {self._folder}: {error}")
         # What was written is not what is read.
