@@ -51,7 +51,8 @@ class Case:
     ``column`` is the wire form that it is about, or ``any``. ``reference`` names the place in the
     genuine server's sources, or the requirements of clients (R numbers, ``requirements.py``).
     ``beyond`` is empty, or says why a genuine server need not pass; such a case is not required.
-    A case that ``waits`` passes its time waiting and may run beside others.
+    A case that ``waits`` passes its time waiting and may run beside others. One that ``spoils``
+    leaves a genuine server's lists as some readers cannot take them, so it comes last.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Case:
     beyond: str = ""
     waits: bool = False
     self_preservation: bool = False
+    spoils: bool = False
 
 
 @dataclass
@@ -80,6 +82,7 @@ class Catalogue:
         beyond: str = "",
         waits: bool = False,
         self_preservation: bool = False,
+        spoils: bool = False,
     ) -> Callable[[Callable[..., None]], Callable[..., None]]:
         """Make a case of a function, or one for each entry of ``over`` (its name: its arguments).
 
@@ -100,6 +103,7 @@ class Catalogue:
                         beyond,
                         waits,
                         self_preservation,
+                        spoils,
                     )
                 )
             return function

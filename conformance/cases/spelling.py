@@ -42,7 +42,9 @@ def json_in_the_bytes_of(s: Session, spelled: Spelling) -> None:
 def half_a_surrogate_pair_is_a_question_mark(s: Session) -> None:
     sent = fresh(metadata={"k": "a\ud800b\udc00\ud834\udd1e"})
     posted(s, sent, documents.json_body(sent).encode(), JSON_TYPE, 204)
-    s.equal(s.instance(sent)["metadata"], {"k": "a?b?𝄞"}, "metadata")
+    # A genuine server may keep the half until it writes bytes of it, as an escape in JSON.
+    told = s.instance(sent)["metadata"]["k"].encode("utf-8", "replace").decode()
+    s.equal(told, "a?b?𝄞", "metadata")
 
 
 @case(
@@ -172,7 +174,7 @@ def a_path_may_be_written_with(s: Session, dress: Dress) -> None:
     s.status(s.send("DELETE", s.path(sent), None, {}, dress), 200)
 
 
-@case("register", "XStream's XmlFriendlyNameCoder")
+@case("register", "XStream's XmlFriendlyNameCoder", spoils=True)
 def an_escaped_colon_is_read(s: Session) -> None:
     sent = fresh(metadata={"aws_.003agroup": "g", "k_.003A": "h"})
     s.register(sent, Form.XML)
@@ -187,6 +189,7 @@ def an_escaped_colon_is_read(s: Session) -> None:
     "XML namespaces; XStream's XmlFriendlyNameCoder",
     beyond="a genuine server writes a colon in a metadata key into an element's name",
     column="xml",
+    spoils=True,
 )
 def a_colon_in_a_metadata_key_makes_no_prefix(s: Session) -> None:
     sent = fresh(metadata={"aws:autoscaling:group": "g"})
