@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from conformance import report
@@ -127,9 +128,9 @@ def differences(runs: Mapping[str, Run]) -> Table:
         if len({result.outcome for result in results.values()}) > 1:
             told = next(r.case.beyond or r.message for r in results.values() if r.message)
             table.add_row(
-                f"{case} ({column})",
+                escape(f"{case} ({column})"),
                 *(results[name].outcome.value if name in results else "" for name in runs),
-                told[:200],
+                escape(told[:200]),
             )
     return table
 
@@ -229,7 +230,7 @@ def main() -> int:
         )
         if options.report:
             report.write(run, options.report / name.replace(" ", "-"))
-    console.print(note, highlight=False)
+    console.print(note, highlight=False, markup=False)
     console.print(
         f"{len(kinds)} clients on each; {time.monotonic() - began:.0f} s in all", highlight=False
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import threading
@@ -18,7 +19,7 @@ from rich.console import Console
 from application import create_app
 from conformance import report
 from conformance.__main__ import reachable, reachable_natively, run_suite
-from conformance.case import FailedError, Session, Target, chosen
+from conformance.case import Case, FailedError, Session, Target, chosen
 from conformance.cases import ALL, NATIVE
 from conformance.cases.native import CORRECTIONS, RECORDED, replay
 from conformance.cases.native import named as named_natively
@@ -30,7 +31,7 @@ from conformance.cases.recorded import (
     scenario,
     taken_back,
 )
-from conformance.compare import last_words
+from conformance.compare import differences, last_words
 from conformance.differential import DisagreementError, compare
 from conformance.documents import Form
 from conformance.follower import follow
@@ -306,6 +307,19 @@ def test_what_fails_twice_has_failed_and_is_named_last(faulty: Any) -> None:
     assert len(words) == len(failed)
     once = run_suite(target, cases, (), None, Console(quiet=True))
     assert [r.unsteady for r in once.results] == [""] * len(once.results)
+
+
+def test_a_case_may_have_any_name_and_any_message_where_two_differ() -> None:
+    case = Case("a path [//apps]", "paths", "json", "", lambda s: None, beyond="[/eureka] is 404")
+    passed, refused = (
+        Run("http://x", [Result(case, outcome, 0, 0, message)], 0)
+        for outcome, message in ((Outcome.PASSED, ""), (Outcome.BEYOND, "[/eureka]"))
+    )
+    console = Console(width=150, record=True, quiet=False, file=io.StringIO())
+    console.print(differences({"ours": passed, "theirs": refused}))
+    shown = console.export_text()
+    assert "a path [//apps] (json)" in shown
+    assert "[/eureka] is 404" in shown
 
 
 def test_no_required_case_is_no_proof() -> None:
