@@ -6,7 +6,9 @@ COPY registry registry
 COPY eureka_compat eureka_compat
 COPY native_api native_api
 COPY catalogs catalogs
-COPY *.py ./
+COPY eureka_http eureka_http
+COPY eureka_server eureka_server
+COPY wsgi.py gunicorn.conf.py ./
 RUN useradd --system --create-home eureka && mkdir /data && chown eureka /data
 USER eureka
 ENV STORE_URL=lmdb:/data

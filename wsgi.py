@@ -6,10 +6,10 @@ import os
 
 from flask import Flask
 
-from application import create_app
-from environment import SettingError, load
+from eureka_server.app import create_app
+from eureka_server.settings import SettingError, load
+from eureka_server.start import give_up
 from registry import StoreError
-from start import give_up
 
 
 def _start() -> Flask:

@@ -21,7 +21,7 @@ import urllib3
 from catalogs.addresses import is_literal
 from catalogs.bounds import shortened
 from catalogs.catalog import SourceError
-from shown import masked, masked_url
+from eureka_http.shown import masked, masked_url
 
 CONNECT_SECS = 3.0
 READ_SECS = 10.0

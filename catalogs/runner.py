@@ -26,8 +26,8 @@ from catalogs.addresses import Addresses
 from catalogs.bounds import LONGEST_SECS, in_bounds
 from catalogs.catalog import QUIET_SECS, Catalog, Entry, Groups, RelistError, SourceError
 from catalogs.reconciler import Reconciler
+from eureka_http.shown import escaped, masked
 from registry import DEFAULT_NAMESPACE, Fence, Registry, StoreError
-from shown import escaped, masked
 
 log = logging.getLogger("catalogs")
 

@@ -18,8 +18,8 @@ from catalogs.catalog import Catalog, SourceError
 from catalogs.document import DocumentError, decoded, read_json, read_yaml
 from catalogs.http import AccountUrl, Url, checked_url
 from catalogs.runner import Terms
+from eureka_http.shown import escaped, masked
 from registry import NAMESPACE, Namespace
-from shown import escaped, masked
 
 # kind → module, its settings and its catalog. Each is imported only where it is set up.
 KINDS = {

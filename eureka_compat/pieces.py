@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from isal import isal_zlib
 
-from exchange import Answer
+from eureka_http.exchange import Answer
 
 # The fastest level that still finds repetitions: a third more bytes than zlib's best, at a tenth
 # of the time.

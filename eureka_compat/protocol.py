@@ -25,7 +25,14 @@ from eureka_compat import codecs, wire
 from eureka_compat.answers import JSON, XML, Answers, Form
 from eureka_compat.pieces import EncodedAnswer
 from eureka_compat.settings import EurekaSettings
-from exchange import NEXT_LINE, UNREAD_BODY_BYTES, Answer, BodyTooLargeError, Promise, Request
+from eureka_http.exchange import (
+    NEXT_LINE,
+    UNREAD_BODY_BYTES,
+    Answer,
+    BodyTooLargeError,
+    Promise,
+    Request,
+)
 from registry import (
     DEFAULT_NAMESPACE,
     Instance,

@@ -14,7 +14,8 @@ from urllib.parse import parse_qsl, unquote
 
 import orjson
 
-from exchange import Answer, BodyTooLargeError, Request, Stream
+from eureka_http.exchange import Answer, BodyTooLargeError, Request, Stream
+from eureka_http.shown import masked
 from native_api import form, watch
 from native_api.lists import COLUMNS, Lists, Wanted
 from native_api.problems import ProblemError, problem
@@ -32,7 +33,6 @@ from registry import (
     SourceConflictError,
     StoreError,
 )
-from shown import masked
 
 BASE = "/api/v1"
 _JSON = "application/json"

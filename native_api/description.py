@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import yaml
 
-from exchange import Answer
+from eureka_http.exchange import Answer
 from native_api.settings import NativeSettings
 
 _HERE = Path(__file__).parent

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from exchange import Answer
+from eureka_http.exchange import Answer
 
 MEDIA_TYPE = "application/problem+json"
 

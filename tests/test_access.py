@@ -19,18 +19,18 @@ from flask.testing import FlaskClient
 from werkzeug.security import check_password_hash, generate_password_hash
 from werkzeug.test import TestResponse
 
-from access import Access, AccessError, AccessSettings
 from catalogs.entries import entry_of
-from environment import SettingError, load
 from eureka_compat.settings import EurekaSettings
-from exchange import Answer, Request
-from gateway import Gateway
+from eureka_http.exchange import Answer, Request
+from eureka_http.shown import masked
+from eureka_server.access import Access, AccessError, AccessSettings
+from eureka_server.flask_door import blueprint
+from eureka_server.gateway import Gateway
+from eureka_server.settings import SettingError, load
 from native_api.settings import NativeSettings
 from registry import Namespace, Registry, RegistrySettings, Store
 from registry.stores.memory import MemoryStore
 from registry.testing import ManualClock
-from routes import blueprint
-from shown import masked
 from tests.servers import JSON, instance_body
 
 KEY = "a key of more than thirty-two characters"
@@ -688,7 +688,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(password_hash)
         return check_password_hash(password_hash, password)
 
-    monkeypatch.setattr("accounts.check_password_hash", check)
+    monkeypatch.setattr("eureka_server.accounts.check_password_hash", check)
     return found
 
 
@@ -740,7 +740,7 @@ def test_guesses_hold_half_of_the_threads_at_most(
         return False
 
     access = Access(AccessSettings(mode="basic", users_file=users), threads=4)
-    monkeypatch.setattr("accounts.check_password_hash", check)
+    monkeypatch.setattr("eureka_server.accounts.check_password_hash", check)
     found: list[int] = []
     guessing = [
         threading.Thread(target=lambda n=n: found.append(status_of(access, basic("ann", str(n)))))
@@ -781,7 +781,7 @@ def test_an_account_that_ends_while_its_password_is_looked_at_is_not_let_in(
         access.refresh()
         return check_password_hash(password_hash, password)
 
-    monkeypatch.setattr("accounts.check_password_hash", check)
+    monkeypatch.setattr("eureka_server.accounts.check_password_hash", check)
     assert status_of(access, basic("ann", "secret")) == 401
     monkeypatch.undo()
     assert status_of(access, basic("ann", "secret")) == 401

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-import amalgam8
 from conformance.programs import FOLDER, built
-from environment import Environment, SettingError, load
+from eureka_server import amalgam8
+from eureka_server.settings import Environment, SettingError, load
 from tests.servers import ROOT, RegistryServer
 
 
@@ -24,7 +24,7 @@ def go_client() -> Path:
     return built("amalgam8", FOLDER / "amalgam8", build)
 
 
-@pytest.mark.parametrize("worker", ["eventloop.EventLoopWorker", "gthread"])
+@pytest.mark.parametrize("worker", ["eureka_http.worker.EventLoopWorker", "gthread"])
 @pytest.mark.parametrize("token", [None, "red"])
 def test_a_go_client_registers_renews_lists_is_told_410_and_comes_back(
     worker: str, token: str | None, tmp_path: Path

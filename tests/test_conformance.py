@@ -16,7 +16,6 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import pytest
 from rich.console import Console
 
-from application import create_app
 from conformance import report
 from conformance.__main__ import reachable, reachable_natively, run_suite
 from conformance.case import Case, FailedError, Session, Target, chosen
@@ -40,7 +39,8 @@ from conformance.http import Connection
 from conformance.programs import named
 from conformance.report import Run
 from conformance.run import Outcome, Result, run_cases
-from environment import load
+from eureka_server.app import create_app
+from eureka_server.settings import load
 from tests.servers import RegistryServer
 
 INSTANT = [case for case in ALL if not case.waits and not case.self_preservation]
@@ -383,7 +383,7 @@ def test_waiting_cases_wait_beside_each_other(server: RegistryServer) -> None:
 QUIRKS = Path(__file__).parent.parent / "native_api" / "QUIRKS.md"
 
 
-@pytest.mark.parametrize("worker", ["eventloop.EventLoopWorker", "gthread"])
+@pytest.mark.parametrize("worker", ["eureka_http.worker.EventLoopWorker", "gthread"])
 def test_every_answer_of_an_amalgam8_registry_is_given_or_has_its_quirk(
     worker: str, tmp_path: Path
 ) -> None:

@@ -124,7 +124,7 @@ class Joined(Connection):
 def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Connection, Connection]]:
     """The event loop with its lanes, and Flask alone in gthread."""
     same = {"PYTHONHASHSEED": "1"}  # applications are listed in the order of their hashes
-    loop = {"WORKER_CLASS": "eventloop.EventLoopWorker"}
+    loop = {"WORKER_CLASS": "eureka_http.worker.EventLoopWorker"}
     fast = RegistryServer(tmp_path_factory.mktemp("fast"), env=same | loop)
     slow = RegistryServer(tmp_path_factory.mktemp("slow"), env=same | {"WORKER_CLASS": "gthread"})
     with fast, slow:
@@ -185,7 +185,7 @@ class Door(NamedTuple):
     asks_first: bool
 
 
-@pytest.fixture(scope="module", params=["eventloop.EventLoopWorker", "gthread"])
+@pytest.fixture(scope="module", params=["eureka_http.worker.EventLoopWorker", "gthread"])
 def door(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Door]:

@@ -22,9 +22,10 @@ import pytest
 from conformance.programs import free_port
 from tests.servers import ROOT, Reply, send, wait_until
 
+LOOP = "eureka_http.worker.EventLoopWorker"
 APPLICATION = """
 import os, time
-from exchange import Answer, Stream
+from eureka_http.exchange import Answer, Stream
 
 class Application:
     def __init__(self):
@@ -124,7 +125,7 @@ class Served:
         self,
         folder: Path,
         *options: str,
-        worker: str = "eventloop.EventLoopWorker",
+        worker: str = LOOP,
         fast: bool = True,
     ) -> None:
         self.folder = folder
@@ -203,14 +204,14 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
         served.end()
 
 
-@pytest.fixture(scope="module", params=["eventloop.EventLoopWorker", "gthread", "no fast lane"])
+@pytest.fixture(scope="module", params=[LOOP, "gthread", "no fast lane"])
 def any_worker(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
     name = request.param
     served = Served(
         tmp_path_factory.mktemp("any"),
-        worker="gthread" if name == "gthread" else "eventloop.EventLoopWorker",
+        worker="gthread" if name == "gthread" else LOOP,
         fast=name != "no fast lane",
     )
     yield served

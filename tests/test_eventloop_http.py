@@ -26,16 +26,16 @@ from gunicorn.config import Config
 from gunicorn.glogging import Logger
 
 from conformance.programs import free_port
-from eventloop import EventLoopWorker, _Connection
-from exchange import Answer, Promise, Request
+from eureka_http.exchange import Answer, Promise, Request
+from eureka_http.worker import EventLoopWorker, _Connection
 from tests.servers import ROOT, wait_until
 
-LOOP = "eventloop.EventLoopWorker"
+LOOP = "eureka_http.worker.EventLoopWorker"
 BOTH = ("gthread", LOOP)
 
 APPLICATION = """
 import hashlib, json, os, sys, threading, time
-from exchange import Answer, Promise, Stream
+from eureka_http.exchange import Answer, Promise, Stream
 from gunicorn.http.errors import InvalidHeader
 
 state = {"closed": 0, "made": 0, "ticks": 0, "joined": 0, "left": 0, "hooks": [], "fast": 0,
@@ -1655,8 +1655,8 @@ def test_whoever_sends_much_has_one_share_of_a_turn(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However much has arrived: so others are answered, and no more is read meanwhile."""
-    monkeypatch.setattr("eventloop._TURN_SECS", 0.0)
-    monkeypatch.setattr("eventloop._DEAR_SECS", 100.0)
+    monkeypatch.setattr("eureka_http.worker._TURN_SECS", 0.0)
+    monkeypatch.setattr("eureka_http.worker._DEAR_SECS", 100.0)
     application = Counting()
     worker, loop = a_worker(application)
     several = [connected(worker) for _ in range(3)]
@@ -1687,15 +1687,15 @@ def test_whoever_sends_much_has_one_share_of_a_turn(
 
 
 def test_whoever_asks_what_is_dear_waits_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eventloop._DEAR_SECS", 0.0)
-    monkeypatch.setattr("eventloop._TURN_SECS", 0.0)
+    monkeypatch.setattr("eureka_http.worker._DEAR_SECS", 0.0)
+    monkeypatch.setattr("eureka_http.worker._TURN_SECS", 0.0)
     application = Counting()
     worker, loop = a_worker(application)
     several = [connected(worker) for _ in range(3)]
     for connection, _ in several:
         connection.data_received(request("/dear"))
     assert len(application.asked) == 3
-    monkeypatch.setattr("eventloop._DEAR_SECS", 100.0)
+    monkeypatch.setattr("eureka_http.worker._DEAR_SECS", 100.0)
     for connection, _ in several:
         connection.data_received(request("/dear"))
     other, _ = connected(worker)
@@ -1724,7 +1724,7 @@ class Laned(Counting):
 
 def test_whoever_waits_in_the_queue_is_known_again_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """So a heartbeat's next one needs no turn, whatever the first one took."""
-    monkeypatch.setattr("eventloop._DEAR_SECS", 0.0)
+    monkeypatch.setattr("eureka_http.worker._DEAR_SECS", 0.0)
     application = Laned()
     worker, loop = a_worker(application)
     connection, _ = connected(worker)

@@ -8,8 +8,8 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-import health
-from environment import load
+from eureka_server import health
+from eureka_server.settings import load
 from registry import Registry, RegistrySettings, StoreError
 from registry.stores.memory import MemoryStore
 from registry.testing import ManualClock

@@ -17,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
-from access import Access, AccessSettings
 from eureka_compat.settings import EurekaSettings
-from exchange import Promise, Request
-from gateway import Gateway
+from eureka_http.exchange import Promise, Request
+from eureka_server.access import Access, AccessSettings
+from eureka_server.flask_door import blueprint
+from eureka_server.gateway import Gateway
 from native_api import form, watch
 from native_api.api import NativeApi
 from native_api.description import openapi
@@ -37,7 +38,6 @@ from registry import (
 )
 from registry.stores.memory import MemoryStore
 from registry.testing import ManualClock, sample_instance
-from routes import blueprint
 from tests.servers import JSON, instance_body
 
 BASE = "/api/v1"

@@ -155,7 +155,7 @@ def ids_in(server: RegistryServer, namespace: str) -> list[str]:
 @pytest.fixture
 def on_the_loop(tmp_path: Path) -> Iterator[RegistryServer]:
     """What follows is a promise of the event-loop worker's, whichever serves the rest."""
-    env = {"WORKER_CLASS": "eventloop.EventLoopWorker"}
+    env = {"WORKER_CLASS": "eureka_http.worker.EventLoopWorker"}
     with RegistryServer(tmp_path, env=env) as running:
         yield running
 
@@ -323,7 +323,7 @@ def test_a_spring_client_with_a_password_reaches_its_namespace_and_no_log_tells_
 
 def test_a_token_in_a_path_is_masked_in_the_access_log(tmp_path: Path) -> None:
     env = {"REGISTRY_AUTH": "trusted", "ACCESS_LOG": "true"}
-    for worker in ("eventloop.EventLoopWorker", "gthread"):
+    for worker in ("eureka_http.worker.EventLoopWorker", "gthread"):
         folder = tmp_path / worker
         folder.mkdir()
         with RegistryServer(folder, env=env | {"WORKER_CLASS": worker}) as server:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from eureka_compat import EurekaSettings, Protocol, pieces
 from eureka_compat.answers import Answers, Form
 from eureka_compat.pieces import EncodedAnswer, Piece
-from exchange import Answer, Request
+from eureka_http.exchange import Answer, Request
 from registry import (
     DEFAULT_NAMESPACE,
     Instance,

@@ -17,17 +17,17 @@ from flask.testing import FlaskClient
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from access import Access, AccessSettings
 from eureka_compat import codecs, wire
 from eureka_compat.answers import Form, encode_instance
 from eureka_compat.settings import EurekaSettings
-from exchange import BodyTooLargeError, Lane, Promise, Request
-from gateway import Gateway
+from eureka_http.exchange import BodyTooLargeError, Lane, Promise, Request
+from eureka_server.access import Access, AccessSettings
+from eureka_server.flask_door import blueprint
+from eureka_server.gateway import Gateway
 from native_api.settings import NativeSettings
 from registry import Instance, Registry, RegistrySettings
 from registry.stores.memory import MemoryStore
 from registry.testing import ManualClock, sample_instance
-from routes import blueprint
 from tests.servers import JSON, instance_body
 
 XML = {"Content-Type": "application/xml", "Accept": "application/xml"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from environment import SettingError, load
+from eureka_server.settings import SettingError, load
 
 PROPERTIES = [
     ("ENABLE_SELF_PRESERVATION", "false", "self_preservation", False),

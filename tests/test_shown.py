@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from access import Grant
+from eureka_http.shown import LineFormatter, caller, escaped, masked, masked_url
+from eureka_server.access import Grant
 from native_api.sidecar.wire import Site
 from registry import Namespace
-from shown import LineFormatter, caller, escaped, masked, masked_url
 
 
 @pytest.mark.parametrize(

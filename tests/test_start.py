@@ -25,10 +25,10 @@ import yaml
 from werkzeug.security import generate_password_hash
 
 from conformance.programs import free_port
-from environment import load
+from eureka_server.settings import load
 from tests.servers import JSON, ROOT, RegistryServer, instance_body, wait_until
 
-WORKER_CLASSES = ["eventloop.EventLoopWorker", "gthread"]
+WORKER_CLASSES = ["eureka_http.worker.EventLoopWorker", "gthread"]
 QUICK_HASH = "pbkdf2:sha256:1"
 
 
@@ -234,7 +234,8 @@ def test_as_many_files_as_may_be_are_opened_and_no_more_connections_than_that(
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     script = (
         "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (400, 1000));"
-        "import start; print(start.raise_file_limit()); print(start.most_connections());"
+        "from eureka_server import start;"
+        "print(start.raise_file_limit()); print(start.most_connections());"
         "print(resource.getrlimit(resource.RLIMIT_NOFILE)); print(start.raise_file_limit())"
     )
     assert hard >= 1000
@@ -250,7 +251,7 @@ def test_settings_are_checked_without_serving(tmp_path: Path) -> None:
         "STORE_URL": f"lmdb:{tmp_path / 'store'}",
         "ACCES_LOG": "true",
     }
-    command = [sys.executable, "-m", "start"]
+    command = [sys.executable, "-m", "eureka_server.start"]
     good = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert good.returncode == 0
     assert good.stdout.startswith("it would serve on 0.0.0.0:8761")

@@ -11,12 +11,12 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 
+from eureka_http.shown import LineFormatter
 from native_api.sidecar.checks import Health
 from native_api.sidecar.protocols import protocols
 from native_api.sidecar.registration import Keeper, Registration
 from native_api.sidecar.settings import SettingError, Settings, load, without_secrets
 from native_api.sidecar.supervisor import Supervisor
-from shown import LineFormatter
 
 log = logging.getLogger("sidecar")
 

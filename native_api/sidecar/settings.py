@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from eureka_http.shown import masked
 from native_api.sidecar.wire import Site
-from shown import masked
 
 
 class SettingError(ValueError):

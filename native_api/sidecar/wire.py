@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from shown import masked_url
+from eureka_http.shown import masked_url
 
 _LONGEST_ANSWER = 64 * 1024
 _CONTROL = re.compile(r"[\x00-\x20\x7f]+")

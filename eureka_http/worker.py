@@ -1,4 +1,4 @@
-"""A gunicorn worker whose connections live in one loop: ``worker.EventLoopWorker``.
+"""A gunicorn worker whose connections live in one loop: ``eureka_http.worker.EventLoopWorker``.
 
 The WSGI application may have attributes that make use of the loop; each is looked up once:
 
@@ -61,7 +61,7 @@ from httptools import (
     HttpRequestParser,
 )
 
-from exchange import (
+from eureka_http.exchange import (
     NEXT_LINE,
     Answer,
     BodyTooLargeError,

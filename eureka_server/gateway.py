@@ -17,15 +17,15 @@ from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
-from access import Access, Grant, text_of
 from eureka_compat import Caller, EurekaSettings, Protocol
-from exchange import UNREAD_BODY_BYTES, Answer, Lane, Request, Stream
+from eureka_http.exchange import UNREAD_BODY_BYTES, Answer, Lane, Request, Stream
+from eureka_http.shown import caller
+from eureka_server.access import Access, Grant, text_of
 from native_api import api, description
 from native_api.api import NativeApi
 from native_api.problems import problem
 from native_api.settings import NativeSettings
 from registry import DEFAULT_NAMESPACE, Namespace, Registry, StoreError
-from shown import caller
 
 EUREKA = "/eureka"
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})

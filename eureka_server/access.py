@@ -26,7 +26,9 @@ from typing import Any, Literal, NamedTuple, overload
 
 import jwt
 
-from accounts import (
+from eureka_http.exchange import Answer, Request
+from eureka_http.shown import escaped
+from eureka_server.accounts import (
     AccessError,
     Keys,
     User,
@@ -36,9 +38,7 @@ from accounts import (
     read_keys,
     read_users,
 )
-from exchange import Answer, Request
 from registry import DEFAULT_NAMESPACE, NAMESPACE, Namespace
-from shown import escaped
 
 log = logging.getLogger("access")
 

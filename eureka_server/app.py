@@ -16,14 +16,14 @@ from typing import Any
 from flask import Flask, Response
 from werkzeug.exceptions import HTTPException
 
-import health
-from access import Access
 from catalogs import Runner
 from catalogs.metrics import exposition
-from environment import Environment
-from gateway import Gateway
+from eureka_server import health
+from eureka_server.access import Access
+from eureka_server.flask_door import admission, blueprint
+from eureka_server.gateway import Gateway
+from eureka_server.settings import Environment
 from registry import Evictor, Registry, SystemClock, open_store
-from routes import admission, blueprint
 
 log = logging.getLogger("server")
 

@@ -29,8 +29,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from werkzeug.security import check_password_hash, generate_password_hash
 
+from eureka_http.shown import escaped
 from registry import NAMESPACE, Namespace
-from shown import escaped
 
 log = logging.getLogger("access")
 

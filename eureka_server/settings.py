@@ -17,13 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import amalgam8
-from access import AccessSettings, Network
 from catalogs import CatalogSettings, read_catalogs
 from eureka_compat.settings import EurekaSettings
+from eureka_http.shown import escaped, masked
+from eureka_server import amalgam8
+from eureka_server.access import AccessSettings, Network
 from native_api.settings import NativeSettings
 from registry.settings import RegistrySettings
-from shown import escaped, masked
 
 _T = TypeVar("_T")
 
@@ -350,7 +350,7 @@ def load(environ: Mapping[str, str]) -> Environment:
         port=read("PORT", _whole(1, 65535), read("SERVER_PORT", _whole(1, 65535), 8761)),
         workers=workers,
         threads=read("THREADS", _whole(1, 1024), 8),
-        worker_class=read("WORKER_CLASS", str, "eventloop.EventLoopWorker"),
+        worker_class=read("WORKER_CLASS", str, "eureka_http.worker.EventLoopWorker"),
         log_level=read("LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info"),
         access_log=read("ACCESS_LOG", _boolean, False),
         actuator=read("REGISTRY_ACTUATOR", _boolean, True),

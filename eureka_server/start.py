@@ -22,8 +22,8 @@ from typing import Any, NoReturn
 from gunicorn import util  # type: ignore[import-untyped]  # gunicorn ships no types
 from gunicorn.workers.base import Worker  # type: ignore[import-untyped]  # gunicorn ships no types
 
-from access import Access
-from environment import Environment, SettingError, TlsSettings, load
+from eureka_server.access import Access
+from eureka_server.settings import Environment, SettingError, TlsSettings, load
 from registry import StoreError, open_store
 
 MOST_CONNECTIONS = 20_000
@@ -83,8 +83,8 @@ def _check_worker_class(name: str) -> None:
         if isinstance(found, type) and issubclass(found, Worker):
             return
     raise SettingError(
-        f"WORKER_CLASS={name!r}: expected eventloop.EventLoopWorker, gthread, or another of"
-        " gunicorn's that is installed"
+        f"WORKER_CLASS={name!r}: expected eureka_http.worker.EventLoopWorker, gthread, or"
+        " another of gunicorn's that is installed"
     )
 
 

@@ -11,7 +11,7 @@ from flask import Blueprint, Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import PathConverter
 
-from exchange import (
+from eureka_http.exchange import (
     UNREAD_BODY_BYTES,
     Answer,
     BodyTooLargeError,
@@ -19,7 +19,7 @@ from exchange import (
     is_host,
     plain_address,
 )
-from gateway import EUREKA, Gateway, normalised
+from eureka_server.gateway import EUREKA, Gateway, normalised
 from native_api import api
 from native_api.problems import problem
 
