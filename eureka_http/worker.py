@@ -48,12 +48,12 @@ from enum import Enum, auto
 from http import HTTPStatus
 from typing import IO, Any, NamedTuple, cast
 
-import gunicorn.sock  # type: ignore[import-untyped]  # gunicorn ships no types
+import gunicorn.sock
 import uvloop
 from gunicorn import SERVER, config, util
-from gunicorn.glogging import Logger  # type: ignore[import-untyped]  # gunicorn ships no types
-from gunicorn.http import wsgi  # type: ignore[import-untyped]  # gunicorn ships no types
-from gunicorn.workers import base  # type: ignore[import-untyped]  # gunicorn ships no types
+from gunicorn.glogging import Logger
+from gunicorn.http import wsgi
+from gunicorn.workers import base
 from httptools import (
     HttpParserCallbackError,
     HttpParserError,
@@ -1591,7 +1591,7 @@ def _reader(body: bytes) -> Callable[[int], bytes]:
     return read_body
 
 
-class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no types
+class EventLoopWorker(base.Worker):
     """The worker process. Its loop's thread runs everything but the WSGI application."""
 
     def init_process(self) -> None:
@@ -2058,8 +2058,13 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
         self, connection: _Connection, request: _WsgiRequest, sink: Any
     ) -> tuple[Any, dict[str, Any]]:
         """Gunicorn's response, which writes to ``sink``, and the WSGI environment."""
+        # What it needs of a request is all that a ``_WsgiRequest`` has.
         response, environ = wsgi.create(
-            request, sink, connection.peer, connection.server(), self.cfg
+            cast(Any, request),
+            sink,
+            cast(Any, connection.peer),
+            cast(Any, connection.server()),
+            self.cfg,
         )
         environ["wsgi.multithread"] = True
         environ["gunicorn.socket"] = connection.client_socket()
@@ -2071,7 +2076,7 @@ class EventLoopWorker(base.Worker):  # type: ignore[misc]  # gunicorn ships no t
         """Write the access log and call the hook after an answer; never raises."""
         try:
             if self._logs_access and response is not None and response.status is not None:
-                self.log.access(response, request, environ, datetime.now() - started)
+                self.log.access(response, cast(Any, request), environ, datetime.now() - started)
             self.cfg.post_request(self, request, environ, response)
         except Exception:
             self.log.exception("Exception after a request")

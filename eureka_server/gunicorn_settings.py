@@ -6,7 +6,7 @@ import os
 import ssl
 import sys
 
-from gunicorn.glogging import Logger  # type: ignore[import-untyped]  # gunicorn ships no types
+from gunicorn.glogging import Logger
 
 # The workers share the memory of what is imported before they are forked. Only modules are: an
 # application opens the store.
@@ -51,15 +51,16 @@ control_socket_disable = True
 limit_request_line = 8190
 
 
-class QuietLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
+class QuietLogger(Logger):
     """Gunicorn's log, but for the secrets that stand in requests."""
 
     def atoms(self, resp, req, environ, request_time):  # type: ignore[no-untyped-def]
         """What an access line is made of."""
         atoms = super().atoms(resp, req, environ, request_time)
         for name in ("r", "U", "f"):
-            if isinstance(atoms.get(name), str):
-                atoms[name] = masked(atoms[name])
+            text = atoms.get(name)
+            if isinstance(text, str):
+                atoms[name] = masked(text)
         # In other modes a token may stand where Basic has the name, and a wrong name may be a
         # password that slipped.
         if _environment.access.mode != "basic" or atoms.get("s") in ("401", "429"):

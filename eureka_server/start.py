@@ -19,8 +19,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from gunicorn import util  # type: ignore[import-untyped]  # gunicorn ships no types
-from gunicorn.workers.base import Worker  # type: ignore[import-untyped]  # gunicorn ships no types
+from gunicorn import util
+from gunicorn.workers.base import Worker
 
 from eureka_server.access import Access
 from eureka_server.settings import Environment, SettingError, TlsSettings, load
