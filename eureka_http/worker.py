@@ -2068,7 +2068,7 @@ class EventLoopWorker(base.Worker):
         )
         environ["wsgi.multithread"] = True
         environ["gunicorn.socket"] = connection.client_socket()
-        return response, environ
+        return response, cast(dict[str, Any], environ)
 
     def finished(
         self, request: _WsgiRequest, environ: dict[str, Any], response: Any, started: datetime
