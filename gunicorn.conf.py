@@ -1,3 +1,7 @@
 """How gunicorn serves the application; it reads this file by itself when started beside it."""
 
-from eureka_server.gunicorn_settings import *  # noqa: F403
+import os
+
+from eureka_server.gunicorn_settings import gunicorn_settings
+
+globals().update(gunicorn_settings(os.environ))

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -29,29 +30,37 @@ log = logging.getLogger("server")
 
 
 def create_app(environment: Environment) -> Flask:
-    """The whole server in this process: loaded, evicting, ready to answer."""
+    """The whole server in this process: loaded, evicting, ready to answer.
+
+    Its parts are opened in order, and closed in reverse when the process ends; where one cannot be
+    opened, at once.
+    """
+    with ExitStack() as parts:
+        app = _assembled(environment, parts)
+        atexit.register(parts.pop_all().close)
+    return app
+
+
+def _assembled(environment: Environment, parts: ExitStack) -> Flask:
+    # What closes a part is noted before it is started, for a start can fail halfway.
     access = Access(environment.access, threads=environment.threads)
+    parts.callback(access.stop)
     access.start()
     store = open_store(environment.store_url)
+    parts.callback(store.close)
     registry = Registry(store, SystemClock(), environment.registry)
     registry.start()
     evictor = Evictor(registry, leave=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    parts.callback(evictor.stop)
     # Before the first request: a time in which no worker ran is made good.
     evictor.run_once()
     evictor.start()
-
-    def stop() -> None:
-        access.stop()
-        runner.stop()
-        evictor.stop()
-        store.close()
-
-    atexit.register(stop)
     runner = Runner(
         registry,
         [(each.make, each.source, each.terms) for each in environment.catalogs],
         is_open=environment.access.mode == "none",
     )
+    parts.callback(runner.stop)
     runner.start()
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False

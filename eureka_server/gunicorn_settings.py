@@ -1,58 +1,88 @@
 """How gunicorn serves the application: all of it from the same environment as ``wsgi.py``."""
 
+from __future__ import annotations
+
 import gc
 import logging
-import os
 import ssl
 import sys
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from gunicorn.glogging import Logger
 
 # The workers share the memory of what is imported before they are forked. Only modules are: an
 # application opens the store.
 import eureka_http.worker  # noqa: F401
-import eureka_server.flask_door
-import eureka_server.gateway  # noqa: F401
+import eureka_server.app  # noqa: F401
 from eureka_http.shown import masked
 from eureka_server import start
-from eureka_server.settings import SettingError
+from eureka_server.settings import Environment, SettingError
 
-try:
-    _environment = start.check(os.environ)
-except SettingError as error:
-    sys.exit(f"cannot start: {error}")
-_more_files = start.raise_file_limit()
+_LINE = {
+    "()": "eureka_http.shown.LineFormatter",
+    "fmt": "%(asctime)s %(levelname)s %(name)s [%(process)d]%(caller)s %(message)s",
+}
 
-_host = f"[{_environment.host}]" if ":" in _environment.host else _environment.host
-bind = f"{_host}:{_environment.port}"
-workers = _environment.workers
-worker_class = _environment.worker_class
-threads = _environment.threads
-loglevel = _environment.log_level
-backlog = 2048
-# Watches hold their connections, at a few kilobytes each.
-worker_connections = start.most_connections()
-certfile = str(_environment.tls.cert_file or "") or None
-keyfile = str(_environment.tls.key_file or "") or None
-ca_certs = str(_environment.tls.client_ca_file or "") or None
-cert_reqs = ssl.CERT_REQUIRED if ca_certs else ssl.CERT_NONE
-# Whose word counts for the scheme is decided by REGISTRY_TRUSTED_PROXIES alone.
-forwarded_allow_ips = ""
-secure_scheme_headers: dict[str, str] = {}
-# Longer than the clients' 30 s between two requests, so that their connections stay.
-keepalive = 75
-graceful_timeout = 10
-timeout = 30
-# Each worker opens the store itself: an LMDB environment must not cross a fork.
-preload_app = False
-# One server per account would own the socket, and nothing here uses it.
-control_socket_disable = True
-# Ids may hold %2F and be long; real request lines stay far below.
-limit_request_line = 8190
+
+def gunicorn_settings(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Gunicorn's settings by name, hooks among them. To be called in the main process.
+
+    Everything is checked first: what cannot serve ends the process with one line (``SystemExit``).
+    The limit of open files is raised, so that there is room for connections.
+    """
+    try:
+        environment = start.check(environ)
+    except SettingError as error:
+        sys.exit(f"cannot start: {error}")
+    start.share_with_workers()
+    more_files = start.raise_file_limit()
+    host = f"[{environment.host}]" if ":" in environment.host else environment.host
+    tls = environment.tls
+    # Watches hold their connections, at a few kilobytes each.
+    connections = start.most_connections()
+    return {
+        "bind": f"{host}:{environment.port}",
+        "workers": environment.workers,
+        "worker_class": environment.worker_class,
+        "threads": environment.threads,
+        "worker_connections": connections,
+        "backlog": 2048,
+        "certfile": str(tls.cert_file or "") or None,
+        "keyfile": str(tls.key_file or "") or None,
+        "ca_certs": str(tls.client_ca_file or "") or None,
+        "cert_reqs": ssl.CERT_REQUIRED if tls.client_ca_file else ssl.CERT_NONE,
+        # Whose word counts for the scheme is decided by REGISTRY_TRUSTED_PROXIES alone.
+        "forwarded_allow_ips": "",
+        "secure_scheme_headers": {},
+        # Longer than the clients' 30 s between two requests, so that their connections stay.
+        "keepalive": 75,
+        "graceful_timeout": 10,
+        "timeout": 30,
+        # Each worker opens the store itself: an LMDB environment must not cross a fork.
+        "preload_app": False,
+        # One server per account would own the socket, and nothing here uses it.
+        "control_socket_disable": True,
+        # Ids may hold %2F and be long; real request lines stay far below.
+        "limit_request_line": 8190,
+        "loglevel": environment.log_level,
+        "logger_class": NamingLogger if environment.access.mode == "basic" else QuietLogger,
+        "logconfig_dict": _logging(environment.log_level.upper(), shown=environment.access_log),
+        "on_starting": _on_starting(environ, environment),
+        "when_ready": _when_ready(environment, more_files, connections),
+        "pre_fork": _pre_fork,
+        "post_worker_init": _post_worker_init,
+    }
+
+
+# The log
 
 
 class QuietLogger(Logger):
-    """Gunicorn's log, but for the secrets that stand in requests."""
+    """Gunicorn's log, without the secrets that stand in requests, and without callers' names.
+
+    A token may stand where Basic has the name.
+    """
 
     def atoms(self, resp, req, environ, request_time):  # type: ignore[no-untyped-def]
         """What an access line is made of."""
@@ -61,11 +91,12 @@ class QuietLogger(Logger):
             text = atoms.get(name)
             if isinstance(text, str):
                 atoms[name] = masked(text)
-        # In other modes a token may stand where Basic has the name, and a wrong name may be a
-        # password that slipped.
-        if _environment.access.mode != "basic" or atoms.get("s") in ("401", "429"):
+        if not self._may_name_user(atoms):
             atoms["u"] = "-"
         return atoms
+
+    def _may_name_user(self, atoms: Mapping[str, Any]) -> bool:
+        return False
 
     def debug(self, msg, *args, **kwargs):  # type: ignore[no-untyped-def]
         """A line that may name a request's path, as gunicorn's own hook before each request."""
@@ -73,35 +104,87 @@ class QuietLogger(Logger):
             super().debug("%s", masked(msg % args if args else msg), **kwargs)
 
 
-logger_class = QuietLogger
-_format = {
-    "()": "eureka_http.shown.LineFormatter",
-    "fmt": "%(asctime)s %(levelname)s %(name)s [%(process)d]%(caller)s %(message)s",
-}
-logconfig_dict = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"line": _format, "generic": _format},
-    "handlers": {
-        "stderr": {
-            "class": "logging.StreamHandler",
-            "formatter": "line",
-            "stream": "ext://sys.stderr",
-        }
-    },
-    "root": {"level": loglevel.upper(), "handlers": ["stderr"]},
-    "loggers": {
-        "gunicorn.error": {"level": loglevel.upper(), "handlers": ["stderr"], "propagate": False},
-        "gunicorn.access": {
-            "level": "INFO" if _environment.access_log else "CRITICAL",
-            "handlers": ["stderr"],
-            "propagate": False,
+class NamingLogger(QuietLogger):
+    """The same where callers have names and passwords: those who are let in are named."""
+
+    def _may_name_user(self, atoms: Mapping[str, Any]) -> bool:
+        # A name that was refused may be a password, typed into the wrong field.
+        return atoms.get("s") not in ("401", "429")
+
+
+def _logging(level: str, *, shown: bool) -> dict[str, Any]:
+    """Everything on stderr in one form; ``shown``: the access log too."""
+    to_stderr = {"handlers": ["stderr"], "propagate": False}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": _LINE, "generic": _LINE},
+        "handlers": {
+            "stderr": {
+                "class": "logging.StreamHandler",
+                "formatter": "line",
+                "stream": "ext://sys.stderr",
+            }
         },
-    },
-}
+        "root": {"level": level, "handlers": ["stderr"]},
+        "loggers": {
+            "gunicorn.error": {"level": level, **to_stderr},
+            "gunicorn.access": {"level": "INFO" if shown else "CRITICAL", **to_stderr},
+        },
+    }
 
 
-def post_worker_init(worker):  # type: ignore[no-untyped-def]  # gunicorn's hook
+# Hooks, which gunicorn calls with its arbiter (``server``) and with a worker
+
+
+def _on_starting(environ: Mapping[str, str], environment: Environment) -> Callable[[Any], None]:
+    def on_starting(server: Any) -> None:
+        """Refuse options that the store forbids; see that no reload breaks a server that runs."""
+        try:
+            start.check_options(server.cfg, environ)
+        except SettingError as error:
+            sys.exit(f"cannot start: {error}")
+        hang_up = server.handle_hup
+
+        def reload() -> None:
+            try:
+                start.check(environ)
+            except SettingError as error:
+                server.log.error("not reloaded, all stays as it is: %s", error)
+            else:
+                hang_up()
+
+        # gunicorn would end itself for a wrong setting, and its workers one after another.
+        server.handle_hup = reload
+        if not start.is_shared(environment):
+            server.handle_ttin = lambda: server.log.warning("this store takes one worker")
+
+    return on_starting
+
+
+def _when_ready(
+    environment: Environment, more_files: str, connections: int
+) -> Callable[[Any], None]:
+    def when_ready(server: Any) -> None:
+        """Name each setting of the operator's that changes nothing here."""
+        if more_files:
+            server.log.info(more_files)
+        if connections < start.MOST_CONNECTIONS:
+            server.log.info(
+                "a worker takes %d connections at most: it may not open more files", connections
+            )
+        for warning in environment.warnings:
+            server.log.warning(warning)
+
+    return when_ready
+
+
+def _pre_fork(server: Any, worker: Any) -> None:
+    """Leave what is shared alone: a look for garbage would write to each object."""
+    gc.freeze()
+
+
+def _post_worker_init(worker: Any) -> None:
     """Look for garbage seldom, and not among what was loaded; let the loop have its turn soon.
 
     Hardly anything here is in a cycle, while a look through a large registry holds every request
@@ -112,42 +195,3 @@ def post_worker_init(worker):  # type: ignore[no-untyped-def]  # gunicorn's hook
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
-
-
-def pre_fork(server, worker):  # type: ignore[no-untyped-def]  # gunicorn's hook
-    """Leave what is shared alone: a look for garbage would write to each object."""
-    gc.freeze()
-
-
-def on_starting(server):  # type: ignore[no-untyped-def]  # gunicorn's hook
-    """Refuse what the command line says and the store cannot have; let no reload break anything."""
-    try:
-        start.check_command_line(server.cfg, os.environ)
-    except SettingError as error:
-        sys.exit(f"cannot start: {error}")
-    hang_up = server.handle_hup
-
-    def reload() -> None:
-        try:
-            start.check(os.environ)
-        except SettingError as error:
-            server.log.error("not reloaded, all stays as it is: %s", error)
-        else:
-            hang_up()
-
-    # gunicorn would end itself for a setting that is wrong, and its workers one after another.
-    server.handle_hup = reload
-    if not start.is_shared(_environment):
-        server.handle_ttin = lambda: server.log.warning("this store takes one worker")
-
-
-def when_ready(server):  # type: ignore[no-untyped-def]  # gunicorn's hook
-    """Name each setting of the operator's that changes nothing here."""
-    if _more_files:
-        server.log.info(_more_files)
-    if worker_connections < start.MOST_CONNECTIONS:
-        server.log.info(
-            "a worker takes %d connections at most: it may not open more files", worker_connections
-        )
-    for warning in _environment.warnings:
-        server.log.warning(warning)

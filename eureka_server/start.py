@@ -34,11 +34,32 @@ _RETRY_SECS = 1.0
 # Exit codes of a worker: gunicorn gives up at the first and starts another after any else.
 _BOOT_ERROR, _NOT_NOW = 3, 1
 
-# Both are for all processes of this server: whether a worker ever served, and the right to tell why
-# none can, which one takes.
-_has_served = mmap.mmap(-1, 1)
-_right_to_tell, _giving = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-os.write(_giving, b"!")
+
+class _Shared:
+    """What the main process and its workers know together; made before the first is forked."""
+
+    def __init__(self) -> None:
+        # One byte that all of them see: whether a worker ever served.
+        self._has_served = mmap.mmap(-1, 1)
+        # One byte in a pipe, which one worker takes: the right to tell why none can start.
+        self._right_to_tell, giving = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        os.write(giving, b"!")
+        os.close(giving)
+
+    @property
+    def has_served(self) -> bool:
+        return self._has_served[0] == 1
+
+    def serves(self) -> None:
+        self._has_served[0] = 1
+
+    def may_tell(self) -> bool:
+        """Whether this worker is the one that tells: true once, for all of them."""
+        # Empty, and nobody left who could write: the end of the pipe.
+        return os.read(self._right_to_tell, 1) != b""
+
+
+_shared: _Shared | None = None
 
 
 def check(environ: Mapping[str, str]) -> Environment:
@@ -56,7 +77,7 @@ def check(environ: Mapping[str, str]) -> Environment:
     return environment
 
 
-def check_command_line(cfg: Any, environ: Mapping[str, str]) -> None:
+def check_options(cfg: Any, environ: Mapping[str, str]) -> None:
     """What gunicorn was told beside the environment, and whether the port is free.
 
     ``SettingError`` with one line. ``cfg`` is gunicorn's.
@@ -211,9 +232,17 @@ def most_connections() -> int:
 # Workers
 
 
+def share_with_workers() -> None:
+    """Have ``served`` and ``give_up`` know of all workers; to be called before any is forked."""
+    global _shared
+    if _shared is None:
+        _shared = _Shared()
+
+
 def served() -> None:
     """Note that a worker serves: from now on one that cannot start is tried again."""
-    _has_served[0] = 1
+    if _shared is not None:
+        _shared.serves()
 
 
 def give_up(reason: object) -> NoReturn:
@@ -222,12 +251,11 @@ def give_up(reason: object) -> NoReturn:
     Otherwise gunicorn starts another at once, so this one waits a second first. A store that is
     away for a while is a reason of that kind.
     """
-    if _has_served[0]:
+    if _shared is not None and _shared.has_served:
         print(f"cannot start a worker, tried again: {reason}", file=sys.stderr, flush=True)
         time.sleep(_RETRY_SECS)
         sys.exit(_NOT_NOW)
-    with contextlib.suppress(BlockingIOError):
-        os.read(_right_to_tell, 1)
+    if _shared is None or _shared.may_tell():
         print(f"cannot start: {reason}", file=sys.stderr, flush=True)
         sys.exit(_BOOT_ERROR)
     # One is enough: gunicorn stumbles over a second while it ends because of the first.
