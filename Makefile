@@ -1,4 +1,4 @@
-.PHONY: run test check conformance conformance-compare oracle bench attackers clean help check-settings bounds
+.PHONY: run test check conformance conformance-compare oracle bench attackers clean help check-settings bounds wheel
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
@@ -29,6 +29,9 @@ check: $(VENV)/dev ## format, lint, strict types, import rules
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+wheel: $(VENV)/dev ## the wheel and the source archive, into build/dist
+	$(VENV)/bin/python -m hatchling build -d build/dist
 
 conformance: $(VENV)/dev ## what the Eureka server at URL does and does not do (ARGS="--clients all --report DIR")
 	$(VENV)/bin/python -m conformance $(URL) $(ARGS)

@@ -1,0 +1,80 @@
+"""What leaves the house: the wheel, built once, and environments that hold it and nothing else."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+from conformance.programs import built
+from tests.servers import ROOT
+
+LOCKS = ("requirements.lock", "requirements-build.lock")
+
+
+def build(source: Path, folder: Path, *targets: str) -> None:
+    """What ``make wheel`` does, from a folder of sources into another folder."""
+    chosen = [word for target in targets for word in ("-t", target)]
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", *chosen, "-d", str(folder)],
+        cwd=source,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+
+
+def locked(lock: str) -> dict[str, str]:
+    """The entries of a lock by name: each a version and the hashes of its files."""
+    entries = re.split(r"(?m)^(?=\S)", (ROOT / lock).read_text())
+    return {re.split(r"[=\[]", entry)[0].lower(): entry for entry in entries if entry.strip()}
+
+
+def wheelhouse() -> Path:
+    """The wheels of all that is locked, for this Python; fetched once for each state of the locks.
+
+    They are kept outside the tree, so that an empty environment costs no network.
+    """
+
+    def fetch(work: Path) -> Path:
+        house = work / "wheels"
+        for lock in LOCKS:
+            pip("download", "--require-hashes", "-r", str(work / lock), "-d", str(house))
+        return house
+
+    with tempfile.TemporaryDirectory() as folder:
+        for lock in LOCKS:
+            shutil.copy(ROOT / lock, folder)
+        Path(folder, "python").write_text(f"{sys.implementation.cache_tag} {sys.platform}")
+        return built("wheels", Path(folder), fetch)
+
+
+def pip(*words: str, python: Path | None = None) -> None:
+    """Run pip, on another environment than this one where its Python is named."""
+    where = ["--python", str(python)] if python else []
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", *where, "--disable-pip-version-check", "-q", *words],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+class Installed:
+    """An environment with the locked dependencies and the wheel, as an operator makes it."""
+
+    def __init__(self, folder: Path, wheel: Path) -> None:
+        venv.create(folder, symlinks=True)
+        self.python = folder / "bin" / "python"
+        self.command = folder / "bin" / "eureka-registry"
+        offline = ("install", "--no-index", "--no-compile")
+        house = str(wheelhouse())
+        lock = ("--require-hashes", "-r", str(ROOT / "requirements.lock"))
+        pip(*offline, "--find-links", house, *lock, python=self.python)
+        pip(*offline, "--no-deps", str(wheel), python=self.python)
+        pip("check", python=self.python)

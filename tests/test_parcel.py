@@ -1,0 +1,215 @@
+"""The wheel: what is in it, and that it serves where nothing else is installed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.parcel import Installed, build, locked
+from tests.servers import ROOT
+
+PACKAGES = {
+    "catalogs",
+    "conformance",
+    "eureka_compat",
+    "eureka_http",
+    "eureka_server",
+    "native_api",
+    "registry",
+}
+# What others may import of each package; a package that is not here offers none but its modules.
+SURFACE = {
+    "catalogs": """
+        Catalog CatalogSettings Entry Groups RelistError Report Runner SourceError Terms
+        read_catalogs
+    """,
+    "eureka_compat": """
+        Caller EurekaSettings Protocol
+    """,
+    "registry": """
+        DEFAULT_DURATION_SECS DEFAULT_NAMESPACE NAMESPACE ActionType Application Change
+        Clock ConflictError DataCenter Evictor Fence Instance InstanceKey InstanceStatus
+        InvalidIdentityError Lease Listing LockLostError Namespace NotYetError Portion
+        Portions QuotaError Registering Registry RegistryError RegistrySettings Revision
+        SelfPreservation SourceConflictError Store StoreError SystemClock View open_store
+    """,
+}
+
+
+@dataclass(frozen=True)
+class Parcel:
+    wheel: Path
+    sdist: Path
+
+    def files(self) -> dict[str, bytes]:
+        return contents(self.wheel)
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    """The files of a wheel, but for those that tell of the wheel itself."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if ".dist-info/" not in name]
+        return {name: archive.read(name) for name in names}
+
+
+def described(wheel: Path, name: str) -> str:
+    with zipfile.ZipFile(wheel) as archive:
+        (found,) = [each for each in archive.namelist() if each.endswith(f".dist-info/{name}")]
+        return archive.read(found).decode()
+
+
+@pytest.fixture(scope="session")
+def parcel(tmp_path_factory: pytest.TempPathFactory) -> Parcel:
+    folder = tmp_path_factory.mktemp("parcel")
+    build(ROOT, folder, "sdist", "wheel")
+    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    return Parcel(wheel, sdist)
+
+
+@pytest.fixture(scope="session")
+def installed(parcel: Parcel, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    return Installed(tmp_path_factory.mktemp("installed"), parcel.wheel)
+
+
+# What is in it
+
+
+def test_the_wheels_top_level_is_the_packages_and_the_entry_point_of_gunicorn(
+    parcel: Parcel,
+) -> None:
+    assert {name.partition("/")[0] for name in parcel.files()} == PACKAGES | {"wsgi.py"}
+    assert {name for name in parcel.files() if name.endswith("py.typed")} == {
+        f"{package}/py.typed" for package in PACKAGES
+    }
+
+
+def test_the_wheel_holds_what_is_tracked_but_for_what_is_named_as_left_out(
+    parcel: Parcel,
+) -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *PACKAGES],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
+    there = {name for name in listed if (ROOT / name).exists()}
+    left_out = {
+        name
+        for name in there
+        if name.endswith("/testing.py")
+        or name.startswith(("conformance/oracle/", "conformance/clients/amalgam8/"))
+    } | {f"conformance/{name}" for name in ("compare.py", "differential.py", "COVERAGE.md")}
+    assert set(parcel.files()) == there - left_out | {"wsgi.py"}
+    # These are read while it runs.
+    assert {"native_api/openapi.yaml", "native_api/docs.html"} <= set(parcel.files())
+    assert {"eureka_compat/QUIRKS.md", "conformance/report.html.j2"} <= set(parcel.files())
+
+
+def test_the_source_archive_makes_the_same_wheel(parcel: Parcel, tmp_path: Path) -> None:
+    shutil.unpack_archive(parcel.sdist, tmp_path, filter="data")
+    (source,) = tmp_path.iterdir()
+    build(source, tmp_path / "again", "wheel")
+    (again,) = (tmp_path / "again").iterdir()
+    assert again.name == parcel.wheel.name
+    assert contents(again) == parcel.files()
+    for name in ("METADATA", "RECORD", "entry_points.txt"):
+        assert described(again, name) == described(parcel.wheel, name)
+
+
+def test_the_wheel_says_what_it_is(parcel: Parcel) -> None:
+    lines = described(parcel.wheel, "METADATA").splitlines()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "Name: eureka-registry" in lines
+    assert "License-Expression: Apache-2.0" in lines
+    assert "Requires-Python: >=3.11" in lines
+    assert {f"Classifier: {each}" for each in project["classifiers"]} <= set(lines)
+    required = [line for line in lines if line.startswith("Requires-Dist:") and ";" not in line]
+    assert len(required) == len(project["dependencies"])
+    commands = described(parcel.wheel, "entry_points.txt")
+    assert "eureka-registry = eureka_server.command:main" in commands
+
+
+def version_in(folder: Path) -> str:
+    """The version that a wheel of this folder's sources would have."""
+    told = subprocess.run(
+        [sys.executable, "-m", "hatchling", "version"],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return told.stdout.strip()
+
+
+def test_the_version_is_the_tags(tmp_path: Path) -> None:
+    coming = "0.2.0.dev"
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    assert version_in(tmp_path) == f"{coming}0"  # an archive, without a repository
+
+    def git(*words: str) -> None:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@localhost", "-c", "tag.gpgSign=false")
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "one", "--no-gpg-sign")
+    assert version_in(tmp_path).startswith(f"{coming}1+g")  # a clone without tags
+    git("tag", "v0.2.0")
+    assert version_in(tmp_path) == "0.2.0"
+    git("commit", "-q", "-m", "two", "--allow-empty", "--no-gpg-sign")
+    assert version_in(tmp_path).startswith("0.2.1.dev1+g")
+
+
+def test_what_builds_the_wheel_is_locked_as_for_development() -> None:
+    everything = locked("requirements-dev.lock")
+    for name, entry in locked("requirements-build.lock").items():
+        assert entry == everything[name]
+
+
+# What comes of it where nothing else is installed
+
+
+def asked(installed: Installed, folder: Path, code: str) -> str:
+    """What a program prints in the environment of the wheel, away from the sources."""
+    done = subprocess.run(
+        [installed.python, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_each_package_offers_what_it_says_and_no_more(installed: Installed, tmp_path: Path) -> None:
+    code = (
+        "import importlib, json\n"
+        f"packages = {{name: importlib.import_module(name) for name in {sorted(PACKAGES)!r}}}\n"
+        "for package in packages.values():\n"
+        "    for name in getattr(package, '__all__', []):\n"
+        "        getattr(package, name)\n"
+        "print(json.dumps({n: p.__all__ for n, p in packages.items() if hasattr(p, '__all__')}))"
+    )
+    assert json.loads(asked(installed, tmp_path, code)) == {
+        name: names.split() for name, names in SURFACE.items()
+    }
+
+
+def test_each_module_of_the_wheel_finds_what_it_imports(
+    installed: Installed, parcel: Parcel, tmp_path: Path
+) -> None:
+    """But for conformance, which has dependencies of its own, and what starts when imported."""
+    modules = sorted(
+        name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for name in parcel.files()
+        if name.endswith(".py") and not name.startswith(("conformance/", "wsgi.py"))
+    )
+    code = f"import importlib\nfor name in {modules!r}: importlib.import_module(name)"
+    asked(installed, tmp_path, code)
