@@ -124,6 +124,47 @@ class Lane(Protocol):
         ...
 
 
+MAX_BODY_BYTES = 64 * 1024 * 1024
+"""The longest body that is taken at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoopHooks:
+    """What an application offers to an event loop beside WSGI, as its attribute ``loop_hooks``.
+
+    All are called in the loop's thread and must not wait. Each has a default that leaves the
+    request to WSGI.
+    """
+
+    fast_lane: Callable[[Request], Answer | Stream | None] = lambda request: None
+    """Answers a request whose body is empty or small (16 KiB); None leaves it to WSGI.
+
+    An ``Answer`` is sent at once, a ``Stream`` for as long as its reader stays.
+    """
+
+    lane: Callable[[Mapping[str, str]], Lane | None] = lambda headers: None
+    """Finds a lane for header fields that came before, byte for byte, and hold no secret.
+
+    It is asked once about the same fields. The lane is asked before ``fast_lane`` about each
+    request with them; with None those requests go to ``fast_lane``.
+    """
+
+    settle: Callable[[], None] = lambda: None
+    """Keeps all promises: called when everything that had arrived together was read.
+
+    Every ``Promise`` that a lane gave must have its answer then.
+    """
+
+    admit: Callable[[Request], Answer | int] = lambda request: MAX_BODY_BYTES
+    """Judges a request whose head has come and whose body has not, or not all of it.
+
+    An ``Answer`` refuses it before the body is read; a number is the most bytes it may have.
+    """
+
+    tick: Callable[[], None] = lambda: None
+    """Called every 20 ms while a stream is open."""
+
+
 def plain_address(address: str) -> str:
     """An address as one writes it: that of an IPv4 peer of a socket for both kinds has a prefix."""
     return address[7:] if address.startswith("::ffff:") and "." in address else address

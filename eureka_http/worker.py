@@ -1,22 +1,8 @@
 """A gunicorn worker whose connections live in one loop: ``eureka_http.worker.EventLoopWorker``.
 
-The WSGI application may have attributes that make use of the loop; each is looked up once:
-
-``fast_lane(request)`` is asked in the loop's thread about every request whose body is empty or
-small (16 KiB). It must not wait, nor must what follows. An ``Answer`` is sent at once and a
-``Stream`` for as long as its reader stays; for None the WSGI application is called, in one of
-``threads`` threads; what has a long body, one after the other in a thread of their own.
-
-``lane(headers)`` is asked once about header fields that came before, byte for byte, and hold no
-secret. It may return a ``Lane``, which is asked before ``fast_lane`` about each request with these
-fields; None leaves the request to that. A lane may also give a ``Promise``: ``settle()`` is called
-when all that had arrived together was read, and every promise has its answer then.
-
-``admit(request)`` is asked in the same thread about a request whose head has come and whose body
-has not, or not all of it. An ``Answer`` refuses it, whatever were to follow; a number is the most
-bytes that its body may have.
-
-``tick()`` is called in the same thread every 20 ms while a stream is open.
+The WSGI application may offer ``LoopHooks`` as its attribute ``loop_hooks``. What they leave to the
+application is called in one of ``threads`` threads; what has a long body, one after the other in a
+thread of its own.
 
 All else is as with gunicorn's own workers, whose settings hold: ``keepalive``, ``timeout`` (here
 also the longest that the head or the body of a request may take), ``graceful_timeout``,
@@ -62,10 +48,12 @@ from httptools import (
 )
 
 from eureka_http.exchange import (
+    MAX_BODY_BYTES,
     NEXT_LINE,
     Answer,
     BodyTooLargeError,
     Lane,
+    LoopHooks,
     Promise,
     Request,
     Stream,
@@ -73,7 +61,6 @@ from eureka_http.exchange import (
     plain_address,
 )
 
-MAX_BODY_BYTES = 64 * 1024 * 1024
 MAX_UNSENT_BYTES = 256 * 1024
 _MAX_BODY_IN_MEMORY = 64 * 1024
 _MAX_FAST_BODY = 16 * 1024
@@ -1397,16 +1384,16 @@ class _Connection(asyncio.Protocol):
         message = reader.message
         assert message is not None  # it is amid this one
         found: Answer | int = MAX_BODY_BYTES
-        request = None if worker.admit is None else self._fast_request(message)
+        request = self._fast_request(message)
         if request is None:
             try:
                 worker.wsgi_request(self, message)
             except _RefusedError as error:
                 self._refuse(error)
                 return
-        elif worker.admit is not None:
+        else:
             try:
-                found = worker.admit(request)
+                found = worker.hooks.admit(request)
             except Exception:
                 worker.log.exception("Error handling request %s", message.target)
                 found = Answer(500)
@@ -1438,27 +1425,25 @@ class _Connection(asyncio.Protocol):
     def _begin(self, message: _Message) -> None:
         worker = self.worker
         worker.count_request()
-        lane = worker.fast_lane
-        if lane is not None:
-            request = self._fast_request(message)
-            if request is not None:
-                if worker.observes:
-                    message.started = worker.begun(self, message)
-                try:
-                    found = lane(request)
-                    if isinstance(found, Answer):
-                        self._send(message, found)
-                        return
-                except Exception:
-                    worker.log.exception("Error handling request %s", message.target)
-                    message.keeps = False
-                    self._send(message, Answer(500))
+        request = self._fast_request(message)
+        if request is not None:
+            if worker.observes:
+                message.started = worker.begun(self, message)
+            try:
+                found = worker.hooks.fast_lane(request)
+                if isinstance(found, Answer):
+                    self._send(message, found)
                     return
-                if found is not None:
-                    self._current = stream = _StreamAnswer(self, message, found)
-                    self._rearm()
-                    stream.begin()
-                    return
+            except Exception:
+                worker.log.exception("Error handling request %s", message.target)
+                message.keeps = False
+                self._send(message, Answer(500))
+                return
+            if found is not None:
+                self._current = stream = _StreamAnswer(self, message, found)
+                self._rearm()
+                stream.begin()
+                return
         try:
             request_ = worker.wsgi_request(self, message)
         except _RefusedError as error:
@@ -1641,16 +1626,11 @@ class EventLoopWorker(base.Worker):
         self._date = (0, b"")
 
     def adopt(self, app: Any) -> None:
-        """Look up the attributes that an application may have."""
-        self.fast_lane: Callable[[Request], Answer | Stream | None] | None
-        self.fast_lane = getattr(app, "fast_lane", None)
-        self.admit: Callable[[Request], Answer | int] | None = getattr(app, "admit", None)
-        self._app_tick: Callable[[], None] | None = getattr(app, "tick", None)
+        """Look up what the application offers to the loop."""
+        hooks = getattr(app, "loop_hooks", None)
+        self.hooks: LoopHooks = LoopHooks() if hooks is None else hooks
         self.observes = self._is_observed()
         self.base_path = os.environ.get("SCRIPT_NAME", "")
-        self._app_lane: Callable[[dict[str, str]], Lane | None] | None
-        self._app_lane = getattr(app, "lane", None)
-        self._app_settle: Callable[[], None] = getattr(app, "settle", lambda: None)
 
     def run(self) -> None:
         """Serve until told to stop."""
@@ -1710,18 +1690,18 @@ class EventLoopWorker(base.Worker):
             self.heads = {}
 
     def _tick(self) -> None:
-        if not self._streams or self._app_tick is None:
+        if not self._streams:
             self._ticks = False
             return
         self.loop.call_later(_TICK_SECS, self._tick)
         try:
-            self._app_tick()
+            self.hooks.tick()
         except Exception:
             self.log.exception("Error in the application's tick")
 
     def stream_opened(self) -> None:
         self._streams += 1
-        if not self._ticks and self._app_tick is not None:
+        if not self._ticks:
             self._ticks = True
             self.loop.call_later(_TICK_SECS, self._tick)
 
@@ -1935,7 +1915,7 @@ class EventLoopWorker(base.Worker):
         if self._promised:
             promised, self._promised = self._promised, []
             try:
-                self._app_settle()
+                self.hooks.settle()
             except Exception:
                 self.log.exception("Error in the application's settling")
             for each in promised:
@@ -1963,8 +1943,7 @@ class EventLoopWorker(base.Worker):
 
     def find_lane(self, known: _Known) -> Lane | None:
         """What the application says to fields that come again."""
-        if self._app_lane is not None:
-            known.lane = self._app_lane(known.headers)
+        known.lane = self.hooks.lane(known.headers)
         known.has_lane = known.lane is not None
         return known.lane
 

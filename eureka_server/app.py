@@ -19,6 +19,7 @@ from werkzeug.exceptions import HTTPException
 
 from catalogs import Runner
 from catalogs.metrics import exposition
+from eureka_http.exchange import LoopHooks
 from eureka_server import health
 from eureka_server.access import Access
 from eureka_server.flask_door import admission, blueprint
@@ -29,7 +30,13 @@ from registry import Evictor, Registry, SystemClock, open_store
 log = logging.getLogger("server")
 
 
-def create_app(environment: Environment) -> Flask:
+class Application(Flask):
+    """The WSGI application; the event-loop worker asks its ``loop_hooks`` first."""
+
+    loop_hooks: LoopHooks
+
+
+def create_app(environment: Environment) -> Application:
     """The whole server in this process: loaded, evicting, ready to answer.
 
     Its parts are opened in order, and closed in reverse when the process ends; where one cannot be
@@ -41,7 +48,7 @@ def create_app(environment: Environment) -> Flask:
     return app
 
 
-def _assembled(environment: Environment, parts: ExitStack) -> Flask:
+def _assembled(environment: Environment, parts: ExitStack) -> Application:
     # What closes a part is noted before it is started, for a start can fail halfway.
     access = Access(environment.access, threads=environment.threads)
     parts.callback(access.stop)
@@ -62,7 +69,7 @@ def _assembled(environment: Environment, parts: ExitStack) -> Flask:
     )
     parts.callback(runner.stop)
     runner.start()
-    app = Flask(__name__, static_folder=None)
+    app = Application(__name__, static_folder=None)
     app.url_map.merge_slashes = False
     gateway = Gateway(
         registry,
@@ -72,13 +79,16 @@ def _assembled(environment: Environment, parts: ExitStack) -> Flask:
         lambda: [asdict(report) for report in runner.reports()],
     )
     app.register_blueprint(blueprint(gateway, environment.threads))
-    # The event-loop worker looks for these; other workers use the application alone.
-    app.fast_lane, app.tick = gateway.fast_lane, gateway.tick  # type: ignore[attr-defined]
-    app.lane, app.settle = gateway.lane, gateway.settle  # type: ignore[attr-defined]
     app.register_blueprint(health.blueprint(registry, actuator=environment.actuator))
     _add_errors(app)
     _add_metrics(app, runner)
-    app.admit = admission(app, gateway)  # type: ignore[attr-defined]
+    app.loop_hooks = LoopHooks(
+        fast_lane=gateway.fast_lane,
+        lane=gateway.lane,
+        settle=gateway.settle,
+        admit=admission(app, gateway),
+        tick=gateway.tick,
+    )
     app.wsgi_app = _without_offers(app.wsgi_app)  # type: ignore[method-assign]
     return app
 

@@ -25,7 +25,7 @@ from tests.servers import ROOT, Reply, send, wait_until
 LOOP = "eureka_http.worker.EventLoopWorker"
 APPLICATION = """
 import os, time
-from eureka_http.exchange import Answer, Stream
+from eureka_http.exchange import Answer, LoopHooks, Stream
 
 class Application:
     def __init__(self):
@@ -114,7 +114,7 @@ if FAST:
             if app.ticks == 10:
                 write(b"tick;")
 
-    app.fast_lane, app.tick = fast_lane, tick
+    app.loop_hooks = LoopHooks(fast_lane=fast_lane, tick=tick)
 """
 
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -26,7 +26,7 @@ from gunicorn.config import Config
 from gunicorn.glogging import Logger
 
 from conformance.programs import free_port
-from eureka_http.exchange import Answer, Promise, Request
+from eureka_http.exchange import Answer, LoopHooks, Promise, Request
 from eureka_http.worker import EventLoopWorker, _Connection
 from tests.servers import ROOT, wait_until
 
@@ -35,7 +35,7 @@ BOTH = ("gthread", LOOP)
 
 APPLICATION = """
 import hashlib, json, os, sys, threading, time
-from eureka_http.exchange import Answer, Promise, Stream
+from eureka_http.exchange import Answer, LoopHooks, Promise, Stream
 from gunicorn.http.errors import InvalidHeader
 
 state = {"closed": 0, "made": 0, "ticks": 0, "joined": 0, "left": 0, "hooks": [], "fast": 0,
@@ -144,6 +144,9 @@ class Application:
     def __init__(self):
         self.writers = {}
         self.promised = []
+        self.loop_hooks = LoopHooks(
+            self.fast_lane, self.lane, self.settle, self.admit, self.tick
+        )
 
     def lane(self, headers):
         if "x-lane" not in headers:
@@ -1223,7 +1226,9 @@ class TestTime:
                 assert site.process.wait(timeout=10) == 0
 
     def test_a_worker_that_hangs_is_killed(self, tmp_path: Path) -> None:
-        hang = "class Hang:\n    def fast_lane(self, request):\n        import time\n"
+        hang = "import time\nfrom eureka_http.exchange import LoopHooks\nclass Hang:\n"
+        hang += "    def __init__(self):\n        self.loop_hooks = LoopHooks(self.fast_lane)\n"
+        hang += "    def fast_lane(self, request):\n"
         hang += "        while request.path == '/hang': time.sleep(0.01)\n"
         hang += "    def __call__(self, environ, start_response):\n"
         hang += "        start_response('200 OK', [('Content-Length', '0')])\n        return []\n"
@@ -1569,8 +1574,9 @@ class Promising:
 
     def __init__(self) -> None:
         self.promised: list[tuple[Promise, str]] = []
+        self.loop_hooks = LoopHooks(self.fast_lane, self.lane, self.settle)
 
-    def lane(self, headers: dict[str, str]) -> Promising:
+    def lane(self, headers: Mapping[str, str]) -> Promising:
         return self
 
     def reader(self, target: str) -> None:
@@ -1632,6 +1638,7 @@ class Counting:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.loop_hooks = LoopHooks(self.fast_lane)
 
     def fast_lane(self, request: Request) -> Answer:
         self.asked.append(request.path)
@@ -1709,7 +1716,11 @@ def test_whoever_asks_what_is_dear_waits_in_the_queue(monkeypatch: pytest.Monkey
 class Laned(Counting):
     """It has a lane for all fields, which answers what is called so."""
 
-    def lane(self, headers: dict[str, str]) -> Laned:
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop_hooks = LoopHooks(self.fast_lane, self.lane)
+
+    def lane(self, headers: Mapping[str, str]) -> Laned:
         return self
 
     def reader(self, target: str) -> None:
