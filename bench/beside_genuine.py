@@ -90,7 +90,7 @@ def started(
             return False
 
     try:
-        wait_until(answers, 90, name)
+        wait_until(answers, name)
         yield server
     finally:
         process.terminate()
@@ -341,7 +341,6 @@ def wait_for_quiet(servers: Sequence[Server]) -> None:
                     {"Accept": "application/json"},
                 ).body
             ),
-            400,
             f"a quiet delta at {server.name}",
         )
 

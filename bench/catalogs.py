@@ -73,18 +73,18 @@ def measure(kind: str, folder: Path) -> list[str]:
         env = {"REGISTRY_CATALOGS": json.dumps(catalogs), "LOG_LEVEL": "warning"}
         with RegistryServer(folder, env=env) as server:
             source.put("app", "10.1.0.1", 80)
-            until(lambda: present(server, "APP"), 60)
+            until(lambda: present(server, "APP"))
             delays = []
             for number in range(CHANGES):
                 host = f"10.1.1.{number + 1}"
                 source.put("app", host, 80)
                 began = time.perf_counter()
-                until(lambda h=host: h in present(server, "APP"), 30)
+                until(lambda h=host: h in present(server, "APP"))
                 delays.append(time.perf_counter() - began)
             began = time.perf_counter()
             for number in range(ROW):
                 source.put(f"row{number % 50}", f"10.2.{number // 250}.{number % 250}", 80)
-            until(lambda: len(server.apps()) == ROW + CHANGES + 1, 60)
+            until(lambda: len(server.apps()) == ROW + CHANGES + 1)
             row = time.perf_counter() - began
             time.sleep(1.5)  # a report is written once a second
             revision = report(server)["last_change_ms"]
@@ -97,7 +97,7 @@ def measure(kind: str, folder: Path) -> list[str]:
             worker = report(server)["worker"]
             os.kill(worker, signal.SIGKILL)
             source.put("late", "10.3.0.1", 80)
-            until(lambda: present(server, "LATE"), 30)
+            until(lambda: present(server, "LATE"))
             takeover = time.perf_counter() - killed
             idle = server.pss_bytes()
             server.stop()

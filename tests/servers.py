@@ -18,6 +18,8 @@ from conformance.programs import free_port
 ROOT = Path(__file__).parent.parent
 # ``WORKER_CLASS=gthread make test`` has everything served by another worker than the default.
 ANOTHER_WORKER = {k: v for k, v in os.environ.items() if k == "WORKER_CLASS"}
+# What takes longer hangs. No verdict on how fast anything is: the machine may be slow, and busy.
+HANG_SECS = 180
 JSON = {"Content-Type": "application/json", "Accept": "application/json"}
 
 
@@ -30,14 +32,17 @@ class Reply(NamedTuple):
         return json.loads(self.body)
 
 
-def wait_until(condition: Callable[[], Any], seconds: float, what: str = "the condition") -> Any:
-    """Poll until the condition holds, and return what it gave."""
-    deadline = time.monotonic() + seconds
+def wait_until(condition: Callable[[], Any], what: str = "the condition", *_: object) -> Any:
+    """Poll until the condition holds, and return what it gave.
+
+    There is an end to the waiting only so that what hangs is told by its name.
+    """
+    deadline = time.monotonic() + HANG_SECS
     while True:
         value = condition()
         if value:
             return value
-        assert time.monotonic() < deadline, f"{what} did not hold within {seconds} s"
+        assert time.monotonic() < deadline, f"{what} did not hold within {HANG_SECS} s"
         time.sleep(0.02)
 
 
@@ -50,7 +55,7 @@ def send(
     connection: http.client.HTTPConnection | None = None,
 ) -> Reply:
     """One request, on a connection of its own unless one is given."""
-    used = connection or http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    used = connection or http.client.HTTPConnection("127.0.0.1", port, timeout=HANG_SECS)
     data = body.encode() if isinstance(body, str) else body
     used.request(method, path, body=data, headers=dict(headers or {}))
     response = used.getresponse()
@@ -96,7 +101,7 @@ class RegistryServer:
         self.base = f"{self.root}/eureka"
         self._log = folder / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._environment = {
+        self.environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
             "HOST": "127.0.0.1",
@@ -121,7 +126,7 @@ class RegistryServer:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "gunicorn", "wsgi:app"],
                 cwd=ROOT,
-                env=self._environment,
+                env=self.environment,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -138,9 +143,9 @@ class RegistryServer:
             except OSError:
                 return False
 
-        wait_until(ready, 20, "readiness")
-        workers = int(self._environment["WORKERS"])
-        wait_until(lambda: len(self.worker_pids()) == workers, 10, "all workers")
+        wait_until(ready, "readiness")
+        workers = int(self.environment["WORKERS"])
+        wait_until(lambda: len(self.worker_pids()) == workers, "all workers")
 
     def send(self, method: str, path: str, *arguments: Any, **options: Any) -> Reply:
         return send(self.port, method, path, *arguments, **options)
@@ -161,18 +166,23 @@ class RegistryServer:
         assert self._process is not None
         os.killpg(self._process.pid, number)
 
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """Signal the main process alone, as an init system does; its exit code."""
+    def tell(self, number: int) -> None:
+        """Signal the main process alone, as an init system does."""
         assert self._process is not None
         self._process.send_signal(number)
-        code = self._process.wait(timeout=20)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Tell it to stop; its exit code."""
+        assert self._process is not None
+        self.tell(number)
+        code = self._process.wait(timeout=HANG_SECS)
         self._process = None
         return code
 
     def kill9(self) -> None:
         if self._process is not None:
             self.kill(signal.SIGKILL)
-            self._process.wait(timeout=10)
+            self._process.wait(timeout=HANG_SECS)
             self._process = None
 
     def worker_pids(self) -> list[int]:

@@ -233,7 +233,7 @@ def test_a_change_of_one_service_among_hundreds_is_seen_soon(source: ConsulSourc
     followed = Followed(source, Terms())
     followed.start()
     try:
-        until(lambda: len(followed.instances()) == 2000, 30)
+        until(lambda: len(followed.instances()) == 2000)
         for number in range(5):
             began = time.monotonic()
             source.put("s7", f"10.99.0.{number}", 80)

@@ -498,7 +498,7 @@ def test_a_change_among_thousands_is_seen_soon(source: KubernetesSource) -> None
     followed = Followed(source, Terms())
     followed.start()
     try:
-        until(lambda: len(followed.instances()) >= 4000, 30)
+        until(lambda: len(followed.instances()) >= 4000)
         for number in range(5):
             began = time.monotonic()
             source.put("alone", f"10.99.0.{number}", 80)

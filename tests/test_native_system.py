@@ -77,15 +77,15 @@ def test_a_spring_client_balances_over_natively_registered_instances(
     ids = {n: register(server, "Ratings", s.server_port, ttl=600) for n, s in servers.items()}
     client = started("spring-2025.0-resttemplate", server.base, "caller:1", tmp_path)
     try:
-        wait_until(client.is_ready, 90, "the client")
-        wait_until(lambda: client.chosen("ratings") == {"one", "two"}, 15, "both to be called")
+        wait_until(client.is_ready, "the client")
+        wait_until(lambda: client.chosen("ratings") == {"one", "two"}, "both to be called")
         assert client.instances("ratings") == sorted(ids.values())
         server.send("PUT", f"{API}/instances/{ids['two']}", '{"status": "OUT_OF_SERVICE"}', JSON)
-        wait_until(lambda: client.chosen("ratings") == {"one"}, 15, "one to be drained")
+        wait_until(lambda: client.chosen("ratings") == {"one"}, "one to be drained")
         server.send("PUT", f"{API}/instances/{ids['two']}", '{"status": "canary"}', JSON)
-        wait_until(lambda: client.chosen("ratings") == {"one", "two"}, 15, "it back")
+        wait_until(lambda: client.chosen("ratings") == {"one", "two"}, "it back")
         server.send("DELETE", f"{API}/instances/{ids['one']}")
-        wait_until(lambda: client.chosen("ratings") == {"two"}, 15, "one to be gone")
+        wait_until(lambda: client.chosen("ratings") == {"two"}, "one to be gone")
         listed = server.send("GET", f"{API}/services/caller").json()["instances"]
         assert [i["id"] for i in listed] == ["caller:1"]
     finally:
@@ -286,10 +286,10 @@ def test_a_spring_client_speaks_tls_with_its_own_certificate(
     base = f"https://localhost:{server.port}/eureka"
     client = None
     try:
-        wait_until(lambda: "Booting worker" in server.log(), 15, "the server")
+        wait_until(lambda: "Booting worker" in server.log(), "the server")
         client = started("spring-2025.0-restclient", base, "secure:1", tmp_path, options)
-        wait_until(client.is_ready, 90, "the client")
-        wait_until(lambda: client.instances("secure") == ["secure:1"], 20, "it to see itself")
+        wait_until(client.is_ready, "the client")
+        wait_until(lambda: client.instances("secure") == ["secure:1"], "it to see itself")
         with pytest.raises(OSError, match=r".*"):
             send(server.port, "GET", "/eureka/apps")  # plain HTTP finds nobody there
     finally:
@@ -312,8 +312,8 @@ def test_a_spring_client_with_a_password_reaches_its_namespace_and_no_log_tells_
         )
         try:
             for program in (client, by_path):
-                wait_until(program.is_ready, 90, "the clients")
-            wait_until(lambda: client.instances("two") == ["two:1"], 20, "it to see the other")
+                wait_until(program.is_ready, "the clients")
+            wait_until(lambda: client.instances("two") == ["two:1"], "it to see the other")
             assert server.eureka("GET", "/apps", None, JSON).status == 401
         finally:
             client.end()
@@ -328,5 +328,5 @@ def test_a_token_in_a_path_is_masked_in_the_access_log(tmp_path: Path) -> None:
         folder.mkdir()
         with RegistryServer(folder, env=env | {"WORKER_CLASS": worker}) as server:
             assert server.send("GET", "/eureka/n/secret-name/apps").status == 200
-            wait_until(lambda s=server: "/eureka/n/…/apps" in s.log(), 5, "the line")
+            wait_until(lambda s=server: "/eureka/n/…/apps" in s.log(), "the line")
             assert "secret-name" not in server.log()

@@ -26,7 +26,7 @@ from werkzeug.security import generate_password_hash
 
 from conformance.programs import free_port
 from eureka_server.settings import load
-from tests.servers import JSON, ROOT, RegistryServer, instance_body, wait_until
+from tests.servers import HANG_SECS, JSON, ROOT, RegistryServer, instance_body, wait_until
 
 WORKER_CLASSES = ["eureka_http.worker.EventLoopWorker", "gthread"]
 QUICK_HASH = "pbkdf2:sha256:1"
@@ -51,7 +51,7 @@ def outcome(
         env=base | dict(env),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECS,
     )
     return ended.returncode, ended.stderr.splitlines(), port
 
@@ -135,7 +135,7 @@ def test_a_start_that_cannot_succeed_is_one_line_and_an_end(
     assert told in reasons[0]
     assert not any("Traceback" in line for line in lines), lines
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port), timeout=1)
+        socket.create_connection(("127.0.0.1", port), timeout=HANG_SECS)
 
 
 def test_a_port_that_is_taken_is_one_line_and_an_end(tmp_path: Path) -> None:
@@ -198,10 +198,10 @@ def test_a_worker_that_cannot_start_later_is_tried_again_without_haste(tmp_path:
         began = time.monotonic()
         os.kill(server.worker_pids()[0], signal.SIGKILL)
         told = "cannot start a worker, tried again: the store went away"
-        wait_until(lambda: server.log().count(told) >= 3, 60, "three tries")
+        wait_until(lambda: server.log().count(told) >= 3, "three tries")
         assert time.monotonic() - began >= 2.0  # a second lies between two of them
         flag.unlink()
-        wait_until(lambda: server.send("GET", "/health/ready").status == 200, 60, "readiness")
+        wait_until(lambda: server.send("GET", "/health/ready").status == 200, "readiness")
 
 
 def test_a_reload_with_settings_that_are_wrong_changes_nothing(
@@ -217,15 +217,15 @@ def test_a_reload_with_settings_that_are_wrong_changes_nothing(
     with RegistryServer(tmp_path, workers=1, env=env) as server:
         before = server.worker_pids()
         catalogs.write_text("[{kind: nothing}]")
-        server._process.send_signal(signal.SIGHUP)  # type: ignore[union-attr]
-        wait_until(lambda: "not reloaded, all stays as it is" in server.log(), 30)
+        server.tell(signal.SIGHUP)
+        wait_until(lambda: "not reloaded, all stays as it is" in server.log())
         assert "REGISTRY_CATALOGS" in server.log()
         assert server.worker_pids() == before
         assert server.send("GET", "/health/ready").status == 200
         catalogs.write_text("[]")
-        server._process.send_signal(signal.SIGHUP)  # type: ignore[union-attr]
-        wait_until(lambda: server.worker_pids() and before[0] not in server.worker_pids(), 30)
-        wait_until(lambda: server.send("GET", "/health/ready").status == 200, 30)
+        server.tell(signal.SIGHUP)
+        wait_until(lambda: server.worker_pids() and before[0] not in server.worker_pids())
+        wait_until(lambda: server.send("GET", "/health/ready").status == 200)
 
 
 def test_as_many_files_as_may_be_are_opened_and_no_more_connections_than_that(
@@ -289,7 +289,7 @@ def test_a_watch_ends_with_its_account(tmp_path: Path, worker_class: str, accept
             revision = server.send(
                 "GET", "/api/v1/watch?wait=0", None, headers | {"Accept": "application/json"}
             ).json()["revision"]
-            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=HANG_SECS)
             connection.request("GET", f"/api/v1/watch?wait=300&since={revision}", headers=headers)
             watches[name] = connection
         time.sleep(0.2)
@@ -313,7 +313,7 @@ def test_a_broken_edit_of_the_users_file_is_logged_though_nobody_asks(tmp_path: 
     with RegistryServer(tmp_path, workers=1, env=env) as server:
         users.write_text("# a remark\nann red\n")
         told = "line 2: expected NAME NAMESPACE user|admin HASH"
-        wait_until(lambda: told in server.log(), 30, "the line")
+        wait_until(lambda: told in server.log(), "the line")
         # After a restart the last good one is in force still.
         assert server.stop() == 0
         server.start()
@@ -321,7 +321,7 @@ def test_a_broken_edit_of_the_users_file_is_logged_though_nobody_asks(tmp_path: 
         assert server.send("GET", "/api/v1/services").status == 401
         body = instance_body("SHOP", "shop:1")
         assert server.eureka("POST", "/apps/SHOP", body, JSON | account).status == 204
-        wait_until(lambda: "[ann@red] " in server.log(), 30, "who asked")
+        wait_until(lambda: "[ann@red] " in server.log(), "who asked")
 
 
 def test_secrets_and_line_feeds_do_not_get_into_the_log(tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_secrets_and_line_feeds_do_not_get_into_the_log(tmp_path: Path) -> None:
         assert server.send("GET", "/eureka/apps", None, as_name).status == 200
         assert server.send("GET", "//u:TOPSECRET@h/eureka", None, JSON).status == 404
         assert server.send("GET", "/eureka/apps?token=TOPSECRET", None, JSON).status == 401
-        wait_until(lambda: "token=" in server.log(), 30)
+        wait_until(lambda: "token=" in server.log())
         log = server.log()
     assert "shop:1\\nERROR forged\\x1b[31m" in log
     assert not [line for line in log.splitlines() if line.startswith("ERROR")]
@@ -354,7 +354,7 @@ def test_the_access_log_names_users_that_are_let_in(tmp_path: Path) -> None:
         for account, status in ((b"slipped:", 401), (b"ann:x", 200)):
             headers = {"Authorization": "Basic " + base64.b64encode(account).decode()}
             assert server.send("GET", "/eureka/apps", None, headers).status == status
-        wait_until(lambda: " - ann [" in server.log(), 30)
+        wait_until(lambda: " - ann [" in server.log())
         assert "slipped" not in server.log()
 
 
@@ -425,7 +425,7 @@ def test_the_image_starts_with_what_is_copied_into_it(tmp_path: Path) -> None:
             except OSError:
                 return False
 
-        wait_until(is_ready, 60, "readiness")
+        wait_until(is_ready, "readiness")
         assert server.register("SHOP", "shop:1") == 204
         assert server.send("GET", "/api/v1/docs").status == 200
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import http.client
+import itertools
 import os
 import signal
 import subprocess
@@ -17,10 +18,21 @@ from typing import Any
 
 import pytest
 
-from tests.servers import JSON, ROOT, RegistryServer, Reply, instance_body, send, wait_until
+from tests.servers import (
+    HANG_SECS,
+    JSON,
+    ROOT,
+    RegistryServer,
+    Reply,
+    instance_body,
+    send,
+    wait_until,
+)
 
 GZIP = {"Accept-Encoding": "gzip"}
-SHORT = {"leaseInfo": {"renewalIntervalInSecs": 1, "durationInSecs": 3}}
+# Long enough for a renewal to come in time on a machine that is slow, and busy.
+LEASE_SECS = 5
+SHORT = {"leaseInfo": {"renewalIntervalInSecs": 1, "durationInSecs": LEASE_SECS}}
 
 
 def worker_connections(server: RegistryServer, count: int) -> dict[int, http.client.HTTPConnection]:
@@ -28,7 +40,7 @@ def worker_connections(server: RegistryServer, count: int) -> dict[int, http.cli
     found: dict[int, http.client.HTTPConnection] = {}
     spare = []
     for _ in range(200):
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=HANG_SECS)
         assert send(server.port, "GET", "/health/live", connection=connection).status == 200
         pid = _owner(server, connection)
         if pid in found:
@@ -108,10 +120,15 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(timeout=20)
+            thread.join(timeout=HANG_SECS)
+
+    def goes_on(self, more: int = 100) -> None:
+        """Wait until so many more are acknowledged."""
+        enough = len(self.acknowledged) + more
+        wait_until(lambda: len(self.acknowledged) >= enough, "more to be acknowledged")
 
     def _run(self, name: int) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=HANG_SECS)
         number = 0
         while not self._stop.is_set():
             instance_id = f"load-{name}:{number}"
@@ -137,31 +154,35 @@ class Load:
             self._stop.wait(0.001)
 
 
+def renew_for_longer_than_a_lease(server: RegistryServer, app: str, ids: list[str]) -> None:
+    """Each is known all the time."""
+    end = time.monotonic() + LEASE_SECS + 1
+    while time.monotonic() < end:
+        for instance_id in ids:
+            assert server.eureka("PUT", f"/apps/{app}/{instance_id}").status == 200
+        time.sleep(0.2)
+
+
 def test_no_acknowledged_registration_is_lost_when_everything_is_killed(tmp_path: Path) -> None:
     """Killed under load and started again: all there, renewing goes on, nobody is evicted."""
     with RegistryServer(tmp_path) as server:
         for number in range(20):
             assert server.register("SHORT", f"short:{number}", **SHORT) == 204
         with Load(server) as load:
-            time.sleep(2)
+            load.goes_on()
             server.kill9()
-            time.sleep(4)  # longer than the short leases: the outage is the server's own
-        assert len(load.acknowledged) > 100
+            time.sleep(LEASE_SECS + 1)  # the outage is the server's own
         server.start()
 
-        present = set(server.apps())
-        assert load.acknowledged <= present
-        for _ in range(4):
-            for number in range(20):
-                assert server.eureka("PUT", f"/apps/SHORT/short:{number}").status == 200
-            time.sleep(1)
+        renew_for_longer_than_a_lease(server, "SHORT", [f"short:{number}" for number in range(20)])
+        assert load.acknowledged <= set(server.apps())
         assert {f"short:{number}" for number in range(20)} <= set(server.apps())
 
 
 def test_a_killed_worker_costs_the_requests_in_flight_and_nothing_else(tmp_path: Path) -> None:
     with RegistryServer(tmp_path) as server:
         with Load(server) as load:
-            time.sleep(1)
+            load.goes_on()
             for _ in range(3):
                 victim = server.worker_pids()[0]
                 os.kill(victim, signal.SIGKILL)
@@ -169,35 +190,35 @@ def test_a_killed_worker_costs_the_requests_in_flight_and_nothing_else(tmp_path:
                     lambda v=victim: (
                         len(server.worker_pids()) == 2 and v not in server.worker_pids()
                     ),
-                    10,
                     "another worker",
                 )
-                time.sleep(0.7)
+                load.goes_on()
         # Each kill can cost each of the four connections one request.
         assert len(load.failures) <= 3 * 4
         assert load.refusals == []
         assert load.acknowledged <= set(server.apps())
         # The evictor's lock does not die with its holder.
         assert server.register("GONE", "gone:1", **SHORT) == 204
-        wait_until(lambda: "gone:1" not in server.apps(), 9, "the eviction")
+        wait_until(lambda: "gone:1" not in server.apps(), "the eviction")
 
 
-def test_an_instance_is_evicted_within_a_second_of_its_deadline_and_a_renewing_one_never(
+def test_an_instance_is_evicted_when_its_lease_has_ended_and_a_renewing_one_never(
     tmp_path: Path,
 ) -> None:
+    """How soon after is the evictor's plan, which is tested with a clock that is set by hand."""
     with RegistryServer(tmp_path) as server:
         for number in range(10):
             server.register("LIVE", f"live:{number}", **SHORT)
         server.register("DEAD", "dead:1", **SHORT)
+        renewing = time.monotonic()
         assert server.eureka("PUT", "/apps/DEAD/dead:1").status == 200
-        renewed = time.monotonic()
         while "dead:1" in server.apps():
             for number in range(10):
                 assert server.eureka("PUT", f"/apps/LIVE/live:{number}").status == 200
-            assert time.monotonic() - renewed < 6
+            assert time.monotonic() < renewing + HANG_SECS, "it stays for ever"
             time.sleep(0.05)
-        assert 2.9 < time.monotonic() - renewed < 4.5
-        assert len(server.apps()) == 10
+        assert time.monotonic() >= renewing + LEASE_SECS
+        assert set(server.apps()) == {f"live:{number}" for number in range(10)}
 
 
 def test_the_genuine_timing_doubles_a_renewed_lease(tmp_path: Path) -> None:
@@ -205,21 +226,21 @@ def test_the_genuine_timing_doubles_a_renewed_lease(tmp_path: Path) -> None:
     short = {"leaseInfo": {"renewalIntervalInSecs": 1, "durationInSecs": 2}}
     with RegistryServer(tmp_path, env=env) as server:
         server.register("DEAD", "renewed:1", **short)
+        before, sent = time.time(), time.monotonic()
         assert server.eureka("PUT", "/apps/DEAD/renewed:1").status == 200
-        lease = server.apps()["renewed:1"]["leaseInfo"]
-        started = time.monotonic()
         shown = server.eureka("GET", "/apps/DEAD/renewed:1", None, JSON).json()["instance"]
-        ahead = shown["leaseInfo"]["lastRenewalTimestamp"] - lease["registrationTimestamp"]
-        assert 2_000 <= ahead < 3_000
-        wait_until(lambda: server.apps() == {}, 8, "the eviction")
-        assert 3.9 < time.monotonic() - started < 6.5
+        # The duration is added twice: once to what is shown as the last renewal.
+        renewed = shown["leaseInfo"]["lastRenewalTimestamp"] - 2_000
+        assert int(before * 1000) <= renewed <= time.time() * 1000
+        wait_until(lambda: server.apps() == {}, "the eviction")
+        assert time.monotonic() >= sent + 4
 
 
 def test_ten_thousand_instances_come_back_in_every_format(tmp_path: Path) -> None:
     """How long and how large is measured in ``bench``; here, that nothing is missing."""
     count = 10_000
     with RegistryServer(tmp_path) as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=HANG_SECS)
         for number in range(count):
             app = f"APP{number // 10}"
             body = instance_body(app, f"i:{number}")
@@ -257,12 +278,9 @@ def test_a_paused_server_evicts_nobody_for_it(tmp_path: Path) -> None:
         for number in range(5):
             server.register("WEB", f"web:{number}", **SHORT)
         server.kill(signal.SIGSTOP)
-        time.sleep(5)
+        time.sleep(LEASE_SECS + 1)
         server.kill(signal.SIGCONT)
-        for _ in range(4):
-            for number in range(5):
-                assert server.eureka("PUT", f"/apps/WEB/web:{number}").status == 200
-            time.sleep(0.5)
+        renew_for_longer_than_a_lease(server, "WEB", [f"web:{number}" for number in range(5)])
         assert len(server.apps()) == 5
         assert "got their time back" in server.log()
 
@@ -303,13 +321,13 @@ def test_a_full_disk_refuses_writes_answers_reads_and_recovers(tmp_path: Path) -
             written.add(f"web:{number}")
         assert refused is not None
         # Each worker believes what it last tried for a second.
-        wait_until(lambda: server.send("GET", "/health/ready").status == 503, 20, "unreadiness")
+        wait_until(lambda: server.send("GET", "/health/ready").status == 503, "unreadiness")
         assert server.send("GET", "/health/live").status == 200
         assert set(server.apps()) == written
         assert server.eureka("GET", "/apps/WEB/web:1", None, JSON).status == 200
 
         ballast.unlink()
-        wait_until(lambda: server.send("GET", "/health/ready").status == 200, 5, "readiness")
+        wait_until(lambda: server.send("GET", "/health/ready").status == 200, "readiness")
         assert server.register("WEB", "web:again") == 204
         assert set(server.apps()) == written | {"web:again"}
 
@@ -318,7 +336,7 @@ def test_a_full_disk_refuses_writes_answers_reads_and_recovers(tmp_path: Path) -
 def test_a_stop_drains_and_exits_cleanly(number: signal.Signals, tmp_path: Path) -> None:
     with RegistryServer(tmp_path) as server:
         with Load(server, threads=2) as load:
-            time.sleep(1)
+            load.goes_on()
             assert server.stop(number) == 0
         assert load.refusals == []
         assert "Traceback" not in server.log()
@@ -342,7 +360,7 @@ def test_a_wrong_setting_is_refused_in_one_line(variable: str, value: str, tmp_p
         env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), variable: value},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=HANG_SECS,
     )
     assert result.returncode != 0
     (line,) = result.stderr.strip().splitlines()
@@ -367,10 +385,13 @@ def test_a_delta_follower_never_needs_a_second_full_fetch(tmp_path: Path) -> Non
     with RegistryServer(tmp_path) as server:
         known: dict[tuple[str, str], Any] = {}
         done = threading.Event()
+        deltas = 0
 
         def change(name: int) -> None:
-            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
-            for number in range(400):
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=HANG_SECS)
+            for number in itertools.count():
+                if number >= 400 and deltas > 20:
+                    break
                 app, instance_id = f"APP{number % 7}", f"{name}:{number % 23}"
                 base = f"/eureka/apps/{app}"
                 body = instance_body(app, instance_id, lastDirtyTimestamp=str(number))
@@ -387,7 +408,6 @@ def test_a_delta_follower_never_needs_a_second_full_fetch(tmp_path: Path) -> Non
         threads = [threading.Thread(target=change, args=(name,)) for name in range(4)]
         for thread in threads:
             thread.start()
-        deltas = 0
         while not done.is_set():
             if not any(thread.is_alive() for thread in threads):
                 done.set()  # and follow once more
@@ -405,7 +425,6 @@ def test_a_delta_follower_never_needs_a_second_full_fetch(tmp_path: Path) -> Non
             code = "".join(f"{status}_{counts[status]}_" for status in sorted(counts))
             assert code == delta["apps__hashcode"]
             deltas += 1
-        assert deltas > 20
         full = server.eureka("GET", "/apps", None, JSON).json()["applications"]
         everything = {
             (a["name"], i["instanceId"]): i for a in full["application"] for i in a["instance"]

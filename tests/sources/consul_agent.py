@@ -75,8 +75,8 @@ class ConsulSource(OwnProcess):
             except (requests.RequestException, ValueError):
                 return False
 
-        wait_until(leads, 30, "consul")
-        wait_until(self._accepts, 30, "consul to take writes")
+        wait_until(leads, "consul")
+        wait_until(self._accepts, "consul to take writes")
 
     def _accepts(self) -> bool:
         body = {"Node": "probe", "Address": "127.0.0.1"}

@@ -51,7 +51,7 @@ class Etcd(OwnProcess):
             except (requests.RequestException, ValueError):
                 return False
 
-        wait_until(healthy, 20, "etcd")
+        wait_until(healthy, "etcd")
 
     def ask(self, path: str, document: dict[str, Any], **headers: str) -> dict[str, Any]:
         answer = self._session.post(

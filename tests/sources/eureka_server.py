@@ -40,7 +40,7 @@ class EurekaSource(OwnProcess):
             except OSError:
                 return False
 
-        wait_until(answers, 90, "the genuine server")
+        wait_until(answers, "the genuine server")
         for (app, _), body in self._bodies.items():
             assert send(self.port, "POST", f"/eureka/apps/{app}", body, JSON).status == 204
         self._is_up = True

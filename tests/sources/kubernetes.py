@@ -57,7 +57,7 @@ class KubernetesSource(OwnProcess):
         self._slices: dict[str, dict[tuple[str, int], Object]] = {}
         self.start()
         wait_until(
-            lambda: self._ask("GET", "/api/v1/namespaces/default").status_code == 200, 30, "default"
+            lambda: self._ask("GET", "/api/v1/namespaces/default").status_code == 200, "default"
         )
 
     def start(self) -> None:
@@ -87,7 +87,7 @@ class KubernetesSource(OwnProcess):
             except requests.RequestException:
                 return False
 
-        wait_until(ready, 60, "kube-apiserver")
+        wait_until(ready, "kube-apiserver")
 
     def close(self) -> None:
         self.kill()
