@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from eureka_http.shown import LineFormatter, caller, escaped, masked, masked_url
 from eureka_server.access import Grant
-from native_api.sidecar.wire import Site
+from native_api.sidecar.client import Site
 from registry import Namespace
 
 

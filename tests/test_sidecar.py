@@ -30,6 +30,7 @@ from werkzeug.security import generate_password_hash
 from conformance.programs import free_port
 from native_api.sidecar import settings
 from native_api.sidecar.checks import Health, Tally, probe
+from native_api.sidecar.client import Deadline, Site, connect
 from native_api.sidecar.protocols import (
     GoneError,
     NativeProtocol,
@@ -41,7 +42,6 @@ from native_api.sidecar.protocols import (
 from native_api.sidecar.registration import Registration
 from native_api.sidecar.settings import CheckSettings, SettingError, load, without_secrets
 from native_api.sidecar.supervisor import Supervisor
-from native_api.sidecar.wire import Deadline, Site, connect
 from tests.servers import ROOT, RegistryServer, wait_until
 
 NEEDED = ["--registries", "http://h:1/api/v1", "--service-name", "s", "--endpoint", "h:80"]

@@ -13,17 +13,17 @@ from pathlib import Path
 from catalogs.catalog import QUIET_SECS, Entry, Groups
 from catalogs.http import Client
 from catalogs.kubernetes.kubeconfig import Cluster
-from catalogs.kubernetes.mapping import Mapper, Name, name_of, pods_of, service_of, shown
+from catalogs.kubernetes.mapping import Mapper, Name, full_name, name_of, pods_of, service_of
 from catalogs.kubernetes.settings import KubernetesSettings
 from catalogs.kubernetes.watching import (
-    KINDS,
     PODS,
     SERVICES,
     SLICES,
+    WATCHED,
     Event,
     Kind,
     Object,
-    Place,
+    Scope,
     Watches,
     listed,
 )
@@ -44,7 +44,7 @@ class KubernetesCatalog:
         self._mapper = Mapper(self.source, settings)
         self._found: Mapping[str, dict[Name, Object]] = {}
         self._forget()
-        self._versions: dict[Place, str] = {}
+        self._versions: dict[Scope, str] = {}
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._scratch: Path | None = None
@@ -52,7 +52,7 @@ class KubernetesCatalog:
         self._clients: list[Client] = []
 
     def _forget(self) -> None:
-        self._found = {kind.name: {} for kind in KINDS}
+        self._found = {kind.name: {} for kind in WATCHED}
         self._slices_of: defaultdict[Name, set[Name]] = defaultdict(set)
         # The slices that tell of a Pod: it is forgotten with the last of them.
         self._slices_with: defaultdict[Name, set[Name]] = defaultdict(set)
@@ -71,7 +71,7 @@ class KubernetesCatalog:
         ]
         for called, names in sorted(self._called.items()):
             if len({namespace for namespace, _ in names}) > 1:
-                together = " and ".join(map(shown, sorted(names)))
+                together = " and ".join(map(full_name, sorted(names)))
                 found.append(
                     f"{together} are one service, {called}: "
                     "template '{service}-{namespace}' would tell them apart"
@@ -83,16 +83,16 @@ class KubernetesCatalog:
         self._reach()
         client = self._connect()
         try:
-            told = {place: listed(client, place) for place in self._places()}
+            told = {scope: listed(client, scope) for scope in self._scopes()}
         finally:
             client.close()
         self._forget()
-        for place, (items, version) in told.items():
-            self._versions[place] = version
+        for scope, (items, version) in told.items():
+            self._versions[scope] = version
             for item in items:
-                self._know(Event(place.kind, item, is_gone=False))
+                self._know(Event(scope.kind, item, is_gone=False))
         services = {*self._found[SERVICES.name], *self._slices_of}
-        return {shown(name): self._entries(name) for name in services if self._is_taken(name)}
+        return {full_name(name): self._entries(name) for name in services if self._is_taken(name)}
 
     def watch(self, stopping: threading.Event) -> Iterator[Groups]:
         """The Services that change, as soon as any of the watches tells."""
@@ -101,7 +101,7 @@ class KubernetesCatalog:
             changed: set[Name] = set()
             for event in events:
                 changed |= self._know(event)
-            yield {shown(name): self._entries(name) for name in changed}
+            yield {full_name(name): self._entries(name) for name in changed}
 
     def close(self) -> None:
         """Let go of everything; a watch that waits ends with its connection."""
@@ -139,14 +139,14 @@ class KubernetesCatalog:
             self._clients.append(client)
         return client
 
-    def _places(self) -> Sequence[Place]:
+    def _scopes(self) -> Sequence[Scope]:
         settings = self._settings
 
         def selector(kind: Kind) -> str | None:
             return settings.label_selector if kind is SERVICES else None
 
         namespaces: Sequence[str | None] = settings.namespaces or (None,)
-        return [Place(k, namespace, selector(k)) for k in KINDS for namespace in namespaces]
+        return [Scope(k, namespace, selector(k)) for k in WATCHED for namespace in namespaces]
 
     # What is known
 
@@ -197,7 +197,7 @@ class KubernetesCatalog:
 
     def _is_taken(self, name: Name) -> bool:
         """Whether the Service is one that was asked for."""
-        return name in self._found[SERVICES.name] and shown(name) not in self._settings.without
+        return name in self._found[SERVICES.name] and full_name(name) not in self._settings.without
 
     def _entries(self, name: Name) -> Sequence[Entry] | None:
         """A Service's instances; None where something in it is beyond all that is foreseen."""
@@ -215,8 +215,8 @@ class KubernetesCatalog:
                 self._found[SERVICES.name][name], slices, self._found[PODS.name]
             )
         except Exception as error:
-            log.exception("%s: %s cannot be used", self.source, shown(name))
-            self._problems[name] = [f"{shown(name)}: {type(error).__name__}: {error}"]
+            log.exception("%s: %s cannot be used", self.source, full_name(name))
+            self._problems[name] = [f"{full_name(name)}: {type(error).__name__}: {error}"]
             return None
         if mapped.problems:
             self._problems[name] = mapped.problems

@@ -40,7 +40,7 @@ def name_of(item: Object) -> Name:
     return meta.get("namespace") or "", meta["name"]
 
 
-def shown(name: Name) -> str:
+def full_name(name: Name) -> str:
     """A name as an operator writes it."""
     return "/".join(name)
 
@@ -122,7 +122,9 @@ class Mapper:
             found = _named(ports, wanted)
             if found is None:
                 names = ", ".join(str(p.get("name") or p["port"]) for p in ports)
-                _problem(mapped, f"{shown(name)}: {start}port is {wanted}, and there are {names}")
+                _problem(
+                    mapped, f"{full_name(name)}: {start}port is {wanted}, and there are {names}"
+                )
             return found
         if self._settings.port is not None:
             found = _named(ports, self._settings.port)
@@ -136,7 +138,7 @@ class Mapper:
         others = [port for port in ports if _protocol(port) == "UDP"]
         found = next(iter(of_tcp or others), None)
         if found is None:
-            _problem(mapped, f"{shown(name)}: no port of TCP or UDP")
+            _problem(mapped, f"{full_name(name)}: no port of TCP or UDP")
         return found
 
     def _endpoint(
@@ -225,7 +227,7 @@ class Mapper:
                 namespace=settings.namespace,
             )
         except EntryError as error:
-            _problem(mapped, f"{shown(name)} at {value}: {error}")
+            _problem(mapped, f"{full_name(name)} at {value}: {error}")
             return None
 
 

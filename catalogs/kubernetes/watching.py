@@ -19,7 +19,7 @@ from catalogs.catalog import RelistError, SourceError
 from catalogs.http import Client, Quiet, StatusError, documents
 
 WATCH_SECS = 5
-QUIET_SECS = 8.0
+SILENT_SECS = 8.0
 """How long a server may be silent that has been asked for a watch of ``WATCH_SECS``."""
 _PAGE = 500
 _TICK_SECS = 1.0
@@ -45,11 +45,11 @@ class Kind:
 SLICES = Kind("endpointslices", "apis/discovery.k8s.io/v1/endpointslices")
 SERVICES = Kind("services", "api/v1/services")
 PODS = Kind("pods", "api/v1/pods")
-KINDS = (SERVICES, PODS, SLICES)
+WATCHED = (SERVICES, PODS, SLICES)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Scope:
     """What one list and one watch are of."""
 
     kind: Kind
@@ -71,16 +71,16 @@ class Event:
     is_gone: bool
 
 
-def listed(client: Client, place: Place) -> tuple[list[Object], str]:
+def listed(client: Client, scope: Scope) -> tuple[list[Object], str]:
     """All objects, and the version that a watch goes on from; ``SourceError``, ``RelistError``."""
     found: list[Object] = []
     proceed = ""
     while True:
-        params = {**place.params, "limit": str(_PAGE)}
+        params = {**scope.params, "limit": str(_PAGE)}
         if proceed:
             params["continue"] = proceed
         try:
-            page = client.read("GET", place.kind.url(place.namespace), params=params)
+            page = client.read("GET", scope.kind.url(scope.namespace), params=params)
             found += page["items"] or ()
             meta = page["metadata"]
             proceed = meta.get("continue") or ""
@@ -96,10 +96,10 @@ def listed(client: Client, place: Place) -> tuple[list[Object], str]:
 
 
 class Watches:
-    """The watches of several places, each in a thread and with a connection of its own."""
+    """The watches of several scopes, each in a thread and with a connection of its own."""
 
-    def __init__(self, connect: Callable[[], Client], versions: Mapping[Place, str]) -> None:
-        """Watch each place from its version on; nothing is asked before ``events``."""
+    def __init__(self, connect: Callable[[], Client], versions: Mapping[Scope, str]) -> None:
+        """Watch each scope from its version on; nothing is asked before ``events``."""
         self._connect = connect
         self._versions = dict(versions)
         self._heard = dict.fromkeys(versions, 0.0)
@@ -107,14 +107,14 @@ class Watches:
         self._ended = threading.Event()
 
     def events(self, goes_on: Callable[[], bool]) -> Iterator[Sequence[Event]]:
-        """What happens, as soon as it does, in the order of each place.
+        """What happens, as soon as it does, in the order of each scope.
 
-        Nothing at all is a sign of life: of every place something was heard since the last one.
+        Nothing at all is a sign of life: of every scope something was heard since the last one.
         Ends where ``goes_on`` says so, and with ``SourceError`` or ``RelistError``.
         """
         lived = 0.0
-        for place in self._versions:
-            threading.Thread(target=self._follow, args=(place,), daemon=True).start()
+        for scope in self._versions:
+            threading.Thread(target=self._follow, args=(scope,), daemon=True).start()
         try:
             while goes_on():
                 events = self._gathered()
@@ -139,38 +139,38 @@ class Watches:
             found.append(told)
             pause = _GATHER_SECS
 
-    def _follow(self, place: Place) -> None:
+    def _follow(self, scope: Scope) -> None:
         """One watch, opened again where it was when the server ends it; in its own thread."""
-        kind = place.kind
+        kind = scope.kind
         client: Client | None = None
         try:
             client = self._connect()
             while not self._ended.is_set():
                 params = {
-                    **place.params,
+                    **scope.params,
                     "watch": "1",
                     "allowWatchBookmarks": "true",
-                    "resourceVersion": self._versions[place],
+                    "resourceVersion": self._versions[scope],
                     "timeoutSeconds": str(WATCH_SECS),
                 }
                 stream = client.send(
                     "GET",
-                    kind.url(place.namespace),
+                    kind.url(scope.namespace),
                     params=params,
-                    read_secs=QUIET_SECS,
+                    read_secs=SILENT_SECS,
                     stream=True,
                 )
-                self._heard[place] = time.monotonic()
+                self._heard[scope] = time.monotonic()
                 for event in documents(stream):
                     if self._ended.is_set():
                         return
-                    self._hear(place, event)
+                    self._hear(scope, event)
         except StatusError as error:
             gone = error.status == 410
             self._told.put(RelistError("history is gone") if gone else error)
         except Quiet:
             assert client is not None
-            text = f"{client.url} is silent: no {kind.name} and no end within {QUIET_SECS:g} s"
+            text = f"{client.url} is silent: no {kind.name} and no end within {SILENT_SECS:g} s"
             self._told.put(SourceError(text))
         except Exception as error:
             self._told.put(error)
@@ -178,8 +178,8 @@ class Watches:
             if client is not None:
                 client.close()
 
-    def _hear(self, place: Place, event: Any) -> None:
-        kind = place.kind
+    def _hear(self, scope: Scope, event: Any) -> None:
+        kind = scope.kind
         try:
             happened, item = event["type"], event["object"]
             if happened == "ERROR":
@@ -188,7 +188,7 @@ class Watches:
             version = str(item["metadata"]["resourceVersion"])
         except (KeyError, TypeError, AttributeError):
             raise SourceError(f"the watch of {kind.name} tells what is no event") from None
-        self._versions[place] = version
-        self._heard[place] = time.monotonic()
+        self._versions[scope] = version
+        self._heard[scope] = time.monotonic()
         if happened != "BOOKMARK":
             self._told.put(Event(kind, item, happened == "DELETED"))

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
+from native_api.sidecar.client import Deadline, ExchangeError, Site, connect, exchange
 from native_api.sidecar.settings import CheckSettings
-from native_api.sidecar.wire import Deadline, ExchangeError, Site, connect, exchange
 
 log = logging.getLogger("sidecar.health")
 
@@ -78,7 +78,7 @@ def _request(settings: CheckSettings) -> str | None:
     return None if status == settings.expected else f"status {status}"
 
 
-def shown(settings: CheckSettings) -> str:
+def target_of(settings: CheckSettings) -> str:
     """What a check looks at, for the log."""
     if settings.url:
         return Site.of(settings.url).shown
@@ -141,9 +141,9 @@ class Health:
             reason = self._result(settings)
             if tally.note(reason):
                 if tally.well:
-                    log.info("%s is well", shown(settings))
+                    log.info("%s is well", target_of(settings))
                 else:
-                    log.warning("%s is unwell: %s", shown(settings), reason)
+                    log.warning("%s is unwell: %s", target_of(settings), reason)
                 self._changed()
             self._stopping.wait(max(0.0, settings.interval - (time.monotonic() - began)))
 

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
-from native_api.sidecar.settings import Settings, read_token
-from native_api.sidecar.wire import (
+from native_api.sidecar.client import (
     Deadline,
     ExchangeError,
     Site,
     basic,
     exchange,
-    literal_address,
     one_line,
+    resolved_address,
 )
+from native_api.sidecar.settings import Settings, read_token
 
 _TRY_AGAIN = frozenset({408, 425, 429})
 _LONGEST_ANSWER = 64 * 1024
@@ -103,7 +103,7 @@ class Transport:
     def address_of(self, host: str) -> str:
         """An instance's address in digits, as Eureka clients want it; ``UnreachableError``."""
         try:
-            return literal_address(host, self._site, Deadline(self._settings.timeout))
+            return resolved_address(host, self._site, Deadline(self._settings.timeout))
         except OSError as error:
             raise UnreachableError(str(error)) from None
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from eureka_http.shown import masked
-from native_api.sidecar.wire import Site
+from native_api.sidecar.client import Site
 
 
 class SettingError(ValueError):

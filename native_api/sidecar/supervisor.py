@@ -98,7 +98,7 @@ class Supervisor:
         """Pass a signal on to all children and what they started."""
         with self._lock:  # or one could be reaped meanwhile, and its number be another's
             for pid in self._children:
-                _tell(pid, number)
+                _signal_group(pid, number)
 
     def reap(self) -> None:
         """Take note of every end."""
@@ -150,7 +150,7 @@ class Supervisor:
             self._wait(_LAST_WAIT_SECS, wait)
         with self._lock:
             for pid in self._spawned:
-                _tell(pid, signal.SIGKILL)
+                _signal_group(pid, signal.SIGKILL)
 
     def _wait(self, secs: float, wait: Callable[[float], None]) -> None:
         deadline = time.monotonic() + secs
@@ -161,7 +161,7 @@ class Supervisor:
             wait(_POLL_SECS)
 
 
-def _tell(group: int, number: int) -> None:
+def _signal_group(group: int, number: int) -> None:
     try:
         os.killpg(group, number)
     except ProcessLookupError:

@@ -103,7 +103,7 @@ def connect(host: str, port: int, deadline: Deadline) -> socket.socket:
     raise problem
 
 
-def literal_address(host: str, site: Site, deadline: Deadline) -> str:
+def resolved_address(host: str, site: Site, deadline: Deadline) -> str:
     """The host's address in digits, IPv4 before IPv6; ``OSError`` where nothing is known.
 
     Where its name means nothing here, it is this end's of a connection to the site: a sidecar runs
@@ -201,7 +201,7 @@ def exchange(
     try:
         with connect(site.host, site.port, deadline) as plain:
             plain.settimeout(deadline.left())
-            with _wrapped(plain, site, context) as sock:
+            with _secured(plain, site, context) as sock:
                 timed: Any = _Timed(sock, deadline)
                 connection.sock = timed
                 connection.request(method, path, body, dict(headers or {}))
@@ -214,7 +214,7 @@ def exchange(
         raise ExchangeError("this cannot be sent: a character that HTTP does not allow") from None
 
 
-def _wrapped(sock: socket.socket, site: Site, context: ssl.SSLContext | None) -> socket.socket:
+def _secured(sock: socket.socket, site: Site, context: ssl.SSLContext | None) -> socket.socket:
     if not site.is_secure:
         return sock
     made = context or ssl.create_default_context()
