@@ -1,4 +1,4 @@
-.PHONY: run test check conformance conformance-compare oracle bench attackers clean help check-settings bounds wheel
+.PHONY: run test check docs conformance conformance-compare oracle bench attackers clean help check-settings bounds wheel
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
@@ -32,6 +32,9 @@ check: $(VENV)/dev ## format, lint, strict types, import rules
 
 wheel: $(VENV)/dev ## the wheel and the source archive, into build/dist
 	$(VENV)/bin/python -m hatchling build -d build/dist
+
+docs: $(VENV)/dev ## the documentation as a site, in build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
 
 conformance: $(VENV)/dev ## what the Eureka server at URL does and does not do (ARGS="--clients all --report DIR")
 	$(VENV)/bin/python -m conformance $(URL) $(ARGS)

@@ -1,6 +1,6 @@
 """How soon a change at a source is in the answer of a Eureka client, and what 10,000 entries cost.
 
-    python bench/catalogs.py [--only file,etcd] [--write docs/catalogs-table.md]
+    python bench/catalogs.py [--only file,etcd] [--write build/catalogs.md]
 
 Real sources, and the real server with two workers, asked on a fresh connection each time: so either
 worker answers. From the write that the source acknowledged to the first answer that holds it.

@@ -121,7 +121,7 @@ def _problem_of(password_hash: str) -> str:
     salt, _, digest = rest.partition("$")
     length = _digest_length(method)
     if length is None:
-        return "a password hash of an unknown method; make one as docs/accounts.md shows"
+        return "a password hash of an unknown method; make one as docs/operate/accounts.md shows"
     if not salt or len(digest) != length or not re.fullmatch(r"[0-9a-f]+", digest):
         return "a password hash that is cut short or mistyped"
     return ""
