@@ -141,6 +141,6 @@ def test_this_servers_own_variables_count_and_what_has_no_meaning_is_named() -> 
 
 
 def test_the_page_maps_every_variable_of_the_registry() -> None:
-    page = (ROOT / "docs" / "from-amalgam8.md").read_text()
+    page = (ROOT / "docs/migrate/from-amalgam8.md").read_text()
     named = [*amalgam8._MEANT, *amalgam8._CATALOGS, *amalgam8._WITHOUT_MEANING]
     assert [name for name in named if f"`{name}" not in page] == []
