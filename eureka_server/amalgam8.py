@@ -1,9 +1,4 @@
-"""An Amalgam8 registry's environment variables, as this server's own.
-
-Each that has a meaning here becomes the variable that means the same, with its value spelled as
-that one wants it; where both are set, this server's own counts. One that has no meaning is named in
-the log, with the reason. Source: the registry's ``config`` package.
-"""
+"""An Amalgam8 registry's environment variables. Source: the registry's ``config`` package."""
 
 from __future__ import annotations
 
@@ -12,7 +7,8 @@ import math
 import re
 from collections.abc import Callable, Mapping
 
-PREFIX = "A8_"
+from eureka_server.foreign_settings import ForeignSettings, Understood
+
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(?:\d+(?:\.\d*)?(?:ns|us|µs|ms|s|m|h))+")
 _PART = re.compile(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)")
@@ -53,7 +49,7 @@ _MEANT: dict[str, tuple[str, Callable[[str], str]]] = {
 }
 _CATALOGS = ("A8_K8S_URL", "A8_EUREKA_URL", "A8_FS_CATALOG")
 CATALOGS = "its catalogs"
-"""The name under which ``understood`` gives what ``REGISTRY_CATALOGS`` would hold."""
+"""Stands for what ``REGISTRY_CATALOGS`` would hold, which may be set beside it."""
 
 _ONE_STORE = "the store is this server's own: STORE_URL"
 _NO_PEERS = "this server does not replicate to peers; all its workers share one store"
@@ -81,21 +77,14 @@ _WITHOUT_MEANING: dict[str, str] = {
 }
 
 
-def understood(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Variables of this server → the Amalgam8 registry's that stands for it, and the value.
-
-    An empty variable is as good as none, as it is there.
-    """
-    given = {name: value for name, value in environ.items() if name.startswith(PREFIX) and value}
-    found = {
-        meant: (name, spelled(given[name]))
-        for name, (meant, spelled) in _MEANT.items()
-        if name in given
-    }
+def _several(given: Mapping[str, str]) -> tuple[Understood, frozenset[str]]:
+    """What variables say together: tokens without an end, and the catalogs."""
+    found: Understood = {}
     if "A8_JWT_SECRET" in given:
         # The tokens that its clients hold have no end.
         found["REGISTRY_JWT_REQUIRE_EXP"] = ("A8_JWT_SECRET", "false")
     catalogs: list[dict[str, object]] = []
+    counted = [name for name in _CATALOGS if name in given]
     if "A8_K8S_URL" in given:
         kubernetes: dict[str, object] = {
             "kind": "kubernetes",
@@ -111,22 +100,14 @@ def understood(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     if "A8_FS_CATALOG" in given:
         catalogs.append({"kind": "file", "name": "a8", "folder": given["A8_FS_CATALOG"]})
     if catalogs:
-        names = " and ".join(name for name in _CATALOGS if name in given)
-        found[CATALOGS] = (names, json.dumps(catalogs))
-    return found
+        found[CATALOGS] = (" and ".join(counted), json.dumps(catalogs))
+    with_token = ["A8_K8S_TOKEN"] if "A8_K8S_URL" in given else []
+    return found, frozenset((*counted, *with_token))
 
 
-def warnings(environ: Mapping[str, str], counted: Mapping[str, str]) -> tuple[str, ...]:
-    """A line for each variable that has no effect here; ``counted`` are this server's own."""
-    found = []
-    for name in sorted(environ):
-        if not name.startswith(PREFIX) or not environ[name]:
-            continue
-        if name in _MEANT:
-            meant = _MEANT[name][0]
-            if meant in counted:
-                found.append(f"{name} has no effect here: {meant} is set too")
-        elif name not in _CATALOGS and not (name == "A8_K8S_TOKEN" and environ.get("A8_K8S_URL")):
-            reason = _WITHOUT_MEANING.get(name, "it is not known")
-            found.append(f"{name} has no effect here: {reason}")
-    return tuple(found)
+AMALGAM8 = ForeignSettings(
+    prefixes=("A8_",),
+    meant=_MEANT,
+    without_meaning=_WITHOUT_MEANING,
+    several=_several,
+)

@@ -1,35 +1,48 @@
-"""The settings of the server, read from environment variables: the one place that does.
+"""The settings of the server: one table, from which all that knows of them comes.
 
-What configures a Spring Cloud Eureka server configures this one: each property that has a meaning
-here is read from its variable in both spellings that Spring accepts (``EUREKA_SERVER_DISABLEDELTA``
-and ``EUREKA_SERVER_DISABLE_DELTA``). A property that has none is named in a warning, with the
-reason, rather than ignored. Source: protocol section 10.
+Each row is a variable of the environment and a flag of ``eureka-registry serve``. What configures a
+Spring Cloud Eureka server configures this one: its properties that have a meaning here are rows,
+and are read in both spellings that Spring accepts (``EUREKA_SERVER_DISABLEDELTA`` and
+``EUREKA_SERVER_DISABLE_DELTA``). Source: protocol section 10. Variables of other servers are
+understood too (``foreign_settings``), and what has no effect is named in a warning, not ignored.
 """
 
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from catalogs import CatalogSettings, read_catalogs
+from catalogs import CatalogSettings
 from eureka_compat.settings import EurekaSettings
 from eureka_http.shown import escaped, masked
-from eureka_server import amalgam8
-from eureka_server.access import AccessSettings, Network
+from eureka_server import amalgam8, readers
+from eureka_server.access import AccessSettings
+from eureka_server.amalgam8 import AMALGAM8
+from eureka_server.foreign_settings import SPRING, reduced
+from eureka_server.readers import Reader, choice, whole
 from native_api.settings import NativeSettings
 from registry.settings import RegistrySettings
-
-_T = TypeVar("_T")
 
 
 class SettingError(ValueError):
     """A setting that cannot be used; the text names it, its value and what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsSettings:
+    """What gunicorn serves TLS with; plain HTTP without a certificate.
+
+    With ``client_ca_file`` a client must show a certificate that it signed.
+    """
+
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    client_ca_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,329 +68,484 @@ class Environment:
 
 
 @dataclass(frozen=True, slots=True)
-class TlsSettings:
-    """What gunicorn serves TLS with; plain HTTP without a certificate.
+class Setting:
+    """One row: where a value comes from, how it is read, and where it goes."""
 
-    With ``client_ca_file`` a client must show a certificate that it signed.
-    """
+    variable: str
+    field: str
+    """Of ``Environment``, or of one of its parts: ``native.max_tags``."""
 
-    cert_file: Path | None = None
-    key_file: Path | None = None
-    client_ca_file: Path | None = None
+    reader: Reader
+    default: str
+    """As an operator would write it; empty where there is none."""
 
+    help: str
+    mode: str = ""
+    """The mode of accounts (``REGISTRY_AUTH``) that it belongs to; it is refused in the others."""
 
-def _boolean(text: str) -> bool:
-    value = text.strip().lower()
-    if value in ("true", "yes", "on", "1"):
-        return True
-    if value in ("false", "no", "off", "0"):
-        return False
-    raise ValueError("true or false")
+    is_secret: bool = False
+    """Whether a value is never shown, and no flag takes it: ``ps`` shows everybody's flags."""
 
+    may_be_file: bool = False
+    """Whether a secret may also be the path of the file that holds it: that a flag may take."""
 
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if not low <= value <= high:
-            raise ValueError(f"a whole number from {low} to {high}")
-        return value
+    @property
+    def flag(self) -> str:
+        """What the command line calls it; empty for a secret that only the environment may hold."""
+        name = _PREFIX.sub("", self.variable).lower().replace("_", "-")
+        if self.is_secret:
+            return f"--{name}-file" if self.may_be_file else ""
+        return f"--{name}"
 
-    return read
+    @property
+    def form(self) -> str:
+        """What the value of the flag looks like."""
+        return readers.FILE.form if self.is_secret else self.reader.form
 
+    def check_flag(self, text: str) -> None:
+        """``ValueError`` for what the flag may not be followed by."""
+        if self.is_secret:
+            readers.FILE.read(text)
+        self.reader.read(text)
 
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value <= 1:
-        raise ValueError("a number above 0, up to 1")
-    return value
+    @property
+    def key(self) -> str:
+        """The variable's name, with nothing in it that may be left out."""
+        return reduced(self.variable)
 
-
-def _choice(*words: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if text.strip().lower() not in words:
-            raise ValueError(" or ".join(words))
-        return text.strip().lower()
-
-    return read
-
-
-def _store_url(text: str) -> str:
-    if text == "memory:" or (text.startswith("lmdb:") and len(text) > len("lmdb:")):
-        return text
-    raise ValueError("memory: or lmdb:PATH")
+    @property
+    def closes(self) -> bool:
+        """Whether it closes the server or encrypts its traffic: no mistyped one may be ignored."""
+        return self.field.startswith(("access.", "tls."))
 
 
-def _existing_file(text: str) -> Path:
-    path = Path(text)
-    if not path.is_file():
-        raise ValueError("a file that can be read")
-    return path
+_PREFIX = re.compile(r"\A(?:REGISTRY|EUREKA_SERVER|EUREKA_INSTANCE_REGISTRY|EUREKA)_")
 
-
-def _existing_path(text: str) -> Path:
-    path = Path(text)
-    if not text or not path.exists():
-        raise ValueError("a file, or a folder of files, that can be read")
-    return path
-
-
-def _networks(text: str) -> tuple[Network, ...]:
-    try:
-        return tuple(_network(part.strip()) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise ValueError("addresses or networks, such as 10.0.0.0/8, parted by commas") from None
-
-
-def _network(text: str) -> Network:
-    """A network, of IPv4 as such where it is written in IPv6's way: peers are compared so."""
-    network = ipaddress.ip_network(text)
-    mapped = getattr(network.network_address, "ipv4_mapped", None)
-    if mapped is None or network.prefixlen < 96:
-        return network
-    return ipaddress.IPv4Network((mapped, network.prefixlen - 96))
-
-
-def _words(text: str) -> str:
-    if not text.strip():
-        raise ValueError("a text that is not empty")
-    return text.strip()
-
-
-def _interval(text: str) -> int:
-    """Seconds; the original takes 30 for a value that is not positive."""
-    value = _whole(-(2**31), 2**31)(text)
-    return value if value > 0 else 30
-
-
-_MILLISECONDS = _whole(0, 2**53)
-_POSITIVE = _whole(1, 2**53)
-
-# Property (as Spring's relaxed names reduce to) → field of a settings class, and its reader.
-_REGISTRY_PROPERTIES: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "EUREKA_SERVER_ENABLESELFPRESERVATION": ("self_preservation", _boolean),
-    "EUREKA_SERVER_RENEWALPERCENTTHRESHOLD": ("renewal_percent_threshold", _share),
-    "EUREKA_SERVER_RENEWALTHRESHOLDUPDATEINTERVALMS": (
-        "renewal_threshold_update_interval_ms",
-        _POSITIVE,
-    ),
-    "EUREKA_SERVER_EXPECTEDCLIENTRENEWALINTERVALSECONDS": (
-        "expected_client_renewal_interval_secs",
-        _interval,
-    ),
-    "EUREKA_SERVER_EVICTIONINTERVALTIMERINMS": ("eviction_interval_ms", _POSITIVE),
-    "EUREKA_SERVER_RETENTIONTIMEINMSINDELTAQUEUE": ("delta_retention_ms", _MILLISECONDS),
-    "EUREKA_SERVER_DELTARETENTIONTIMERINTERVALINMS": (
-        "delta_retention_timer_interval_ms",
-        _POSITIVE,
-    ),
-    "EUREKA_INSTANCE_REGISTRY_DEFAULTOPENFORTRAFFICCOUNT": (
-        "default_open_for_traffic_count",
-        _whole(0, 2**31),
-    ),
-}
-_EUREKA_PROPERTIES: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "EUREKA_SERVER_DISABLEDELTA": ("delta_enabled", lambda text: not _boolean(text)),
-    "EUREKA_SERVER_SYNCWHENTIMESTAMPDIFFERS": ("sync_when_timestamp_differs", _boolean),
-    "EUREKA_ENVIRONMENT": ("environment", str),
-}
-_NATIVE: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "REGISTRY_DEFAULT_TTL": ("default_ttl_secs", _whole(1, 86_400)),
-    "REGISTRY_MIN_TTL": ("min_ttl_secs", _whole(1, 86_400)),
-    "REGISTRY_MAX_TTL": ("max_ttl_secs", _whole(1, 86_400)),
-    "REGISTRY_MAX_SERVICE_NAME": ("max_service_name", _whole(1, 200)),
-    "REGISTRY_MAX_ENDPOINT": ("max_endpoint", _whole(1, 4096)),
-    "REGISTRY_MAX_STATUS": ("max_status", _whole(14, 200)),
-    "REGISTRY_MAX_TAGS": ("max_tags", _whole(0, 1000)),
-    "REGISTRY_MAX_METADATA_BYTES": ("max_metadata_bytes", _whole(2, 65_536)),
-}
-_LIMITS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "REGISTRY_MAX_INSTANCES": ("max_instances", _whole(1, 2**31)),
-    "REGISTRY_MAX_NAMESPACES": ("max_namespaces", _whole(1, 2**31)),
-}
-_ACCESS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "REGISTRY_AUTH": ("mode", _choice("none", "trusted", "jwt", "basic")),
-    "REGISTRY_JWT_KEY": ("key", str),
-    "REGISTRY_JWT_KEY_FILE": ("keys_path", _existing_path),
-    "REGISTRY_JWT_AUDIENCE": ("audience", _words),
-    "REGISTRY_JWT_ISSUER": ("issuer", _words),
-    "REGISTRY_JWT_REQUIRE_EXP": ("require_expiry", _boolean),
-    "REGISTRY_USERS_FILE": ("users_file", _existing_file),
-    "REGISTRY_AUTH_READS": ("protect_reads", _boolean),
-    "REGISTRY_AUTH_WRITES": ("protect_writes", _boolean),
-    "REGISTRY_REQUIRE_HTTPS": ("require_https", _boolean),
-    "REGISTRY_TRUSTED_PROXIES": ("trusted_proxies", _networks),
-}
-_TLS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "TLS_CERT_FILE": ("cert_file", _existing_file),
-    "TLS_KEY_FILE": ("key_file", _existing_file),
-    "TLS_CLIENT_CA_FILE": ("client_ca_file", _existing_file),
-}
-
-
-def _bare(name: str) -> str:
-    """A name whose case and underscores do not count."""
-    return name.upper().replace("_", "")
-
-
-# Settings of one mode of accounts, which mean nothing in another.
-_OF_MODE = {
-    "jwt": (
-        *("REGISTRY_JWT_KEY", "REGISTRY_JWT_KEY_FILE"),
-        *(
-            "REGISTRY_JWT_AUDIENCE",
-            "REGISTRY_JWT_ISSUER",
-            "REGISTRY_JWT_REQUIRE_EXP",
-            "REGISTRY_JWT_REQUIRE_EXP",
+# fmt: off  (a table: two or three lines a row)
+SUBJECTS: dict[str, tuple[Setting, ...]] = {
+    "Where it listens, and what with": (
+        Setting(
+            "HOST",
+            "host",
+            readers.TEXT,
+            "0.0.0.0",
+            "the address to listen on; :: is all, of IPv6 too",
+        ),
+        Setting(
+            "PORT",
+            "port",
+            whole(1, 65535),
+            "8761",
+            "the port to listen on (SERVER_PORT counts where PORT is not set)",
+        ),
+        Setting(
+            "WORKERS",
+            "workers",
+            whole(1, 256),
+            "",
+            "processes that serve: one per core where it is not set, 1 with the store memory:",
+        ),
+        Setting("THREADS", "threads", whole(1, 1024), "8", "threads in each process"),
+        Setting(
+            "WORKER_CLASS",
+            "worker_class",
+            Reader("CLASS", str),
+            "eureka_http.worker.EventLoopWorker",
+            "gunicorn's worker; gthread works too, with fewer requests a second and a thread for "
+            "each watch",
+        ),
+        Setting(
+            "REGISTRY_ACTUATOR",
+            "actuator",
+            readers.BOOLEAN,
+            "true",
+            "whether /actuator/health and the like, /health and a page at / answer",
         ),
     ),
-    "basic": ("REGISTRY_USERS_FILE",),
+    "The store": (
+        Setting(
+            "STORE_URL",
+            "store_url",
+            readers.STORE_URL,
+            "lmdb:data",
+            "lmdb:PATH, shared by all workers and kept; memory:, one worker and nothing kept",
+        ),
+    ),
+    "The log": (
+        Setting(
+            "LOG_LEVEL",
+            "log_level",
+            choice("debug", "info", "warning", "error"),
+            "info",
+            "how much is logged",
+        ),
+        Setting(
+            "ACCESS_LOG",
+            "access_log",
+            readers.BOOLEAN,
+            "false",
+            "a line for each request, tokens masked; clients' text escaped",
+        ),
+    ),
+    "Leases and self-preservation": (
+        Setting(
+            "LEASE_EXPIRY",
+            "registry.lease_expiry",
+            choice("exact", "genuine"),
+            "exact",
+            "genuine: leases doubled by a renewal, a sweep each interval, timestamps ahead",
+        ),
+        Setting(
+            "EUREKA_SERVER_ENABLE_SELF_PRESERVATION",
+            "registry.self_preservation",
+            readers.BOOLEAN,
+            "true",
+            "whether evictions stop while renewals fall below the threshold",
+        ),
+        Setting(
+            "EUREKA_SERVER_RENEWAL_PERCENT_THRESHOLD",
+            "registry.renewal_percent_threshold",
+            readers.SHARE,
+            "0.85",
+            "the share of expected renewals below which self-preservation begins",
+        ),
+        Setting(
+            "EUREKA_SERVER_RENEWAL_THRESHOLD_UPDATE_INTERVAL_MS",
+            "registry.renewal_threshold_update_interval_ms",
+            readers.POSITIVE_MILLISECONDS,
+            "900000",
+            "how often the number of expected clients is set to that of registered ones",
+        ),
+        Setting(
+            "EUREKA_SERVER_EXPECTED_CLIENT_RENEWAL_INTERVAL_SECONDS",
+            "registry.expected_client_renewal_interval_secs",
+            readers.INTERVAL,
+            "30",
+            "how often a client is expected to renew",
+        ),
+        Setting(
+            "EUREKA_SERVER_EVICTION_INTERVAL_TIMER_IN_MS",
+            "registry.eviction_interval_ms",
+            readers.POSITIVE_MILLISECONDS,
+            "60000",
+            "the time between two sweeps, with the lease expiry genuine",
+        ),
+        Setting(
+            "EUREKA_INSTANCE_REGISTRY_DEFAULT_OPEN_FOR_TRAFFIC_COUNT",
+            "registry.default_open_for_traffic_count",
+            whole(0, 2**31),
+            "1",
+            "the number of expected clients that an empty registry starts with",
+        ),
+    ),
+    "What clients fetch": (
+        Setting(
+            "EUREKA_SERVER_DISABLE_DELTA",
+            "eureka.delta_enabled",
+            readers.INVERTED,
+            "false",
+            "whether apps/delta answers 403, so that clients fetch everything each time",
+        ),
+        Setting(
+            "EUREKA_SERVER_RETENTION_TIME_IN_MS_IN_DELTA_QUEUE",
+            "registry.delta_retention_ms",
+            readers.MILLISECONDS,
+            "180000",
+            "how long the delta tells of a change",
+        ),
+        Setting(
+            "EUREKA_SERVER_DELTA_RETENTION_TIMER_INTERVAL_IN_MS",
+            "registry.delta_retention_timer_interval_ms",
+            readers.POSITIVE_MILLISECONDS,
+            "30000",
+            "how often older changes are taken out of the store",
+        ),
+        Setting(
+            "EUREKA_SERVER_SYNC_WHEN_TIMESTAMP_DIFFERS",
+            "eureka.sync_when_timestamp_differs",
+            readers.BOOLEAN,
+            "true",
+            "whether a heartbeat's dirty timestamp is compared with the registered one",
+        ),
+        Setting(
+            "EUREKA_ENVIRONMENT",
+            "eureka.environment",
+            readers.TEXT,
+            "test",
+            "the environment's name in the status",
+        ),
+    ),
+    "Limits": (
+        Setting(
+            "REGISTRY_MAX_INSTANCES",
+            "registry.max_instances",
+            whole(1, 2**31),
+            "100000",
+            "instances in a namespace, whoever lists them; the next new one is a 403",
+        ),
+        Setting(
+            "REGISTRY_MAX_NAMESPACES",
+            "registry.max_namespaces",
+            whole(1, 2**31),
+            "1000",
+            "namespaces that hold an instance, besides the default one",
+        ),
+        Setting(
+            "REGISTRY_DEFAULT_TTL",
+            "native.default_ttl_secs",
+            whole(1, 86_400, "SECONDS"),
+            "30",
+            "the lease of a native registration that names none",
+        ),
+        Setting(
+            "REGISTRY_MIN_TTL",
+            "native.min_ttl_secs",
+            whole(1, 86_400, "SECONDS"),
+            "10",
+            "the shortest lease that one may ask for",
+        ),
+        Setting(
+            "REGISTRY_MAX_TTL",
+            "native.max_ttl_secs",
+            whole(1, 86_400, "SECONDS"),
+            "600",
+            "the longest",
+        ),
+        Setting(
+            "REGISTRY_MAX_SERVICE_NAME",
+            "native.max_service_name",
+            whole(1, 200),
+            "64",
+            "characters of a native registration's service name",
+        ),
+        Setting(
+            "REGISTRY_MAX_ENDPOINT",
+            "native.max_endpoint",
+            whole(1, 4096),
+            "128",
+            "characters of its endpoint",
+        ),
+        Setting(
+            "REGISTRY_MAX_STATUS",
+            "native.max_status",
+            whole(14, 200),
+            "32",
+            "characters of its status",
+        ),
+        Setting(
+            "REGISTRY_MAX_TAGS",
+            "native.max_tags",
+            whole(0, 1000),
+            "128",
+            "its tags, each as long as a service name may be",
+        ),
+        Setting(
+            "REGISTRY_MAX_METADATA_BYTES",
+            "native.max_metadata_bytes",
+            whole(2, 65_536, "BYTES"),
+            "1024",
+            "its metadata, as compact JSON",
+        ),
+    ),
+    "Accounts": (
+        Setting(
+            "REGISTRY_AUTH",
+            "access.mode",
+            choice("none", "trusted", "jwt", "basic"),
+            "none",
+            "how callers are told apart: not; by the token, for closed networks; by signed "
+            "tokens; by passwords",
+        ),
+        Setting(
+            "REGISTRY_JWT_KEY",
+            "access.key",
+            readers.TEXT,
+            "",
+            "what signatures are checked with: a secret for HS256, public keys in PEM, a JWKS",
+            mode="jwt",
+            is_secret=True,
+        ),
+        Setting(
+            "REGISTRY_JWT_KEY_FILE",
+            "access.keys_path",
+            readers.PATH,
+            "",
+            "the same as a file, or a folder of files; read again when it changes",
+            mode="jwt",
+        ),
+        Setting(
+            "REGISTRY_JWT_AUDIENCE",
+            "access.audience",
+            readers.WORDS,
+            "",
+            "whom a token must be meant for (aud)",
+            mode="jwt",
+        ),
+        Setting(
+            "REGISTRY_JWT_ISSUER",
+            "access.issuer",
+            readers.WORDS,
+            "",
+            "whom a token must be from (iss)",
+            mode="jwt",
+        ),
+        Setting(
+            "REGISTRY_JWT_REQUIRE_EXP",
+            "access.require_expiry",
+            readers.BOOLEAN,
+            "true",
+            "whether a token must say when it ends (exp)",
+            mode="jwt",
+        ),
+        Setting(
+            "REGISTRY_USERS_FILE",
+            "access.users_file",
+            readers.FILE,
+            "",
+            "names, namespaces, roles and password hashes; read again when it changes",
+            mode="basic",
+        ),
+        Setting(
+            "REGISTRY_AUTH_READS",
+            "access.protect_reads",
+            readers.BOOLEAN,
+            "true",
+            "whether reading needs an account",
+        ),
+        Setting(
+            "REGISTRY_AUTH_WRITES",
+            "access.protect_writes",
+            readers.BOOLEAN,
+            "true",
+            "whether writing does",
+        ),
+    ),
+    "Transport": (
+        Setting(
+            "TLS_CERT_FILE",
+            "tls.cert_file",
+            readers.FILE,
+            "",
+            "the certificate that TLS is served with, in PEM",
+        ),
+        Setting("TLS_KEY_FILE", "tls.key_file", readers.FILE, "", "its key"),
+        Setting(
+            "TLS_CLIENT_CA_FILE",
+            "tls.client_ca_file",
+            readers.FILE,
+            "",
+            "clients must show a certificate that one of these has signed",
+        ),
+        Setting(
+            "REGISTRY_REQUIRE_HTTPS",
+            "access.require_https",
+            readers.BOOLEAN,
+            "false",
+            "whether plain HTTP is refused",
+        ),
+        Setting(
+            "REGISTRY_TRUSTED_PROXIES",
+            "access.trusted_proxies",
+            readers.NETWORKS,
+            "",
+            "whose X-Forwarded-Proto, -Host and -For count",
+        ),
+    ),
+    "Catalogs": (
+        Setting(
+            "REGISTRY_CATALOGS",
+            "catalogs",
+            readers.CATALOGS,
+            "",
+            "sources to follow, as YAML or JSON, or the path of a file",
+            is_secret=True,
+            may_be_file=True,
+        ),
+    ),
 }
-_OTHERS = (
-    *("HOST", "PORT", "SERVER_PORT", "WORKERS", "THREADS", "WORKER_CLASS", "STORE_URL"),
-    *("LEASE_EXPIRY", "LOG_LEVEL", "ACCESS_LOG", "REGISTRY_CATALOGS", "REGISTRY_ACTUATOR"),
-)
+# fmt: on
+SETTINGS = tuple(setting for rows in SUBJECTS.values() for setting in rows)
+
+_PARTS = {
+    "registry": RegistrySettings,
+    "eureka": EurekaSettings,
+    "native": NativeSettings,
+    "access": AccessSettings,
+    "tls": TlsSettings,
+}
+_KNOWN = {setting.key: setting for setting in SETTINGS}
+# What a mistyped name is compared with, and what it is where underscores and case do not count.
+_SPELLED = sorted(name for name in (*_KNOWN, *SPRING.meant) if not name.startswith(SPRING.prefixes))
+_CLOSING = {s.variable.replace("_", ""): s.variable for s in SETTINGS if s.closes}
 # What Kubernetes sets in every Pod for a Service that happens to be called "registry".
 _SERVICE_LINK = re.compile(
     r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
-# Those that close the server or encrypt its traffic, by their letters alone.
-_PROTECTING = {_bare(name): name for name in (*_ACCESS, *_TLS)}
+# How alike a mistyped name is: less is asked of one that begins as only ours do.
 _SIMILAR, _ALMOST = 0.8, 0.85
-# Never shown, not even where they are wrong.
-_SECRET = frozenset({"REGISTRY_JWT_KEY", "REGISTRY_CATALOGS", amalgam8.CATALOGS})
-_NO_CACHE = "answers always come from the current registry, so there is no cache to set"
-_NO_PEERS = "this server does not replicate to peers"
-_NO_REGIONS = "remote regions are not fetched"
-_WITHOUT_MEANING: dict[str, str] = {
-    "RESPONSECACHEAUTOEXPIRATIONINSECONDS": _NO_CACHE,
-    "RESPONSECACHEUPDATEINTERVALMS": _NO_CACHE,
-    "USEREADONLYRESPONSECACHE": _NO_CACHE,
-    "SHOULDUSEREADONLYRESPONSECACHE": _NO_CACHE,
-    "INITIALCAPACITYOFRESPONSECACHE": _NO_CACHE,
-    "WAITTIMEINMSWHENSYNCEMPTY": "the store is loaded before the first answer",
-    "NUMBERREGISTRYSYNCRETRIES": _NO_PEERS,
-    "REGISTRYSYNCRETRIES": _NO_PEERS,
-    "REGISTRYSYNCRETRYWAITMS": _NO_PEERS,
-    "PEEREUREKANODESUPDATEINTERVALMS": _NO_PEERS,
-    "PEEREUREKASTATUSREFRESHTIMEINTERVALMS": _NO_PEERS,
-    "NUMBEROFREPLICATIONRETRIES": _NO_PEERS,
-    "PEERNODECONNECTTIMEOUTMS": _NO_PEERS,
-    "PEERNODEREADTIMEOUTMS": _NO_PEERS,
-    "PEERNODETOTALCONNECTIONS": _NO_PEERS,
-    "PEERNODETOTALCONNECTIONSPERHOST": _NO_PEERS,
-    "PEERNODECONNECTIONIDLETIMEOUTSECONDS": _NO_PEERS,
-    "MAXELEMENTSINPEERREPLICATIONPOOL": _NO_PEERS,
-    "MAXELEMENTSINSTATUSREPLICATIONPOOL": _NO_PEERS,
-    "MAXTHREADSFORPEERREPLICATION": _NO_PEERS,
-    "MAXTHREADSFORSTATUSREPLICATION": _NO_PEERS,
-    "MAXTIMEFORREPLICATION": _NO_PEERS,
-    "BATCHREPLICATION": _NO_PEERS,
-    "SHOULDBATCHREPLICATION": _NO_PEERS,
-    "ENABLEREPLICATEDREQUESTCOMPRESSION": _NO_PEERS,
-    "MINAVAILABLEINSTANCESFORPEERREPLICATION": _NO_PEERS,
-    "PRIMEAWSREPLICACONNECTIONS": "nothing here is bound to AWS",
-    "MYURL": _NO_PEERS,
-    "REMOTEREGIONURLSWITHNAME": _NO_REGIONS,
-    "REMOTEREGIONCONNECTTIMEOUTMS": _NO_REGIONS,
-    "REMOTEREGIONREADTIMEOUTMS": _NO_REGIONS,
-    "REMOTEREGIONREGISTRYFETCHINTERVAL": _NO_REGIONS,
-    "REMOTEREGIONAPPWHITELIST": _NO_REGIONS,
-    "DISABLETRANSPARENTFALLBACKTOOTHERREGION": _NO_REGIONS,
-    "DISABLEDELTAFORREMOTEREGIONS": _NO_REGIONS,
-    "RATELIMITERENABLED": "requests are not limited by rate",
-    "RATELIMITERBURSTSIZE": "requests are not limited by rate",
-    "RATELIMITERREGISTRYFETCHAVERAGERATE": "requests are not limited by rate",
-    "RATELIMITERFULLFETCHAVERAGERATE": "requests are not limited by rate",
-    "JSONCODECNAME": "there is one codec, the original's default",
-    "XMLCODECNAME": "there is one codec, the original's default",
-    "LOGIDENTITYHEADERS": "identity headers are not logged",
-}
+
+
+def with_flags(environ: Mapping[str, str], flags: Mapping[str, str]) -> dict[str, str]:
+    """The environment, with these settings (by variable) in place of what it says of them."""
+    keys = {reduced(variable) for variable in flags}
+    others = {name: value for name, value in environ.items() if reduced(name) not in keys}
+    return others | dict(flags)
 
 
 def load(environ: Mapping[str, str]) -> Environment:
     """Read and check every setting; ``SettingError`` with one line for the first that is wrong."""
-    own = {_reduced(name): (name, value) for name, value in sorted(environ.items())}
-    reduced = amalgam8.understood(environ) | own
-
-    def read(name: str, reader: Callable[[str], _T], default: _T) -> _T:
-        variable, value = reduced.get(name, (name, None))
-        if value is None:
-            return default
-        try:
-            return reader(value)
-        except ValueError as error:
-            shown = "…" if name in _SECRET else repr(value)
-            told = f"{variable}={shown}: expected {error}"
-            raise SettingError(escaped(masked(told))) from None
-
-    def table(known: Mapping[str, tuple[str, Callable[[str], Any]]]) -> dict[str, Any]:
-        return {
-            field: read(name, reader, None)
-            for name, (field, reader) in known.items()
-            if name in reduced
-        }
-
-    def set_up(name: str) -> tuple[CatalogSettings, ...]:
-        return read(name, read_catalogs, ())
-
-    store_url = read("STORE_URL", _store_url, "lmdb:data")
-    shared = store_url != "memory:"
-    workers = read("WORKERS", _whole(1, 256), (os.cpu_count() or 1) if shared else 1)
-    if workers > 1 and not shared:
+    own = {reduced(name): (name, value) for name, value in sorted(environ.items())}
+    given = SPRING.understood(environ) | AMALGAM8.understood(environ) | own
+    values: dict[str, dict[str, Any]] = {part: {} for part in ("", *_PARTS)}
+    for setting in SETTINGS:
+        part, _, name = setting.field.rpartition(".")
+        if setting.key in given:
+            values[part][name] = _value(setting, *given[setting.key])
+        elif not part and setting.default:
+            values[part][name] = setting.reader.read(setting.default)
+    server = values[""]
+    is_shared = server["store_url"] != "memory:"
+    workers = server.setdefault("workers", (os.cpu_count() or 1) if is_shared else 1)
+    if workers > 1 and not is_shared:
         raise SettingError(f"WORKERS={workers}: expected 1, for STORE_URL=memory: is not shared")
-    native = NativeSettings(**table(_NATIVE))
+    native = NativeSettings(**values["native"])
     if not native.min_ttl_secs <= native.default_ttl_secs <= native.max_ttl_secs:
         raise SettingError("expected REGISTRY_MIN_TTL <= REGISTRY_DEFAULT_TTL <= REGISTRY_MAX_TTL")
-    access = AccessSettings(**table(_ACCESS))
-    _check_accounts(access, reduced)
-    if access.users_file is not None and shared:
-        folder = Path(store_url.removeprefix("lmdb:"))
+    access = AccessSettings(**values["access"])
+    _check_accounts(access, given)
+    if access.users_file is not None and is_shared:
+        folder = Path(server["store_url"].removeprefix("lmdb:"))
         access = replace(access, users_copy=folder / "users.last-good")
-    tls = TlsSettings(**table(_TLS))
+    tls = TlsSettings(**values["tls"])
     if (tls.cert_file is None) != (tls.key_file is None):
         raise SettingError("expected TLS_CERT_FILE and TLS_KEY_FILE, both or neither")
     if tls.client_ca_file is not None and tls.cert_file is None:
         raise SettingError("TLS_CLIENT_CA_FILE: expected TLS_CERT_FILE and TLS_KEY_FILE too")
-    expiry = read("LEASE_EXPIRY", _choice("exact", "genuine"), "exact")
+    catalogs: tuple[CatalogSettings, ...] = server.pop("catalogs", ())
+    if amalgam8.CATALOGS in given:
+        catalogs += _value(_KNOWN["REGISTRY_CATALOGS"], *given[amalgam8.CATALOGS])
     return Environment(
-        host=read("HOST", str, "0.0.0.0"),
-        port=read("PORT", _whole(1, 65535), read("SERVER_PORT", _whole(1, 65535), 8761)),
-        workers=workers,
-        threads=read("THREADS", _whole(1, 1024), 8),
-        worker_class=read("WORKER_CLASS", str, "eureka_http.worker.EventLoopWorker"),
-        log_level=read("LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info"),
-        access_log=read("ACCESS_LOG", _boolean, False),
-        actuator=read("REGISTRY_ACTUATOR", _boolean, True),
-        store_url=store_url,
-        registry=RegistrySettings(lease_expiry=expiry, **table(_REGISTRY_PROPERTIES | _LIMITS)),  # type: ignore[arg-type]  # a choice of the two words
-        eureka=EurekaSettings(**table(_EUREKA_PROPERTIES)),
+        **server,
+        registry=RegistrySettings(**values["registry"]),
+        eureka=EurekaSettings(**values["eureka"]),
         native=native,
         access=access,
         tls=tls,
-        catalogs=(*set_up("REGISTRY_CATALOGS"), *set_up(amalgam8.CATALOGS)),
-        warnings=(
-            *_warnings(own),
-            *amalgam8.warnings(environ, {n: v for n, (_, v) in own.items()}),
-        ),
+        catalogs=catalogs,
+        warnings=_warnings(environ, own),
     )
 
 
-def _reduced(name: str) -> str:
-    """A variable's name with Spring's optional underscores taken out behind its prefix."""
-    upper = name.upper()
-    for prefix in ("EUREKA_INSTANCE_REGISTRY_", "EUREKA_SERVER_"):
-        if upper.startswith(prefix):
-            return prefix + upper[len(prefix) :].replace("_", "")
-    return name
+def _value(setting: Setting, variable: str, text: str) -> Any:
+    try:
+        return setting.reader.read(text)
+    except ValueError as error:
+        shown = "…" if setting.is_secret else repr(text)
+        told = f"{variable}={shown}: expected {error}"
+        raise SettingError(escaped(masked(told))) from None
 
 
-def _check_accounts(access: AccessSettings, given: Mapping[str, Any]) -> None:
+def _check_accounts(access: AccessSettings, given: Mapping[str, tuple[str, str]]) -> None:
     """Refuse what asks for accounts without switching them on: the server would be open."""
     if access.mode == "jwt" and not access.key and access.keys_path is None:
         raise SettingError("REGISTRY_AUTH=jwt: expected REGISTRY_JWT_KEY or REGISTRY_JWT_KEY_FILE")
@@ -385,53 +553,58 @@ def _check_accounts(access: AccessSettings, given: Mapping[str, Any]) -> None:
         raise SettingError("expected REGISTRY_JWT_KEY or REGISTRY_JWT_KEY_FILE, not both")
     if access.mode == "basic" and access.users_file is None:
         raise SettingError("REGISTRY_AUTH=basic: expected REGISTRY_USERS_FILE")
-    for mode, names in _OF_MODE.items():
-        for name in names:
-            if name in given and access.mode != mode:
-                variable = given[name][0]
-                raise SettingError(f"{variable}: expected REGISTRY_AUTH={mode}, not {access.mode}")
+    for setting in SETTINGS:
+        if setting.mode not in ("", access.mode) and setting.key in given:
+            variable = given[setting.key][0]
+            raise SettingError(
+                f"{variable}: expected REGISTRY_AUTH={setting.mode}, not {access.mode}"
+            )
     for name in ("REGISTRY_AUTH_READS", "REGISTRY_AUTH_WRITES"):
         if name in given and access.mode == "none":
             raise SettingError(f"{name}: expected REGISTRY_AUTH=trusted, jwt or basic, not none")
 
 
-def _warnings(reduced: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:
-    """A line for each variable that was meant for this server, and has no effect on it.
+def _warnings(environ: Mapping[str, str], own: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:
+    """A line for each variable that was meant for this server, and has no effect on it."""
+    unknown = {
+        variable: value
+        for variable, value in environ.items()
+        if reduced(variable) not in _KNOWN and not _is_link(variable)
+    }
+    mistyped = (_mistyped(variable) for variable in sorted(unknown))
+    return (
+        *(line for line in mistyped if line),
+        *SPRING.warnings(unknown, own, _KNOWN),
+        *AMALGAM8.warnings(unknown, own),
+    )
+
+
+def _is_link(variable: str) -> bool:
+    """Whether Kubernetes has set it, and nobody."""
+    is_setting = variable in SPRING.meant or variable.startswith(AMALGAM8.prefixes)
+    return not is_setting and _SERVICE_LINK.fullmatch(variable) is not None
+
+
+def _mistyped(variable: str) -> str:
+    """The warning for a variable that begins as ours do, or is almost one of ours; else empty.
 
     ``SettingError`` where it looks like one that would close the server or encrypt its traffic: a
     letter that is missing must not open it.
     """
-    found = []
-    known = {*_NATIVE, *_LIMITS, *_ACCESS, *_TLS, *_OTHERS}
-    for name, (variable, _) in reduced.items():
-        if name in known or _SERVICE_LINK.fullmatch(variable) or name.startswith(amalgam8.PREFIX):
-            continue
-        if name.startswith(("EUREKA_SERVER_", "EUREKA_INSTANCE_REGISTRY_")):
-            if name not in _REGISTRY_PROPERTIES and name not in _EUREKA_PROPERTIES:
-                found.append(f"{variable} has no effect here: {_reason(name)}")
-            continue
-        meant = _PROTECTING.get(_bare(name))
-        if meant is not None:
-            raise SettingError(f"{variable} is not known: expected {meant}, or nothing")
-        is_ours = name.startswith(("REGISTRY_", "TLS_"))
-        near = difflib.get_close_matches(
-            name.upper(), sorted(known), n=1, cutoff=_SIMILAR if is_ours else _ALMOST
-        )
-        if is_ours and near and near[0] in (*_ACCESS, *_TLS):
-            raise SettingError(f"{variable} is not known: expected {near[0]}, or nothing")
-        if is_ours or near:
-            meant = f"; is {near[0]} meant?" if near else ""
-            found.append(f"{variable} has no effect here: it is not known{meant}")
-    return tuple(found)
-
-
-def _reason(name: str) -> str:
-    """Why a property of Spring's has no effect here."""
-    if name == "EUREKA_INSTANCE_REGISTRY_EXPECTEDNUMBEROFCLIENTSSENDINGRENEWS":
-        return "the number comes from the registry itself"
-    short = name.removeprefix("EUREKA_SERVER_")
-    if short in _WITHOUT_MEANING:
-        return _WITHOUT_MEANING[short]
-    known = [*_REGISTRY_PROPERTIES, *_EUREKA_PROPERTIES]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.9)
-    return f"it is not known; is {near[0]} meant?" if near else "it is not known"
+    name = variable.upper()
+    if reduced(variable).startswith(SPRING.prefixes) or variable in SPRING.meant:
+        return ""
+    if variable.startswith(AMALGAM8.prefixes):
+        return ""
+    is_ours = variable.startswith(("REGISTRY_", "TLS_"))
+    cutoff = _SIMILAR if is_ours else _ALMOST
+    near = "".join(difflib.get_close_matches(name, _SPELLED, n=1, cutoff=cutoff))
+    meant = _CLOSING.get(name.replace("_", "")) or (
+        near if is_ours and near in _CLOSING.values() else None
+    )
+    if meant is not None:
+        raise SettingError(f"{variable} is not known: expected {meant}, or nothing")
+    if not is_ours and not near:
+        return ""
+    told = f"{variable} has no effect here: it is not known"
+    return f"{told}; is {near} meant?" if near else told

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from conformance.programs import FOLDER, built
-from eureka_server import amalgam8
+from eureka_server.amalgam8 import AMALGAM8
 from eureka_server.settings import Environment, SettingError, load
 from tests.servers import ROOT, RegistryServer
 
@@ -142,5 +142,6 @@ def test_this_servers_own_variables_count_and_what_has_no_meaning_is_named() -> 
 
 def test_the_page_maps_every_variable_of_the_registry() -> None:
     page = (ROOT / "docs/migrate/from-amalgam8.md").read_text()
-    named = [*amalgam8._MEANT, *amalgam8._CATALOGS, *amalgam8._WITHOUT_MEANING]
+    named = [*AMALGAM8.meant, *AMALGAM8.without_meaning]
+    named += ["A8_K8S_URL", "A8_EUREKA_URL", "A8_FS_CATALOG"]
     assert [name for name in named if f"`{name}" not in page] == []

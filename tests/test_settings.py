@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
-from eureka_server.settings import SettingError, load
+from eureka_server.settings import SETTINGS, SettingError, load, with_flags
 
 PROPERTIES = [
     ("ENABLE_SELF_PRESERVATION", "false", "self_preservation", False),
@@ -211,3 +213,66 @@ def test_what_kubernetes_says_of_a_service_with_our_name_is_no_mistake() -> None
         "EUREKA_SERVER_PORT_8761_TCP_PROTO": "tcp",
     }
     assert load(links | {"HOSTNAME": "a", "LANG": "C", "PATH": "/bin"}).warnings == ()
+
+
+# The table
+
+
+def test_each_row_is_another_setting() -> None:
+    for names in (
+        [setting.key for setting in SETTINGS],
+        [setting.field for setting in SETTINGS],
+        [setting.flag for setting in SETTINGS if setting.flag],
+    ):
+        assert len(set(names)) == len(names)
+
+
+def test_the_defaults_of_the_table_are_those_of_the_classes() -> None:
+    environment = load({})
+    for setting in SETTINGS:
+        if not setting.default:
+            continue
+        owner: object = environment
+        for name in setting.field.split("."):
+            owner = getattr(owner, name)
+        assert setting.reader.read(setting.default) == owner, setting.variable
+
+
+def test_what_has_no_default_is_off() -> None:
+    environment = load({})
+    for setting in SETTINGS:
+        if setting.default or setting.variable == "WORKERS":
+            continue
+        owner: object = environment
+        for name in setting.field.split("."):
+            owner = getattr(owner, name)
+        assert owner in (None, "", ()), setting.variable
+
+
+def test_every_field_of_the_parts_can_be_set_but_those_that_are_named() -> None:
+    fixed = {"eureka.max_instance_bytes", "eureka.max_batch_bytes", "access.users_copy"}
+    environment = load({})
+    fields_of_parts = {
+        f"{part}.{field.name}"
+        for part in ("registry", "eureka", "native", "access", "tls")
+        for field in fields(getattr(environment, part))
+    }
+    assert fields_of_parts - {setting.field for setting in SETTINGS} == fixed
+
+
+def test_a_flag_counts_before_every_spelling_of_the_variable() -> None:
+    environ = {"EUREKA_SERVER_DISABLEDELTA": "true", "PORT": "1", "HOME": "/"}
+    changed = with_flags(environ, {"EUREKA_SERVER_DISABLE_DELTA": "false", "PORT": "2"})
+    assert changed == {"EUREKA_SERVER_DISABLE_DELTA": "false", "PORT": "2", "HOME": "/"}
+
+
+def test_no_secret_has_a_flag_that_shows_it() -> None:
+    flags = {setting.variable: setting.flag for setting in SETTINGS if setting.is_secret}
+    assert flags == {"REGISTRY_JWT_KEY": "", "REGISTRY_CATALOGS": "--catalogs-file"}
+
+
+def test_where_another_servers_variable_counts_behind_ours_that_is_said() -> None:
+    told = load({"SERVER_PORT": "9000", "PORT": "9001"}).warnings
+    assert told == ("SERVER_PORT has no effect here: PORT is set too",)
+    told = load({"A8_API_PORTS": "1"}).warnings
+    assert told == ("A8_API_PORTS has no effect here: it is not known; is A8_API_PORT meant?",)

@@ -1,0 +1,159 @@
+"""Environment variables of the servers that this one replaces.
+
+Some mean what one of this server's own means. The others change nothing here, which the log says of
+each that is set, with the reason. Spring's server is below; ``amalgam8.py`` has another one's.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+_ALMOST = 0.9
+
+Understood = dict[str, tuple[str, str]]
+"""A variable of this server → the foreign one that stands for it, and the value in our spelling."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignSettings:
+    """One server's variables: what they mean here, and why others mean nothing."""
+
+    prefixes: tuple[str, ...]
+    """What its variables begin with: one that is in no table is known for one of its own."""
+
+    meant: Mapping[str, tuple[str, Callable[[str], str]]]
+    """Its variable → this server's, and how a value is spelled there."""
+
+    without_meaning: Mapping[str, str]
+    """Its variable → why it has no effect here."""
+
+    several: Callable[[Mapping[str, str]], tuple[Understood, frozenset[str]]] = field(
+        default=lambda _: ({}, frozenset())
+    )
+    """For what more than one of its variables say together: that, and which of them count."""
+
+    reduced: Callable[[str], str] = str
+    """A variable's name as the tables have it, where it may be spelled in several ways."""
+
+    def understood(self, environ: Mapping[str, str]) -> Understood:
+        """What is set for that server, as settings of this one. An empty variable is none."""
+        given = self._given(environ)
+        found = {
+            meant: (name, spelled(given[name]))
+            for name, (meant, spelled) in self.meant.items()
+            if name in given
+        }
+        return found | self.several(given)[0]
+
+    def warnings(
+        self, environ: Mapping[str, str], own: Collection[str], known: Collection[str] = ()
+    ) -> tuple[str, ...]:
+        """A line for each of its variables that has no effect here.
+
+        ``own`` are the settings of this server that are set themselves: they count before these.
+        ``known`` are names of this server's that a mistyped one may have been meant for.
+        """
+        found = []
+        counted = self.several(self._given(environ))[1]
+        for variable, value in sorted(environ.items()):
+            name = self.reduced(variable)
+            if name in self.meant:
+                meant = self.meant[name][0]
+                if value and meant in own:
+                    found.append(f"{variable} has no effect here: {meant} is set too")
+            elif value and name.startswith(self.prefixes) and name not in counted:
+                reason = self.without_meaning.get(name) or self._unknown(name, known)
+                found.append(f"{variable} has no effect here: {reason}")
+        return tuple(found)
+
+    def _unknown(self, name: str, known: Collection[str]) -> str:
+        meant = difflib.get_close_matches(name, [*known, *self.meant], n=1, cutoff=_ALMOST)
+        return f"it is not known; is {meant[0]} meant?" if meant else "it is not known"
+
+    def _given(self, environ: Mapping[str, str]) -> dict[str, str]:
+        named = {self.reduced(variable): value for variable, value in environ.items() if value}
+        return {
+            name: value
+            for name, value in named.items()
+            if name in self.meant or name.startswith(self.prefixes)
+        }
+
+
+# Spring Cloud's server
+
+_SERVER, _INSTANCE = "EUREKA_SERVER_", "EUREKA_INSTANCE_REGISTRY_"
+
+
+def reduced(name: str) -> str:
+    """A variable's name, without the underscores that Spring lets one leave out behind a prefix.
+
+    ``EUREKA_SERVER_DISABLE_DELTA`` and ``EUREKA_SERVER_DISABLEDELTA`` are one property.
+    """
+    upper = name.upper()
+    for prefix in (_INSTANCE, _SERVER):
+        if upper.startswith(prefix):
+            return prefix + upper[len(prefix) :].replace("_", "")
+    return name
+
+
+_NO_CACHE = "answers always come from the current registry, so there is no cache to set"
+_NO_PEERS = "this server does not replicate to peers"
+_NO_REGIONS = "remote regions are not fetched"
+_OF_SERVER: dict[str, str] = {
+    "RESPONSECACHEAUTOEXPIRATIONINSECONDS": _NO_CACHE,
+    "RESPONSECACHEUPDATEINTERVALMS": _NO_CACHE,
+    "USEREADONLYRESPONSECACHE": _NO_CACHE,
+    "SHOULDUSEREADONLYRESPONSECACHE": _NO_CACHE,
+    "INITIALCAPACITYOFRESPONSECACHE": _NO_CACHE,
+    "WAITTIMEINMSWHENSYNCEMPTY": "the store is loaded before the first answer",
+    "NUMBERREGISTRYSYNCRETRIES": _NO_PEERS,
+    "REGISTRYSYNCRETRIES": _NO_PEERS,
+    "REGISTRYSYNCRETRYWAITMS": _NO_PEERS,
+    "PEEREUREKANODESUPDATEINTERVALMS": _NO_PEERS,
+    "PEEREUREKASTATUSREFRESHTIMEINTERVALMS": _NO_PEERS,
+    "NUMBEROFREPLICATIONRETRIES": _NO_PEERS,
+    "PEERNODECONNECTTIMEOUTMS": _NO_PEERS,
+    "PEERNODEREADTIMEOUTMS": _NO_PEERS,
+    "PEERNODETOTALCONNECTIONS": _NO_PEERS,
+    "PEERNODETOTALCONNECTIONSPERHOST": _NO_PEERS,
+    "PEERNODECONNECTIONIDLETIMEOUTSECONDS": _NO_PEERS,
+    "MAXELEMENTSINPEERREPLICATIONPOOL": _NO_PEERS,
+    "MAXELEMENTSINSTATUSREPLICATIONPOOL": _NO_PEERS,
+    "MAXTHREADSFORPEERREPLICATION": _NO_PEERS,
+    "MAXTHREADSFORSTATUSREPLICATION": _NO_PEERS,
+    "MAXTIMEFORREPLICATION": _NO_PEERS,
+    "BATCHREPLICATION": _NO_PEERS,
+    "SHOULDBATCHREPLICATION": _NO_PEERS,
+    "ENABLEREPLICATEDREQUESTCOMPRESSION": _NO_PEERS,
+    "MINAVAILABLEINSTANCESFORPEERREPLICATION": _NO_PEERS,
+    "PRIMEAWSREPLICACONNECTIONS": "nothing here is bound to AWS",
+    "MYURL": _NO_PEERS,
+    "REMOTEREGIONURLSWITHNAME": _NO_REGIONS,
+    "REMOTEREGIONCONNECTTIMEOUTMS": _NO_REGIONS,
+    "REMOTEREGIONREADTIMEOUTMS": _NO_REGIONS,
+    "REMOTEREGIONREGISTRYFETCHINTERVAL": _NO_REGIONS,
+    "REMOTEREGIONAPPWHITELIST": _NO_REGIONS,
+    "DISABLETRANSPARENTFALLBACKTOOTHERREGION": _NO_REGIONS,
+    "DISABLEDELTAFORREMOTEREGIONS": _NO_REGIONS,
+    "RATELIMITERENABLED": "requests are not limited by rate",
+    "RATELIMITERBURSTSIZE": "requests are not limited by rate",
+    "RATELIMITERREGISTRYFETCHAVERAGERATE": "requests are not limited by rate",
+    "RATELIMITERFULLFETCHAVERAGERATE": "requests are not limited by rate",
+    "JSONCODECNAME": "there is one codec, the original's default",
+    "XMLCODECNAME": "there is one codec, the original's default",
+    "LOGIDENTITYHEADERS": "identity headers are not logged",
+}
+SPRING = ForeignSettings(
+    prefixes=(_SERVER, _INSTANCE),
+    meant={"SERVER_PORT": ("PORT", str)},
+    without_meaning={
+        f"{_INSTANCE}EXPECTEDNUMBEROFCLIENTSSENDINGRENEWS": (
+            "the number comes from the registry itself"
+        ),
+        **{_SERVER + name: reason for name, reason in _OF_SERVER.items()},
+    },
+    reduced=reduced,
+)
+"""Its properties that this server has are settings of its own, under the same names."""

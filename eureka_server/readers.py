@@ -1,0 +1,131 @@
+"""How the values of settings are written, and what each text means.
+
+A reader raises ``ValueError`` for any other text; its message says what was expected.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from catalogs import read_catalogs
+from eureka_server.access import Network
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """``form`` is what a value looks like, for the help; ``read`` is what a text means."""
+
+    form: str
+    read: Callable[[str], Any]
+
+
+def whole(low: int, high: int, form: str = "N") -> Reader:
+    """A whole number within these bounds."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return value
+
+    return Reader(form, read)
+
+
+def choice(*words: str) -> Reader:
+    """One of these words, in capitals or not."""
+
+    def read(text: str) -> str:
+        if text.strip().lower() not in words:
+            raise ValueError(" or ".join(words))
+        return text.strip().lower()
+
+    return Reader("|".join(words), read)
+
+
+def _boolean(text: str) -> bool:
+    value = text.strip().lower()
+    if value in ("true", "yes", "on", "1"):
+        return True
+    if value in ("false", "no", "off", "0"):
+        return False
+    raise ValueError("true or false")
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 1:
+        raise ValueError("a number above 0, up to 1")
+    return value
+
+
+def _words(text: str) -> str:
+    if not text.strip():
+        raise ValueError("a text that is not empty")
+    return text.strip()
+
+
+def _file(text: str) -> Path:
+    path = Path(text)
+    if not path.is_file():
+        raise ValueError("a file that can be read")
+    return path
+
+
+def _path(text: str) -> Path:
+    path = Path(text)
+    if not text or not path.exists():
+        raise ValueError("a file, or a folder of files, that can be read")
+    return path
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    try:
+        return tuple(_network(part.strip()) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ValueError("addresses or networks, such as 10.0.0.0/8, parted by commas") from None
+
+
+def _network(text: str) -> Network:
+    """A network, of IPv4 as such where it is written in IPv6's way: peers are compared so."""
+    network = ipaddress.ip_network(text)
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped is None or network.prefixlen < 96:
+        return network
+    return ipaddress.IPv4Network((mapped, network.prefixlen - 96))
+
+
+def _store_url(text: str) -> str:
+    if text == "memory:" or (text.startswith("lmdb:") and len(text) > len("lmdb:")):
+        return text
+    raise ValueError("memory: or lmdb:PATH")
+
+
+def _interval(text: str) -> int:
+    """Seconds; the original takes 30 for a value that is not positive."""
+    value: int = whole(-(2**31), 2**31).read(text)
+    return value if value > 0 else 30
+
+
+BOOLEAN = Reader("true|false", _boolean)
+INVERTED = Reader("true|false", lambda text: not _boolean(text))
+SHARE = Reader("SHARE", _share)
+TEXT = Reader("TEXT", str)
+WORDS = Reader("TEXT", _words)
+FILE = Reader("FILE", _file)
+PATH = Reader("PATH", _path)
+NETWORKS = Reader("NETWORK,…", _networks)
+STORE_URL = Reader("memory:|lmdb:PATH", _store_url)
+CATALOGS = Reader("YAML|FILE", read_catalogs)
+INTERVAL = Reader("SECONDS", _interval)
+MILLISECONDS = whole(0, 2**53, "MS")
+POSITIVE_MILLISECONDS = whole(1, 2**53, "MS")
