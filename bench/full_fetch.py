@@ -54,11 +54,11 @@ def timed(work: Callable[[], object], before: Callable[[], object] | None = None
 
 def in_process(count: int) -> None:
     """The cost of making one answer."""
-    registry = Registry(MemoryStore(), SystemClock(), RegistrySettings())
-    registry.start()
+    store, clock = MemoryStore(), SystemClock()
+    registry = Registry(store, clock, RegistrySettings()).in_namespace(DEFAULT_NAMESPACE)
     for number in range(count):
         registry.register(sample_instance(f"APP{number // 10}", f"host-{number}:app:8080"))
-    answers = Answers(registry, DEFAULT_NAMESPACE)
+    answers = Answers(registry)
     turn = iter(range(1_000_000))
 
     def change() -> None:

@@ -228,7 +228,7 @@ class Reconciler:
 
     def _notice(self, namespace: Namespace) -> None:
         """Make due what others' writes since the last look may have changed."""
-        view = self._registry.view(namespace)
+        view = self._registry.in_namespace(namespace).view()
         with view.lock:
             since = self._revisions.get(namespace)
             changes = None if since is None else view.changes_since(since)
@@ -256,7 +256,7 @@ class Reconciler:
 
     def _look_at_all_listed(self) -> None:
         for namespace in self._registry.namespaces():
-            self._all_listed(self._registry.view(namespace))
+            self._all_listed(self._registry.in_namespace(namespace).view())
 
     def _all_listed(self, view: View) -> None:
         with view.lock:
@@ -267,9 +267,9 @@ class Reconciler:
 
     def _settle(self, identity: Identity, fence: Fence) -> int:
         """Write one instance if need be: 1 where it was listed, -1 where it was removed."""
-        registry = self._registry
-        namespace, key = identity
-        view = registry.view(namespace)
+        key = identity.key
+        registry = self._registry.in_namespace(identity.namespace)
+        view = registry.view()
         with view.lock:
             present = view.get(key)
             is_local = self.prefers_local and any(
@@ -292,15 +292,13 @@ class Reconciler:
                 return 0
             if present.origin in self._unread and not is_local:
                 return 0
-            gone = registry.cancel(
-                key.app, key.id, source=self._source, namespace=namespace, fence=fence
-            )
+            gone = registry.cancel(key.app, key.id, source=self._source, fence=fence)
             return -1 if gone else 0
         if present is not None and is_own and _is_same(present, wanted):
             return 0
         try:
             _check_texts(wanted)
-            registry.register(wanted, namespace=namespace, fence=fence)
+            registry.register(wanted, fence=fence)
         except (StoreError, LockLostError):
             raise
         except SourceConflictError as error:

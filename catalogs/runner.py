@@ -366,7 +366,7 @@ class _Run:
                 self._tell_report(last_success_ms=heard_ms)
             self._noted, self._noted_at = value, now
             name = _note_name(self._source)
-            self._registry.store.set_note(name, orjson.dumps(asdict(self._report)))
+            self._registry.coordination.set_note(name, orjson.dumps(asdict(self._report)))
 
     def _tell_report(self, **changes: Any) -> None:
         with self._reporting:  # the reading thread counts errors in it
@@ -411,7 +411,7 @@ def _note_name(source: str) -> str:
 def _remembered(registry: Registry, source: str) -> Report:
     """What was last noted of a catalog, by whichever worker ran it."""
     try:
-        stored = registry.store.note(_note_name(source))
+        stored = registry.coordination.note(_note_name(source))
         if stored is not None:
             told = orjson.loads(stored)
             return Report(**{**told, "problems": tuple(told["problems"])})
@@ -468,7 +468,7 @@ class Runner:
 
     def _release(self, name: str) -> None:
         try:
-            self._registry.store.release(_note_name(name), self._owner)
+            self._registry.coordination.release(_note_name(name), self._owner)
         except StoreError as error:
             log.warning("the lock of %s is left to time out: %s", name, error)
 
@@ -514,7 +514,7 @@ class Runner:
 
     def _acquire(self, name: str) -> Fence | None:
         now, lock = self._registry.clock.mono_ms(), _note_name(name)
-        token = self._registry.store.acquire(lock, self._owner, now, LOCK_TTL_MS)
+        token = self._registry.coordination.acquire(lock, self._owner, now, LOCK_TTL_MS)
         if token is None:
             self._held.pop(name, None)
             return None
@@ -539,7 +539,8 @@ class Runner:
             return
         known = {source for _, source, _ in self._catalogs}
         for namespace in self._registry.namespaces():
-            view = self._registry.view(namespace)
+            registry = self._registry.in_namespace(namespace)
+            view = registry.view()
             with view.lock:
                 orphans = [
                     instance
@@ -547,12 +548,7 @@ class Runner:
                     for instance in application.values()
                     if not instance.is_leased and instance.source not in known
                 ]
-            gone = sum(
-                self._registry.cancel(
-                    i.app, i.id, source=i.source, namespace=namespace, fence=fence
-                )
-                for i in orphans
-            )
+            gone = sum(registry.cancel(i.app, i.id, source=i.source, fence=fence) for i in orphans)
             if gone:
                 log.warning("%d entries go: their catalogs are not set up any more", gone)
         self._has_swept = True

@@ -15,7 +15,15 @@ import pytest
 from catalogs.catalog import Catalog
 from catalogs.reconciler import STALE
 from catalogs.runner import Report, Runner, Terms
-from registry import Instance, InstanceStatus, Registry, RegistrySettings, SystemClock, open_store
+from registry import (
+    DEFAULT_NAMESPACE,
+    Instance,
+    InstanceStatus,
+    Registry,
+    RegistrySettings,
+    SystemClock,
+    open_store,
+)
 
 
 class Source(Protocol):
@@ -89,15 +97,16 @@ class Followed:
     def __init__(self, source: Source, terms: Terms) -> None:
         """Nothing is followed before ``start``."""
         self.source = source
-        self.registry = Registry(open_store("memory:"), SystemClock(), RegistrySettings())
-        self.registry.start()
+        self.whole = Registry(open_store("memory:"), SystemClock(), RegistrySettings())
+        self.whole.start()
+        self.registry = self.whole.in_namespace(DEFAULT_NAMESPACE)
         self._terms = terms
         self._made: list[Catalog] = []
         self.name = source.catalog().source
         self.runner = self._runner()
 
     def _runner(self) -> Runner:
-        return Runner(self.registry, [(self.source.catalog, self.name, self._terms)])
+        return Runner(self.whole, [(self.source.catalog, self.name, self._terms)])
 
     def start(self) -> None:
         """Follow the source."""

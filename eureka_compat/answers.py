@@ -23,10 +23,9 @@ from registry import (
     Instance,
     InstanceStatus,
     Listing,
-    Namespace,
+    NamespaceRegistry,
     Portion,
     Portions,
-    Registry,
     View,
 )
 
@@ -98,10 +97,9 @@ def encode_instance(instance: Instance, form: Form) -> bytes:
 class Answers:
     """The encoded answers of one namespace in one worker."""
 
-    def __init__(self, registry: Registry, namespace: Namespace) -> None:
+    def __init__(self, registry: NamespaceRegistry) -> None:
         """Nothing is encoded before it is asked for."""
         self._registry = registry
-        self._namespace = namespace
         # At which version of the view, and until when, each is what changed lately.
         self._deltas: dict[Form, tuple[int, int | None, EncodedAnswer]] = {}
         self._vips: dict[tuple[str, bool, Form], tuple[int, EncodedAnswer]] = {}
@@ -121,7 +119,7 @@ class Answers:
         little by little, with room for other threads; where ``is_quick`` it raises ``NotYetError``
         instead. So do the other lists.
         """
-        view = self._view = self._registry.view(self._namespace)
+        view = self._view = self._registry.view()
         kept: EncodedAnswer | None = view.listing.kept.get(form)
         if kept is not None and (zipped is None or kept.has(gzipped=zipped)):
             return kept
@@ -211,7 +209,7 @@ class Answers:
     ) -> EncodedAnswer:
         """What changed in the retention window: ``GET apps/delta``."""
         registry = self._registry
-        view = self._view = registry.view(self._namespace)
+        view = self._view = registry.view()
         kept = self._deltas.get(form)
         if (
             kept is not None
@@ -235,7 +233,7 @@ class Answers:
     ) -> EncodedAnswer | None:
         """One application; None where nothing is registered under its name."""
         app = app.upper()
-        view = self._view = self._registry.view(self._namespace)
+        view = self._view = self._registry.view()
 
         def cells() -> Iterable[_Cell]:
             application = view.applications.get(app)
@@ -298,7 +296,7 @@ class Answers:
         is_quick: bool = False,
     ) -> EncodedAnswer:
         """The instances of a VIP; an empty answer where there are none."""
-        view = self._view = self._registry.view(self._namespace)
+        view = self._view = self._registry.view()
         with view.lock:
             kept = self._vips.get((vip, secure, form))
             if (

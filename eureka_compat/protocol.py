@@ -34,15 +34,13 @@ from eureka_http.exchange import (
     Request,
 )
 from registry import (
-    DEFAULT_NAMESPACE,
     Instance,
     InstanceStatus,
     InvalidIdentityError,
-    Namespace,
+    NamespaceRegistry,
     NotYetError,
     QuotaError,
     Registering,
-    Registry,
     RegistryError,
     SourceConflictError,
     StoreError,
@@ -127,15 +125,13 @@ class Protocol:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: NamespaceRegistry,
         settings: EurekaSettings,
-        namespace: Namespace = DEFAULT_NAMESPACE,
     ) -> None:
-        """Serve ``namespace``."""
+        """Serve what is in that namespace."""
         self._registry = registry
         self.settings = settings
-        self._namespace = namespace
-        self._answers = Answers(registry, namespace)
+        self._answers = Answers(registry)
         # How the lists that were asked for are answered, by their path and the request's shape.
         self._reads: dict[tuple[str, _Shape], Read] = {}
         self._promised: list[tuple[Promise, Registering]] = []
@@ -255,7 +251,7 @@ class Protocol:
         instance = self._posted(app, body, is_json)
         if isinstance(instance, Answer):
             return instance
-        self._registry.register(instance, is_replication=is_replication, namespace=self._namespace)
+        self._registry.register(instance, is_replication=is_replication)
         return NO_CONTENT
 
     def register_soon(
@@ -278,7 +274,7 @@ class Protocol:
         wanted = [registering for _, registering in promised]
         outcomes: list[RegistryError | None]
         try:
-            outcomes = self._registry.register_all(wanted, namespace=self._namespace)
+            outcomes = self._registry.register_all(wanted)
         except StoreError as error:
             outcomes = [error] * len(wanted)
         for (promise, wish), outcome in zip(promised, outcomes, strict=True):
@@ -320,13 +316,13 @@ class Protocol:
         if method == "PUT":
             return self._heartbeat(request, app, instance_id)
         if method == "DELETE":
-            gone = self._registry.cancel(app, instance_id, namespace=self._namespace)
+            gone = self._registry.cancel(app, instance_id)
             return OK if gone else NOT_FOUND
         return _wrong_method("GET", "HEAD", "PUT", "DELETE")
 
     def instance(self, app: str, instance_id: str, media: str | None) -> Answer:
         """One instance (2.7), in the media type that was negotiated."""
-        return self._entity(media, self._registry.renewed(app, instance_id, self._namespace))
+        return self._entity(media, self._registry.renewed(app, instance_id))
 
     def _entity(
         self, media: str | None, found: tuple[Instance, int] | None, status: int = 200
@@ -382,11 +378,11 @@ class Protocol:
             incoming = _timestamp(dirty)
             if incoming is None:
                 # To the original, who cannot be renewed comes first.
-                found = self._registry.instance(app, instance_id, self._namespace)
+                found = self._registry.instance(app, instance_id)
                 known = found is not None and found.status is not InstanceStatus.UNKNOWN
                 return (400 if known else 404), None
         stored = override is not None and override != "UNKNOWN"
-        instance = self._registry.renew(app, instance_id, namespace=self._namespace)
+        instance = self._registry.renew(app, instance_id)
         if instance is None:
             return 404, None
         if incoming is None or not self.settings.sync_when_timestamp_differs:
@@ -396,13 +392,11 @@ class Protocol:
                 status = _status_name(override)
                 if status is None:
                     return 400, None
-                self._registry.store_override(
-                    app, instance_id, status, last_dirty_ms=incoming, namespace=self._namespace
-                )
+                self._registry.store_override(app, instance_id, status, last_dirty_ms=incoming)
             return 404, None
         if incoming < instance.last_dirty_ms and is_replication:
             # Where it is gone by now, the one that was compared.
-            current = self._registry.instance(app, instance_id, self._namespace)
+            current = self._registry.instance(app, instance_id)
             return 409, current or instance
         return 200, None
 
@@ -423,14 +417,14 @@ class Protocol:
         self, app: str, instance_id: str, value: str | None, dirty: str | None, *, remove: bool
     ) -> int:
         registry = self._registry
-        if registry.instance(app, instance_id, self._namespace) is None:
+        if registry.instance(app, instance_id) is None:
             return 404
         status = _status_name(value)
         timestamp = 0 if dirty is None else _timestamp(dirty)
         if status is None or timestamp is None:
             return 400
         change = registry.remove_override if remove else registry.set_override
-        known = change(app, instance_id, status, last_dirty_ms=timestamp, namespace=self._namespace)
+        known = change(app, instance_id, status, last_dirty_ms=timestamp)
         return 200 if known is not None else 404
 
     def _metadata(self, request: Request, app: str, instance_id: str) -> Answer:
@@ -439,11 +433,9 @@ class Protocol:
             if key:
                 metadata.setdefault(key, value)
         # An expired lease counts as unknown, as for every read of one instance.
-        if self._registry.instance(app, instance_id, self._namespace) is None:
+        if self._registry.instance(app, instance_id) is None:
             return NOT_FOUND
-        known = self._registry.update_metadata(
-            app, instance_id, metadata, namespace=self._namespace
-        )
+        known = self._registry.update_metadata(app, instance_id, metadata)
         return OK if known else NOT_FOUND
 
     # instances, vips, status, asg
@@ -453,7 +445,7 @@ class Protocol:
             return NOT_FOUND
         if request.method not in ("GET", "HEAD"):
             return _wrong_method("GET", "HEAD")
-        found = self._registry.instance_by_id(unquote("/".join(rest)), self._namespace)
+        found = self._registry.instance_by_id(unquote("/".join(rest)))
         media = negotiated(request.headers.get("accept"))
         return self._entity(media, found and (found, found.last_renewal_ms))
 
@@ -491,7 +483,7 @@ class Protocol:
             return NOT_FOUND
         if request.method not in ("GET", "HEAD"):
             return _wrong_method("GET", "HEAD")
-        view = self._registry.view(self._namespace)
+        view = self._registry.view()
         with view.lock:
             overrides = {key: str(status) for key, status in view.overrides.items()}
         return Answer(200, codecs.to_json(overrides), JSON)
@@ -521,7 +513,7 @@ class Protocol:
             response: dict[str, Any] = {"statusCode": status}
             if entity is not None:
                 # Entities show the state after the whole batch, as the original's do.
-                current = self._registry.instance(entity.app, entity.id, self._namespace)
+                current = self._registry.instance(entity.app, entity.id)
                 response["responseEntity"] = wire.instance_tree(current or entity)
             responses.append(response)
         if negotiated(request.headers.get("accept")) == XML:
@@ -545,7 +537,7 @@ class Protocol:
                 code, entity = self._renew(app, instance_id, told, override, is_replication=True)
                 return (500 if code == 400 else code), entity
             if action == "Cancel":
-                gone = self._registry.cancel(app, instance_id, namespace=self._namespace)
+                gone = self._registry.cancel(app, instance_id)
                 return (200 if gone else 404), None
             if action == "StatusUpdate":
                 code = self._override(
@@ -574,7 +566,7 @@ class Protocol:
             # The original answers 200 even for an instance that it refused.
             log.warning("a peer sent an instance that is none: %s", error)
             return 200
-        self._registry.register(instance, is_replication=True, namespace=self._namespace)
+        self._registry.register(instance, is_replication=True)
         return 200
 
     def _form(self, request: Request) -> Form:

@@ -57,7 +57,7 @@ def _assembled(environment: Environment, parts: ExitStack) -> Application:
     parts.callback(store.close)
     registry = Registry(store, SystemClock(), environment.registry)
     registry.start()
-    evictor = Evictor(registry, leave=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    evictor = Evictor(registry, store, leave=lambda: os.kill(os.getpid(), signal.SIGTERM))
     parts.callback(evictor.stop)
     # Before the first request: a time in which no worker ran is made good.
     evictor.run_once()

@@ -226,7 +226,7 @@ class Gateway:
         """The protocol over a namespace; ``StoreError`` where the store does not tell of it."""
         found = self._protocols.get(namespace)
         if found is None:
-            found = Protocol(self._registry, self._eureka, namespace)
+            found = Protocol(self._registry.in_namespace(namespace), self._eureka)
             found = self._kept(self._protocols, namespace, found)
         return found
 
@@ -234,9 +234,8 @@ class Gateway:
         found = self._apis.get(namespace)
         if found is None:
             found = NativeApi(
-                self._registry,
+                self._registry.in_namespace(namespace),
                 self._native,
-                namespace,
                 self._catalogs,
                 self._access.origin,
             )

@@ -22,14 +22,12 @@ from native_api.problems import ProblemError, problem
 from native_api.schemas import Schemas
 from native_api.settings import NativeSettings
 from registry import (
-    DEFAULT_NAMESPACE,
     Instance,
     InstanceStatus,
     InvalidIdentityError,
-    Namespace,
+    NamespaceRegistry,
     NotYetError,
     QuotaError,
-    Registry,
     SourceConflictError,
     StoreError,
 )
@@ -53,9 +51,8 @@ class NativeApi:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: NamespaceRegistry,
         settings: NativeSettings,
-        namespace: Namespace = DEFAULT_NAMESPACE,
         catalogs: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
         origin: Callable[[Request], str] = lambda _: "",
     ) -> None:
@@ -68,10 +65,9 @@ class NativeApi:
         self._origin = origin
         self._registry = registry
         self._settings = settings
-        self._namespace = namespace
         self._schemas = Schemas(settings)
-        self._lists = Lists(registry, namespace)
-        self._hub = watch.Hub(registry, namespace, self._lists)
+        self._lists = Lists(registry)
+        self._hub = watch.Hub(registry, self._lists)
 
     def answer(self, request: Request, *, is_admin: bool = False) -> Answer | None:
         """The answer to any request below ``/api/v1``; never raises for what a client sent.
@@ -120,7 +116,7 @@ class NativeApi:
         """
         try:
             since, service, wait_secs = self._watch_query(request)
-            self._registry.view(self._namespace)
+            self._registry.view()
         except ProblemError as refused:
             return refused.answer
         except StoreError as error:
@@ -147,7 +143,7 @@ class NativeApi:
         """A watch in a thread of its own: a media type, headers and an iterator of bytes."""
         try:
             since, service, wait_secs = self._watch_query(request)
-            self._registry.view(self._namespace)
+            self._registry.view()
             if _wants_json(request):
                 body = self._hub.polled(since, service, wait_secs, holds)
                 return Answer(200, body, _JSON, _NO_CACHE)
@@ -213,7 +209,7 @@ class NativeApi:
             last_dirty_ms=self._registry.clock.wall_ms(),
         )
         # Told as by a peer: what the instance says of itself counts, below an operator's override.
-        self._registry.register(instance, is_replication=True, namespace=self._namespace)
+        self._registry.register(instance, is_replication=True)
         location = f"{self._origin(request)}{request.base}{BASE}/instances/{instance.id}"
         links = {"self": location, "heartbeat": f"{location}/heartbeat"}
         body = {"id": instance.id, "ttl": ttl, "links": links}
@@ -223,9 +219,7 @@ class NativeApi:
         instance = self._known(name, "error_instance_heartbeat_failure")
         if instance.source != form.SOURCE:
             raise ProblemError(problem(409, _belongs(instance)))
-        renewed = self._registry.renew(
-            instance.app, instance.id, source=form.SOURCE, namespace=self._namespace
-        )
+        renewed = self._registry.renew(instance.app, instance.id, source=form.SOURCE)
         if renewed is None:
             raise ProblemError(_gone(name, "error_instance_heartbeat_failure"))
         return _json({"id": instance.id, "ttl": instance.duration_secs})
@@ -276,7 +270,6 @@ class NativeApi:
             source=form.SOURCE,
             is_replication=True,
             drops_override="status" in change,
-            namespace=self._namespace,
         )
 
     def _override(self, instance: Instance, change: Mapping[str, Any]) -> Instance | None:
@@ -289,24 +282,20 @@ class NativeApi:
             words = ", ".join(InstanceStatus)
             text = f"a Eureka instance has one of {words}"
             raise ProblemError(problem(400, text, errors={"status": text})) from None
-        return self._registry.set_override(
-            instance.app, instance.id, status, namespace=self._namespace
-        )
+        return self._registry.set_override(instance.app, instance.id, status)
 
     def _deregister(self, request: Request, name: str) -> Answer:
         instance = self._known(name, "error_instance_deletion_failure")
         if instance.source != form.SOURCE:
             raise ProblemError(problem(409, _belongs(instance)))
-        gone = self._registry.cancel(
-            instance.app, instance.id, source=form.SOURCE, namespace=self._namespace
-        )
+        gone = self._registry.cancel(instance.app, instance.id, source=form.SOURCE)
         if not gone:
             raise ProblemError(_gone(name, "error_instance_deletion_failure"))
         return Answer(200)
 
     def _known(self, instance_id: str, code: str | None = None) -> Instance:
         """The instance as lists show it: one whose eviction waits can be renewed or taken out."""
-        instance = self._registry.listed_by_id(instance_id, self._namespace)
+        instance = self._registry.listed_by_id(instance_id)
         if instance is None:
             raise ProblemError(_gone(instance_id, code))
         return instance
@@ -342,7 +331,7 @@ class NativeApi:
 
     def _show_own_catalogs(self, request: Request, name: str) -> Answer:
         """What concerns this namespace: the catalogs that bring something to it, no one's names."""
-        view = self._registry.view(self._namespace)
+        view = self._registry.view()
         with view.lock:
             brought = Counter(i.source for a in view.applications.values() for i in a.values())
         return _json(

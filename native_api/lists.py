@@ -17,10 +17,9 @@ from registry import (
     Application,
     Instance,
     InstanceStatus,
-    Namespace,
+    NamespaceRegistry,
     NotYetError,
     Portion,
-    Registry,
     Revision,
     View,
 )
@@ -84,17 +83,16 @@ class Wanted(NamedTuple):
 class Lists:
     """All native lists of one namespace. Thread-safe."""
 
-    def __init__(self, registry: Registry, namespace: Namespace) -> None:
+    def __init__(self, registry: NamespaceRegistry) -> None:
         """Nothing is spelled before it is asked for."""
         self._registry = registry
-        self._namespace = namespace
 
     def spelled(self, wanted: Wanted, *, is_quick: bool) -> tuple[Revision, Sequence[bytes]]:
         """The instances with commas between them, in pieces, and the revision that they are of.
 
         ``NotYetError`` where it is to be quick, and takes long.
         """
-        view = self._registry.view(self._namespace)
+        view = self._registry.view()
         with view.lock:
             is_usual = wanted.is_usual and _is_spelled_so(view, wanted.service)
             if not is_usual:
@@ -130,14 +128,14 @@ class Lists:
 
     def has(self, service: str) -> bool:
         """Whether any instance of a service is listed."""
-        view = self._registry.view(self._namespace)
+        view = self._registry.view()
         with view.lock:
             instances = _candidates(view, service)
         return any(form.is_of(instance, service) for instance in instances)
 
     def names(self) -> list[str]:
         """The names of all services."""
-        view = self._registry.view(self._namespace)
+        view = self._registry.view()
         with view.lock:
             kept: list[str] | None = view.listing.kept.get(_NAMES)
             if kept is None:

@@ -19,7 +19,7 @@ import orjson
 
 from native_api import form
 from native_api.lists import Lists, Wanted
-from registry import Change, Instance, Namespace, NotYetError, Registry, Revision, StoreError
+from registry import Change, Instance, NamespaceRegistry, NotYetError, Revision, StoreError
 
 KEEP_ALIVE_SECS = 15.0
 _POLL_SECS = 0.05
@@ -81,10 +81,9 @@ class Watcher:
 class Hub:
     """All watchers of one namespace in this process. One thread joins, ticks and leaves."""
 
-    def __init__(self, registry: Registry, namespace: Namespace, lists: Lists) -> None:
+    def __init__(self, registry: NamespaceRegistry, lists: Lists) -> None:
         """Nothing is read before the first watcher comes."""
         self._registry = registry
-        self._namespace = namespace
         self._lists = lists
         self._watchers: set[Watcher] = set()
         # Those who are not up to date yet, in the order of their turns.
@@ -185,7 +184,7 @@ class Hub:
         """A snapshot that was made in a thread, from which the log goes on; None until there is."""
         made = self._made.get(service)
         if made is not None:
-            view = self._registry.view(self._namespace)
+            view = self._registry.view()
             with view.lock:
                 changes = view.changes_since(made[0])
             if changes is not None and len(changes) <= _MISSED_AT_MOST:
@@ -203,7 +202,7 @@ class Hub:
 
     def _follow(self, now: float) -> None:
         """Tell those who are up to date what has changed."""
-        view = self._registry.view(self._namespace)
+        view = self._registry.view()
         if view.version == self._version:
             return
         with view.lock:
@@ -270,7 +269,7 @@ class Hub:
 
         In parts that follow each other; none where there is nothing new.
         """
-        view = self._registry.view(self._namespace)
+        view = self._registry.view()
         if watcher.known is not None:
             with view.lock:
                 changes = view.changes_since(watcher.known)

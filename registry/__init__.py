@@ -26,9 +26,10 @@ from registry.model import (
     Namespace,
     Revision,
 )
-from registry.registry import Registering, Registry, SelfPreservation
+from registry.namespace import NamespaceRegistry, Registering, SelfPreservation
+from registry.registry import Registry
 from registry.settings import RegistrySettings
-from registry.store import Fence, Store
+from registry.store import Coordination, Fence, Records, Store
 from registry.stores import open_store
 from registry.view import NotYetError, View
 
@@ -41,6 +42,7 @@ __all__ = [
     "Change",
     "Clock",
     "ConflictError",
+    "Coordination",
     "DataCenter",
     "Evictor",
     "Fence",
@@ -52,10 +54,12 @@ __all__ = [
     "Listing",
     "LockLostError",
     "Namespace",
+    "NamespaceRegistry",
     "NotYetError",
     "Portion",
     "Portions",
     "QuotaError",
+    "Records",
     "Registering",
     "Registry",
     "RegistryError",

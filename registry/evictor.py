@@ -20,8 +20,9 @@ from collections.abc import Callable
 from registry.errors import LockLostError, StoreError, StoreGoneError
 from registry.lease import eviction_limit
 from registry.model import InstanceKey, Lease, Namespace
+from registry.namespace import NamespaceRegistry
 from registry.registry import Registry
-from registry.store import Fence
+from registry.store import Fence, Records
 from registry.view import View
 
 log = logging.getLogger("registry")
@@ -43,15 +44,18 @@ class Evictor:
     def __init__(
         self,
         registry: Registry,
+        records: Records,
         *,
         rng: random.Random | None = None,
         leave: Callable[[], object] | None = None,
     ) -> None:
         """Name this evictor uniquely; nothing runs before ``start`` or ``run_once``.
 
+        ``records`` are the registry's.
         ``leave`` is called where the store's files are gone, and the process has to open it anew.
         """
         self._registry = registry
+        self._records = records
         self._leave = leave
         self._owner = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._random = rng or random.Random()
@@ -79,7 +83,7 @@ class Evictor:
         if self._thread is not None:
             self._thread.join(timeout=5)
         try:
-            self._registry.store.release(_LOCK, self._owner)
+            self._registry.coordination.release(_LOCK, self._owner)
         except StoreError as error:
             log.warning("the evictor's lock is left to time out: %s", error)
 
@@ -112,16 +116,16 @@ class Evictor:
         if not self._holds_lock(now):
             return 0
         self._flush()
-        known = registry.store.namespaces()
-        namespaces = [namespace for namespace, held in known.items() if held]
+        known = self._records.namespaces()
+        held = [registry.in_namespace(namespace) for namespace, size in known.items() if size]
         self._housekeep(list(known), now)
         if registry.settings.lease_expiry == "genuine":
-            return self._sweep(namespaces, now)
-        return sum([self._evict_due(namespace, now) for namespace in namespaces])
+            return self._sweep(held, now)
+        return sum([self._evict_due(each, now) for each in held])
 
     def _note_running(self, now: int) -> bool:
         """Note that the server runs; whether it had paused, and the leases got their time back."""
-        given_back = self._registry.store.resume(now)
+        given_back = self._records.resume(now)
         if given_back is None:
             return False
         log.warning("the server had paused: %d leases got their time back", given_back)
@@ -130,7 +134,7 @@ class Evictor:
 
     def _holds_lock(self, now: int) -> bool:
         """Take or keep the lock. Whoever takes it anew knows nothing of what another did."""
-        token = self._registry.store.acquire(_LOCK, self._owner, now, LOCK_TTL_MS)
+        token = self._registry.coordination.acquire(_LOCK, self._owner, now, LOCK_TTL_MS)
         fence = None if token is None else Fence(_LOCK, token)
         if fence is None or fence != self._fence:
             self._next_due.clear()
@@ -141,22 +145,22 @@ class Evictor:
     def _flush(self) -> None:
         """A checkpoint that fails holds up no eviction: the working file is whole without it."""
         try:
-            self._registry.store.flush()
+            self._records.flush()
             self._flush_failing = False
         except StoreError as error:
             if not self._flush_failing:
                 log.error("a power cut would now lose more than a second: %s", error)
             self._flush_failing = True
 
-    def _evict_due(self, namespace: Namespace, now: int) -> int:
-        registry = self._registry
-        if not self._may_evict(namespace) or not self._something_due(namespace, now):
+    def _evict_due(self, registry: NamespaceRegistry, now: int) -> int:
+        if not self._may_evict(registry) or not self._something_due(registry, now):
             return 0
-        found = registry.store.due(namespace, now)
-        due = _that_go(registry.view(namespace), found.expired)
-        gone = registry.store.evictions(namespace, now - BUDGET_WINDOW_MS)
+        namespace = registry.namespace
+        found = self._records.due(namespace, now)
+        due = _that_go(registry.view(), found.expired)
+        gone = self._records.evictions(namespace, now - BUDGET_WINDOW_MS)
         limit = eviction_limit(found.leases + gone, registry.settings.renewal_percent_threshold)
-        evicted = self._evict_some(namespace, due, limit - gone)
+        evicted = self._evict_some(registry, due, limit - gone)
         if evicted < len(due):
             self._next_due.pop(namespace, None)
         else:
@@ -164,9 +168,10 @@ class Evictor:
             self._next_due[namespace] = (now, _NEVER if following is None else following)
         return evicted
 
-    def _something_due(self, namespace: Namespace, now: int) -> bool:
+    def _something_due(self, registry: NamespaceRegistry, now: int) -> bool:
         """Whether a lease may have ended: one that was seen, or one registered since."""
-        shortest = self._registry.view(namespace).take_shortest_lease_secs()
+        namespace = registry.namespace
+        shortest = registry.view().take_shortest_lease_secs()
         seen = self._next_due.get(namespace)
         if seen is None:
             return True
@@ -177,10 +182,9 @@ class Evictor:
         self._next_due[namespace] = (now, earliest)
         return now > earliest
 
-    def _sweep(self, namespaces: list[Namespace], now: int) -> int:
+    def _sweep(self, held: list[NamespaceRegistry], now: int) -> int:
         """The genuine timing: one run per interval, a late run adding its delay to every lease."""
-        registry = self._registry
-        interval = registry.settings.eviction_interval_ms
+        interval = self._registry.settings.eviction_interval_ms
         if self._last_sweep is None:
             self._last_sweep = now
             return 0
@@ -191,17 +195,17 @@ class Evictor:
         extra = max(0, elapsed - interval - int(PASS_INTERVAL_SECS * 1000) * 2)
         self._last_sweep = now
         evicted = 0
-        for namespace in namespaces:
-            if not self._may_evict(namespace):
+        for registry in held:
+            if not self._may_evict(registry):
                 continue
-            found = registry.store.due(namespace, now - extra)
-            due = _that_go(registry.view(namespace), found.expired)
+            found = self._records.due(registry.namespace, now - extra)
+            due = _that_go(registry.view(), found.expired)
             limit = eviction_limit(found.leases, registry.settings.renewal_percent_threshold)
-            evicted += self._evict_some(namespace, due, limit)
+            evicted += self._evict_some(registry, due, limit)
         return evicted
 
     def _evict_some(
-        self, namespace: Namespace, due: list[tuple[InstanceKey, Lease]], limit: int
+        self, registry: NamespaceRegistry, due: list[tuple[InstanceKey, Lease]], limit: int
     ) -> int:
         """Evict so many of them; fewer where the lock goes to another, or the server pauses."""
         chosen = self._random.sample(due, min(len(due), max(0, limit)))
@@ -209,19 +213,19 @@ class Evictor:
         for start in range(0, len(chosen), _EVICTED_AT_ONCE):
             if start:
                 time.sleep(_PAUSE_SECS)
-                now = self._registry.clock.mono_ms()
+                now = registry.clock.mono_ms()
                 if self._note_running(now) or not self._holds_lock(now) or self._fence != fence:
                     break
             portion = chosen[start : start + _EVICTED_AT_ONCE]
             try:
-                evicted += self._registry.evict(portion, fence=fence, namespace=namespace)
+                evicted += registry.evict(portion, fence=fence)
             except LockLostError:
                 break
         return evicted
 
-    def _may_evict(self, namespace: Namespace) -> bool:
-        state = self._registry.self_preservation(namespace)
-        view = self._registry.view(namespace)
+    def _may_evict(self, registry: NamespaceRegistry) -> bool:
+        namespace, view = registry.namespace, registry.view()
+        state = registry.self_preservation()
         with view.lock:
             # With nobody registered there is nothing to preserve, and nothing to tell of.
             preserving = not state.expiration_enabled and view.leased > 0
@@ -238,14 +242,13 @@ class Evictor:
 
     def _housekeep(self, namespaces: list[Namespace], now: int) -> None:
         settings = self._registry.settings
-        store = self._registry.store
         if (
             self._last_trim is None
             or now - self._last_trim > settings.delta_retention_timer_interval_ms
         ):
             keep = max(settings.delta_retention_ms, _FOLLOWED_MS)
             before = now - keep - settings.delta_retention_timer_interval_ms
-            gone = sum([store.trim(namespace, before) for namespace in namespaces])
+            gone = sum([self._records.trim(namespace, before) for namespace in namespaces])
             # What a storm left goes a little at each pass, so that no eviction waits for it.
             self._last_trim = None if gone else now
         if self._last_threshold is None:
@@ -257,12 +260,13 @@ class Evictor:
 
     def _update_expected_clients(self, namespace: Namespace) -> None:
         settings = self._registry.settings
-        expected = self._registry.self_preservation(namespace).expected_clients
-        view = self._registry.view(namespace)
+        registry = self._registry.in_namespace(namespace)
+        expected = registry.self_preservation().expected_clients
+        view = registry.view()
         with view.lock:
             count = view.leased
         if count > settings.renewal_percent_threshold * expected or not settings.self_preservation:
-            self._registry.store.set_expected_clients(namespace, count)
+            self._records.set_expected_clients(namespace, count)
 
 
 def _that_go(view: View, over: list[tuple[InstanceKey, Lease]]) -> list[tuple[InstanceKey, Lease]]:

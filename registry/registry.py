@@ -1,83 +1,26 @@
-"""The registry: register, renew, cancel, override, read. The one place that decides what is true.
+"""The registry of a process: the namespaces of one store, and what concerns all of them.
 
-Each mutation is one shape: read the worker's view, decide by the rules, hand the store one
-conditional write; when that lost a race, look and decide again. Whatever the decision rests on is
-read inside it, so no caller reads, merges and writes back: who wants a change of what is listed
-says which (``amend``). Nothing is logged before it is committed. Semantics: protocol section 7.
+What is registered, renewed, read in a namespace is said to ``in_namespace(...)``, which binds it
+once: no verb has a namespace among its arguments that a caller could leave out or mistake.
 """
 
 from __future__ import annotations
 
 import ctypes
-import logging
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from weakref import WeakValueDictionary
 
-from registry.errors import (
-    ConflictError,
-    InvalidIdentityError,
-    QuotaError,
-    RegistryError,
-    SourceConflictError,
-    StoreError,
-    StoreGoneError,
-)
-from registry.lease import (
-    Clock,
-    deadline_after_registration,
-    deadline_after_renewal,
-    duration_ms,
-    lease_expiration_enabled,
-    renewal_threshold,
-    renewal_window,
-)
-from registry.model import (
-    DEFAULT_NAMESPACE,
-    ActionType,
-    Instance,
-    InstanceKey,
-    InstanceStatus,
-    Lease,
-    Namespace,
-    OverrideChange,
-    Revision,
-    at_revision,
-    registered,
-)
+from registry.lease import Clock
+from registry.model import DEFAULT_NAMESPACE, Namespace
+from registry.namespace import NamespaceRegistry
 from registry.settings import RegistrySettings
-from registry.status_rules import Situation, effective_status, status_after_renewal
-from registry.store import Commit, Fence, Store
-from registry.view import View
+from registry.store import Coordination, Store
 
-log = logging.getLogger("registry")
-
-MAX_IDENTITY_BYTES = 400
 _FORGOTTEN_AT_ONCE = 1_000
-_HELD_UP_MS = 1_000
 _MANY = 5_000
 _AFTER_FALL_MS = 90_000
 _PAUSE_SECS = 0.002
-_LONG_MS = 1_000
-_T = TypeVar("_T")
-
-
-class Registering(NamedTuple):
-    """An instance to be registered, and whether a peer says so."""
-
-    instance: Instance
-    is_replication: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class SelfPreservation:
-    """The numbers behind self-preservation, and its verdict."""
-
-    expected_clients: int
-    threshold: int
-    renewals_last_minute: int
-    expiration_enabled: bool
 
 
 class Registry:
@@ -85,11 +28,17 @@ class Registry:
 
     def __init__(self, store: Store, clock: Clock, settings: RegistrySettings) -> None:
         """Nothing is read before ``start``."""
-        self.store = store
         self.clock = clock
         self.settings = settings
-        self._doubled = settings.lease_expiry == "genuine"
-        self._views: dict[Namespace, View] = {}
+        self.coordination: Coordination = store
+        """Locks and notes that all workers share."""
+        self._store = store
+        self._lock = threading.Lock()
+        # Whoever asks for a namespace gets the same object as long as anybody has it; those that
+        # hold something are had by this registry.
+        self._known: WeakValueDictionary[Namespace, NamespaceRegistry] = WeakValueDictionary()
+        self._kept: dict[Namespace, NamespaceRegistry] = {}
+        self._kept[DEFAULT_NAMESPACE] = self.in_namespace(DEFAULT_NAMESPACE)
         # The most instances that were held at once lately, and when there last were half of them.
         self._most_held = 0
         self._fell_at = 0
@@ -100,39 +49,44 @@ class Registry:
         Nothing else is prepared here: a namespace may come into being at any time, by any worker.
         """
         for namespace in self.namespaces():
-            self._synced(namespace)
+            self.in_namespace(namespace).view()
 
     def namespaces(self) -> list[Namespace]:
         """Every namespace that ever held an instance, and the default one; ``StoreError``."""
-        return list({DEFAULT_NAMESPACE: None} | dict.fromkeys(self.store.namespaces()))
+        return list({DEFAULT_NAMESPACE: None} | dict.fromkeys(self._store.namespaces()))
+
+    def in_namespace(self, namespace: Namespace) -> NamespaceRegistry:
+        """The registry of one namespace; nothing is read or written by asking for it."""
+        with self._lock:
+            found = self._known.get(namespace)
+            if found is None:
+                found = NamespaceRegistry(
+                    namespace, self._store, self.clock, self.settings, self._keep
+                )
+                self._known[namespace] = found
+            return found
 
     def keeps(self, namespace: Namespace) -> bool:
         """Whether this worker keeps a view of a namespace, as others may what they make of it.
 
-        It does of the default one, and of those that hold an instance, or held one lately.
+        It does of the default one, and of those that hold an instance, or held one lately. Anybody
+        may ask for any other.
         """
-        return namespace in self._views
+        return namespace in self._kept
 
-    def _synced(self, namespace: Namespace) -> View:
-        """The view, current; ``StoreError``. It is not kept where nothing was ever written."""
-        view = self._views.get(namespace)
-        if view is None:
-            view = View(self.store, namespace, self.settings.delta_retention_ms)
-            view.sync()
-            if namespace != DEFAULT_NAMESPACE and view.is_blank():
-                return view
-            view = self._views.setdefault(namespace, view)
-        view.sync()
-        return view
+    def _keep(self, registry: NamespaceRegistry) -> None:
+        if registry.namespace not in self._kept and not registry.is_blank:
+            self._kept[registry.namespace] = registry
 
     def forget_old_changes(self) -> None:
         """Let go of changes that no delta tells of any more, a few at a time."""
         now = self.clock.mono_ms()
-        for namespace, view in list(self._views.items()):
-            while view.forget(now, _FORGOTTEN_AT_ONCE):
+        for namespace, registry in list(self._kept.items()):
+            while registry.forget_old_changes(now, _FORGOTTEN_AT_ONCE):
                 time.sleep(_PAUSE_SECS)
-            if namespace != DEFAULT_NAMESPACE and view.is_blank():
-                del self._views[namespace]
+            if namespace != DEFAULT_NAMESPACE and registry.is_blank:
+                del self._kept[namespace]
+                self._keep(registry)  # where a change came in between
         self._give_memory_back(now)
 
     def _give_memory_back(self, now_mono_ms: int) -> None:
@@ -140,7 +94,7 @@ class Registry:
 
         A while after most of it went, when answers that were made of it are forgotten as well.
         """
-        held = sum([view.size() + view.changed.size for view in list(self._views.values())])
+        held = sum([registry.held() for registry in list(self._kept.values())])
         if held >= self._most_held // 2:
             self._most_held = max(self._most_held, held)
             self._fell_at = now_mono_ms
@@ -150,739 +104,11 @@ class Registry:
 
     def check(self) -> None:
         """Return if the store answers and takes writes; ``StoreError`` with the reason if not."""
-        self.store.revision(DEFAULT_NAMESPACE)
-        self.store.probe()
-
-    # Reads
-
-    def view(self, namespace: Namespace = DEFAULT_NAMESPACE) -> View:
-        """The current view; the last known one while the store does not answer.
-
-        ``StoreError`` where none is known: what nobody could look at is not told to be empty. Also
-        where the store is gone for good, since others may have another.
-        """
-        try:
-            return self._synced(namespace)
-        except StoreGoneError:
-            raise
-        except StoreError as error:
-            known = self._views.get(namespace)
-            if known is None:
-                raise
-            log.warning("the store does not answer, reads go on from memory: %s", error)
-            return known
-
-    def instance(
-        self, app: str, instance_id: str, namespace: Namespace = DEFAULT_NAMESPACE
-    ) -> Instance | None:
-        """One instance with its lease as it is now; None where unknown or expired.
-
-        An expired one is hidden only while leases may be evicted at all.
-        """
-        return _as_renewed(self.renewed(app, instance_id, namespace))
-
-    def renewed(
-        self, app: str, instance_id: str, namespace: Namespace = DEFAULT_NAMESPACE
-    ) -> tuple[Instance, int] | None:
-        """The same instance as it is listed, and beside it when it was last renewed (epoch ms)."""
-        key = InstanceKey(app.upper(), instance_id)
-        view = self.view(namespace)
-        with view.lock:
-            found = view.get(key)
-        return self._with_lease(found, namespace)
-
-    def instance_by_id(
-        self, instance_id: str, namespace: Namespace = DEFAULT_NAMESPACE
-    ) -> Instance | None:
-        """As ``instance``, looked for in every application."""
-        return _as_renewed(self._with_lease(self._by_id(instance_id, namespace), namespace))
-
-    def listed_by_id(
-        self, instance_id: str, namespace: Namespace = DEFAULT_NAMESPACE
-    ) -> Instance | None:
-        """As ``instance_by_id``, but one that has expired is found as long as lists show it."""
-        found = self._by_id(instance_id, namespace)
-        if found is None:
-            return None
-        try:
-            lease = self.store.lease(namespace, found.key)
-        except StoreError:
-            return found
-        return found if lease is None else found._replace(last_renewal_ms=lease.last_renewal_ms)
-
-    def _by_id(self, instance_id: str, namespace: Namespace) -> Instance | None:
-        view = self.view(namespace)
-        with view.lock:
-            return view.by_id(instance_id)
-
-    def _with_lease(
-        self, found: Instance | None, namespace: Namespace
-    ) -> tuple[Instance, int] | None:
-        if found is None:
-            return None
-        try:
-            lease = self.store.lease(namespace, found.key)
-            if lease is None:
-                return found, found.last_renewal_ms
-            if (
-                found.expires
-                and self.clock.mono_ms() > lease.deadline_mono_ms
-                and self.self_preservation(namespace).expiration_enabled
-            ):
-                return None
-        except StoreError:
-            return found, found.last_renewal_ms
-        return found, lease.last_renewal_ms
-
-    def self_preservation(self, namespace: Namespace = DEFAULT_NAMESPACE) -> SelfPreservation:
-        """The renewal arithmetic of this moment; ``StoreError`` if the store does not answer."""
-        settings = self.settings
-        expected = self.store.expected_clients(namespace)
-        if expected is None:
-            expected = settings.default_open_for_traffic_count
-        window = renewal_window(self.clock.mono_ms()) - 1
-        renewals = self.store.renewals(namespace, window)
-        threshold = renewal_threshold(
-            expected,
-            settings.expected_client_renewal_interval_secs,
-            settings.renewal_percent_threshold,
-        )
-        return SelfPreservation(
-            expected,
-            threshold,
-            renewals,
-            lease_expiration_enabled(
-                self_preservation=settings.self_preservation,
-                threshold=threshold,
-                renewals=renewals,
-            ),
-        )
-
-    # Writes
-
-    def _decide(
-        self,
-        namespace: Namespace,
-        decision: Callable[[View], tuple[Commit | None, _T]],
-        fence: Fence | None = None,
-    ) -> tuple[_T, Instance | None]:
-        """Make a decision on the current view and commit it, again and again until it holds.
-
-        Returns its answer, and the instance as it was committed; None where nothing was.
-        """
-        while True:
-            view = self._synced(namespace)
-            with view.lock:
-                commit, answer = decision(view)
-            if commit is None:
-                return answer, None
-            try:
-                revision = self.store.commit(namespace, commit, fence)
-            except ConflictError:
-                continue
-            view.follow_all((commit,), (revision,))
-            self._make_up_for(namespace, (commit,), (revision,))
-            instance = commit.instance
-            return answer, None if instance is None else at_revision(instance, revision)
-
-    def _make_up_for(
-        self, namespace: Namespace, commits: Sequence[Commit], revisions: Sequence[Revision | None]
-    ) -> None:
-        """Renew the leases that were decided, all at one instant, long before they were written.
-
-        A process may be stopped in between, for longer than a lease, while others renew it.
-        """
-        if not commits or self.clock.mono_ms() <= commits[0].at_mono_ms + _LONG_MS:
-            return
-        for commit, revision in zip(commits, revisions, strict=True):
-            if revision is not None and commit.lease is not None and commit.instance is not None:
-                self._renew_lease(namespace, commit.key, commit.instance, counts=False)
-
-    def register(
-        self,
-        instance: Instance,
-        *,
-        is_replication: bool = False,
-        namespace: Namespace = DEFAULT_NAMESPACE,
-        fence: Fence | None = None,
-    ) -> None:
-        """List an instance, with a new lease, or replace it (protocol 7.1).
-
-        Where the one that a Eureka client listed has a newer dirty timestamp its data stay, with
-        the new lease; the timestamps of the native API are this server's own, so there the last
-        word counts, and is never older than the one before. A new
-        one is refused where the settings' limits are reached. What a catalog lists gets no
-        lease, replaces what it listed before whatever the timestamps say, and makes way where the
-        instance itself registers at this server. Raises ``QuotaError``,
-        ``SourceConflictError``, ``InvalidIdentityError``, ``StoreError``, and where ``fence`` is
-        given ``LockLostError``.
-        """
-        _check_identity(instance.key)
-
-        def decide(view: View) -> tuple[Commit, bool]:
-            commit = self._registration(view, instance, is_replication, self._now())
-            return commit, not commit.expected
-
-        is_new, _ = self._decide(namespace, decide, fence)
-        _log_registered(instance, is_new)
-
-    def register_all(
-        self, wanted: Sequence[Registering], *, namespace: Namespace = DEFAULT_NAMESPACE
-    ) -> list[RegistryError | None]:
-        """As ``register`` for each, in one operation of the store; what that would raise, or None.
-
-        Raises ``StoreError`` where none was registered.
-        """
-        outcomes: list[RegistryError | None] = [None] * len(wanted)
-        view = self._synced(namespace)
-        commits: list[Commit] = []
-        places: list[int] = []
-        now = self._now()
-        with view.lock:
-            for place, (instance, is_replication) in enumerate(wanted):
-                try:
-                    _check_identity(instance.key)
-                    commits.append(self._registration(view, instance, is_replication, now))
-                    places.append(place)
-                except RegistryError as error:
-                    outcomes[place] = error
-        revisions = self.store.commit_all(namespace, commits)
-        view.follow_all(commits, revisions)
-        self._make_up_for(namespace, commits, revisions)
-        for place, commit, revision in zip(places, commits, revisions, strict=True):
-            instance, is_replication = wanted[place]
-            if revision is not None:
-                _log_registered(instance, not commit.expected)
-                continue
-            try:
-                self.register(instance, is_replication=is_replication, namespace=namespace)
-            except RegistryError as error:
-                outcomes[place] = error
-        return outcomes
-
-    def _now(self) -> tuple[int, int]:
-        """The wall clock and the monotonic one."""
-        return self.clock.wall_ms(), self.clock.mono_ms()
-
-    def amend(
-        self,
-        app: str,
-        instance_id: str,
-        change: Callable[[Instance], Instance],
-        *,
-        source: str | None = None,
-        is_replication: bool = False,
-        drops_override: bool = False,
-        namespace: Namespace = DEFAULT_NAMESPACE,
-    ) -> Instance | None:
-        """Register the listed instance again as ``change`` makes it; it, as it is listed then.
-
-        ``change`` is given the instance that is listed at that moment, and is asked anew where
-        another write came between: of two changes at once neither is lost. It must be pure, and
-        leave the key and the source. ``drops_override`` removes the override in the same step.
-        None, and nothing done, where no such instance is listed (or it is another source's than
-        ``source``): what was cancelled stays cancelled. Raises as ``register``, and
-        ``SourceConflictError`` for what a catalog lists.
-        """
-        key = InstanceKey(app.upper(), instance_id)
-
-        def decide(view: View) -> tuple[Commit | None, None]:
-            listed = view.get(key)
-            _check_leased(listed)
-            if listed is None or source not in (None, listed.source):
-                return None, None
-            wanted = change(listed)
-            if (wanted.key, wanted.source) != (key, listed.source):
-                raise ValueError("an amendment leaves the key and the source")
-            at = self._now()
-            commit = self._registration(
-                view, wanted, is_replication, at, drops_override=drops_override
-            )
-            return commit, None
-
-        _, amended = self._decide(namespace, decide)
-        if amended is not None:
-            _log_registered(amended, is_new=False)
-        return amended
-
-    def _registration(
-        self,
-        view: View,
-        instance: Instance,
-        is_replication: bool,
-        at: tuple[int, int],
-        *,
-        drops_override: bool = False,
-    ) -> Commit:
-        """The commit that lists an instance, by the rules.
-
-        ``SourceConflictError``, ``QuotaError``.
-        """
-        now, mono = at
-        key = instance.key
-        existing = view.get(key)
-        _check_source(existing, instance.source)
-        others_at_most = None
-        if existing is None:
-            others_at_most = self._check_room(view)
-        is_leased = instance.is_leased
-        override = stored_override = view.overrides.get(key.id)
-        chosen = instance
-        if (
-            existing is not None
-            and existing.source == instance.source
-            and is_leased
-            and existing.last_dirty_ms > instance.last_dirty_ms
-        ):
-            if instance.source == "eureka":
-                chosen = existing
-            else:
-                chosen = instance._replace(last_dirty_ms=existing.last_dirty_ms)
-        override_change = None
-        status = chosen.status
-        was_leased = existing is not None and existing.is_leased
-        if not is_leased:
-            override = None
-        else:
-            if drops_override and override is not None:
-                override = None
-                override_change = OverrideChange(key.id, None)
-            if chosen.overridden_status is not InstanceStatus.UNKNOWN and override is None:
-                override = chosen.overridden_status
-                override_change = OverrideChange(key.id, override)
-            leased = existing.status if existing is not None and was_leased else None
-            status = effective_status(Situation(status, override, leased, is_replication))
-        service_up = existing.service_up_ms if existing is not None else 0
-        if status is InstanceStatus.UP and not service_up:
-            service_up = now
-        duration = duration_ms(instance.duration_secs)
-        listed = registered(
-            chosen,
-            status=status,
-            overridden_status=override or chosen.overridden_status,
-            lease_secs=duration // 1000,
-            now_ms=now,
-            service_up_ms=service_up,
-        )
-        return Commit(
-            key,
-            existing.revision if existing is not None else Revision(0),
-            stored_override,
-            mono,
-            listed,
-            Lease(deadline_after_registration(mono, duration), duration, now)
-            if is_leased
-            else None,
-            override=override_change,
-            expected_clients_step=int(is_leased and not was_leased),
-            opening_clients=self.settings.default_open_for_traffic_count,
-            instances_at_most=self.settings.max_instances,
-            namespaces_at_most=others_at_most,
-        )
-
-    def _check_room(self, view: View) -> int | None:
-        """``QuotaError`` where a namespace has no room for another instance.
-
-        Returns how many other namespaces there may be with it, where that matters.
-        """
-        settings, size = self.settings, view.size()
-        if size >= settings.max_instances:
-            raise QuotaError(f"this namespace may hold {settings.max_instances} instances")
-        if size or view.namespace == DEFAULT_NAMESPACE:
-            return None
-        most = settings.max_namespaces
-        others = self.store.namespaces()
-        if sum(map(bool, others.values())) - bool(others.get(DEFAULT_NAMESPACE)) >= most:
-            raise QuotaError(f"there may be {most} namespaces that hold an instance")
-        return most + bool(others.get(DEFAULT_NAMESPACE))
-
-    def renew(
-        self,
-        app: str,
-        instance_id: str,
-        *,
-        source: str = "eureka",
-        namespace: Namespace = DEFAULT_NAMESPACE,
-    ) -> Instance | None:
-        """Renew a lease (protocol 7.2); the instance, or None where its client must register again.
-
-        That is where there is no lease, where the instance belongs to another source, and where its
-        status is UNKNOWN.
-        """
-        key = InstanceKey(app.upper(), instance_id)
-        view = self._synced(namespace)
-        with view.lock:
-            instance = view.get(key)
-            override = view.overrides.get(key.id)
-        if instance is None or instance.source != source:
-            return None
-        status = status_after_renewal(instance.status, override)
-        if status is not instance.status:
-            if status is InstanceStatus.UNKNOWN:
-                return None
-            committed = self._set_status_by_rule(key, source, namespace)
-            if committed is not None:
-                # Others may have seen it: whatever comes now comes after this renewal.
-                self._renew_lease(namespace, key, committed, counts=True)
-                return committed
-            return self.renew(app, instance_id, source=source, namespace=namespace)
-        if status is InstanceStatus.UNKNOWN:
-            return None
-        return instance if self._renew_lease(namespace, key, instance, counts=True) else None
-
-    def _set_status_by_rule(
-        self, key: InstanceKey, source: str, namespace: Namespace
-    ) -> Instance | None:
-        """Show the status that the rules now give. Unlike the original, the delta tells of it.
-
-        None where there is nothing to change any more.
-        """
-
-        def decide(view: View) -> tuple[Commit | None, None]:
-            instance = view.get(key)
-            override = view.overrides.get(key.id)
-            if instance is None or instance.source != source:
-                return None, None
-            status = status_after_renewal(instance.status, override)
-            if status in (instance.status, InstanceStatus.UNKNOWN):
-                return None, None
-            return self._update(instance, override, status=status), None
-
-        return self._decide(namespace, decide)[1]
-
-    def _renew_lease(
-        self, namespace: Namespace, key: InstanceKey, instance: Instance, *, counts: bool
-    ) -> bool:
-        """Give an instance, as it was listed, its lease anew; False where it is gone.
-
-        Where it has registered again meanwhile with a lease of another length, that length counts.
-        And who was held up renews again, since the deadline that it put down may be an older one
-        than others did meanwhile.
-        """
-        while True:
-            mono = self.clock.mono_ms()
-            now = self.clock.wall_ms()
-            duration = instance.lease_secs * 1000
-            lease = Lease(
-                deadline_after_renewal(mono, duration, doubled=self._doubled),
-                duration,
-                now + duration if self._doubled else now,
-            )
-            window = renewal_window(mono) if counts else None
-            if self.store.renew(namespace, key, lease, window):
-                if self.clock.mono_ms() - mono > _HELD_UP_MS:
-                    counts = False
-                    continue
-                return True
-            view = self._synced(namespace)
-            with view.lock:
-                listed = view.get(key)
-            if (
-                listed is None
-                or listed.source != instance.source
-                or listed.lease_secs == instance.lease_secs
-            ):
-                return False
-            instance = listed
-
-    def _update(
-        self,
-        instance: Instance,
-        stored_override: InstanceStatus | None,
-        *,
-        override: OverrideChange | None = None,
-        **changes: Any,
-    ) -> Commit:
-        """The commit that changes some fields of a listed instance, its lease left alone."""
-        return Commit(
-            key=instance.key,
-            expected=instance.revision,
-            expected_override=stored_override,
-            at_mono_ms=self.clock.mono_ms(),
-            instance=instance._replace(**changes),
-            override=override,
-        )
-
-    def set_override(
-        self,
-        app: str,
-        instance_id: str,
-        status: InstanceStatus,
-        *,
-        last_dirty_ms: int = 0,
-        namespace: Namespace = DEFAULT_NAMESPACE,
-    ) -> Instance | None:
-        """Set an operator's status above the instance's own (protocol 7.3); None where unknown.
-
-        Returns the instance as it is listed then. ``SourceConflictError`` for what a catalog lists,
-        here and in the following.
-        A status that the instance has already changes and stores nothing. Either way the lease is
-        renewed, uncounted.
-        """
-        key = InstanceKey(app.upper(), instance_id)
-
-        def decide(view: View) -> tuple[Commit | None, Instance | None]:
-            instance = view.get(key)
-            _check_leased(instance)
-            if instance is None or instance.status is status:
-                return None, instance
-            now = self.clock.wall_ms()
-            service_up = instance.service_up_ms
-            if status is InstanceStatus.UP and not service_up:
-                service_up = now
-            commit = self._update(
-                instance,
-                view.overrides.get(key.id),
-                override=OverrideChange(key.id, status),
-                status=status,
-                overridden_status=status,
-                service_up_ms=service_up,
-                last_dirty_ms=max(instance.last_dirty_ms, last_dirty_ms),
-                last_updated_ms=now,
-                last_renewal_ms=now,
-                action_type=ActionType.MODIFIED,
-            )
-            return commit, instance
-
-        listed, changed = self._decide(namespace, decide)
-        if changed is not None:
-            log.info("override %s for %s/%s", status, key.app, key.id)
-        return self._spoken_for(namespace, listed, changed)
-
-    def _spoken_for(
-        self, namespace: Namespace, listed: Instance | None, changed: Instance | None
-    ) -> Instance | None:
-        """The instance of which an operator spoke, its lease renewed; None where it is gone."""
-        if changed is not None:
-            # What is committed was done, even if it is cancelled before its lease is renewed.
-            self._renew_lease(namespace, changed.key, changed, counts=False)
-            return changed
-        if listed is None:
-            return None
-        renewed = self._renew_lease(namespace, listed.key, listed, counts=False)
-        return listed if renewed else None
-
-    def remove_override(
-        self,
-        app: str,
-        instance_id: str,
-        status: InstanceStatus = InstanceStatus.UNKNOWN,
-        *,
-        last_dirty_ms: int = 0,
-        namespace: Namespace = DEFAULT_NAMESPACE,
-    ) -> Instance | None:
-        """Remove an override and show ``status`` instead (protocol 7.4); None where unknown.
-
-        As in the original, this alone never notes the instant of coming up.
-        """
-        key = InstanceKey(app.upper(), instance_id)
-
-        def decide(view: View) -> tuple[Commit | None, Instance | None]:
-            instance = view.get(key)
-            override = view.overrides.get(key.id)
-            _check_leased(instance)
-            if instance is None or override is None:
-                return None, instance
-            now = self.clock.wall_ms()
-            commit = self._update(
-                instance,
-                override,
-                override=OverrideChange(key.id, None),
-                status=status,
-                overridden_status=InstanceStatus.UNKNOWN,
-                last_dirty_ms=max(instance.last_dirty_ms, last_dirty_ms),
-                last_updated_ms=now,
-                last_renewal_ms=now,
-                action_type=ActionType.MODIFIED,
-            )
-            return commit, instance
-
-        listed, changed = self._decide(namespace, decide)
-        if changed is not None:
-            log.info("override of %s/%s removed", key.app, key.id)
-        return self._spoken_for(namespace, listed, changed)
-
-    def store_override(
-        self,
-        app: str,
-        instance_id: str,
-        status: InstanceStatus,
-        *,
-        last_dirty_ms: int,
-        namespace: Namespace = DEFAULT_NAMESPACE,
-    ) -> None:
-        """Remember an override that a peer told of (protocol 7.6); the next renewal applies it.
-
-        Only where the peer knows a newer instance, of ``last_dirty_ms``, than the listed one.
-        """
-        key = InstanceKey(app.upper(), instance_id)
-
-        def decide(view: View) -> tuple[Commit | None, None]:
-            instance = view.get(key)
-            override = view.overrides.get(key.id)
-            _check_leased(instance)
-            if instance is None or override is status or instance.last_dirty_ms >= last_dirty_ms:
-                return None, None
-            change = OverrideChange(key.id, status)
-            return self._update(instance, override, override=change, overridden_status=status), None
-
-        self._decide(namespace, decide)
-
-    def update_metadata(
-        self,
-        app: str,
-        instance_id: str,
-        metadata: Mapping[str, str],
-        *,
-        namespace: Namespace = DEFAULT_NAMESPACE,
-    ) -> bool:
-        """Merge metadata by registering the instance again (protocol 2.10); False where unknown."""
-
-        def merged(listed: Instance) -> Instance:
-            return listed._replace(metadata={**listed.metadata, **metadata})
-
-        return self.amend(app, instance_id, merged, namespace=namespace) is not None
-
-    def cancel(
-        self,
-        app: str,
-        instance_id: str,
-        *,
-        source: str = "eureka",
-        namespace: Namespace = DEFAULT_NAMESPACE,
-        fence: Fence | None = None,
-    ) -> bool:
-        """Take an instance out, and its id's override (protocol 7.7); False where unknown.
-
-        ``StoreError``, and ``LockLostError`` where ``fence`` is given.
-        """
-        key = InstanceKey(app.upper(), instance_id)
-
-        def decide(view: View) -> tuple[Commit | None, bool]:
-            instance = view.get(key)
-            override = view.overrides.get(key.id)
-            if instance is not None:
-                if instance.source != source:
-                    return None, False
-                return self._removal(instance, override), True
-            if override is None:
-                return None, False
-            # The original drops the override of an id even where the cancel finds no lease.
-            commit = Commit(
-                key=key,
-                expected=Revision(0),
-                expected_override=override,
-                at_mono_ms=self.clock.mono_ms(),
-                instance=None,
-                override=OverrideChange(key.id, None),
-            )
-            return commit, False
-
-        found, _ = self._decide(namespace, decide, fence)
-        if found:
-            log.info("cancelled %s/%s", key.app, key.id)
-        return found
-
-    def _removal(
-        self,
-        instance: Instance,
-        override: InstanceStatus | None,
-        *,
-        evicted: bool = False,
-        deadline_mono_ms: int | None = None,
-    ) -> Commit:
-        now = self.clock.wall_ms()
-        return Commit(
-            key=instance.key,
-            expected=instance.revision,
-            expected_override=override,
-            at_mono_ms=self.clock.mono_ms(),
-            instance=instance._replace(
-                action_type=ActionType.DELETED,
-                last_updated_ms=now,
-                eviction_ms=instance.eviction_ms or now,
-            ),
-            remove=True,
-            evicted=evicted,
-            expected_deadline_mono_ms=deadline_mono_ms,
-            override=None if override is None else OverrideChange(instance.id, None),
-            expected_clients_step=-1 if instance.is_leased else 0,
-            opening_clients=self.settings.default_open_for_traffic_count,
-        )
-
-    def evict(
-        self,
-        over: Iterable[tuple[InstanceKey, Lease]],
-        *,
-        fence: Fence | None = None,
-        namespace: Namespace = DEFAULT_NAMESPACE,
-    ) -> int:
-        """Take out the instances of these leases in one operation of the store; how many went.
-
-        Nothing is done about one that was renewed, registered again or cancelled meanwhile, or
-        stays without a lease by now. ``StoreError``, ``LockLostError``: none was taken out.
-        """
-        view = self._synced(namespace)
-        with view.lock:
-            commits = [
-                self._removal(
-                    instance,
-                    view.overrides.get(key.id),
-                    evicted=True,
-                    deadline_mono_ms=lease.deadline_mono_ms,
-                )
-                for key, lease in over
-                if (instance := view.get(key)) is not None and instance.expires
-            ]
-        revisions = self.store.commit_all(namespace, commits, fence)
-        view.follow_all(commits, revisions)
-        gone = [c.key for c, revision in zip(commits, revisions, strict=True) if revision]
-        for key in gone:
-            log.warning("evicted %s/%s: its lease ended", key.app, key.id)
-        return len(gone)
+        self._store.revision(DEFAULT_NAMESPACE)
+        self._store.probe()
 
 
 def _trim_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc alone
     if trim is not None:
         trim(0)
-
-
-def _check_identity(key: InstanceKey) -> None:
-    identity = key.app + key.id
-    # A character has four bytes at most.
-    is_long = len(identity) > MAX_IDENTITY_BYTES // 4
-    if (is_long and len(identity.encode()) > MAX_IDENTITY_BYTES) or "\0" in identity:
-        raise InvalidIdentityError(MAX_IDENTITY_BYTES)
-
-
-def _log_registered(instance: Instance, is_new: bool) -> None:
-    if is_new:
-        log.info("registered %s/%s as %s", instance.app, instance.id, instance.status)
-    else:
-        log.debug("registered %s/%s again", instance.app, instance.id)
-
-
-def _as_renewed(found: tuple[Instance, int] | None) -> Instance | None:
-    if found is None:
-        return None
-    instance, last_renewal_ms = found
-    return instance._replace(last_renewal_ms=last_renewal_ms)
-
-
-def _check_leased(instance: Instance | None) -> None:
-    """What a catalog lists nobody else changes: what its source says is the truth."""
-    if instance is not None and not instance.is_leased:
-        raise SourceConflictError(instance.app, instance.id, instance.source)
-
-
-def _check_source(existing: Instance | None, source: str) -> None:
-    """Each source changes its own alone.
-
-    But a client that a catalog knows from another Eureka server, and that now registers here, is
-    no stranger to its instance.
-    """
-    if existing is None or existing.source == source:
-        return
-    if not (source == "eureka" and existing.source.startswith("eureka:")):
-        raise SourceConflictError(existing.app, existing.id, existing.source)

@@ -108,8 +108,8 @@ class Due(NamedTuple):
     next_deadline_mono_ms: int | None
 
 
-class Store(Protocol):
-    """What every store promises; ``registry.testing.StoreSuite`` is this contract, executable."""
+class Records(Protocol):
+    """What is registered, the log of its changes, and the time in which both live."""
 
     def revision(self, namespace: Namespace) -> Revision:
         """The revision of the last change; the life's first before there is one.
@@ -192,6 +192,36 @@ class Store(Protocol):
         """
         ...
 
+    def namespaces(self) -> Mapping[Namespace, int]:
+        """Every namespace that ever held an instance, and how many it holds. Reads make none."""
+        ...
+
+    def resume(self, now_mono_ms: int) -> int | None:
+        """Note that the server runs, and make good a time in which it did not.
+
+        Where the last such note is more than ``PAUSE_MS`` old, or of another boot, every lease gets
+        its whole duration from now on (unless it has more) before anybody can note that the server
+        runs, so nobody is evicted for the server's own outage; a renewal that comes meanwhile
+        stands. Returns how many leases that were; None where the server had been running (or there
+        was no note yet).
+        """
+        ...
+
+    def running_ms(self, now_mono_ms: int) -> int:
+        """How long the server had run at an instant (see above). As cheap as ``revision``."""
+        ...
+
+    def flush(self) -> None:
+        """Bring what was written to the disk, as far as the store has one."""
+        ...
+
+
+class Coordination(Protocol):
+    """What workers agree by: locks that run out, and notes.
+
+    It belongs to the same store as the records, since these are written behind fences.
+    """
+
     def acquire(self, name: str, owner: str, now_mono_ms: int, ttl_ms: int) -> int | None:
         """Take or keep a lock until ``ttl_ms`` from now; None where another owner holds it.
 
@@ -212,31 +242,15 @@ class Store(Protocol):
         """Keep a few bytes for all workers to read; None forgets them."""
         ...
 
-    def resume(self, now_mono_ms: int) -> int | None:
-        """Note that the server runs, and make good a time in which it did not.
 
-        Where the last such note is more than ``PAUSE_MS`` old, or of another boot, every lease gets
-        its whole duration from now on (unless it has more) before anybody can note that the server
-        runs, so nobody is evicted for the server's own outage; a renewal that comes meanwhile
-        stands. Returns how many leases that were; None where the server had been running (or there
-        was no note yet).
-        """
-        ...
+class Store(Records, Coordination, Protocol):
+    """Both, as they are opened, looked after and closed together.
 
-    def running_ms(self, now_mono_ms: int) -> int:
-        """How long the server had run at an instant (see above). As cheap as ``revision``."""
-        ...
-
-    def namespaces(self) -> Mapping[Namespace, int]:
-        """Every namespace that ever held an instance, and how many it holds. Reads make none."""
-        ...
+    ``registry.testing.StoreSuite`` is this contract, executable.
+    """
 
     def probe(self) -> None:
         """Write something that nobody reads: ``StoreError`` where writes are refused."""
-        ...
-
-    def flush(self) -> None:
-        """Bring what was written to the disk, as far as the store has one."""
         ...
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from registry.errors import ConflictError, LockLostError, StoreError
+from registry.lease import Clock
 from registry.model import (
     DEFAULT_NAMESPACE,
     Change,
@@ -23,7 +24,10 @@ from registry.model import (
     OverrideChange,
     Revision,
 )
-from registry.store import Commit, Due, Fence, Store
+from registry.namespace import NamespaceRegistry
+from registry.registry import Registry
+from registry.settings import RegistrySettings
+from registry.store import Commit, Coordination, Due, Fence, Records, Store
 
 NS = DEFAULT_NAMESPACE
 OTHER = Namespace("other")
@@ -64,6 +68,15 @@ def sample_instance(app: str = "WEB", instance_id: str = "web:1", **fields: Any)
         "last_dirty_ms": 1_000,
     }
     return Instance(**(values | fields))
+
+
+def registry_on(
+    store: Store, clock: Clock, settings: RegistrySettings | None = None
+) -> NamespaceRegistry:
+    """The default namespace of a store, loaded, as another worker process has it."""
+    registry = Registry(store, clock, settings or RegistrySettings())
+    registry.start()
+    return registry.in_namespace(DEFAULT_NAMESPACE)
 
 
 def put(instance: Instance, **fields: Any) -> Commit:
@@ -548,7 +561,8 @@ class StoreSuite:
         """Nothing of the driver's leaks out, whichever method of the contract meets the failure."""
         methods = {
             name: method
-            for name, method in vars(Store).items()
+            for contract in (Records, Coordination, Store)
+            for name, method in vars(contract).items()
             if inspect.isfunction(method) and not name.startswith("_")
         }
         # It lets go of what it has, and may have nothing to lose.

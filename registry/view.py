@@ -28,7 +28,7 @@ from registry.model import (
     Snapshot,
     at_revision,
 )
-from registry.store import Commit, Store
+from registry.store import Commit, Records
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -51,13 +51,14 @@ class NotYetError(Exception):
 class View:
     """One namespace as of ``revision``. ``lock`` guards everything; hold it while reading."""
 
-    def __init__(self, store: Store, namespace: Namespace, retention_ms: int) -> None:
+    def __init__(self, records: Records, namespace: Namespace, retention_ms: int) -> None:
         """Keep changes for ``retention_ms`` for the delta. Call ``sync`` before the first read."""
         self.lock = threading.RLock()
         self.namespace = namespace
-        self._store = store
+        self._records = records
         self._retention_ms = retention_ms
-        self._loaded = False
+        self.is_loaded = False
+        """Whether the store was ever read."""
         self._shortest_lease_secs: int | None = None
         self._preparing = threading.Lock()
         self.version = next(_FIRST_VERSIONS)
@@ -79,25 +80,29 @@ class View:
         self.changed = Listing()
         """What changed in the window, each as it is after its last change."""
 
-    def sync(self) -> None:
-        """Catch up with the store; ``StoreError`` (and an unchanged view) if it does not answer."""
-        revision = self._store.revision(self.namespace)
-        if revision == self.revision and self._loaded:
-            return
+    def sync(self) -> bool:
+        """Catch up with the store, and say whether there was anything to catch up with.
+
+        ``StoreError`` (and an unchanged view) if it does not answer.
+        """
+        revision = self._records.revision(self.namespace)
+        if revision == self.revision and self.is_loaded:
+            return False
         with self.lock:
             changes = None
-            if self._loaded:
+            if self.is_loaded:
                 if revision < self.revision:
                     # Another thread caught up while this one waited for the lock.
-                    revision = self._store.revision(self.namespace)
+                    revision = self._records.revision(self.namespace)
                 if revision == self.revision:
-                    return
-                changes = self._store.changes(self.namespace, self.revision)
+                    return False
+                changes = self._records.changes(self.namespace, self.revision)
             if changes is None:
                 self._load()
             else:
                 for change in changes:
                     self._apply(change)
+        return True
 
     def follow_all(self, commits: Sequence[Commit], revisions: Sequence[Revision | None]) -> None:
         """Apply this worker's own commits, as far as they are next, without reading them back."""
@@ -106,7 +111,7 @@ class View:
             for commit, revision in zip(commits, revisions, strict=True):
                 if revision is None:
                     continue
-                if not self._loaded or revision != self.revision + 1:
+                if not self.is_loaded or revision != self.revision + 1:
                     return
                 instance = commit.instance
                 if commit.at_mono_ms != at_mono_ms:
@@ -125,7 +130,7 @@ class View:
 
     def _load(self) -> None:
         with _without_looking_for_garbage():
-            self._take(self._store.load(self.namespace))
+            self._take(self._records.load(self.namespace))
             if self.listing.size >= _MANY:
                 gc.freeze()
 
@@ -142,7 +147,7 @@ class View:
             self._remember(change)
         self.version += 1
         self.revision = snapshot.revision
-        self._loaded = True
+        self.is_loaded = True
 
     def _apply(self, change: Change) -> None:
         if change.revision <= self.revision:
@@ -186,7 +191,7 @@ class View:
     def _running_ms(self, now_mono_ms: int) -> int:
         """The server's running time; it stands still while the store does not answer."""
         try:
-            self._running = self._store.running_ms(now_mono_ms)
+            self._running = self._records.running_ms(now_mono_ms)
         except StoreError:
             return self._running
         return self._running

@@ -943,7 +943,7 @@ def test_a_tenant_sees_of_the_catalogs_what_they_bring_to_its_namespace() -> Non
             },
             Namespace(namespace),
         )
-        registry.register(shown.instance, namespace=shown.namespace)
+        registry.in_namespace(shown.namespace).register(shown.instance)
     access = Access(AccessSettings(mode="jwt", key=KEY))
     app = Flask(__name__, static_folder=None)
     gateway = Gateway(registry, EurekaSettings(), NativeSettings(), access, lambda: reports)

@@ -171,8 +171,8 @@ def test_what_a_broken_file_held_outlives_the_worker_that_read_it(tmp_path: Path
     (source.folder / "other.yaml").write_text(one("10.0.0.9:80"))
     followed = Followed(source, Terms())
     followed.start()
-    view = followed.registry.view
-    until(lambda: view().size() == 1 and view(Namespace("other")).size() == 1)
+    other = followed.whole.in_namespace(Namespace("other"))
+    until(lambda: followed.registry.view().size() == 1 and other.view().size() == 1)
     followed.runner.stop()
     revision = followed.revision()
 
@@ -180,7 +180,7 @@ def test_what_a_broken_file_held_outlives_the_worker_that_read_it(tmp_path: Path
     (source.folder / "other.yaml").unlink()
     second = followed.another()
     second.start()
-    until(lambda: view(Namespace("other")).size() == 0)
+    until(lambda: other.view().size() == 0)
     assert set(followed.instances()) == {("10.0.0.1", 80)}
     assert followed.revision() == revision
     until(lambda: followed.report().problems)

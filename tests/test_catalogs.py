@@ -27,6 +27,7 @@ from registry import (
     DEFAULT_NAMESPACE,
     Instance,
     Namespace,
+    NamespaceRegistry,
     Registry,
     RegistrySettings,
     SourceConflictError,
@@ -196,7 +197,7 @@ def test_nobody_else_changes_what_a_catalog_lists(world: World) -> None:
 
 
 def test_a_client_known_from_another_eureka_server_may_register_here(world: World) -> None:
-    registry: Registry = world.registry
+    registry: NamespaceRegistry = world.registry
     registry.register(sample_instance(source="eureka:old", last_dirty_ms=99))
     registry.register(sample_instance(last_dirty_ms=1))
     found = registry.instance("WEB", "web:1")
@@ -276,7 +277,7 @@ class Running:
         self.runner.stop()
 
     def apps(self, namespace: Namespace = DEFAULT_NAMESPACE) -> set[str]:
-        view = self.registry.view(namespace)
+        view = self.registry.in_namespace(namespace).view()
         with view.lock:
             return set(view.applications)
 

@@ -37,7 +37,7 @@ from registry import (
     listing,
 )
 from registry.stores.memory import MemoryStore
-from registry.testing import ManualClock, sample_instance
+from registry.testing import ManualClock, registry_on, sample_instance
 from tests.servers import JSON, instance_body
 
 BASE = "/api/v1"
@@ -49,11 +49,13 @@ class World:
     def __init__(self, *, max_instances: int = 100_000, **native: Any) -> None:
         self.clock = ManualClock()
         settings = RegistrySettings(self_preservation=False, max_instances=max_instances)
-        self.registry = Registry(MemoryStore(), self.clock, settings)
-        self.registry.start()
-        self.evictor = Evictor(self.registry)
+        self.store = MemoryStore()
+        whole = Registry(self.store, self.clock, settings)
+        whole.start()
+        self.registry = whole.in_namespace(DEFAULT_NAMESPACE)
+        self.evictor = Evictor(whole, self.store)
         access = Access(AccessSettings())
-        gateway = Gateway(self.registry, EurekaSettings(), NativeSettings(**native), access)
+        gateway = Gateway(whole, EurekaSettings(), NativeSettings(**native), access)
         self.gateway = gateway
         app = Flask(__name__, static_folder=None)
         app.url_map.merge_slashes = False
@@ -180,14 +182,14 @@ def test_of_two_changes_at_once_neither_is_lost(
     """The second comes between the first one's decision and its write."""
     world = World()
     identity = world.register(tags=["v1"], metadata={"zone": "a"})
-    commit = world.registry.store.commit
+    commit = world.store.commit
 
     def meanwhile(*arguments: Any) -> Any:
         monkeypatch.undo()
         assert world.send(method, f"/instances/{identity}{path}", body).status_code == 200
         return commit(*arguments)
 
-    monkeypatch.setattr(world.registry.store, "commit", meanwhile)
+    monkeypatch.setattr(world.store, "commit", meanwhile)
     reply = world.send("PUT", f"/instances/{identity}", {"tags": ["v2"]})
     assert reply.status_code == status
     left = world.send("GET", f"/instances/{identity}")
@@ -202,7 +204,7 @@ def test_a_change_is_answered_with_what_it_made_though_it_is_gone_by_then(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     identity = world.register()
-    commit = world.registry.store.commit
+    commit = world.store.commit
 
     def cancelled_after(*arguments: Any) -> Any:
         monkeypatch.undo()
@@ -210,7 +212,7 @@ def test_a_change_is_answered_with_what_it_made_though_it_is_gone_by_then(
         assert world.send("DELETE", f"/instances/{identity}").status_code == 200
         return revision
 
-    monkeypatch.setattr(world.registry.store, "commit", cancelled_after)
+    monkeypatch.setattr(world.store, "commit", cancelled_after)
     reply = world.send("PUT", f"/instances/{identity}", {"tags": ["v2"]})
     assert (reply.status_code, reply.json["tags"]) == (200, ["v2"])
     problem(world.send("GET", f"/instances/{identity}"), 410)
@@ -936,8 +938,8 @@ def whole_events(parts: Iterator[bytes]) -> Iterator[bytes]:
 
 def test_a_watch_in_a_thread_tells_the_same(world: World) -> None:
     identity = world.register()
-    lists = Lists(world.registry, DEFAULT_NAMESPACE)
-    told = watch.Hub(world.registry, DEFAULT_NAMESPACE, lists).streamed(None, None)
+    lists = Lists(world.registry)
+    told = watch.Hub(world.registry, lists).streamed(None, None)
     events = whole_events(told)
     assert next(events).startswith(b"id: 1\nevent: snapshot\ndata: [{")
     world.send("DELETE", f"/instances/{identity}")
@@ -999,16 +1001,14 @@ def test_kept_lists_are_always_what_fresh_ones_are(
 ) -> None:
     """Whatever changed between two of them, and however often a worker loads all anew."""
     store, clock = MemoryStore(), ManualClock()
-    here, elsewhere = (Registry(store, clock, RegistrySettings()) for _ in "ab")
+    here, elsewhere = (registry_on(store, clock) for _ in "ab")
     wishes = [
         *(Wanted(status=status) for status in (None, "ALL", "DOWN", "busy")),
         *(Wanted("a0", status=status) for status in (None, "UP")),
         *(Wanted("A0"), Wanted("gone"), Wanted(id="i3"), Wanted(columns=("id", "status"))),
     ]
     with mock.patch.object(listing, "PORTION", size):
-        for registry in (here, elsewhere):
-            registry.start()
-        kept = Lists(here, DEFAULT_NAMESPACE)
+        kept = Lists(here)
         for number, (app, instance, step) in enumerate(steps):
             key, name = f"A{app}", f"i{instance}"
             if step == "-":
@@ -1086,7 +1086,7 @@ def test_a_fleet_is_spelled_once_for_all_callers_and_not_in_the_loop(
 def test_what_only_one_caller_asks_for_is_looked_for_in_a_thread(world: World) -> None:
     for number in range(600):
         world.registry.register(sample_instance("BIG", f"i{number}"))
-    lists = Lists(world.registry, DEFAULT_NAMESPACE)
+    lists = Lists(world.registry)
     for wanted in (Wanted(id="i7"), Wanted(tags=frozenset("x")), Wanted(columns=("id",))):
         with pytest.raises(NotYetError):
             lists.spelled(wanted, is_quick=True)

@@ -20,15 +20,12 @@ from registry import (
     DEFAULT_NAMESPACE,
     Instance,
     InstanceStatus,
-    Namespace,
-    Registry,
-    RegistrySettings,
     View,
     listing,
 )
 from registry import view as view_module
 from registry.stores.memory import MemoryStore
-from registry.testing import ManualClock, sample_instance
+from registry.testing import ManualClock, registry_on, sample_instance
 
 
 @given(parts=st.lists(st.binary(max_size=300), max_size=8))
@@ -65,11 +62,9 @@ def test_kept_answers_are_always_what_fresh_ones_are(
     that it loads everything anew.
     """
     store, clock = MemoryStore(), ManualClock()
-    here, elsewhere = (Registry(store, clock, RegistrySettings()) for _ in "ab")
+    here, elsewhere = (registry_on(store, clock) for _ in "ab")
     with mock.patch.object(listing, "PORTION", size):
-        for registry in (here, elsewhere):
-            registry.start()
-        kept = Answers(here, DEFAULT_NAMESPACE)
+        kept = Answers(here)
         for number, (app, instance, step) in enumerate(steps):
             name, key = f"i{instance}", f"A{app}"
             if step == "cancel":
@@ -88,7 +83,7 @@ def test_kept_answers_are_always_what_fresh_ones_are(
                 )
             if step == "miss":
                 store.trim(DEFAULT_NAMESPACE, clock.mono_ms() + 1)
-            fresh = Answers(elsewhere, DEFAULT_NAMESPACE)
+            fresh = Answers(elsewhere)
             for got, expected in (
                 (kept.applications(form), fresh.applications(form)),
                 (kept.application(key, form), fresh.application(key, form)),
@@ -123,12 +118,10 @@ def _shown(answer: EncodedAnswer, form: Form) -> tuple[str, list[str]]:
 def test_a_worker_that_missed_a_cancellation_does_not_list_the_instance() -> None:
     """Nor anything else that it kept: all the others were there before, at the same revisions."""
     store, clock = MemoryStore(), ManualClock()
-    idle, busy = (Registry(store, clock, RegistrySettings()) for _ in "ab")
-    for registry in (idle, busy):
-        registry.start()
+    idle, busy = (registry_on(store, clock) for _ in "ab")
     for number in (1, 2):
         busy.register(sample_instance("WEB", f"web:{number}", vip_address="web"))
-    kept = Answers(idle, DEFAULT_NAMESPACE)
+    kept = Answers(idle)
 
     def shown() -> set[tuple[str, ...]]:
         answers = [
@@ -154,11 +147,10 @@ def test_a_change_in_a_large_application_costs_what_changed(
     form: Form, answer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of thousands of instances one is spelled anew, and the few portions that it touches."""
-    registry = Registry(MemoryStore(), ManualClock(), RegistrySettings())
-    registry.start()
+    registry = registry_on(MemoryStore(), ManualClock())
     for number in range(3000):
         registry.register(sample_instance("BIG", f"i{number}", vip_address="big"))
-    answers = Answers(registry, DEFAULT_NAMESPACE)
+    answers = Answers(registry)
     wanted = {
         "apps": answers.applications,
         "application": lambda form: answers.application("BIG", form),
@@ -194,8 +186,7 @@ def test_the_first_answer_with_a_fleet_holds_nobody_up(
     path: str, encoding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is left to a thread, which gives way between two pieces, and is then at hand."""
-    registry = Registry(MemoryStore(), ManualClock(), RegistrySettings())
-    registry.start()
+    registry = registry_on(MemoryStore(), ManualClock())
     for number in range(3000):
         registry.register(sample_instance("BIG", f"i{number}", vip_address="big"))
     protocol = Protocol(registry, EurekaSettings())
@@ -237,9 +228,8 @@ def test_a_delta_put_together_from_kept_pieces_is_what_it_would_be_anew(
 ) -> None:
     """Each instance that changed in the window once, as it is after its last change."""
     clock = ManualClock()
-    registry = Registry(MemoryStore(), clock, RegistrySettings())
-    registry.start()
-    kept = Answers(registry, DEFAULT_NAMESPACE)
+    registry = registry_on(MemoryStore(), clock)
+    kept = Answers(registry)
     log: dict[tuple[str, str], tuple[int, int]] = {}
     for number, (app, instance, stays, milliseconds) in enumerate(steps):
         name = f"i{instance}"
@@ -250,7 +240,7 @@ def test_a_delta_put_together_from_kept_pieces_is_what_it_would_be_anew(
             continue
         log[f"A{app}", name] = (clock.mono, number)
         got = kept.delta(form)
-        fresh = Answers(registry, DEFAULT_NAMESPACE).delta(form)
+        fresh = Answers(registry).delta(form)
         assert got.plain().body == fresh.plain().body
         assert gzip.decompress(got.gzipped().body) == got.plain().body
         window = {key for key, (at, _) in log.items() if at >= clock.mono - 180_000}
@@ -271,15 +261,13 @@ def test_what_comes_while_a_delta_is_made_is_in_the_next_one(
 ) -> None:
     """Body and hash code are of one moment, however long the encoding takes."""
     store, clock = MemoryStore(), ManualClock()
-    here, elsewhere = (Registry(store, clock, RegistrySettings()) for _ in "ab")
-    for registry in (here, elsewhere):
-        registry.start()
+    here, elsewhere = (registry_on(store, clock) for _ in "ab")
     elsewhere.register(sample_instance("A", "first"))
-    answers = Answers(here, DEFAULT_NAMESPACE)
+    answers = Answers(here)
     look = here.view
 
-    def looked(namespace: Namespace) -> View:
-        found = look(namespace)
+    def looked() -> View:
+        found = look()
         elsewhere.register(sample_instance("A", f"beside {found.revision}"))
         return found
 
@@ -291,9 +279,8 @@ def test_what_comes_while_a_delta_is_made_is_in_the_next_one(
 
 
 def test_a_growing_registry_lists_everybody_once() -> None:
-    registry = Registry(MemoryStore(), ManualClock(), RegistrySettings())
-    registry.start()
-    answers = Answers(registry, DEFAULT_NAMESPACE)
+    registry = registry_on(MemoryStore(), ManualClock())
+    answers = Answers(registry)
     for number in range(700):
         registry.register(sample_instance(f"A{number // 3}", f"i{number}"))
         if number % 50 == 0 or number == 699:
@@ -303,10 +290,9 @@ def test_a_growing_registry_lists_everybody_once() -> None:
 
 
 def test_what_was_encoded_of_a_fleet_that_went_is_forgotten() -> None:
-    registry, clock = Registry(MemoryStore(), ManualClock(), RegistrySettings()), ManualClock()
-    registry.clock = clock
-    registry.start()
-    answers = Answers(registry, DEFAULT_NAMESPACE)
+    clock = ManualClock()
+    registry = registry_on(MemoryStore(), clock)
+    answers = Answers(registry)
     for number in range(3_000):
         registry.register(sample_instance("A", f"i{number}"))
     answers.applications(Form.JSON).plain()

@@ -6,6 +6,7 @@ import gc
 import random
 import shutil
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from registry import (
     Lease,
     LockLostError,
     Namespace,
+    NamespaceRegistry,
     Registering,
     Registry,
     RegistrySettings,
@@ -39,7 +41,7 @@ from registry import InstanceStatus as S
 from registry.model import Revision, at_revision, registered
 from registry.stores.lmdb import LmdbStore
 from registry.stores.memory import MemoryStore
-from registry.testing import ManualClock, sample_instance
+from registry.testing import ManualClock, registry_on, sample_instance
 
 KEY = InstanceKey("WEB", "web:1")
 
@@ -47,12 +49,22 @@ KEY = InstanceKey("WEB", "web:1")
 class World:
     """A registry with its clock and its evictor."""
 
-    def __init__(self, store: Any, **options: Any) -> None:
-        self.clock = ManualClock()
-        settings = RegistrySettings(**({"self_preservation": False} | options))
-        self.registry = Registry(store, self.clock, settings)
-        self.registry.start()
-        self.evictor = Evictor(self.registry, rng=random.Random(1))
+    def __init__(self, store: Any, clock: ManualClock | None = None, **options: Any) -> None:
+        self.store = store
+        self.clock = clock or ManualClock()
+        self.settings = RegistrySettings(**({"self_preservation": False} | options))
+        self.whole = Registry(store, self.clock, self.settings)
+        self.whole.start()
+        self.registry = self.whole.in_namespace(DEFAULT_NAMESPACE)
+        self.evictor = Evictor(self.whole, store, rng=random.Random(1))
+
+    def another(self) -> NamespaceRegistry:
+        """As another worker has it."""
+        return registry_on(self.store, self.clock, self.settings)
+
+    def another_evictor(self, seed: int = 0) -> Evictor:
+        whole = Registry(self.store, self.clock, self.settings)
+        return Evictor(whole, self.store, rng=random.Random(seed))
 
     def listed(self, key: InstanceKey = KEY) -> Instance | None:
         view = self.registry.view()
@@ -127,7 +139,7 @@ def test_a_lease_that_is_not_renewed_ends_when_it_says(world: World) -> None:
 def test_a_shorter_lease_that_came_later_ends_first(store: Any, retention_ms: int) -> None:
     """Also where the delta tells of no change at all, and another worker took it."""
     world = World(store, delta_retention_ms=retention_ms)
-    other = Registry(store, world.clock, world.registry.settings)
+    other = world.another()
     for number in range(10):
         world.registry.register(sample_instance(instance_id=f"web:{number}"))
     assert world.pass_time(20) == 0
@@ -360,7 +372,7 @@ def zoned(zone: str) -> Callable[[Instance], Instance]:
     return lambda listed: listed._replace(metadata={**listed.metadata, "zone": zone})
 
 
-MUTATIONS: dict[str, Callable[[Registry], Any]] = {
+MUTATIONS: dict[str, Callable[[NamespaceRegistry], Any]] = {
     "register": lambda r: r.register(sample_instance(last_dirty_ms=2_000, metadata={"r": "1"})),
     "register an older": lambda r: r.register(sample_instance(last_dirty_ms=1, status=S.DOWN)),
     "register many": lambda r: r.register_all([Registering(sample_instance(duration_secs=7))]),
@@ -375,7 +387,7 @@ MUTATIONS: dict[str, Callable[[Registry], Any]] = {
     "cancel": lambda r: r.cancel("WEB", "web:1"),
     "evict": lambda r: r.evict([(KEY, Lease(1_090_000, 90_000, 0))]),
 }
-BEFORE: dict[str, Callable[[Registry], Any]] = {
+BEFORE: dict[str, Callable[[NamespaceRegistry], Any]] = {
     "nothing": lambda r: None,
     "listed": lambda r: r.register(sample_instance()),
     "overridden": lambda r: (
@@ -389,11 +401,11 @@ BEFORE: dict[str, Callable[[Registry], Any]] = {
 }
 
 
-def left_behind(registry: Registry) -> Any:
+def left_behind(store: MemoryStore, registry: NamespaceRegistry) -> Any:
     """All that a sequence of calls leaves, but for the count of changes that it took."""
-    snapshot = registry.store.load(DEFAULT_NAMESPACE)
+    snapshot = store.load(DEFAULT_NAMESPACE)
     listed = {i._replace(revision=Revision(0)) for i in map(hashable, snapshot.instances)}
-    lease = registry.store.lease(DEFAULT_NAMESPACE, KEY)
+    lease = store.lease(DEFAULT_NAMESPACE, KEY)
     clients = registry.self_preservation().expected_clients
     return listed, dict(snapshot.overrides), lease, clients
 
@@ -413,9 +425,9 @@ def test_of_two_mutations_at_once_one_comes_before_the_other(first: str, before:
         return world
 
     def in_order(*names: str) -> tuple[dict[str, bool], Any]:
-        registry = world().registry
-        answers = {name: bool(MUTATIONS[name](registry)) for name in names}
-        return answers, left_behind(registry)
+        alone = world()
+        answers = {name: bool(MUTATIONS[name](alone.registry)) for name in names}
+        return answers, left_behind(alone.store, alone.registry)
 
     for second in MUTATIONS:
         if second == first:
@@ -430,19 +442,21 @@ def test_of_two_mutations_at_once_one_comes_before_the_other(first: str, before:
             place += 1
             shared = world()
             answers = {}
-            other = Registry(shared.registry.store, shared.clock, shared.registry.settings)
+            other = shared.another()
             interrupted: Any = Interrupted(
-                shared.registry.store,  # type: ignore[arg-type]
+                shared.store,
                 place,
                 lambda other=other, second=second, answers=answers: answers.update(  # type: ignore[misc]
                     {second: bool(MUTATIONS[second](other))}
                 ),
             )
-            registry = Registry(interrupted, shared.clock, shared.registry.settings)
+            registry = Registry(interrupted, shared.clock, shared.settings).in_namespace(
+                DEFAULT_NAMESPACE
+            )
             answers[first] = bool(MUTATIONS[first](registry))
             if second not in answers:
                 break  # it has no further steps
-            assert (answers, left_behind(other)) in serial, (second, place)
+            assert (answers, left_behind(shared.store, other)) in serial, (second, place)
 
 
 @pytest.mark.parametrize("name", ["register", "register many", "metadata", "amend"])
@@ -450,7 +464,7 @@ def test_a_lease_counts_from_its_writing_though_its_worker_was_stopped(name: str
     """A worker decides, and is stopped before it writes; the instance renews at another one."""
     world = World(MemoryStore())
     world.registry.register(sample_instance(duration_secs=7))
-    store: Any = world.registry.store
+    store: Any = world.store
 
     def stopped() -> None:
         for _ in range(10):
@@ -460,7 +474,7 @@ def test_a_lease_counts_from_its_writing_though_its_worker_was_stopped(name: str
 
     for place in range(2, 6):
         interrupted: Any = Interrupted(store, place, stopped)
-        late = Registry(interrupted, world.clock, world.registry.settings)
+        late = Registry(interrupted, world.clock, world.settings).in_namespace(DEFAULT_NAMESPACE)
         MUTATIONS[name](late)
         lease = store.lease(DEFAULT_NAMESPACE, KEY)
         assert lease.deadline_mono_ms == world.clock.mono + lease.duration_ms
@@ -492,9 +506,9 @@ def test_what_is_logged_was_committed_before(
     name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No line says what the store then refused, nor says twice what was decided twice."""
-    registry = World(MemoryStore()).registry
+    world = World(MemoryStore())
+    registry, store = world.registry, world.store
     BEFORE["told of an override"](registry)
-    store = registry.store
     commit, commit_all = store.commit, store.commit_all
     refusing = Mock(side_effect=[StoreError("no space left"), ConflictError, None])
 
@@ -535,15 +549,15 @@ def test_many_are_registered_together_each_for_itself(world: World) -> None:
     found = {i.id: i.host_name for i in world.registry.view().applications["WEB"].values()}
     assert found == {"taken": "host.local", "again": "host.local", "new": "second"}
     for instance_id in ("new", "again"):
-        assert world.registry.store.lease(DEFAULT_NAMESPACE, InstanceKey("WEB", instance_id))
+        assert world.store.lease(DEFAULT_NAMESPACE, InstanceKey("WEB", instance_id))
 
 
 def test_what_lost_its_race_among_many_is_decided_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another worker registers one of them, between the decision and the write."""
-    other = Registry(world.registry.store, world.clock, RegistrySettings())
-    commit_all = world.registry.store.commit_all
+    other = world.another()
+    commit_all = world.store.commit_all
     older, newer = (sample_instance(last_dirty_ms=dirty) for dirty in (1_000, 2_000))
 
     def meanwhile(*arguments: Any) -> Any:
@@ -551,7 +565,7 @@ def test_what_lost_its_race_among_many_is_decided_again(
         other.register(newer)
         return commit_all(*arguments)
 
-    monkeypatch.setattr(world.registry.store, "commit_all", meanwhile)
+    monkeypatch.setattr(world.store, "commit_all", meanwhile)
     wanted = [Registering(older), Registering(sample_instance(instance_id="web:2"))]
     assert world.registry.register_all(wanted) == [None, None]
     listed = world.registry.view().applications["WEB"]
@@ -584,7 +598,7 @@ def test_an_instance_that_registers_again_is_indexed_as_it_is_now(
 
 
 def test_one_evictor_acts_at_a_time_and_another_takes_over(world: World) -> None:
-    second = Evictor(world.registry)
+    second = world.another_evictor()
     world.registry.register(sample_instance(duration_secs=3))
     world.evictor.run_once()
     world.clock.advance(2_000)
@@ -599,7 +613,7 @@ def test_an_error_of_ours_does_not_end_the_evictors_thread(
 ) -> None:
     monkeypatch.setattr("registry.evictor.PASS_INTERVAL_SECS", 0.001)
     world = World(MemoryStore())
-    due, wrong = world.registry.store.due, IndexError("a defect")
+    due, wrong = world.store.due, IndexError("a defect")
     passes = Mock(side_effect=[wrong, wrong])
     goes_on = threading.Event()
 
@@ -609,7 +623,7 @@ def test_an_error_of_ours_does_not_end_the_evictors_thread(
         goes_on.set()
         return due(*arguments)
 
-    monkeypatch.setattr(world.registry.store, "due", failing_twice)
+    monkeypatch.setattr(world.store, "due", failing_twice)
     world.registry.register(sample_instance())
     world.evictor.start()
     assert goes_on.wait(10)
@@ -648,33 +662,34 @@ def test_enough_renewals_let_evictions_through(store: Any, namespace: Namespace)
     """In each namespace, whenever and by whichever worker it came into being."""
     world = World(store, self_preservation=True)
     world.pass_time(1)
-    other = Registry(store, world.clock, world.registry.settings)
-    other.register(sample_instance(source="file:x"), namespace=namespace)
+    other = Registry(store, world.clock, world.settings).in_namespace(namespace)
+    here = world.whole.in_namespace(namespace)
+    other.register(sample_instance(source="file:x"))
     world.pass_time(1)
     for number in range(10):
         instance = sample_instance(instance_id=f"leased:{number}")
-        other.register(instance, namespace=namespace)
+        other.register(instance)
     # One stands for the server itself, as in the original.
-    assert world.registry.self_preservation(namespace).expected_clients == 11
+    assert here.self_preservation().expected_clients == 11
     evicted = 0
     for _ in range(40):
         for number in range(9):
-            world.registry.renew("WEB", f"leased:{number}", namespace=namespace)
+            here.renew("WEB", f"leased:{number}")
         evicted += world.pass_time(5)
     assert evicted == 1
-    assert world.registry.view(namespace).size() == 10
+    assert here.view().size() == 10
 
 
 def test_expected_clients_begin_alike_before_and_after_a_restart(store: Any) -> None:
-    world = World(store, self_preservation=True)
     late = Namespace("late")
-    assert world.registry.self_preservation(late).expected_clients == 1
-    world.registry.register(sample_instance(source="file:x"), namespace=late)
-    assert world.registry.self_preservation(late).expected_clients == 1
-    again = World(store, self_preservation=True).registry
-    assert again.self_preservation(late).expected_clients == 1
-    again.register(sample_instance(instance_id="web:2"), namespace=late)
-    assert world.registry.self_preservation(late).expected_clients == 2
+    registry = World(store, self_preservation=True).whole.in_namespace(late)
+    assert registry.self_preservation().expected_clients == 1
+    registry.register(sample_instance(source="file:x"))
+    assert registry.self_preservation().expected_clients == 1
+    again = World(store, self_preservation=True).whole.in_namespace(late)
+    assert again.self_preservation().expected_clients == 1
+    again.register(sample_instance(instance_id="web:2"))
+    assert registry.self_preservation().expected_clients == 2
 
 
 def outlasted(world: World, second: Evictor) -> Callable[[], None]:
@@ -683,7 +698,7 @@ def outlasted(world: World, second: Evictor) -> Callable[[], None]:
     def outlast() -> None:
         for _ in range(2):
             world.clock.advance(2_000)
-            assert world.registry.store.resume(world.clock.mono) is None
+            assert world.store.resume(world.clock.mono) is None
         second.run_once()
 
     return outlast
@@ -695,10 +710,7 @@ def test_the_cap_holds_though_a_pass_outlasts_its_lock(
 ) -> None:
     """Another worker takes over in the middle of a pass, and another after it."""
     world = World(store)
-    workers = [
-        Evictor(Registry(store, world.clock, world.registry.settings), rng=random.Random(number))
-        for number in range(2)
-    ]
+    workers = [world.another_evictor(number) for number in range(2)]
     for number in range(1_000):
         world.registry.register(sample_instance(instance_id=f"web:{number}"))
     world.evictor.run_once()
@@ -732,7 +744,7 @@ def test_the_cap_holds_over_restarts(store: Any) -> None:
     world.pass_time(91)
     for _ in range(3):
         world.evictor.stop()
-        world.evictor = Evictor(Registry(store, world.clock, world.registry.settings))
+        world.evictor = world.another_evictor()
         assert world.pass_time(2) == 0
     assert world.registry.view().size() == 85
 
@@ -768,14 +780,14 @@ def test_a_pass_that_takes_long_is_no_pause_of_the_server(
     ],
 )
 def test_what_was_decided_under_a_lock_is_not_written_after_it(
-    world: World, late: Callable[[Registry, Instance, Fence], None]
+    world: World, late: Callable[[NamespaceRegistry, Instance, Fence], None]
 ) -> None:
     """Whoever brings entries in does it behind a fence too."""
     registry, entry = world.registry, sample_instance(source="file:x")
     registry.register(entry)
-    token = registry.store.acquire("catalog:file:x", "a", 0, 100)
+    token = world.whole.coordination.acquire("catalog:file:x", "a", 0, 100)
     assert token is not None
-    assert registry.store.acquire("catalog:file:x", "b", 200, 100) is not None
+    assert world.whole.coordination.acquire("catalog:file:x", "b", 200, 100) is not None
     revision = registry.view().revision
     fence = Fence("catalog:file:x", token)
     with pytest.raises(LockLostError):
@@ -788,27 +800,55 @@ def test_what_the_store_does_not_tell_is_not_told_to_be_empty(
 ) -> None:
     """What was seen goes on from memory."""
     world.registry.register(sample_instance())
-    monkeypatch.setattr(world.registry.store, "revision", Mock(side_effect=StoreError("away")))
-    monkeypatch.setattr(world.registry.store, "load", Mock(side_effect=StoreError("away")))
+    monkeypatch.setattr(world.store, "revision", Mock(side_effect=StoreError("away")))
+    monkeypatch.setattr(world.store, "load", Mock(side_effect=StoreError("away")))
     assert world.registry.view().size() == 1
     with pytest.raises(StoreError):
-        world.registry.view(Namespace("late"))
+        world.whole.in_namespace(Namespace("late")).view()
 
 
 def test_a_view_of_a_namespace_that_is_empty_again_is_let_go(world: World) -> None:
     """Whoever comes back to it finds versions that nobody saw before."""
-    late, registry = Namespace("late"), world.registry
-    registry.register(sample_instance(), namespace=late)
-    first = registry.view(late).version
-    assert registry.keeps(late)
-    registry.cancel("WEB", "web:1", namespace=late)
-    assert registry.keeps(late)
+    late, whole = Namespace("late"), world.whole
+    whole.in_namespace(late).register(sample_instance())
+    first = whole.in_namespace(late).view().version
+    assert whole.keeps(late)
+    whole.in_namespace(late).cancel("WEB", "web:1")
+    assert whole.keeps(late)
     world.pass_time(300)
-    assert not registry.keeps(late)
-    registry.register(sample_instance(), namespace=late)
-    registry.view(late)
-    assert registry.keeps(late)
-    assert registry.view(late).version > first + 1_000
+    assert not whole.keeps(late)
+    whole.in_namespace(late).register(sample_instance())
+    assert whole.keeps(late)
+    assert whole.in_namespace(late).view().version > first + 1_000
+
+
+def test_all_who_have_a_namespace_at_once_have_the_same_of_it(world: World) -> None:
+    """Also where it was empty for long meanwhile, so that the registry itself let go of it."""
+    late, whole = Namespace("late"), world.whole
+    held = whole.in_namespace(late)
+    held.view()
+    assert not whole.keeps(late)
+    assert whole.in_namespace(late) is held
+    held.register(sample_instance())
+    held.cancel("WEB", "web:1")
+    world.pass_time(300)
+    assert not whole.keeps(late)
+    whole.in_namespace(late).register(sample_instance())
+    assert whole.in_namespace(late) is held
+    assert whole.keeps(late)
+    # What came by another worker is seen by the next read.
+    world.pass_time(300)
+    assert not whole.keeps(late)
+    Registry(world.store, world.clock, world.settings).in_namespace(late).register(
+        sample_instance()
+    )
+    assert held.view().size() == 1
+    assert whole.keeps(late)
+
+
+def test_nothing_is_kept_of_a_namespace_for_being_asked_for(world: World) -> None:
+    asked = weakref.ref(world.whole.in_namespace(Namespace("anybodys")))
+    assert asked() is None
 
 
 operations = st.lists(
@@ -860,8 +900,7 @@ def test_whoever_applies_every_change_ends_with_the_whole(steps: list[Any]) -> N
         assert follower == listed
         counts = Counter(i.status for i in listed.values())
         assert {s: n for s, n in view.listing.counts.items() if n} == counts
-    fresh = Registry(registry.store, world.clock, RegistrySettings())
-    fresh.start()
+    fresh = world.another()
     assert fresh.view().applications == registry.view().applications
     assert fresh.view().overrides == registry.view().overrides
 
@@ -905,8 +944,7 @@ def test_a_thread_that_comes_second_to_a_change_loads_nothing_again(store: Any) 
 
 def test_a_view_left_behind_by_trimming_loads_everything_again(store: Any) -> None:
     world = World(store)
-    other = Registry(store, world.clock, world.registry.settings)
-    other.start()
+    other = world.another()
     for number in range(5):
         world.registry.register(sample_instance(instance_id=f"web:{number}"))
     store.trim("default", world.clock.mono + 1)
@@ -965,8 +1003,7 @@ def test_the_first_delta_after_an_outage_tells_of_what_came_before_it(
     world.clock.advance(outage_secs * 1_000)
     fetches = follower.full_fetches
     # One worker lives on, as after the suspend of a machine, and another is new.
-    restarted = World(store)
-    restarted.clock = restarted.registry.clock = world.clock
+    restarted = World(store, world.clock)
     for each in (world, restarted):
         read = Follower()
         read.known = dict(follower.known)
@@ -1063,8 +1100,7 @@ def test_what_was_removed_is_forgotten_early_beyond_the_budget(
     monkeypatch.setattr("registry.changes.REMOVED_BYTES", 20_000)
     monkeypatch.setattr("registry.stores.lmdb._REMOVED_BYTES", 20_000)
     world = World(store)
-    other = Registry(store, world.clock, world.registry.settings)
-    other.start()
+    other = world.another()
     seen = other.view().revision
     world.registry.register(sample_instance(instance_id="stays"))
     for number in range(100):
@@ -1090,7 +1126,7 @@ def test_a_worker_whose_store_is_gone_leaves_and_answers_nothing_until_then(
     world.registry.register(sample_instance())
     shutil.rmtree(tmp_path / "store")
     left = threading.Event()
-    evictor = Evictor(world.registry, leave=left.set)
+    evictor = Evictor(world.whole, world.store, leave=left.set)
     evictor.start()
     assert left.wait(10)
     with pytest.raises(StoreError, match="gone"):
@@ -1103,9 +1139,8 @@ def test_a_worker_whose_store_is_gone_leaves_and_answers_nothing_until_then(
 
 def test_a_load_looks_for_no_garbage_and_leaves_the_collector_as_it_was() -> None:
     store, clock = MemoryStore(), ManualClock()
-    Registry(store, clock, RegistrySettings()).register_all(
-        [Registering(sample_instance("BIG", f"i{number}")) for number in range(3000)],
-        namespace=DEFAULT_NAMESPACE,
+    registry_on(store, clock).register_all(
+        [Registering(sample_instance("BIG", f"i{number}")) for number in range(3000)]
     )
     looks: list[str] = []
 
