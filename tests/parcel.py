@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import venv
+import zipfile
 from pathlib import Path
 
 from conformance.programs import built
@@ -26,6 +27,13 @@ def build(source: Path, folder: Path, *targets: str) -> None:
         capture_output=True,
         timeout=120,
     )
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    """The files of a wheel, but for those that tell of the wheel itself."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if ".dist-info/" not in name]
+        return {name: archive.read(name) for name in names}
 
 
 def locked(lock: str) -> dict[str, str]:

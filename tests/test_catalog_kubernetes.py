@@ -20,7 +20,6 @@ from catalogs.kubernetes.mapping import Mapped, Mapper
 from catalogs.kubernetes.watching import PODS, SERVICES, SLICES, Event
 from catalogs.testing import Followed, RemoteCatalogSuite, until
 from registry import Instance
-from tests.servers import ROOT
 from tests.sources.kubernetes import KubernetesSource
 
 READY = {"ready": True}
@@ -369,20 +368,6 @@ def test_a_history_that_is_gone_is_listed_again(source: KubernetesSource) -> Non
         for _ in catalog.watch(threading.Event()):
             pass
     assert listed(catalog)
-
-
-def test_the_manifest_grants_what_is_needed_and_no_more(source: KubernetesSource) -> None:
-    source.namespace("registry")
-    source.manifests(ROOT / "docs" / "kubernetes-rbac.yaml")
-    source.put("api", "10.1.0.1", 80)
-    token = source.token_of("registry", "registry")
-    file = source.kubeconfig(token, "least")
-    catalog = KubernetesCatalog(KubernetesSettings(name="test", kubeconfig=file))
-    assert set(listed(catalog)) == {"10.1.0.1:80"}
-    for path in ("/api/v1/secrets", "/api/v1/nodes", "/api/v1/namespaces/default/services/api"):
-        headers = {"Authorization": f"Bearer {token}"}
-        answer = source.session.get(source.url + path, headers=headers, timeout=5)
-        assert answer.status_code == 403, path
 
 
 def test_a_token_is_read_again_from_its_file(source: KubernetesSource) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parcel import Installed, build, locked
+from tests.parcel import Installed, build, contents, locked
 from tests.servers import ROOT
 
 PACKAGES = {
@@ -51,13 +53,6 @@ class Parcel:
 
     def files(self) -> dict[str, bytes]:
         return contents(self.wheel)
-
-
-def contents(wheel: Path) -> dict[str, bytes]:
-    """The files of a wheel, but for those that tell of the wheel itself."""
-    with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if ".dist-info/" not in name]
-        return {name: archive.read(name) for name in names}
 
 
 def described(wheel: Path, name: str) -> str:
@@ -174,6 +169,26 @@ def test_what_builds_the_wheel_is_locked_as_for_development() -> None:
     everything = locked("requirements-dev.lock")
     for name, entry in locked("requirements-build.lock").items():
         assert entry == everything[name]
+
+
+def test_all_that_is_imported_is_locked(parcel: Parcel) -> None:
+    """Also what is imported late; conformance's own are an extra."""
+    owners = importlib.metadata.packages_distributions()
+    dependencies = {name.replace("_", "-") for name in locked("requirements.lock")}
+    missing = set()
+    for name, source in parcel.files().items():
+        if not name.endswith(".py") or name.startswith("conformance/"):
+            continue
+        for node in ast.walk(ast.parse(source)):
+            imported = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported = [node.module]
+            for top in {each.partition(".")[0] for each in imported}:
+                if top in sys.stdlib_module_names | PACKAGES | {"wsgi"}:
+                    continue
+                if not {d.lower().replace("_", "-") for d in owners[top]} & dependencies:
+                    missing.add((name, top))
+    assert missing == set()
 
 
 # What comes of it where nothing else is installed

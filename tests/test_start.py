@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import base64
-import fnmatch
 import http.client
-import importlib.metadata
 import json
 import os
-import re
 import resource
 import shutil
 import signal
@@ -21,11 +17,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-import yaml
 from werkzeug.security import generate_password_hash
 
 from conformance.programs import free_port
-from eureka_server.settings import load
 from tests.servers import HANG_SECS, JSON, ROOT, RegistryServer, instance_body, wait_until
 
 WORKER_CLASSES = ["eureka_http.worker.EventLoopWorker", "gthread"]
@@ -356,108 +350,3 @@ def test_the_access_log_names_users_that_are_let_in(tmp_path: Path) -> None:
             assert server.send("GET", "/eureka/apps", None, headers).status == status
         wait_until(lambda: " - ann [" in server.log())
         assert "slipped" not in server.log()
-
-
-# The image and its Pod
-
-
-def test_the_manifest_asks_for_what_there_is() -> None:
-    documents = list(yaml.safe_load_all((ROOT / "docs/deploy/kubernetes.yaml").read_text()))
-    service, stateful = documents
-    pod = stateful["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    environ = {each["name"]: each["value"] for each in container["env"]}
-    users = environ.pop("REGISTRY_USERS_FILE")
-    environment = load(environ | {"REGISTRY_AUTH": "trusted"})
-    assert environment.warnings == ()
-    mounts = {each["mountPath"] for each in container["volumeMounts"]}
-    assert environment.store_url.removeprefix("lmdb:") in mounts
-    assert str(Path(users).parent) in mounts
-    assert container["ports"][0]["containerPort"] == environment.port
-    assert service["spec"]["ports"][0]["port"] == environment.port
-    assert stateful["spec"]["replicas"] == 1
-    assert pod["enableServiceLinks"] is False
-
-
-def _instructions() -> list[tuple[str, str]]:
-    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
-    parted = (line.partition(" ") for line in text.splitlines() if line.strip())
-    return [(word, rest.strip()) for word, _, rest in parted]
-
-
-def test_the_image_starts_with_what_is_copied_into_it(tmp_path: Path) -> None:
-    """What the Dockerfile says, in empty folders: COPY, ENV and CMD."""
-    app, data = tmp_path / "app", tmp_path / "data"
-    app.mkdir()
-    data.mkdir()
-    port = free_port()
-    env = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PORT": str(port)}
-    command: list[str] = []
-    for word, rest in _instructions():
-        if word == "COPY":
-            *sources, target = rest.split()
-            for pattern in sources:
-                found = fnmatch.filter(os.listdir(ROOT), pattern)
-                assert found, f"nothing to copy for {pattern}"
-                for name in found:
-                    if (ROOT / name).is_dir():
-                        shutil.copytree(ROOT / name, app / target)
-                    else:
-                        shutil.copy(ROOT / name, app / target)
-        elif word == "ENV":
-            name, _, value = rest.partition("=")
-            env[name] = value.replace("/data", str(data))
-        elif word == "CMD":
-            command = ast.literal_eval(rest)
-    assert command
-    log = (tmp_path / "log").open("wb")
-    process = subprocess.Popen(
-        command, cwd=app, env=env, stdout=log, stderr=log, start_new_session=True
-    )
-    server = RegistryServer(tmp_path)
-    server.port = port
-    try:
-
-        def is_ready() -> bool:
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            try:
-                return server.send("GET", "/health/ready").status == 200
-            except OSError:
-                return False
-
-        wait_until(is_ready, "readiness")
-        assert server.register("SHOP", "shop:1") == 204
-        assert server.send("GET", "/api/v1/docs").status == 200
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def test_the_image_installs_all_that_is_imported() -> None:
-    """Each package that the copied modules import is in the lock that the image installs."""
-    locked = {
-        re.split(r"[=\[ ]", line)[0].lower().replace("_", "-")
-        for line in (ROOT / "requirements.lock").read_text().splitlines()
-        if "==" in line
-    }
-    owners = importlib.metadata.packages_distributions()
-    copied = [rest.split()[0] for word, rest in _instructions() if word == "COPY"]
-    files = [f for name in copied for f in (ROOT / name).rglob("*.py")] + list(ROOT.glob("*.py"))
-    missing = set()
-    for file in files:
-        if file.name == "testing.py":  # for tests alone
-            continue
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                names = [node.module]
-            for name in names:
-                top = name.partition(".")[0]
-                if top in sys.stdlib_module_names or (ROOT / top).exists():
-                    continue
-                if (ROOT / f"{top}.py").exists():
-                    continue
-                distributions = {d.lower().replace("_", "-") for d in owners.get(top, ["?"])}
-                if not distributions & locked:
-                    missing.add((file.name, top))
-    assert missing == set()

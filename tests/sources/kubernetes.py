@@ -236,15 +236,28 @@ class KubernetesSource(OwnProcess):
         )
         return path
 
-    def manifests(self, file: Path) -> None:
-        """Apply a file as an operator does."""
-        paths = {
-            "ServiceAccount": "/api/v1/namespaces/registry/serviceaccounts",
-            "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
-            "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
-        }
+    def path_of(self, document: Object) -> str:
+        """Where the API server has an object of this kind, namespace and name."""
+        version, kind, meta = document["apiVersion"], document["kind"], document["metadata"]
+        group = f"/apis/{version}" if "/" in version else f"/api/{version}"
+        found = [r for r in self.ask("GET", group)["resources"] if r["kind"] == kind]
+        resource = next(r for r in found if "/" not in r["name"])
+        where = f"/namespaces/{meta['namespace']}" if resource["namespaced"] else ""
+        return f"{group}{where}/{resource['name']}/{meta['name']}"
+
+    def manifests(self, file: Path) -> list[str]:
+        """Apply a file as ``kubectl apply --server-side`` does; the warnings that it brings.
+
+        A field that the API server does not know is an error.
+        """
+        warnings = []
         for document in yaml.safe_load_all(file.read_text()):
-            self.apply(paths[document["kind"]], document)
+            path = f"{self.path_of(document)}?fieldManager=operator&fieldValidation=Strict"
+            form = {"Content-Type": "application/apply-patch+yaml"}
+            answer = self._ask("PATCH", path, document, **form)
+            assert answer.ok, f"{document['kind']}: {answer.status_code} {answer.text}"
+            warnings += answer.raw.headers.getlist("Warning")
+        return warnings
 
     def token_of(self, account: str, namespace: str) -> str:
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"

@@ -1,0 +1,290 @@
+"""What is in ``deploy/``: applied, verified or performed as far as that goes without a cluster."""
+
+from __future__ import annotations
+
+import configparser
+import itertools
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from catalogs.kubernetes import KubernetesCatalog, KubernetesSettings
+from eureka_server.settings import load
+from tests.servers import ROOT
+from tests.sources.kubernetes import KubernetesSource, Object
+
+DEPLOY = ROOT / "deploy"
+REGISTRY = DEPLOY / "kubernetes" / "registry.yaml"
+CATALOG = DEPLOY / "kubernetes" / "catalog.yaml"
+COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+UNIT = DEPLOY / "eureka-registry.service"
+REQUESTS_SECS = 10  # gunicorn's graceful_timeout
+
+
+def documents(file: Path) -> list[Object]:
+    return list(yaml.safe_load_all(file.read_text()))
+
+
+def of_kind(kind: str) -> Object:
+    (found,) = [each for each in documents(REGISTRY) if each["kind"] == kind]
+    return found
+
+
+def test_all_that_deploys_names_one_version() -> None:
+    text = "\n".join(file.read_text() for file in DEPLOY.rglob("*") if file.is_file())
+    named = re.findall(r"(?:eureka-registry:|eureka_registry-|VERSION: )(\d+\.\d+\.\d+)", text)
+    assert len(named) == 4
+    assert len(set(named)) == 1
+
+
+# Kubernetes
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubernetesSource]:
+    source = KubernetesSource(tmp_path_factory.mktemp("cluster"))
+    yield source
+    source.close()
+
+
+@pytest.fixture(scope="module")
+def warnings(cluster: KubernetesSource) -> list[str]:
+    """What the API server has to say of the manifests, which it has afterwards."""
+    return cluster.manifests(REGISTRY) + cluster.manifests(CATALOG)
+
+
+def missing(wanted: Any, there: Any, path: str = "") -> list[str]:
+    """The places where something is not there as it is wanted; more may be there."""
+    if isinstance(wanted, dict) and isinstance(there, dict):
+        return [
+            place
+            for key, value in wanted.items()
+            for place in missing(value, there.get(key), f"{path}.{key}")
+        ]
+    if isinstance(wanted, list) and isinstance(there, list) and len(wanted) == len(there):
+        pairs = enumerate(zip(wanted, there, strict=True))
+        return [place for i, (w, t) in pairs for place in missing(w, t, f"{path}[{i}]")]
+    return [] if wanted == there else [f"{path}: {wanted!r}, and there is {there!r}"]
+
+
+@pytest.mark.usefixtures("warnings")
+def test_the_api_server_takes_the_manifests_as_they_are(cluster: KubernetesSource) -> None:
+    for document in documents(REGISTRY) + documents(CATALOG):
+        assert missing(document, cluster.ask("GET", cluster.path_of(document))) == []
+
+
+def test_nothing_in_the_manifests_is_worth_a_warning(warnings: list[str]) -> None:
+    assert warnings == []
+
+
+def pod_of(stateful: Object) -> Object:
+    """The first Pod, as the controller of stateful sets makes it."""
+    spec = stateful["spec"]
+    template = spec["template"]
+    claims = [
+        {"name": name, "persistentVolumeClaim": {"claimName": f"{name}-registry-0"}}
+        for name in (claim["metadata"]["name"] for claim in spec["volumeClaimTemplates"])
+    ]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {**template["metadata"], "name": "registry-0", "namespace": "registry"},
+        "spec": {**template["spec"], "volumes": [*template["spec"]["volumes"], *claims]},
+    }
+
+
+@pytest.mark.usefixtures("warnings")
+def test_the_pod_fits_the_strictest_profile(cluster: KubernetesSource) -> None:
+    pod = pod_of(of_kind("StatefulSet"))
+    answer = cluster.session.post(
+        f"{cluster.url}/api/v1/namespaces/registry/pods?dryRun=All&fieldValidation=Strict",
+        json=pod,
+        timeout=10,
+    )
+    assert (answer.status_code, answer.headers.get("Warning")) == (201, None), answer.text
+    # It is asked for at all: the same Pod with one right more is refused.
+    del pod["spec"]["containers"][0]["securityContext"]["capabilities"]
+    refused = cluster.session.post(answer.url, json=pod, timeout=10)
+    assert refused.status_code == 403
+    assert "PodSecurity" in refused.text
+
+
+def as_account(cluster: KubernetesSource, token: str, path: str, spec: Object) -> Object:
+    answer = cluster.session.post(
+        f"{cluster.url}/apis/authorization.k8s.io/v1/{path}",
+        json={"spec": spec},
+        headers={"Authorization": f"Bearer {token}"},
+        timeout=10,
+    )
+    assert answer.status_code == 201, answer.text
+    status: Object = answer.json()["status"]
+    return status
+
+
+def rules(cluster: KubernetesSource, account: str) -> set[tuple[str, str, str]]:
+    """Each verb on each kind of object that an account has by the rules of its roles."""
+    token = cluster.token_of(account, "registry")
+    spec = {"namespace": "registry"}
+    told = as_account(cluster, token, "selfsubjectrulesreviews", spec)
+    assert not told["incomplete"]
+    return {
+        triple
+        for rule in told["resourceRules"]
+        for triple in itertools.product(rule["apiGroups"], rule["resources"], rule["verbs"])
+    }
+
+
+NEEDED = set(itertools.product([""], ["services", "pods"], ["list", "watch"])) | {
+    ("discovery.k8s.io", "endpointslices", "list"),
+    ("discovery.k8s.io", "endpointslices", "watch"),
+}
+
+
+@pytest.mark.usefixtures("warnings")
+def test_the_account_may_do_what_the_catalog_does_and_nothing_else(
+    cluster: KubernetesSource,
+) -> None:
+    nobody: Object = {"metadata": {"name": "nobody"}}
+    cluster.apply("/api/v1/namespaces/registry/serviceaccounts", nobody)
+    assert rules(cluster, "registry") - rules(cluster, "nobody") == NEEDED
+    token = cluster.token_of("registry", "registry")
+    kinds = [("", "services"), ("", "pods"), ("discovery.k8s.io", "endpointslices")]
+    kinds += [("", "secrets"), ("", "configmaps"), ("", "nodes"), ("apps", "statefulsets")]
+    verbs = ["get", "list", "watch", "create", "update", "patch", "delete"]
+    allowed = set()
+    for (group, resource), verb in itertools.product(kinds, verbs):
+        spec = {"resourceAttributes": {"group": group, "resource": resource, "verb": verb}}
+        if as_account(cluster, token, "selfsubjectaccessreviews", spec)["allowed"]:
+            allowed.add((group, resource, verb))
+    assert allowed == NEEDED
+
+
+@pytest.mark.usefixtures("warnings")
+def test_with_that_account_the_catalog_lists_and_watches(cluster: KubernetesSource) -> None:
+    cluster.put("api", "10.1.0.1", 80)
+    file = cluster.kubeconfig(cluster.token_of("registry", "registry"), "least")
+    catalog = KubernetesCatalog(KubernetesSettings(name="test", kubeconfig=file))
+    listed = [entry for group in catalog.list().values() for entry in group]
+    assert {entry.instance.endpoint_value for entry in listed} == {"10.1.0.1:80"}
+    cluster.put("api", "10.1.0.2", 80)
+    stop = threading.Event()
+    for changed in catalog.watch(stop):
+        found = {e.instance.endpoint_value for group in changed.values() for e in group or ()}
+        if found == {"10.1.0.1:80", "10.1.0.2:80"}:
+            break
+    stop.set()
+    catalog.close()
+
+
+def test_the_pod_asks_for_what_there_is() -> None:
+    stateful = of_kind("StatefulSet")
+    pod = stateful["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    environ = {each["name"]: each["value"] for each in container["env"]}
+    users = environ.pop("REGISTRY_USERS_FILE")
+    environment = load(environ | {"REGISTRY_AUTH": "trusted"})
+    assert environment.warnings == ()
+    mounts = {each["mountPath"] for each in container["volumeMounts"]}
+    assert environment.store_url.removeprefix("lmdb:") in mounts
+    assert str(Path(users).parent) in mounts
+    (port,) = container["ports"]
+    assert port["containerPort"] == environment.port
+    assert of_kind("Service")["spec"]["ports"][0]["port"] == environment.port
+    assert of_kind("NetworkPolicy")["spec"]["ingress"][0]["ports"][0]["port"] == port["name"]
+    assert stateful["spec"]["replicas"] == 1
+    assert pod["enableServiceLinks"] is False
+    assert pod["terminationGracePeriodSeconds"] > REQUESTS_SECS
+    assert pod["serviceAccountName"] == of_kind("ServiceAccount")["metadata"]["name"]
+    labels = stateful["spec"]["template"]["metadata"]["labels"]
+    assert of_kind("Service")["spec"]["selector"] == labels
+    for kind, field in (("PodDisruptionBudget", "selector"), ("NetworkPolicy", "podSelector")):
+        assert of_kind(kind)["spec"][field]["matchLabels"] == labels
+
+
+# Compose
+
+
+def test_compose_runs_the_image_as_it_is_made() -> None:
+    assert COMPOSE.keys() == {"name", "services", "volumes"}
+    (service,) = COMPOSE["services"].values()
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert (DEPLOY / service["build"]["context"]).resolve() == ROOT
+    for argument in service["build"]["args"]:
+        assert f"ARG {argument}" in dockerfile
+    environment = load(service["environment"])
+    assert environment.warnings == ()
+    assert service["ports"] == [f"{environment.port}:{environment.port}"]
+    assert f"EXPOSE {environment.port}" in dockerfile
+    (volume,) = service["volumes"]
+    name, _, mounted = volume.partition(":")
+    assert name in COMPOSE["volumes"]
+    assert f"VOLUME {mounted}" in dockerfile
+    assert f"STORE_URL=lmdb:{mounted}" in dockerfile
+    # Nothing else can be written, and nothing more can be had.
+    assert service["read_only"] is True
+    assert service["tmpfs"] == ["/tmp"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert int(service["stop_grace_period"].removesuffix("s")) > REQUESTS_SECS
+
+
+# systemd
+
+
+def unit(text: str) -> dict[str, dict[str, list[str]]]:
+    """The sections of a unit; a name that comes again has several values."""
+
+    class Values(dict[str, Any]):
+        def __setitem__(self, key: str, value: Any) -> None:
+            if isinstance(value, list) and key in self:
+                self[key].extend(value)
+            else:
+                super().__setitem__(key, value)
+
+    parser = configparser.RawConfigParser(
+        dict_type=Values, strict=False, delimiters=("=",), comment_prefixes=("#",)
+    )
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string(text)
+    return {name: {k: v.split("\n") for k, v in parser[name].items()} for name in parser.sections()}
+
+
+def test_the_unit_closes_what_the_service_does_not_need() -> None:
+    service = unit(UNIT.read_text())["Service"]
+    state = f"/var/lib/{service['StateDirectory'][0]}"
+    assert service["Environment"] == [f"STORE_URL=lmdb:{state}"]
+    assert service["WorkingDirectory"] == [state]
+    assert int(service["TimeoutStopSec"][0]) > REQUESTS_SECS
+    assert service["ProtectSystem"] == ["strict"]
+    assert service["CapabilityBoundingSet"] == [""]
+    for name in ("DynamicUser", "NoNewPrivileges", "PrivateTmp", "ProtectHome"):
+        assert service[name] == ["yes"]
+
+
+needs_systemd = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here"
+)
+
+
+@needs_systemd
+def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
+    file = tmp_path / UNIT.name
+    # The command need not be installed here.
+    file.write_text(UNIT.read_text().replace("/opt/eureka-registry/bin/eureka-registry", "/bin/sh"))
+    words = ["systemd-analyze", "verify", "--man=no", str(file)]
+    verified = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert (verified.returncode, verified.stderr) == (0, "")
+
+
+@needs_systemd
+def test_systemd_thinks_the_unit_well_closed() -> None:
+    words = ["systemd-analyze", "security", "--offline=true", "--threshold=20", str(UNIT)]
+    judged = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert judged.returncode == 0, judged.stdout
