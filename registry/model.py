@@ -222,7 +222,8 @@ class Change(NamedTuple):
 class Snapshot:
     """A namespace at one revision, with what its change log still holds.
 
-    ``changes`` has all that changed after ``complete_after``, and some of what changed before.
+    ``changes`` has all that changed after ``complete_after``, and some of what changed before; of
+    what is listed it refers to the same objects as ``instances``, so that nobody holds them twice.
     """
 
     revision: Revision

@@ -137,14 +137,15 @@ class View:
     def _take(self, snapshot: Snapshot) -> None:
         self._clear()
         self._log = ChangeLog(snapshot.complete_after)
+        self.listing = Listing(snapshot.instances)
+        self.applications = self.listing.applications
         for instance in snapshot.instances:
-            self._put(instance)
+            self._index(instance)
         self.overrides = dict(snapshot.overrides)
         for change in snapshot.changes:
-            listed = None if change.instance is None else self.get(change.instance.key)
-            if listed is not None and listed.revision == change.revision:
-                change = change._replace(instance=listed)  # one copy of what is the same
-            self._remember(change)
+            self._log.put(change)
+        told = [change.instance for change in self._log.all()]
+        self.changed = Listing(instance for instance in told if instance is not None)
         self.version += 1
         self.revision = snapshot.revision
         self.is_loaded = True
@@ -209,9 +210,6 @@ class View:
             self.changed.remove(change.instance.key)
 
     def _put(self, instance: Instance) -> None:
-        shortest = self._shortest_lease_secs
-        if instance.is_leased and (shortest is None or instance.lease_secs < shortest):
-            self._shortest_lease_secs = instance.lease_secs
         before = self.applications.get(instance.app, _NOBODY).get(instance.id)
         if (
             before is not None
@@ -220,21 +218,32 @@ class View:
             and before.secure_vip_address == instance.secure_vip_address
         ):
             # It stands in the same places as before.
+            self._note_lease(instance)
             self.listing.put(instance)
             for listing in self._large_vips_of(instance):
                 listing.put(instance)
             return
-        key = instance.key
         if before is not None:
-            self._take_out(key)
+            self._take_out(instance.key)
         self.listing.put(instance)
+        self._index(instance)
+        for listing in self._large_vips_of(instance):
+            listing.put(instance)
+
+    def _index(self, instance: Instance) -> None:
+        """Have what was just listed found by whatever else it is looked for."""
+        self._note_lease(instance)
+        key = instance.key
         self.leased += instance.is_leased
         self._ids.setdefault(key.id, {})[key.app] = None
         for index, vips in self._vip_indexes(instance):
             for vip in vips:
                 index.setdefault(vip, {})[key] = None
-        for listing in self._large_vips_of(instance):
-            listing.put(instance)
+
+    def _note_lease(self, instance: Instance) -> None:
+        shortest = self._shortest_lease_secs
+        if (shortest is None or instance.lease_secs < shortest) and instance.is_leased:
+            self._shortest_lease_secs = instance.lease_secs
 
     def _take_out(self, key: InstanceKey) -> None:
         instance = self.applications.get(key.app, _NOBODY).get(key.id)

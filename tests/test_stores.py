@@ -8,9 +8,13 @@ import random
 import resource
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lmdb
@@ -20,6 +24,8 @@ from registry import StoreError, open_store
 from registry.errors import ConflictError, StoreGoneError
 from registry.model import DEFAULT_NAMESPACE, Instance, Lease, Revision
 from registry.store import Commit, Store
+from registry.stores import lmdb as lmdb_store
+from registry.stores.files import damage
 from registry.stores.leases import LeaseFile, Place
 from registry.stores.lmdb import LmdbStore, decode_instance, encode_instance
 from registry.stores.memory import MemoryStore
@@ -817,3 +823,93 @@ def test_a_store_that_cannot_grow_is_not_ready(tmp_path: Path) -> None:
     limited.join(timeout=30)
     assert 0 < registered < 2_000
     assert "cannot grow" in said
+
+
+def test_files_that_nobody_changed_since_they_were_looked_through_are_not_looked_through_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start looks through a large file before its workers do; any change is looked at."""
+    looks: list[Path] = []
+
+    def counting(path: Path, look_through: Callable[[Any], None]) -> str | None:
+        looks.append(path)
+        return damage(path, look_through)
+
+    def opened() -> tuple[LmdbStore, bool]:
+        looks.clear()
+        return LmdbStore(tmp_path, boot_id="one"), bool(looks)
+
+    monkeypatch.setattr(lmdb_store, "damage", counting)
+    stored(tmp_path)
+    store, has_looked = opened()
+    assert has_looked
+    store.close()
+    store, has_looked = opened()
+    assert not has_looked
+    # As one that is killed: nobody can say what it left.
+    store._env.close()
+    store._live.close()
+    store, has_looked = opened()
+    assert has_looked
+    store.commit(NS, put(sample_instance(instance_id="new")))
+    store.close()
+    for name in ("data.mdb", "leases"):
+        store, has_looked = opened()
+        assert has_looked
+        store.close()
+        flip(tmp_path / name, 0, 1)  # written anew, with what was there
+    store, has_looked = opened()
+    assert has_looked
+    store.close()
+    (tmp_path / "checkpoint.mdb").unlink()
+    flip(tmp_path / "data.mdb", 3_000, 1)
+    with pytest.raises(StoreError, match="another boot"):
+        LmdbStore(tmp_path, boot_id="two")
+
+
+def test_a_pause_that_several_notice_is_made_good_once(tmp_path: Path) -> None:
+    """As all workers do at a start; here threads, since LMDB opens a file once in a process."""
+    store = LmdbStore(tmp_path, boot_id="one")
+    store.resume(1_000)
+    store.commit(NS, put(sample_instance()))
+    is_waiting = threading.Event()
+    at_once = ThreadPoolExecutor(1)
+    extend_all, locked = store._extend_all, store._locked
+    others = []
+
+    def slowly(now_mono_ms: int) -> int:
+        store._locked = waiting  # type: ignore[method-assign]
+        others.append(at_once.submit(store.resume, 50_100))
+        assert is_waiting.wait(60)
+        return extend_all(now_mono_ms)
+
+    @contextmanager
+    def waiting(name: str) -> Iterator[None]:
+        is_waiting.set()
+        with locked(name):
+            yield
+
+    store._extend_all = slowly  # type: ignore[method-assign]
+    assert store.resume(50_000) == 1
+    assert [each.result(60) for each in others] == [None]
+    lease = store.lease(NS, sample_instance().key)
+    assert lease == Lease(140_000, 90_000, LEASE.last_renewal_ms)
+    store.close()
+
+
+def test_what_makes_a_pause_good_for_long_is_no_other_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many leases, on a busy machine: each time would be followed by the next for ever."""
+    store = LmdbStore(tmp_path, boot_id="one")
+    store.resume(1_000)
+    store.commit(NS, put(sample_instance()))
+    ran = store.running_ms(1_000)
+    passed = iter((100.0, 160.0))
+    clock = SimpleNamespace(monotonic=lambda: next(passed))
+    with monkeypatch.context() as patch:
+        patch.setattr(lmdb_store, "time", clock)
+        assert store.resume(50_000) == 1
+    assert store.resume(110_400) is None
+    assert store.running_ms(110_400) == ran + 2_500 + 400
+    store.close()

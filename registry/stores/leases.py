@@ -266,17 +266,50 @@ class LeaseFile:
         stored = self._words[word]
         return stored & _COUNT if stored >> _WINDOW_SHIFT == window else 0
 
-    def is_plausible(self, place: Place, registered: Lease) -> bool:
-        """Whether what is stored of a lease can be what renewals made of it."""
-        found = self.read(place)
-        if found is None or found.duration_ms != registered.duration_ms:
+    def extend(
+        self,
+        now_mono_ms: int,
+        slot: int,
+        generation: int,
+        deadline_mono_ms: int,
+        duration_ms: int,
+        last_renewal_ms: int,
+    ) -> bool:
+        """Give a lease its whole duration from now, unless it has more; whether it had less.
+
+        The slot's lease is given as it was registered, for where no slot was written since.
+        """
+        word = self._word(slot)
+        words = self._words
+        first = words[word]
+        if first & _GENERATION == generation:
+            deadline_mono_ms = first >> _DEADLINE_SHIFT
+            duration_ms, last_renewal_ms = words[word + 1], words[word + 2]
+        deadline = now_mono_ms + duration_ms
+        if deadline <= deadline_mono_ms:
             return False
-        alive = self._words[_ALIVE]
-        latest = alive - _BIAS + 2 * found.duration_ms + _SLACK_MS if alive else found[0]
+        self.write(Place(slot, generation), Lease(deadline, duration_ms, last_renewal_ms))
+        return True
+
+    def is_plausible(
+        self, slot: int, generation: int, deadline_mono_ms: int, duration_ms: int
+    ) -> bool:
+        """Whether what is stored of a lease can be what renewals made of it.
+
+        It is given as it was registered.
+        """
+        word = self._word(slot)
+        words = self._words
+        first = words[word]
+        if first & _GENERATION != generation or words[word + 1] != duration_ms:
+            return False
+        found = first >> _DEADLINE_SHIFT
+        alive = words[_ALIVE]
+        latest = alive - _BIAS + 2 * duration_ms + _SLACK_MS if alive else found
         return (
-            registered.deadline_mono_ms <= found.deadline_mono_ms <= latest
-            and found.last_renewal_ms < _MOST
-            and self._words[_VERSION] < _MOST
+            deadline_mono_ms <= found <= latest
+            and words[word + 2] < _MOST
+            and words[_VERSION] < _MOST
         )
 
     def close(self) -> None:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import logging
+import operator
 import os
 import shutil
 import struct
@@ -244,7 +245,7 @@ class LmdbStore:
         self._probed = 0.0
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with self._opening():
+            with self._locked("opening.lock"):
                 self._start((boot_id or _boot_id()).encode())
         except (OSError, lmdb.Error) as error:
             raise StoreError(f"cannot open the store in {folder}: {error}") from error
@@ -253,14 +254,16 @@ class LmdbStore:
         """Open what is there, or what can be made of it; alone among those who open."""
         boot, leases = self._folder / "boot", self._folder / "leases"
         is_known = boot.exists() and boot.read_bytes() == boot_id
+        is_as_left = self._is_as_left() and is_known
         if not is_known:
             leases.unlink(missing_ok=True)
         self._live = LeaseFile(leases)
         try:
-            begins_again = self._choose(is_known, self._live.is_alone())
+            is_alone = self._live.is_alone()
+            begins_again = self._choose(is_known, is_alone, is_as_left)
             self._open()
             self._write(self._begin)
-            if begins_again or not self._renewals_are_whole():
+            if begins_again or not (is_as_left or self._renewals_are_whole()):
                 self._live.close()
                 leases.unlink(missing_ok=True)
                 self._live = LeaseFile(leases)
@@ -278,6 +281,7 @@ class LmdbStore:
                 self._live.skip_to(self._read(self._last_freed))
             data = os.stat(self._folder / "data.mdb")
             self._identity = (data.st_dev, data.st_ino)
+            self._whole = _state(data) if is_alone else ""
         except BaseException:
             self._live.close()
             raise
@@ -286,7 +290,28 @@ class LmdbStore:
             draft.write_bytes(boot_id)
             draft.replace(boot)
 
-    def _choose(self, is_known: bool, is_alone: bool) -> bool:
+    def _is_as_left(self) -> bool:
+        """Whether the files are those that the last opener had looked through, and left alone."""
+        note = self._folder / "whole"
+        with suppress(OSError):
+            told = note.read_text()
+            note.unlink()  # it counts once: who opens the store now may be killed at any time
+            return told == self._states()
+        return False
+
+    def _leave_whole(self) -> None:
+        """Spare the next opener the look at files in which nothing changed since this one's.
+
+        A start looks through them before any worker does, and the first worker need not again.
+        """
+        if not self._live.is_alone() or self._whole != _state(os.stat(self._folder / "data.mdb")):
+            return
+        (self._folder / "whole").write_text(self._states())
+
+    def _states(self) -> str:
+        return "\n".join(_state(os.stat(self._folder / name)) for name in ("data.mdb", "leases"))
+
+    def _choose(self, is_known: bool, is_alone: bool, is_as_left: bool) -> bool:
         """Put the file in place that the store starts from; whether something may be lost by it."""
         data, checkpoint = self._folder / "data.mdb", self._folder / "checkpoint.mdb"
         is_there = data.exists() and data.stat().st_size > 0
@@ -301,6 +326,8 @@ class LmdbStore:
                 # They read it, and change it while it would be looked through.
                 if not is_there:
                     raise StoreError(f"{data} is missing, while another process has it open")
+                return False
+            if is_as_left:
                 return False
             reason = damage(data, _look_through) if is_there else "it is missing"
             if reason is None:
@@ -344,17 +371,19 @@ class LmdbStore:
         if not self._live.is_alone():
             return True
         self._read(self._show_clock)
+        is_plausible = self._live.is_plausible
         with self._alone():
             return self._read(
                 lambda txn: all(
-                    self._live.is_plausible(_place(value), Lease(*_LEASED.unpack(value)[2:]))
-                    for _, value in txn.cursor(self._leased)
+                    is_plausible(*_LEASED.unpack(value)[:4])
+                    for value in txn.cursor(self._leased).iternext(keys=False)
                 )
             )
 
     @contextmanager
-    def _opening(self) -> Iterator[None]:
-        with (self._folder / "opening.lock").open("w") as file:
+    def _locked(self, name: str) -> Iterator[None]:
+        """Keep other processes, and other threads, from doing the same meanwhile."""
+        with (self._folder / name).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -542,33 +571,39 @@ class LmdbStore:
         last = None if after == 0 else _U64.pack(after)
         found = []
         for key, value in self._items(txn, self._log, namespace, last):
-            entry = _Entry.unpack(value)
-            found.append(self._change(txn, namespace, key, entry, listed(entry.key)))
+            at_running_ms, kind, _ = _ENTRY.unpack_from(value)
+            name = value[_ENTRY.size :]
+            found.append(
+                Change(
+                    Revision(_U64.unpack(key)[0]),
+                    at_running_ms,
+                    listed(name),
+                    override=self._override_of(txn, namespace, name) if kind else None,
+                )
+            )
         for key, value in self._items(txn, self._removal, namespace, last):
             entry = _Entry.unpack(value)
             revision = _U64.unpack(key)[0]
-            gone = decode_instance(unsealed(entry.encoded), revision) if entry.encoded else None
-            found.append(self._change(txn, namespace, key, entry, gone))
-        found.sort()
+            of_override = entry.kind & _OF_OVERRIDE
+            found.append(
+                Change(
+                    Revision(revision),
+                    entry.at_running_ms,
+                    decode_instance(unsealed(entry.encoded), revision) if entry.encoded else None,
+                    bool(entry.encoded),
+                    bool(entry.kind & _EVICTED),
+                    self._override_of(txn, namespace, entry.key) if of_override else None,
+                )
+            )
+        found.sort(key=_BY_REVISION)
         return found
 
-    def _change(
-        self, txn: Any, namespace: Namespace, key: bytes, entry: _Entry, instance: Instance | None
-    ) -> Change:
-        override = None
-        if entry.kind & _OF_OVERRIDE:
-            instance_id = entry.key.partition(b"\0")[2]
-            stored = txn.get(namespace.encode() + b"\0" + instance_id, db=self._override)
-            status = None if stored is None else InstanceStatus(stored.decode())
-            override = OverrideChange(instance_id.decode(), status)
-        return Change(
-            Revision(_U64.unpack(key)[0]),
-            entry.at_running_ms,
-            instance,
-            bool(entry.encoded),
-            bool(entry.kind & _EVICTED),
-            override,
-        )
+    def _override_of(self, txn: Any, namespace: Namespace, name: bytes) -> OverrideChange:
+        """The override of the id in an instance's key, as it is now."""
+        instance_id = name.partition(b"\0")[2]
+        stored = txn.get(namespace.encode() + b"\0" + instance_id, db=self._override)
+        status = None if stored is None else InstanceStatus(stored.decode())
+        return OverrideChange(instance_id.decode(), status)
 
     def load(self, namespace: Namespace) -> Snapshot:
         def load(txn: Any) -> Snapshot:
@@ -1098,24 +1133,37 @@ class LmdbStore:
     def resume(self, now_mono_ms: int) -> int | None:
         self._check_files()
         previous = self._read(lambda txn: self._signed(txn, b"alive"))
-        extended = None
         if previous is not None and now_mono_ms - previous > PAUSE_MS:
-            extended = self._extend_all(now_mono_ms)
+            return self._make_good(now_mono_ms)
+        self._note_running(now_mono_ms)
+        return None
 
-        def write(txn: Any) -> bool:
-            """Note that the server runs; whether nobody else did meanwhile."""
+    def _make_good(self, now_mono_ms: int) -> int | None:
+        """Make good a pause, unless another process just did: they all notice it at once."""
+        with self._locked("resume.lock"):
+            alive = self._read(lambda txn: self._signed(txn, b"alive"))
+            if alive is not None and now_mono_ms - alive <= PAUSE_MS:
+                return None
+            began = time.monotonic()
+            extended = self._extend_all(now_mono_ms)
+            took_ms = int(1000 * (time.monotonic() - began))
+            # What takes that long is not to look like another pause.
+            self._note_running(now_mono_ms + (took_ms if took_ms > PAUSE_MS // 2 else 0))
+            return extended
+
+    def _note_running(self, now_mono_ms: int) -> None:
+        def write(txn: Any) -> None:
             alive = self._signed(txn, b"alive")
             if alive is not None and now_mono_ms <= alive:
-                return extended is None
+                return
             outages = self._signed(txn, b"outages") or 0
             if alive is not None and now_mono_ms - alive > PAUSE_MS:
                 outages += now_mono_ms - alive - PAUSE_MS
                 txn.put(b"outages", _I64.pack(outages), db=self._meta)
             txn.put(b"alive", _I64.pack(now_mono_ms), db=self._meta)
             self._live.show_clock(now_mono_ms, outages)
-            return alive == previous
 
-        return extended if self._write(write) else None
+        self._write(write)
 
     def _extend_all(self, now_mono_ms: int) -> int:
         """Give every lease its whole duration from now, unless it has more; how many that were.
@@ -1141,20 +1189,13 @@ class LmdbStore:
                 portion = self._read(read)
                 self._live.begin_change()
                 try:
-                    extended += sum([self._extend(value, now_mono_ms) for _, value in portion])
+                    for _, value in portion:
+                        extended += self._live.extend(now_mono_ms, *_LEASED.unpack(value))
                 finally:
                     self._live.end_change()
             if len(portion) < _EXTENDED_AT_ONCE:
                 return extended
             last = portion[-1][0]
-
-    def _extend(self, leased: bytes, now_mono_ms: int) -> bool:
-        lease = self._as_renewed(leased)
-        deadline = now_mono_ms + lease.duration_ms
-        if deadline <= lease.deadline_mono_ms:
-            return False
-        self._live.write(_place(leased), lease._replace(deadline_mono_ms=deadline))
-        return True
 
     def running_ms(self, now_mono_ms: int) -> int:
         return self._live.running_ms(now_mono_ms)
@@ -1280,14 +1321,22 @@ class LmdbStore:
         try:
             with suppress(StoreGoneError):  # what is there now is not of this store
                 self._flush(at_once=True)
+                with suppress(OSError), self._locked("opening.lock"):
+                    self._leave_whole()
         finally:
             with self._lock:
                 self._env.close()
                 self._live.close()
 
 
+_BY_REVISION = operator.attrgetter("revision")
 _NO_LEASE = Lease(0, 0, 0)
 _NO_PLACES: dict[InstanceKey, Place] = {}
+
+
+def _state(file: os.stat_result) -> str:
+    """What is another as soon as anybody writes to a file, or puts another in its place."""
+    return f"{file.st_dev} {file.st_ino} {file.st_size} {file.st_mtime_ns} {file.st_ctime_ns}"
 
 
 def _pack(place: Place, lease: Lease) -> bytes:
