@@ -109,7 +109,10 @@ class Due(NamedTuple):
 
 
 class Records(Protocol):
-    """What is registered, the log of its changes, and the time in which both live."""
+    """What is registered, the log of its changes, and the time in which both live.
+
+    ``registry.testing.RecordsSuite`` is this contract, executable.
+    """
 
     def revision(self, namespace: Namespace) -> Revision:
         """The revision of the last change; the life's first before there is one.
@@ -220,6 +223,7 @@ class Coordination(Protocol):
     """What workers agree by: locks that run out, and notes.
 
     It belongs to the same store as the records, since these are written behind fences.
+    ``registry.testing.CoordinationSuite`` is this contract, executable.
     """
 
     def acquire(self, name: str, owner: str, now_mono_ms: int, ttl_ms: int) -> int | None:
@@ -246,7 +250,7 @@ class Coordination(Protocol):
 class Store(Records, Coordination, Protocol):
     """Both, as they are opened, looked after and closed together.
 
-    ``registry.testing.StoreSuite`` is this contract, executable.
+    ``registry.testing.StoreSuite`` is the whole contract, executable.
     """
 
     def probe(self) -> None:

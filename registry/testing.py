@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -92,10 +93,51 @@ def put(instance: Instance, **fields: Any) -> Commit:
     return Commit(**(values | fields))
 
 
-class StoreSuite:
-    """What every store must pass.
+def methods_of(contract: type) -> list[str]:
+    """The names of a contract's methods, but for those that it inherits."""
+    return [
+        name
+        for name, method in vars(contract).items()
+        if inspect.isfunction(method) and not name.startswith("_")
+    ]
 
-    A subclass gives the fixtures ``store`` (empty, at revision 0), ``broken_store`` and
+
+Failing = Callable[[], AbstractContextManager[None]]
+"""Within what it gives, every call of the driver fails."""
+
+
+def check_failure(store: Store, failing: Failing, method: str) -> None:
+    """A method whose driver fails says so in the contract's words, and nothing is written."""
+    call = getattr(store, method)
+    required = [
+        parameter.name
+        for parameter in inspect.signature(getattr(Store, method)).parameters.values()
+        if parameter.default is parameter.empty and parameter.name != "self"
+    ]
+    arguments = [_ARGUMENTS[parameter] for parameter in required]
+    store.commit(NS, put(sample_instance()))
+    store.set_note("a", b"old")
+    token = store.acquire("a", "b", 0, 100)
+    before = _told_by(store)
+    with failing(), pytest.raises(StoreError) as caught:
+        call(*arguments)
+    assert caught.value.__cause__ is not None
+    assert _told_by(store) == before
+    assert store.note("a") == b"old"
+    assert store.acquire("a", "another", 0, 100) is None
+    assert store.acquire("a", "b", 0, 100) == token
+    call(*arguments)  # and it serves again
+
+
+def _told_by(store: Store) -> Any:
+    counts = (store.expected_clients(NS), store.renewals(NS, 1), store.evictions(NS, 0))
+    return store.load(NS), store.due(NS, 0), counts, store.namespaces()
+
+
+class RecordsSuite:
+    """What the records of every store must promise.
+
+    A subclass gives the fixtures ``store`` (empty, at revision 0), ``failing``, and
     ``another_life``: a function that has the store lose what it last wrote, all of it or a part,
     and gives the store as it is then.
     """
@@ -459,61 +501,6 @@ class StoreSuite:
         assert store.evictions(NS, 26_000) == 0
         assert store.evictions(OTHER, 0) == 0
 
-    def test_a_lock_has_one_owner_until_it_times_out(self, store: Store) -> None:
-        """A dead owner's lock is taken over, a live one's is not."""
-        assert store.acquire("evictor", "a", 0, 100)
-        assert not store.acquire("evictor", "b", 99, 100)
-        assert store.acquire("evictor", "a", 50, 100)
-        assert not store.acquire("evictor", "b", 149, 100)
-        assert store.acquire("evictor", "b", 151, 100)
-        store.release("evictor", "a")
-        assert not store.acquire("evictor", "c", 152, 100)
-        store.release("evictor", "b")
-        assert store.acquire("evictor", "c", 153, 100)
-
-    def test_a_lock_that_is_taken_anew_has_a_greater_token(self, store: Store) -> None:
-        """Whoever keeps it keeps the token; another's, and one after a release, is later."""
-        first = store.acquire("evictor", "a", 0, 100)
-        assert first is not None
-        assert first > 0
-        assert store.acquire("evictor", "a", 50, 100) == first
-        # It ran out, but nobody took it meanwhile.
-        assert store.acquire("evictor", "a", 500, 100) == first
-        second = store.acquire("evictor", "b", 700, 100)
-        assert second is not None
-        assert second > first
-        store.release("evictor", "b")
-        third = store.acquire("evictor", "b", 710, 100)
-        assert third is not None
-        assert third > second
-
-    def test_nothing_is_written_for_a_former_owner_of_a_lock(self, store: Store) -> None:
-        """However late it comes; a lock that ran out is good until another has it."""
-        token = store.acquire("evictor", "a", 0, 100)
-        assert token is not None
-        fence = Fence("evictor", token)
-        assert store.acquire("another", "b", 900, 100) is not None
-        assert store.commit(NS, put(sample_instance()), fence) == 1
-        assert store.acquire("evictor", "b", 1_000, 100) is not None
-        late = put(sample_instance(instance_id="web:2"))
-        with pytest.raises(LockLostError):
-            store.commit(NS, late, fence)
-        with pytest.raises(LockLostError):
-            store.commit_all(NS, [late], fence)
-        assert store.revision(NS) == 1
-        assert store.commit(NS, late) == 2
-
-    def test_a_note_is_read_as_it_was_left(self, store: Store) -> None:
-        """The last one counts, each under its own name."""
-        assert store.note("a") is None
-        store.set_note("a", b"1")
-        store.set_note("b", b"2")
-        store.set_note("a", b"3")
-        assert (store.note("a"), store.note("b")) == (b"3", b"2")
-        store.set_note("a", None)
-        store.set_note("a", None)
-        assert (store.note("a"), store.note("b")) == (None, b"2")
-
     def test_a_pause_gives_the_leases_their_time_back(self, store: Store) -> None:
         """A server's own outage evicts nobody, and a lease that has more keeps it."""
         instance, longer = sample_instance(), sample_instance(instance_id="web:2")
@@ -557,37 +544,115 @@ class StoreSuite:
         assert set(store.namespaces()) == {NS, OTHER}
         assert store.due(NS, 0).leases == 1
 
-    def test_a_failing_driver_raises_store_errors_only(self, broken_store: Store) -> None:
-        """Nothing of the driver's leaks out, whichever method of the contract meets the failure."""
-        methods = {
-            name: method
-            for contract in (Records, Coordination, Store)
-            for name, method in vars(contract).items()
-            if inspect.isfunction(method) and not name.startswith("_")
-        }
-        # It lets go of what it has, and may have nothing to lose.
-        del methods["close"]
-        # As cheap as it is promised to be, it may ask no driver.
-        del methods["running_ms"]
-        for name, method in methods.items():
-            required = [
-                parameter.name
-                for parameter in inspect.signature(method).parameters.values()
-                if parameter.default is parameter.empty and parameter.name != "self"
-            ]
-            arguments = [_ARGUMENTS[parameter] for parameter in required]
-            with pytest.raises(StoreError) as caught:
-                getattr(broken_store, name)(*arguments)
-            assert caught.value.__cause__ is not None, name
+    # As cheap as it is promised to be, it may ask no driver.
+    @pytest.mark.parametrize("method", [m for m in methods_of(Records) if m != "running_ms"])
+    def test_a_failing_driver_raises_store_errors_only(
+        self, store: Store, failing: Failing, method: str
+    ) -> None:
+        """Nothing of the driver's leaks out, whichever method meets the failure."""
+        check_failure(store, failing, method)
+
+
+class CoordinationSuite:
+    """What the locks and notes of every store must promise.
+
+    A subclass gives the fixtures ``store`` and ``failing``.
+    """
+
+    def test_a_lock_has_one_owner_until_it_times_out(self, store: Store) -> None:
+        """A dead owner's lock is taken over, a live one's is not."""
+        assert store.acquire("evictor", "a", 0, 100)
+        assert not store.acquire("evictor", "b", 99, 100)
+        assert store.acquire("evictor", "a", 50, 100)
+        assert not store.acquire("evictor", "b", 149, 100)
+        assert store.acquire("evictor", "b", 151, 100)
+        store.release("evictor", "a")
+        assert not store.acquire("evictor", "c", 152, 100)
+        store.release("evictor", "b")
+        assert store.acquire("evictor", "c", 153, 100)
+
+    def test_a_lock_that_is_taken_anew_has_a_greater_token(self, store: Store) -> None:
+        """Whoever keeps it keeps the token; another's, and one after a release, is later."""
+        first = store.acquire("evictor", "a", 0, 100)
+        assert first is not None
+        assert first > 0
+        assert store.acquire("evictor", "a", 50, 100) == first
+        # It ran out, but nobody took it meanwhile.
+        assert store.acquire("evictor", "a", 500, 100) == first
+        second = store.acquire("evictor", "b", 700, 100)
+        assert second is not None
+        assert second > first
+        store.release("evictor", "b")
+        third = store.acquire("evictor", "b", 710, 100)
+        assert third is not None
+        assert third > second
+
+    def test_a_note_is_read_as_it_was_left(self, store: Store) -> None:
+        """The last one counts, each under its own name."""
+        assert store.note("a") is None
+        store.set_note("a", b"1")
+        store.set_note("b", b"2")
+        store.set_note("a", b"3")
+        assert (store.note("a"), store.note("b")) == (b"3", b"2")
+        store.set_note("a", None)
+        store.set_note("a", None)
+        assert (store.note("a"), store.note("b")) == (None, b"2")
+
+    def test_a_lock_that_another_has_is_not_released(self, store: Store) -> None:
+        """Nor is one that nobody has."""
+        store.release("evictor", "a")
+        token = store.acquire("evictor", "a", 0, 100)
+        store.release("evictor", "b")
+        store.release("another", "a")
+        assert store.acquire("evictor", "b", 50, 100) is None
+        assert store.acquire("evictor", "a", 50, 100) == token
+
+    @pytest.mark.parametrize("method", methods_of(Coordination))
+    def test_a_lock_or_note_that_the_driver_refuses_is_a_store_error(
+        self, store: Store, failing: Failing, method: str
+    ) -> None:
+        """A lock that nobody could write is nobody's."""
+        check_failure(store, failing, method)
+
+
+class StoreSuite(RecordsSuite, CoordinationSuite):
+    """What every store must promise: both, and what holds between them."""
+
+    def test_nothing_is_written_for_a_former_owner_of_a_lock(self, store: Store) -> None:
+        """However late it comes; a lock that ran out is good until another has it."""
+        token = store.acquire("evictor", "a", 0, 100)
+        assert token is not None
+        fence = Fence("evictor", token)
+        assert store.acquire("another", "b", 900, 100) is not None
+        assert store.commit(NS, put(sample_instance()), fence) == 1
+        assert store.acquire("evictor", "b", 1_000, 100) is not None
+        late = put(sample_instance(instance_id="web:2"))
+        with pytest.raises(LockLostError):
+            store.commit(NS, late, fence)
+        with pytest.raises(LockLostError):
+            store.commit_all(NS, [late], fence)
+        assert store.revision(NS) == 1
+        assert store.commit(NS, late) == 2
+
+    def test_a_healthy_store_takes_a_probe_and_shows_nothing_of_it(self, store: Store) -> None:
+        """Also one that was never written to."""
+        before = _told_by(store)
+        store.probe()
+        store.flush()
+        assert _told_by(store) == before
+
+    def test_a_probe_fails_as_a_write_does(self, store: Store, failing: Failing) -> None:
+        """So that readiness is what writers would find."""
+        check_failure(store, failing, "probe")
 
 
 # For each parameter that a method of the contract may have. The key is of an instance that the
-# broken store has not met: what it knows of others may do for them.
+# store has not met: what it knows of others may do for them.
 _ARGUMENTS: dict[str, Any] = {
     "namespace": NS,
     "key": InstanceKey("WEB", "another"),
-    "commit": put(sample_instance()),
-    "commits": [put(sample_instance())],
+    "commit": put(sample_instance(instance_id="web:2")),
+    "commits": [put(sample_instance(instance_id="web:3"))],
     "after": Revision(0),
     "lease": LEASE,
     "window": 1,

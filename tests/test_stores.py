@@ -29,7 +29,7 @@ from registry.stores.files import damage
 from registry.stores.leases import LeaseFile, Place
 from registry.stores.lmdb import LmdbStore, decode_instance, encode_instance
 from registry.stores.memory import MemoryStore
-from registry.testing import LEASE, StoreSuite, put, sample_instance
+from registry.testing import LEASE, Failing, StoreSuite, put, sample_instance
 
 NS = DEFAULT_NAMESPACE
 
@@ -43,24 +43,55 @@ class TestMemoryStore(StoreSuite):
     def another_life(self) -> Callable[[], Store]:
         return lambda: open_store("memory:")
 
-    test_a_failing_driver_raises_store_errors_only = None  # it has no driver
+    # It has no driver that could fail.
+    test_a_failing_driver_raises_store_errors_only = None
+    test_a_lock_or_note_that_the_driver_refuses_is_a_store_error = None
+    test_a_probe_fails_as_a_write_does = None
 
 
-class FailingEnvironment:
-    """A fake driver whose every transaction fails, which a healthy disk cannot be made to do."""
+class FragileEnvironment:
+    """A driver that fails where it is told to, which a healthy disk cannot be made to do."""
 
-    def begin(self, **_: object) -> None:
-        raise lmdb.DiskError("no space left on device")
+    def __init__(self, environment: lmdb.Environment) -> None:
+        self._environment = environment
+        self.fails = False
 
-    copy = begin
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._environment, name)
 
-    def close(self) -> None:
-        pass
+    def __enter__(self) -> lmdb.Environment:
+        return self._environment
+
+    def __exit__(self, *_: object) -> None:
+        self._environment.close()
+
+    def begin(self, *arguments: Any, **options: Any) -> Any:
+        if self.fails:
+            raise lmdb.DiskError("no space left on device")
+        return self._environment.begin(*arguments, **options)
+
+    def copy(self, *arguments: Any, **options: Any) -> None:
+        if self.fails:
+            raise lmdb.DiskError("no space left on device")
+        self._environment.copy(*arguments, **options)
 
 
 class TestLmdbStore(StoreSuite):
     @pytest.fixture
-    def store(self, tmp_path: Path) -> Iterator[Store]:
+    def opened(self, monkeypatch: pytest.MonkeyPatch) -> list[FragileEnvironment]:
+        """The environments that the driver opens."""
+        opened: list[FragileEnvironment] = []
+        lmdb_open = lmdb.open
+
+        def open_fragile(*arguments: Any, **options: Any) -> FragileEnvironment:
+            opened.append(FragileEnvironment(lmdb_open(*arguments, **options)))
+            return opened[-1]
+
+        monkeypatch.setattr(lmdb, "open", open_fragile)
+        return opened
+
+    @pytest.fixture
+    def store(self, tmp_path: Path, opened: list[FragileEnvironment]) -> Iterator[Store]:
         store = LmdbStore(tmp_path / "store", boot_id="one", life=Revision(0))
         yield store
         store.close()
@@ -74,11 +105,16 @@ class TestLmdbStore(StoreSuite):
         return lose
 
     @pytest.fixture
-    def broken_store(self, tmp_path: Path) -> Store:
-        store = LmdbStore(tmp_path / "broken")
-        store.commit(NS, put(sample_instance()))
-        store._env = FailingEnvironment()
-        return store
+    def failing(self, opened: list[FragileEnvironment]) -> Failing:
+        @contextmanager
+        def fail() -> Iterator[None]:
+            for environment in opened:
+                environment.fails = True
+            yield
+            for environment in opened:
+                environment.fails = False
+
+        return fail
 
 
 def fill(folder: Path, prefix: str, count: int) -> None:
