@@ -24,6 +24,7 @@ BESIDE = {
     "conformance/COVERAGE.md": "reference/coverage.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
 }
 _SITE_OF = BESIDE | {"README.md": "index.md"}
 _LINK = re.compile(r"(?<=\]\()([^)\s#]+)(?=[)#])")

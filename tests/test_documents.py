@@ -20,8 +20,8 @@ from markdown_it.token import Token
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
     *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/**/*.md")),
-    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "conformance/COVERAGE.md"),
-    *("eureka_compat/QUIRKS.md", "native_api/QUIRKS.md"),
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
+    *("eureka_compat/QUIRKS.md", "native_api/QUIRKS.md", "conformance/COVERAGE.md"),
 ]
 
 
