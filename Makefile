@@ -18,7 +18,7 @@ run: $(VENV)/run ## serve on 0.0.0.0:8761 (PORT, HOST, WORKERS, STORE_URL)
 	@exec $(VENV)/bin/gunicorn wsgi:app
 
 check-settings: $(VENV)/run ## say what is wrong with settings, users, keys, catalogs and store, without serving
-	@$(VENV)/bin/python -m eureka_server.start
+	@$(VENV)/bin/python -m eureka_server --check
 
 test: $(VENV)/dev ## everything, real clients included
 	scripts/system-packages

@@ -168,8 +168,8 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def main() -> int:
-    options = parser().parse_args()
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
     console = wide_console()
     preserving = options.self_preservation == "on"
     try:

@@ -9,7 +9,7 @@ import atexit
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
@@ -24,8 +24,9 @@ from eureka_server import health
 from eureka_server.access import Access
 from eureka_server.flask_door import admission, blueprint
 from eureka_server.gateway import Gateway
-from eureka_server.settings import Environment
-from registry import Evictor, Registry, SystemClock, open_store
+from eureka_server.settings import Environment, SettingError, load
+from eureka_server.start import give_up
+from registry import Evictor, Registry, StoreError, SystemClock, open_store
 
 log = logging.getLogger("server")
 
@@ -34,6 +35,17 @@ class Application(Flask):
     """The WSGI application; the event-loop worker asks its ``loop_hooks`` first."""
 
     loop_hooks: LoopHooks
+
+
+def from_environment(environ: Mapping[str, str]) -> Application:
+    """The server that the environment asks for; where it cannot be, this worker ends.
+
+    The reason is one line on stderr.
+    """
+    try:
+        return create_app(load(environ))
+    except (SettingError, StoreError, ValueError) as error:
+        give_up(error)
 
 
 def create_app(environment: Environment) -> Application:

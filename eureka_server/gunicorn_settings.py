@@ -1,22 +1,29 @@
-"""How gunicorn serves the application: all of it from the same environment as ``wsgi.py``."""
+"""How gunicorn serves the application: all of it from the same environment as ``wsgi.py``.
+
+``gunicorn.conf.py`` takes the settings from here for ``gunicorn wsgi:app``; ``eureka-registry
+serve`` runs ``Server``, which needs no file.
+"""
 
 from __future__ import annotations
 
 import gc
 import logging
+import os
 import ssl
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from argparse import ArgumentError, Namespace
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
+from gunicorn.app.base import Application as GunicornApplication
 from gunicorn.glogging import Logger
 
 # The workers share the memory of what is imported before they are forked. Only modules are: an
 # application opens the store.
 import eureka_http.worker  # noqa: F401
-import eureka_server.app  # noqa: F401
 from eureka_http.shown import masked
-from eureka_server import start
+from eureka_server import checks, start
+from eureka_server.app import from_environment
 from eureka_server.settings import Environment, SettingError
 
 _LINE = {
@@ -32,7 +39,7 @@ def gunicorn_settings(environ: Mapping[str, str]) -> dict[str, Any]:
     The limit of open files is raised, so that there is room for connections.
     """
     try:
-        environment = start.check(environ)
+        environment = checks.check(environ)
     except SettingError as error:
         sys.exit(f"cannot start: {error}")
     start.share_with_workers()
@@ -73,6 +80,54 @@ def gunicorn_settings(environ: Mapping[str, str]) -> dict[str, Any]:
         "pre_fork": _pre_fork,
         "post_worker_init": _post_worker_init,
     }
+
+
+class Server(GunicornApplication):
+    """Gunicorn with this application, told its remaining options by the caller.
+
+    They count before ``GUNICORN_CMD_ARGS``, and that before what the environment says, as they do
+    for gunicorn's own command. No file of settings is looked for, but one that ``-c`` names.
+    """
+
+    def __init__(self, options: Sequence[str]) -> None:
+        """``SystemExit`` with one line where something cannot be served."""
+        self._options = list(options)
+        super().__init__()
+
+    def load_config(self) -> None:
+        """Read everything, at the start and for each reload."""
+        told = [self._parsed(self.cfg.get_cmd_args_from_env()), self._parsed(self._options)]
+        for name, value in gunicorn_settings(os.environ).items():
+            self.cfg.set(name, value)
+        for options in told:
+            if options.config:
+                self.load_config_from_file(options.config)
+        for options in told:
+            for name, value in vars(options).items():
+                if value is not None and name != "args":
+                    self.cfg.set(name.lower(), value)
+        self.chdir()
+
+    def load(self) -> Any:
+        """The application, in a worker."""
+        return from_environment(os.environ)
+
+    def _parsed(self, options: list[str]) -> Namespace:
+        parser = self.cfg.parser()
+        parser.exit_on_error = False
+        try:
+            found, unknown = parser.parse_known_args(options)
+        except ArgumentError as error:
+            refuse_options(str(error))
+        if unknown or found.args:
+            refuse_options(f"no option of gunicorn's: {(unknown or found.args)[0]}")
+        return found
+
+
+def refuse_options(reason: str) -> NoReturn:
+    """End for options that are none: with one line and the code for that."""
+    print(f"eureka-registry serve: {reason}", file=sys.stderr)
+    sys.exit(2)
 
 
 # The log
@@ -141,14 +196,14 @@ def _on_starting(environ: Mapping[str, str], environment: Environment) -> Callab
     def on_starting(server: Any) -> None:
         """Refuse options that the store forbids; see that no reload breaks a server that runs."""
         try:
-            start.check_options(server.cfg, environ)
+            checks.check_options(server.cfg, environ)
         except SettingError as error:
             sys.exit(f"cannot start: {error}")
         hang_up = server.handle_hup
 
         def reload() -> None:
             try:
-                start.check(environ)
+                checks.check(environ)
             except SettingError as error:
                 server.log.error("not reloaded, all stays as it is: %s", error)
             else:
@@ -156,7 +211,7 @@ def _on_starting(environ: Mapping[str, str], environment: Environment) -> Callab
 
         # gunicorn would end itself for a wrong setting, and its workers one after another.
         server.handle_hup = reload
-        if not start.is_shared(environment):
+        if not environment.is_shared:
             server.handle_ttin = lambda: server.log.warning("this store takes one worker")
 
     return on_starting

@@ -66,6 +66,11 @@ class Environment:
     catalogs: tuple[CatalogSettings, ...] = ()
     warnings: tuple[str, ...] = ()
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether several workers can have the same registry."""
+        return self.store_url != "memory:"
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -99,11 +104,16 @@ class Setting:
 
     @property
     def form(self) -> str:
-        """What the value of the flag looks like."""
+        """What the flag's value looks like."""
         return readers.FILE.form if self.is_secret else self.reader.form
 
+    @property
+    def is_switch(self) -> bool:
+        """Whether the value may only be true or false."""
+        return self.reader.form == readers.BOOLEAN.form
+
     def check_flag(self, text: str) -> None:
-        """``ValueError`` for what the flag may not be followed by."""
+        """``ValueError`` for what the flag's value cannot be."""
         if self.is_secret:
             readers.FILE.read(text)
         self.reader.read(text)

@@ -92,6 +92,9 @@ def instance_body(app: str, instance_id: str, /, **fields: Any) -> str:
 class RegistryServer:
     """The server with its folder; it keeps its port over restarts."""
 
+    command = (sys.executable, "-m", "gunicorn", "wsgi:app")
+    runs_in = ROOT
+
     def __init__(
         self, folder: Path, *, workers: int = 2, env: Mapping[str, str] | None = None
     ) -> None:
@@ -124,8 +127,8 @@ class RegistryServer:
         """Start the processes without waiting for them."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", "wsgi:app"],
-                cwd=ROOT,
+                self.command,
+                cwd=self.runs_in,
                 env=self.environment,
                 stdout=log,
                 stderr=log,

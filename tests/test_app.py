@@ -140,7 +140,7 @@ class _BrokenError(Exception):
         (Evictor, "start", CLOSED[1:]),
         (Runner, "start", CLOSED),
         (app, "Gateway", CLOSED),
-        (app, "Flask", CLOSED),
+        (app, "Application", CLOSED),
     ],
 )
 def test_what_was_opened_is_closed_where_a_part_cannot_be(

@@ -245,7 +245,7 @@ def test_settings_are_checked_without_serving(tmp_path: Path) -> None:
         "STORE_URL": f"lmdb:{tmp_path / 'store'}",
         "ACCES_LOG": "true",
     }
-    command = [sys.executable, "-m", "eureka_server.start"]
+    command = [sys.executable, "-m", "eureka_server", "--check"]
     good = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert good.returncode == 0
     assert good.stdout.startswith("it would serve on 0.0.0.0:8761")
