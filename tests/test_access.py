@@ -14,23 +14,18 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.security import check_password_hash, generate_password_hash
 from werkzeug.test import TestResponse
 
 from catalogs.entries import entry_of
-from eureka_compat.settings import EurekaSettings
 from eureka_http.exchange import Answer, Request
 from eureka_http.shown import masked
 from eureka_server.access import Access, AccessError, AccessSettings
-from eureka_server.flask_door import blueprint
-from eureka_server.gateway import Gateway
 from eureka_server.settings import SettingError, load
-from native_api.settings import NativeSettings
-from registry import Namespace, Registry, RegistrySettings, Store
+from registry import Namespace
 from registry.stores.memory import MemoryStore
-from registry.testing import ManualClock
+from tests.in_process import InProcess
 from tests.servers import JSON, instance_body
 
 KEY = "a key of more than thirty-two characters"
@@ -42,20 +37,7 @@ def client_of(**settings: Any) -> FlaskClient:
 
 
 def client_with(access: Access) -> FlaskClient:
-    return served(gateway_with(access))
-
-
-def gateway_with(access: Access, store: Store | None = None, **limits: int) -> Gateway:
-    settings = RegistrySettings(self_preservation=False, **limits)  # type: ignore[arg-type]
-    registry = Registry(store or MemoryStore(), ManualClock(), settings)
-    registry.start()
-    return Gateway(registry, EurekaSettings(), NativeSettings(), access)
-
-
-def served(gateway: Gateway) -> FlaskClient:
-    app = Flask(__name__, static_folder=None)
-    app.register_blueprint(blueprint(gateway, 8))
-    return app.test_client()
+    return InProcess(access=access).client
 
 
 def basic(name: str, password: str) -> dict[str, str]:
@@ -118,8 +100,8 @@ def test_trusted_tokens_are_namespaces_that_never_see_each_other() -> None:
 
 def test_a_namespace_that_is_only_read_takes_nobodys_place() -> None:
     """Whoever invents tokens and asks with them finds nothing, and leaves nothing."""
-    gateway = gateway_with(Access(AccessSettings(mode="trusted")), max_namespaces=2)
-    client = served(gateway)
+    served = InProcess(access=Access(AccessSettings(mode="trusted")), max_namespaces=2)
+    client, gateway = served.client, served.gateway
     for number in range(1_001):
         invented = bearer(f"invented-{number}")
         assert client.get("/eureka/apps", headers=JSON | invented).status_code == 200
@@ -128,7 +110,7 @@ def test_a_namespace_that_is_only_read_takes_nobodys_place() -> None:
         assert client.get("/api/v1/instances", headers=invented).status_code == 200
         assert client.put("/eureka/apps/A/a:1", headers=invented).status_code == 404
         assert client.delete("/eureka/apps/A/a:1", headers=invented).status_code == 404
-    assert list(gateway._protocols) == list(gateway._registry.namespaces()) == ["default"]
+    assert list(gateway._protocols) == served.whole.namespaces() == ["default"]
     assert not gateway._apis
     for token in ("red", "blue"):
         assert register(client, "SHOP", bearer(token)) == 204
@@ -140,7 +122,7 @@ def test_so_many_namespaces_hold_something_whichever_worker_is_asked() -> None:
     """The store counts, and one that is empty again makes room; the default one always has it."""
     store = MemoryStore()
     access = Access(AccessSettings(mode="trusted"))
-    one, other = (served(gateway_with(access, store, max_namespaces=2)) for _ in range(2))
+    one, other = (InProcess(access=access, store=store, max_namespaces=2).client for _ in range(2))
     assert register(one, "SHOP", bearer("red")) == 204
     assert register(other, "SHOP", bearer("blue")) == 204
     assert register(other, "SHOP", bearer("default")) == 204
@@ -928,12 +910,11 @@ def test_an_ipv4_proxy_is_itself_on_a_socket_for_both_kinds(proxies: str, peer: 
 
 
 def test_a_tenant_sees_of_the_catalogs_what_they_bring_to_its_namespace() -> None:
-    registry = Registry(MemoryStore(), ManualClock(), RegistrySettings(self_preservation=False))
-    registry.start()
     reports = [
         {"source": source, "entries": 9, "last_error": "host.blue", "problems": ["blue.yaml: 1"]}
         for source in ("file:main", "consul:main")
     ]
+    served = InProcess(access=Access(AccessSettings(mode="jwt", key=KEY)), catalogs=lambda: reports)
     for namespace, source in (("red", "file:main"), ("blue", "consul:main")):
         shown = entry_of(
             source,
@@ -943,12 +924,8 @@ def test_a_tenant_sees_of_the_catalogs_what_they_bring_to_its_namespace() -> Non
             },
             Namespace(namespace),
         )
-        registry.in_namespace(shown.namespace).register(shown.instance)
-    access = Access(AccessSettings(mode="jwt", key=KEY))
-    app = Flask(__name__, static_folder=None)
-    gateway = Gateway(registry, EurekaSettings(), NativeSettings(), access, lambda: reports)
-    app.register_blueprint(blueprint(gateway, 8))
-    client = app.test_client()
+        served.whole.in_namespace(shown.namespace).register(shown.instance)
+    client = served.client
 
     def seen(**claims: Any) -> list[dict[str, Any]]:
         reply = client.get("/api/v1/catalogs", headers=bearer(signed(**claims)))

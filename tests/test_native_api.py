@@ -11,17 +11,11 @@ from unittest import mock
 from urllib.parse import quote
 
 import pytest
-from flask import Flask
-from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
-from eureka_compat.settings import EurekaSettings
 from eureka_http.exchange import Promise, Request
-from eureka_server.access import Access, AccessSettings
-from eureka_server.flask_door import blueprint
-from eureka_server.gateway import Gateway
 from native_api import form, watch
 from native_api.api import NativeApi
 from native_api.description import openapi
@@ -32,35 +26,22 @@ from registry import (
     Evictor,
     InstanceStatus,
     NotYetError,
-    Registry,
-    RegistrySettings,
     listing,
 )
 from registry.stores.memory import MemoryStore
 from registry.testing import ManualClock, registry_on, sample_instance
+from tests.in_process import InProcess
 from tests.servers import JSON, instance_body
 
 BASE = "/api/v1"
 
 
-class World:
-    """A server in this process, with its clock in the test's hand."""
+class World(InProcess):
+    """A server in this process, and its evictor."""
 
     def __init__(self, *, max_instances: int = 100_000, **native: Any) -> None:
-        self.clock = ManualClock()
-        settings = RegistrySettings(self_preservation=False, max_instances=max_instances)
-        self.store = MemoryStore()
-        whole = Registry(self.store, self.clock, settings)
-        whole.start()
-        self.registry = whole.in_namespace(DEFAULT_NAMESPACE)
-        self.evictor = Evictor(whole, self.store)
-        access = Access(AccessSettings())
-        gateway = Gateway(whole, EurekaSettings(), NativeSettings(**native), access)
-        self.gateway = gateway
-        app = Flask(__name__, static_folder=None)
-        app.url_map.merge_slashes = False
-        app.register_blueprint(blueprint(gateway, 8))
-        self.client: FlaskClient = app.test_client()
+        super().__init__(native=NativeSettings(**native), max_instances=max_instances)
+        self.evictor = Evictor(self.whole, self.store)
 
     def send(self, method: str, path: str, document: Any = None) -> TestResponse:
         data = None if document is None else json.dumps(document)

@@ -12,7 +12,6 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from flask import Flask
 from flask.testing import FlaskClient
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -22,12 +21,9 @@ from eureka_compat.answers import Form, encode_instance
 from eureka_compat.settings import EurekaSettings
 from eureka_http.exchange import BodyTooLargeError, Lane, Promise, Request
 from eureka_server.access import Access, AccessSettings
-from eureka_server.flask_door import blueprint
-from eureka_server.gateway import Gateway
-from native_api.settings import NativeSettings
-from registry import Instance, Registry, RegistrySettings
-from registry.stores.memory import MemoryStore
-from registry.testing import ManualClock, sample_instance
+from registry import Instance
+from registry.testing import sample_instance
+from tests.in_process import InProcess
 from tests.servers import JSON, instance_body
 
 XML = {"Content-Type": "application/xml", "Accept": "application/xml"}
@@ -35,14 +31,7 @@ AMAZON = {"@class": wire.AMAZON_CLASS, "name": "Amazon"}
 
 
 def make_client(settings: EurekaSettings | None = None) -> FlaskClient:
-    registry = Registry(MemoryStore(), ManualClock(), RegistrySettings(self_preservation=False))
-    registry.start()
-    app = Flask(__name__)
-    app.url_map.merge_slashes = False
-    access = Access(AccessSettings())
-    gateway = Gateway(registry, settings or EurekaSettings(), NativeSettings(), access)
-    app.register_blueprint(blueprint(gateway, 8))
-    return app.test_client()
+    return InProcess(eureka=settings).client
 
 
 @pytest.fixture
@@ -1083,18 +1072,11 @@ FIELDS: tuple[dict[str, str], ...] = (
 )
 
 
-class Side:
+class Side(InProcess):
     """A gateway of its own; with lanes for the fields that it has seen, or without."""
 
     def __init__(self, *, has_lanes: bool) -> None:
-        self.clock = ManualClock()
-        self.registry = Registry(
-            MemoryStore(), self.clock, RegistrySettings(self_preservation=False)
-        )
-        self.registry.start()
-        settings = EurekaSettings(max_instance_bytes=1000)
-        access = Access(AccessSettings())
-        self._gateway = Gateway(self.registry, settings, NativeSettings(), access)
+        super().__init__(eureka=EurekaSettings(max_instance_bytes=1000))
         self._lanes: dict[int, Lane | None] | None = {} if has_lanes else None
         self.taken = 0
 
@@ -1102,14 +1084,14 @@ class Side:
         fields = FIELDS[place] | ({"content-length": str(len(body))} if body else {})
         if self._lanes is not None:
             if place not in self._lanes:
-                self._lanes[place] = self._gateway.lane(FIELDS[place])
+                self._lanes[place] = self.gateway.lane(FIELDS[place])
             lane = self._lanes[place]
             assert lane is not None
             answer = lane.answer(method, target, body)
             read = lane.reader(target) if method == "GET" else None
             assert read is None or read() == answer
             if isinstance(answer, Promise):
-                self._gateway.settle()
+                self.gateway.settle()
                 answer = answer.answer
             if answer is not None:
                 self.taken += 1
@@ -1121,7 +1103,7 @@ class Side:
             return body
 
         path, _, query = target.partition("?")
-        return self._gateway.fast_lane(Request(method, path, query, fields, read_body))
+        return self.gateway.fast_lane(Request(method, path, query, fields, read_body))
 
 
 @given(
@@ -1167,7 +1149,4 @@ def test_what_comes_by_the_thousand_takes_its_lane() -> None:
     [AccessSettings(mode="trusted"), AccessSettings(require_https=True)],
 )
 def test_where_it_matters_who_asks_there_is_no_lane(settings: AccessSettings) -> None:
-    registry = Registry(MemoryStore(), ManualClock(), RegistrySettings())
-    registry.start()
-    gateway = Gateway(registry, EurekaSettings(), NativeSettings(), Access(settings))
-    assert gateway.lane({}) is None
+    assert InProcess(access=Access(settings)).gateway.lane({}) is None
