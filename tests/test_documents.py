@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import posixpath
 import re
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 import tomllib
 import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,7 +24,9 @@ from markdown.extensions.toc import slugify
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-ROOT = Path(__file__).parent.parent
+from conformance.programs import free_port
+from tests.servers import ANOTHER_WORKER, ROOT, wait_until
+
 DOCUMENTS = [
     *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/**/*.md")),
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
@@ -67,6 +76,32 @@ def test_each_link_within_the_project_leads_somewhere(document: str) -> None:
             broken.append(link)
 
     assert broken == []
+
+
+# What works
+
+
+def rows(document: str, heading: str) -> list[list[str]]:
+    """The cells of the first table after a heading, its head included."""
+    text = (ROOT / document).read_text().split(f"\n{heading}\n", 1)[1]
+    lines = itertools.takewhile(
+        lambda line: line.startswith("|"),
+        itertools.dropwhile(lambda line: not line.startswith("|"), text.splitlines()),
+    )
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_readme_says_of_what_works_what_the_last_comparison_found() -> None:
+    head, _, *found = rows("conformance/COVERAGE.md", "## this server")
+    passed = {name: dict(zip(head[1:], cells, strict=True)) for name, *cells in found}
+    _, _, *told = rows("README.md", "## What works")
+
+    for names, *ticks in told:
+        for name in names.split(", "):
+            cases = passed[name]
+            compact = cases["json compact"] and cases["xml compact"]
+            forms = (cases["json"], cases["xml"], compact)
+            assert ticks == ["✓" if form else "" for form in forms], name
 
 
 # The site
@@ -125,3 +160,280 @@ def test_the_drawing_shows_the_packages_on_the_floors_that_the_imports_keep() ->
     layers = next(c["layers"] for c in settings["contracts"] if c["type"] == "layers")
     assert [" | ".join(names) for names in floors.values()] == layers
     assert {name for _, _, name in packages} == set(settings["root_packages"])
+
+
+# Blocks
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: ``console`` is a session at a terminal, a titled one is a file."""
+
+    document: str
+    language: str
+    title: str
+    text: str
+
+
+# Blocks that no test here runs, with the reason: documents, and how their first lines begin.
+NOT_RUN = {
+    "makes the environment that this suite runs in": {
+        ("README.md", "$ make run"),
+        ("CONTRIBUTING.md", "$ uv pip compile"),
+    },
+    "takes minutes": {
+        ("README.md", "$ eureka-registry conformance"),
+        ("CONTRIBUTING.md", "$ .venv/bin/python -m tests.histories"),
+        ("docs/migrate/from-eureka.md", "$ eureka-registry conformance"),
+        ("docs/reference/conformance.md", "$ eureka-registry conformance"),
+        ("docs/reference/conformance.md", "$ make conformance"),
+    },
+    "is a part of what tests/test_real_clients.py runs whole": {
+        ("docs/operate/accounts.md", "eureka.client.tls.enabled"),
+        ("docs/start/clients.md", "spring.application.name"),
+        ("docs/start/clients.md", "eureka.client.registry-fetch-interval-seconds"),
+        ("docs/start/clients.md", "const { Eureka }"),
+        ("docs/start/clients.md", "eureka := fargo.NewConn"),
+    },
+    "is done by tests/test_parcel.py, as far as it can be done without root": {
+        ("docs/operate/deploying.md", "$ python3 -m venv"),
+    },
+    "needs a cluster, a container or etcd": {
+        ("docs/operate/deploying.md", "$ docker build"),
+        ("docs/operate/deploying.md", "$ kubectl apply"),
+        ("docs/operate/observing.md", "exec: "),
+        ("docs/reference/catalogs.md", "$ kubectl"),
+        ("docs/reference/catalogs.md", "REGISTRY_CATALOGS: '[{kind: kubernetes, name: main}]'"),
+        ("docs/reference/catalogs.md", "REGISTRY_CATALOGS: '[{kind: kubernetes, name: main, kube"),
+        ("docs/reference/catalogs.md", "$ etcdctl"),
+        ("docs/reference/sidecar.md", "ENTRYPOINT"),
+    },
+    "tags this very checkout": {
+        ("docs/releasing.md", "$ git tag"),
+    },
+    "asks for a password": {
+        ("docs/operate/accounts.md", "$ python -c 'import getpass"),
+    },
+}
+
+
+def reasons(block: Block) -> list[str]:
+    """Why it is not run."""
+    return [
+        reason
+        for reason, named in NOT_RUN.items()
+        for document, beginning in named
+        if block.document == document and block.text.startswith(beginning)
+    ]
+
+
+def blocks(document: str) -> list[Block]:
+    found = []
+    for token in parsed(document):
+        assert token.type != "code_block", f"{document}: not fenced: {token.content}"
+        if token.type == "fence":
+            language, _, rest = token.info.partition(" ")
+            title = re.fullmatch(r'title="(.+)"', rest.strip())
+            found.append(Block(document, language, title[1] if title else "", token.content))
+    return found
+
+
+def runnable(document: str) -> list[Block]:
+    """The sessions of a document, and the files that their commands name."""
+    shown = [block for block in blocks(document) if not reasons(block)]
+    sessions = "".join(block.text for block in shown if block.language == "console")
+    return [block for block in shown if block.language == "console" or is_used(block, sessions)]
+
+
+def is_used(block: Block, sessions: str) -> bool:
+    """Whether a command names the file, or the folder that it is in."""
+    return block.title != "" and block.title.split("/")[0] in sessions
+
+
+def test_each_block_is_run_or_named_with_the_reason_why_it_is_not() -> None:
+    every = [block for document in DOCUMENTS for block in blocks(document)]
+    run = [block for document in DOCUMENTS for block in runnable(document)]
+
+    assert [block for block in every if block not in run and not reasons(block)] == []
+    named = [reason for block in every for reason in reasons(block)]
+    assert len(named) == sum(len(blocks) for blocks in NOT_RUN.values())
+
+
+# Commands
+
+
+class Terminal:
+    """A shell in an empty folder, with the command that the wheel installs.
+
+    The documents' ports are free ones here, and servers listen on loopback alone. A server stands
+    for one in another terminal: it runs until the document starts another, or ends.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._home = folder / "home"
+        self._folder = folder / "folder"
+        self._folder.mkdir()
+        self._home.mkdir()
+        (self._home / ".curlrc").write_text("no-progress-meter\n")  # as at a terminal
+        self._ports = {shown: str(free_port()) for shown in ("8761", "9080")}
+        self._environment = {
+            "PATH": f"{self._command()}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HOME": str(self._home),
+            "PYTHONPATH": str(ROOT),
+            "HOST": "127.0.0.1",
+            "PORT": self._ports["8761"],
+            "WORKERS": "2",
+            **ANOTHER_WORKER,
+        }
+        self._servers: list[subprocess.Popen[bytes]] = []
+        self._shell = subprocess.Popen(
+            ["bash", "--norc"],
+            cwd=self._folder,
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def _command(self) -> Path:
+        """A folder with the command as the wheel installs it, though of this checkout."""
+        scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+        for name, entry in scripts.items():
+            module, _, function = entry.partition(":")
+            program = self._home / "bin" / name
+            program.parent.mkdir(exist_ok=True)
+            program.write_text(
+                f"#!{sys.executable}\nimport sys\nfrom {module} import {function}\n"
+                f"sys.exit({function}())\n"
+            )
+            program.chmod(0o755)
+        return self._home / "bin"
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop_servers()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._shell.pid, signal.SIGKILL)
+        self._shell.wait()
+
+    def here(self, text: str) -> str:
+        """A document's text with the ports of this terminal."""
+        for shown, real in self._ports.items():
+            text = text.replace(shown, real)
+        return text.replace("0.0.0.0", "127.0.0.1")
+
+    def write(self, name: str, text: str) -> None:
+        file = self._folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(self.here(text))
+
+    def type(self, command: str) -> tuple[int, str]:
+        """The status of a command, and what it prints."""
+        if re.search(r"\beureka-registry serve\b(?!.*--check)", command):
+            self._serve(command)
+            return 0, ""
+        if re.search(r"\beureka-registry sidecar\b", command):
+            self._start(command)
+            return 0, ""
+        typed = self._home / "typed"
+        typed.write_text(command + "\n")
+        assert self._shell.stdin is not None
+        assert self._shell.stdout is not None
+        self._shell.stdin.write(f"source {typed} </dev/null; printf '\\0%s\\0' $?\n".encode())
+        self._shell.stdin.flush()
+        guard = threading.Timer(60, self._shell.kill)
+        guard.start()
+        told = b""
+        while told.count(b"\0") < 2:
+            part = os.read(self._shell.stdout.fileno(), 65536)
+            assert part, f"the shell ended at {command!r}: {told.decode()}"
+            told += part
+        guard.cancel()
+        printed, status, _ = told.decode().split("\0")
+        return int(status), printed.replace("\r", "")
+
+    def _serve(self, command: str) -> None:
+        self._stop_servers()
+        process = self._start(command)
+        port = int(self._ports["8761"])
+
+        def listens() -> bool:
+            assert process.poll() is None, f"it ended: {command}"
+            with socket.socket() as tried:
+                return tried.connect_ex(("127.0.0.1", port)) == 0
+
+        wait_until(listens, 60, command)
+
+    def _start(self, command: str) -> subprocess.Popen[bytes]:
+        with (self._home / "log").open("ab") as log:
+            process = subprocess.Popen(
+                ["bash", "-c", command],
+                cwd=self._folder,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._servers.append(process)
+        return process
+
+    def _stop_servers(self) -> None:
+        for process in reversed(self._servers):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+        for process in self._servers:
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+        self._servers.clear()
+
+    def log(self) -> str:
+        log = self._home / "log"
+        return log.read_text() if log.exists() else ""
+
+
+def commands(session: str) -> list[tuple[str, str]]:
+    """Each command after a ``$``, continued after ``>``, with the answer that is shown."""
+    found: list[tuple[str, str]] = []
+    for line in session.splitlines():
+        if line.startswith("$ "):
+            found.append((line.removeprefix("$ "), ""))
+        elif line.startswith("> ") and not found[-1][1]:
+            found[-1] = (f"{found[-1][0]}\n{line.removeprefix('> ')}", "")
+        else:
+            found[-1] = (found[-1][0], f"{found[-1][1]}{line}\n")
+    return found
+
+
+def is_as_shown(shown: str, printed: str) -> bool:
+    """Whether it is the same; ``…`` stands for anything."""
+    pattern = ".*".join(re.escape(part) for part in shown.strip().split("…"))
+    return re.fullmatch(pattern, printed.strip(), re.DOTALL) is not None
+
+
+def is_a_look(command: str) -> bool:
+    """Whether it changes nothing, so that it may be repeated until what is shown is there."""
+    return command.startswith("curl ") and not re.search(r" -(X|d|o)\b", command)
+
+
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if runnable(name)])
+def test_the_commands_of_a_document_do_what_it_shows(document: str, tmp_path: Path) -> None:
+    with Terminal(tmp_path) as terminal:
+        for block in runnable(document):
+            if block.language != "console":
+                terminal.write(block.title, block.text)
+                continue
+            for command, shown in commands(terminal.here(block.text)):
+                deadline = time.monotonic() + 60
+                while True:
+                    status, printed = terminal.type(command)
+                    is_fine = is_as_shown(shown, printed) and (shown != "" or status == 0)
+                    if is_fine or not is_a_look(command) or time.monotonic() > deadline:
+                        break
+                    time.sleep(0.1)
+                assert is_fine, f"$ {command}\n{printed}\n(shown: {shown})\n{terminal.log()}"
