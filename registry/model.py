@@ -119,6 +119,8 @@ class Instance(NamedTuple):
     last_renewal_ms: int = 0
     eviction_ms: int = 0
     service_up_ms: int = 0
+    peers_know: bool = False
+    """Whether other servers need not be told of the last change: it was the word of one of them."""
 
     @property
     def key(self) -> InstanceKey:
@@ -164,6 +166,7 @@ def registered(
     lease_secs: int,
     now_ms: int,
     service_up_ms: int,
+    peers_know: bool,
 ) -> Instance:
     """An instance as a registration at this instant lists it, before it has a revision.
 
@@ -184,16 +187,22 @@ def registered(
             now_ms,
             0,
             service_up_ms,
+            peers_know,
         ),
     )
 
 
 class Lease(NamedTuple):
-    """The time-limited right of an instance to be listed."""
+    """The time-limited right of an instance to be listed.
+
+    ``client_mono_ms`` is when the instance itself last renewed here; 0 where it has not since this
+    lease began, and whatever renewed it came from another server.
+    """
 
     deadline_mono_ms: int
     duration_ms: int
     last_renewal_ms: int
+    client_mono_ms: int = 0
 
 
 class OverrideChange(NamedTuple):

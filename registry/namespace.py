@@ -417,6 +417,8 @@ class NamespaceRegistry:
             lease_secs=duration // 1000,
             now_ms=now,
             service_up_ms=service_up,
+            # The native API registers by a peer's rules, and is none.
+            peers_know=is_replication and instance.source == "eureka",
         )
         return Commit(
             key,
@@ -456,10 +458,12 @@ class NamespaceRegistry:
         instance_id: str,
         *,
         source: str = "eureka",
+        is_replication: bool = False,
     ) -> Instance | None:
         """Renew a lease (protocol 7.2); the instance, or None where its client must register again.
 
-        That is where there is no lease, where the instance belongs to another source, and where its
+        ``is_replication``: another server says that the client renewed there. None is for where
+        there is no lease, where the instance belongs to another source, and where its
         status is UNKNOWN.
         """
         key = InstanceKey(app.upper(), instance_id)
@@ -476,12 +480,13 @@ class NamespaceRegistry:
             committed = self._set_status_by_rule(key, source)
             if committed is not None:
                 # Others may have seen it: whatever comes now comes after this renewal.
-                self._renew_lease(key, committed, counts=True)
+                self._renew_lease(key, committed, counts=True, by_client=not is_replication)
                 return committed
-            return self.renew(app, instance_id, source=source)
+            return self.renew(app, instance_id, source=source, is_replication=is_replication)
         if status is InstanceStatus.UNKNOWN:
             return None
-        return instance if self._renew_lease(key, instance, counts=True) else None
+        renewed = self._renew_lease(key, instance, counts=True, by_client=not is_replication)
+        return instance if renewed else None
 
     def _set_status_by_rule(self, key: InstanceKey, source: str) -> Instance | None:
         """Show the status that the rules now give. Unlike the original, the delta tells of it.
@@ -501,7 +506,9 @@ class NamespaceRegistry:
 
         return self._decide(decide)[1]
 
-    def _renew_lease(self, key: InstanceKey, instance: Instance, *, counts: bool) -> bool:
+    def _renew_lease(
+        self, key: InstanceKey, instance: Instance, *, counts: bool, by_client: bool = False
+    ) -> bool:
         """Give an instance, as it was listed, its lease anew; False where it is gone.
 
         Where it has registered again meanwhile with a lease of another length, that length counts.
@@ -516,6 +523,7 @@ class NamespaceRegistry:
                 deadline_after_renewal(mono, duration, doubled=self._doubled),
                 duration,
                 now + duration if self._doubled else now,
+                mono if by_client else 0,
             )
             window = renewal_window(mono) if counts else None
             if self._records.renew(self.namespace, key, lease, window):
@@ -559,6 +567,7 @@ class NamespaceRegistry:
         status: InstanceStatus,
         *,
         last_dirty_ms: int = 0,
+        is_replication: bool = False,
     ) -> Instance | None:
         """Set an operator's status above the instance's own (protocol 7.3); None where unknown.
 
@@ -589,6 +598,7 @@ class NamespaceRegistry:
                 last_updated_ms=now,
                 last_renewal_ms=now,
                 action_type=ActionType.MODIFIED,
+                peers_know=is_replication,
             )
             return commit, instance
 
@@ -615,6 +625,7 @@ class NamespaceRegistry:
         status: InstanceStatus = InstanceStatus.UNKNOWN,
         *,
         last_dirty_ms: int = 0,
+        is_replication: bool = False,
     ) -> Instance | None:
         """Remove an override and show ``status`` instead (protocol 7.4); None where unknown.
 
@@ -639,6 +650,7 @@ class NamespaceRegistry:
                 last_updated_ms=now,
                 last_renewal_ms=now,
                 action_type=ActionType.MODIFIED,
+                peers_know=is_replication,
             )
             return commit, instance
 
@@ -668,7 +680,10 @@ class NamespaceRegistry:
             if instance is None or override is status or instance.last_dirty_ms >= last_dirty_ms:
                 return None, None
             change = OverrideChange(key.id, status)
-            return self._update(instance, override, override=change, overridden_status=status), None
+            commit = self._update(
+                instance, override, override=change, overridden_status=status, peers_know=True
+            )
+            return commit, None
 
         self._decide(decide)
 
@@ -691,6 +706,7 @@ class NamespaceRegistry:
         instance_id: str,
         *,
         source: str = "eureka",
+        is_replication: bool = False,
         fence: Fence | None = None,
     ) -> bool:
         """Take an instance out, and its id's override (protocol 7.7); False where unknown.
@@ -705,7 +721,7 @@ class NamespaceRegistry:
             if instance is not None:
                 if instance.source != source:
                     return None, False
-                return self._removal(instance, override), True
+                return self._removal(instance, override, peers_know=is_replication), True
             if override is None:
                 return None, False
             # The original drops the override of an id even where the cancel finds no lease.
@@ -729,6 +745,7 @@ class NamespaceRegistry:
         instance: Instance,
         override: InstanceStatus | None,
         *,
+        peers_know: bool = False,
         evicted: bool = False,
         deadline_mono_ms: int | None = None,
     ) -> Commit:
@@ -742,6 +759,7 @@ class NamespaceRegistry:
                 action_type=ActionType.DELETED,
                 last_updated_ms=now,
                 eviction_ms=instance.eviction_ms or now,
+                peers_know=peers_know,
             ),
             remove=True,
             evicted=evicted,

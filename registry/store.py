@@ -156,7 +156,18 @@ class Records(Protocol):
         """Replace the lease of ``key``; False where it has none, or one of another duration.
 
         So what was decided for a lease is never another one's. No entry in the change log.
-        Where ``window`` is given, the renewal counts in that window (see ``renewals``).
+        Where ``window`` is given, the renewal counts in that window (see ``renewals``). A lease
+        whose ``client_mono_ms`` is 0 leaves the one that is known.
+        """
+        ...
+
+    def renewed_by_clients(
+        self, namespace: Namespace, after_mono_ms: int
+    ) -> list[tuple[InstanceKey, int]]:
+        """Whose client renewed after an instant, and when it last did; in no order.
+
+        Registrations are no renewals. One that comes while the store looks may be told of next
+        time: ask again with the latest instant that was told, less a moment.
         """
         ...
 

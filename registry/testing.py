@@ -364,6 +364,34 @@ class RecordsSuite:
         assert store.lease(NS, instance.key) == renewed
         assert store.due(NS, 1 << 40) == Due([(instance.key, renewed)], 1, None)
 
+    def test_a_clients_renewal_is_told_until_another_lease_begins(self, store: Store) -> None:
+        """Other servers learn from it who lives; what those told is no news to them."""
+        keys = []
+        for number in range(3):
+            instance = sample_instance(instance_id=f"web:{number}")
+            keys.append(instance.key)
+            store.commit(NS, put(instance))
+        other = store.commit(OTHER, put(sample_instance()))
+        assert other
+        assert store.renewed_by_clients(NS, 0) == []
+
+        assert store.renew(NS, keys[0], LEASE._replace(client_mono_ms=50), None)
+        assert store.renew(NS, keys[1], LEASE._replace(client_mono_ms=70), 3)
+        assert store.renew(NS, keys[2], LEASE, 3)
+        assert store.renew(OTHER, sample_instance().key, LEASE._replace(client_mono_ms=90), 3)
+        assert sorted(store.renewed_by_clients(NS, 0)) == [(keys[0], 50), (keys[1], 70)]
+        assert store.renewed_by_clients(NS, 50) == [(keys[1], 70)]
+        assert store.renewed_by_clients(OTHER, 0) == [(sample_instance().key, 90)]
+
+        # Another server's word leaves the client's as it was.
+        assert store.renew(NS, keys[0], LEASE, None)
+        assert sorted(store.renewed_by_clients(NS, 0)) == [(keys[0], 50), (keys[1], 70)]
+
+        again = sample_instance(instance_id="web:1")
+        revision = next(i.revision for i in store.load(NS).instances if i.key == keys[1])
+        store.commit(NS, put(again, expected=revision))
+        assert store.renewed_by_clients(NS, 0) == [(keys[0], 50)]
+
     def test_a_lease_is_due_from_the_instant_after_its_deadline(self, store: Store) -> None:
         """The evictor learns what is over, and until when it need not look again."""
         keys = []
@@ -544,8 +572,11 @@ class RecordsSuite:
         assert set(store.namespaces()) == {NS, OTHER}
         assert store.due(NS, 0).leases == 1
 
-    # As cheap as it is promised to be, it may ask no driver.
-    @pytest.mark.parametrize("method", [m for m in methods_of(Records) if m != "running_ms"])
+    # The one is as cheap as it is promised to be, the other may lie in memory that is shared: both
+    # may ask no driver.
+    @pytest.mark.parametrize(
+        "method", [m for m in methods_of(Records) if m not in ("running_ms", "renewed_by_clients")]
+    )
     def test_a_failing_driver_raises_store_errors_only(
         self, store: Store, failing: Failing, method: str
     ) -> None:

@@ -23,7 +23,8 @@ where it is held up for longer than the lease lasts, and killed or outrun at tha
 Layout, in words of eight bytes: a header (word 0 is the version; 1 when it was last noted that the
 server runs and 2 how long it did not, for running time; 3 how many openers there were at once at
 most; from 512 on the version at which each opener began a renewal), then slots of four words:
-generation and deadline, duration, last renewal, unused. A slot may instead count renewals: words
+generation and deadline, duration, last renewal, last renewal by
+the client itself. A slot may instead count renewals: words
 0 and 1 are the windows of even and odd number, the window's number and its count in one word.
 """
 
@@ -202,6 +203,7 @@ class LeaseFile:
         with self._lock:
             words[word + 1] = lease.duration_ms
             words[word + 2] = lease.last_renewal_ms
+            words[word + 3] = lease.client_mono_ms
             words[word] = lease.deadline_mono_ms << _DEADLINE_SHIFT | place.generation
 
     def renew(
@@ -218,7 +220,7 @@ class LeaseFile:
         if counter is not None:
             counter = self._word(counter) + (window & 1)
         words = self._words
-        deadline, duration, renewed = lease
+        deadline, duration, renewed, by_client = lease
         mine = self._mine
         with self._lock:
             words[mine] = words[_VERSION] + 1
@@ -232,6 +234,8 @@ class LeaseFile:
                 words[mine] = 0
                 return None
             words[word + 2] = renewed
+            if by_client:
+                words[word + 3] = by_client
             words[word] = deadline << _DEADLINE_SHIFT | generation
             words[mine] = 0
             if counter is not None:
@@ -245,13 +249,24 @@ class LeaseFile:
         first = words[word]
         if first & _GENERATION != place.generation:
             return None
-        return Lease(first >> _DEADLINE_SHIFT, words[word + 1], words[word + 2])
+        return Lease(first >> _DEADLINE_SHIFT, words[word + 1], words[word + 2], words[word + 3])
 
     def deadline(self, slot: int, generation: int, otherwise: int) -> int:
         """The deadline stored of a lease; ``otherwise`` where none was published yet."""
         word = self._word(slot)
         first = self._words[word]
         return first >> _DEADLINE_SHIFT if first & _GENERATION == generation else otherwise
+
+    def renewed_by_clients(self, after_mono_ms: int) -> list[tuple[Place, int]]:
+        """The leases that their clients renewed after an instant, and when they last did."""
+        self._map()  # others may have made room
+        words = self._words
+        found = []
+        for slot, at in enumerate(words[_FIRST_WORD + 3 :: _SLOT_WORDS].tolist()):
+            if at > after_mono_ms:
+                generation = words[_FIRST_WORD + slot * _SLOT_WORDS] & _GENERATION
+                found.append((Place(slot, generation), at))
+        return found
 
     def count(self, slot: int, window: int) -> None:
         """Count a renewal in a window, in a slot of this owner's own."""

@@ -238,6 +238,7 @@ class LmdbStore:
         self._checkpointed: tuple[float, int] = (0.0, -1)
         self._checkpoint_cost = 0.0
         self._places: dict[Namespace, dict[InstanceKey, Place]] = {}
+        self._owners: dict[Place, tuple[Namespace, InstanceKey]] = {}
         self._counters: dict[Namespace, int] = {}
         self._revisions: dict[Namespace, tuple[int, Revision]] = {}
         self._life = another_life(Revision(0)) if life is None else life
@@ -957,10 +958,49 @@ class LmdbStore:
             if leased is None:
                 self._places.get(namespace, {}).pop(key, None)
                 return False
-            if self._as_renewed(leased).duration_ms != lease.duration_ms:
+            known = self._as_renewed(leased)
+            if known.duration_ms != lease.duration_ms:
                 return False
+            if not lease.client_mono_ms:
+                lease = lease._replace(client_mono_ms=known.client_mono_ms)
             self._live.write(self._remember(namespace, key, _place(leased)), lease)
             return True
+
+    def renewed_by_clients(
+        self, namespace: Namespace, after_mono_ms: int
+    ) -> list[tuple[InstanceKey, int]]:
+        renewed = self._live.renewed_by_clients(after_mono_ms)
+        if any(place not in self._owners for place, _ in renewed):
+            self._owners = self._owners_of_places()
+        found = []
+        for place, at in renewed:
+            owner = self._owners.get(place)
+            if owner is not None and owner[0] == namespace:
+                found.append((owner[1], at))
+        return found
+
+    def _owners_of_places(self) -> dict[Place, tuple[Namespace, InstanceKey]]:
+        """Whose lease each place is, of all namespaces; read a portion at a time."""
+        owners: dict[Place, tuple[Namespace, InstanceKey]] = {}
+        last: bytes | None = None
+
+        def look(txn: Any) -> bool:
+            """Look at the next portion; whether there is more."""
+            nonlocal last
+            cursor = txn.cursor(self._leased)
+            if cursor.set_range(b"" if last is None else last + b"\0"):
+                for number, (key, value) in enumerate(cursor):
+                    if number == _LOOKED_AT_AT_ONCE:
+                        return True
+                    namespace, app, instance_id = bytes(key).decode().split("\0")
+                    owner = Namespace(namespace), InstanceKey(app, instance_id)
+                    owners[_place(value)] = owner
+                    last = bytes(key)
+            return False
+
+        while self._read(look):
+            time.sleep(_PAUSE_SECS)
+        return owners
 
     def _counter(self, namespace: Namespace) -> int:
         """The slot in which this process counts the renewals of a namespace."""

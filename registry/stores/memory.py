@@ -184,6 +184,8 @@ class MemoryStore:
             stored = contents.leases.get(key)
             if stored is None or stored.duration_ms != lease.duration_ms:
                 return False
+            if not lease.client_mono_ms:
+                lease = lease._replace(client_mono_ms=stored.client_mono_ms)
             contents.leases[key] = lease
             if window is not None:
                 contents.renewals[window] = contents.renewals.get(window, 0) + 1
@@ -208,6 +210,17 @@ class MemoryStore:
                 if now_mono_ms > lease.deadline_mono_ms
             ]
             return Due(expired, len(leases), min(alive, default=None))
+
+    def renewed_by_clients(
+        self, namespace: Namespace, after_mono_ms: int
+    ) -> list[tuple[InstanceKey, int]]:
+        with self._lock:
+            leases = self._of(namespace).leases
+            return [
+                (key, lease.client_mono_ms)
+                for key, lease in leases.items()
+                if lease.client_mono_ms > after_mono_ms
+            ]
 
     def renewals(self, namespace: Namespace, window: int) -> int:
         with self._lock:
