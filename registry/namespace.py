@@ -215,6 +215,13 @@ class NamespaceRegistry:
             ),
         )
 
+    def renewed_by_clients(self, after_mono_ms: int) -> list[tuple[InstanceKey, int]]:
+        """Whose client itself renewed here after an instant, and when it last did; ``StoreError``.
+
+        Registrations are changes, and no renewals.
+        """
+        return self._records.renewed_by_clients(self.namespace, after_mono_ms)
+
     # Writes
 
     def _decide(

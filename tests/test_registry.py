@@ -331,6 +331,7 @@ def test_what_registers_is_as_if_its_fields_were_replaced_by_name() -> None:
         lease_secs=11,
         now_ms=12,
         service_up_ms=13,
+        peers_know=True,
     )
     assert after == before._replace(
         status=S.STARTING,
@@ -342,6 +343,7 @@ def test_what_registers_is_as_if_its_fields_were_replaced_by_name() -> None:
         last_renewal_ms=12,
         eviction_ms=0,
         service_up_ms=13,
+        peers_know=True,
     )
     assert at_revision(after, Revision(8)) == after._replace(revision=Revision(8))
     assert type(after) is type(at_revision(after, Revision(8))) is Instance
@@ -1203,3 +1205,53 @@ def test_memory_is_given_back_once_after_a_fleet_went(monkeypatch: pytest.Monkey
     assert trims == [1]
     world.pass_time(300)
     assert trims == [1]
+
+
+@pytest.mark.parametrize("by_peer", [False, True])
+def test_each_change_knows_whether_it_is_the_word_of_a_peer(world: World, by_peer: bool) -> None:
+    registry = world.registry
+
+    def told() -> bool:
+        change = registry.view().recent(world.clock.mono_ms())[-1]
+        assert change.instance is not None
+        return change.instance.peers_know
+
+    registry.register(sample_instance(), is_replication=by_peer)
+    assert told() is by_peer
+    registry.set_override("WEB", "web:1", S.OUT_OF_SERVICE, is_replication=by_peer)
+    assert told() is by_peer
+    registry.remove_override("WEB", "web:1", is_replication=by_peer)
+    assert told() is by_peer
+    registry.cancel("WEB", "web:1", is_replication=by_peer)
+    assert told() is by_peer
+
+
+def test_the_word_of_a_client_after_that_of_a_peer_is_news_again(world: World) -> None:
+    registry = world.registry
+    registry.register(sample_instance(), is_replication=True)
+    registry.update_metadata("WEB", "web:1", {"a": "b"})
+
+    instance = registry.instance("WEB", "web:1")
+    assert instance is not None
+    assert not instance.peers_know
+
+
+def test_the_native_api_is_no_peer(world: World) -> None:
+    world.registry.register(sample_instance(source="native"), is_replication=True)
+
+    instance = world.registry.instance("WEB", "web:1")
+    assert instance is not None
+    assert not instance.peers_know
+
+
+def test_a_lease_knows_when_its_client_renewed_and_not_when_a_peer_said_so(world: World) -> None:
+    registry = world.registry
+    registry.register(sample_instance())
+    assert registry.renewed_by_clients(0) == []
+    world.pass_time(1)
+    at = world.clock.mono_ms()
+    assert registry.renew("WEB", "web:1") is not None
+    world.pass_time(1)
+    assert registry.renew("WEB", "web:1", is_replication=True) is not None
+
+    assert registry.renewed_by_clients(0) == [(InstanceKey("WEB", "web:1"), at)]
