@@ -26,4 +26,4 @@ EXPOSE 8761
 # With TLS, say how to ask in another way: docs/operate/deploying.md.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
   CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://localhost:' + os.environ.get('PORT', '8761') + '/health/ready', timeout=3)"]
-CMD ["gunicorn", "-c", "python:eureka_server.gunicorn_settings", "wsgi:app"]
+CMD ["eureka-registry", "serve"]
