@@ -26,8 +26,9 @@ from gunicorn.config import Config
 from gunicorn.glogging import Logger
 
 from conformance.programs import free_port
+from eureka_http.connection import Connection
 from eureka_http.exchange import Answer, LoopHooks, Promise, Request
-from eureka_http.worker import EventLoopWorker, _Connection
+from eureka_http.worker import EventLoopWorker
 from tests.servers import ROOT, wait_until
 
 LOOP = "eureka_http.worker.EventLoopWorker"
@@ -1616,8 +1617,8 @@ class Turned:
 def a_worker(application: object) -> tuple[EventLoopWorker, Turned]:
     cfg = Config()
     worker = EventLoopWorker(1, os.getppid(), [], None, 30, cfg, Logger(cfg))
+    worker.wsgi = cast(Any, application)
     worker.prepare()
-    worker.adopt(application)
     worker.alive = True
     worker.keeps_alive = worker.is_quick = True
     worker.loop.close()
@@ -1626,9 +1627,9 @@ def a_worker(application: object) -> tuple[EventLoopWorker, Turned]:
     return worker, loop
 
 
-def connected(worker: EventLoopWorker) -> tuple[_Connection, Taken]:
+def connected(worker: EventLoopWorker) -> tuple[Connection, Taken]:
     transport = Taken()
-    connection = _Connection(worker, ("127.0.0.1", 1), ("127.0.0.1", 2))
+    connection = Connection(worker, ("127.0.0.1", 1), ("127.0.0.1", 2))
     connection.connection_made(transport)
     return connection, transport
 
@@ -1663,7 +1664,7 @@ def test_whoever_sends_much_has_one_share_of_a_turn(
 ) -> None:
     """However much has arrived: so others are answered, and no more is read meanwhile."""
     monkeypatch.setattr("eureka_http.worker._TURN_SECS", 0.0)
-    monkeypatch.setattr("eureka_http.worker._DEAR_SECS", 100.0)
+    monkeypatch.setattr("eureka_http.connection._DEAR_SECS", 100.0)
     application = Counting()
     worker, loop = a_worker(application)
     several = [connected(worker) for _ in range(3)]
@@ -1694,7 +1695,7 @@ def test_whoever_sends_much_has_one_share_of_a_turn(
 
 
 def test_whoever_asks_what_is_dear_waits_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eureka_http.worker._DEAR_SECS", 0.0)
+    monkeypatch.setattr("eureka_http.connection._DEAR_SECS", 0.0)
     monkeypatch.setattr("eureka_http.worker._TURN_SECS", 0.0)
     application = Counting()
     worker, loop = a_worker(application)
@@ -1702,7 +1703,7 @@ def test_whoever_asks_what_is_dear_waits_in_the_queue(monkeypatch: pytest.Monkey
     for connection, _ in several:
         connection.data_received(request("/dear"))
     assert len(application.asked) == 3
-    monkeypatch.setattr("eureka_http.worker._DEAR_SECS", 100.0)
+    monkeypatch.setattr("eureka_http.connection._DEAR_SECS", 100.0)
     for connection, _ in several:
         connection.data_received(request("/dear"))
     other, _ = connected(worker)
@@ -1735,7 +1736,7 @@ class Laned(Counting):
 
 def test_whoever_waits_in_the_queue_is_known_again_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """So a heartbeat's next one needs no turn, whatever the first one took."""
-    monkeypatch.setattr("eureka_http.worker._DEAR_SECS", 0.0)
+    monkeypatch.setattr("eureka_http.connection._DEAR_SECS", 0.0)
     application = Laned()
     worker, loop = a_worker(application)
     connection, _ = connected(worker)
