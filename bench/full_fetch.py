@@ -19,7 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from eureka_compat.answers import Answers, Form
+from eureka_compat.answers import Answers
+from eureka_compat.negotiation import Form
 from registry import DEFAULT_NAMESPACE, Registry, RegistrySettings, SystemClock
 from registry.stores.memory import MemoryStore
 from registry.testing import sample_instance

@@ -1,6 +1,7 @@
 """The Eureka v2 protocol over a registry."""
 
-from eureka_compat.protocol import Caller, Protocol
+from eureka_compat.endpoints import EurekaApi
+from eureka_compat.lanes import EurekaLane
 from eureka_compat.settings import EurekaSettings
 
-__all__ = ["Caller", "EurekaSettings", "Protocol"]
+__all__ = ["EurekaApi", "EurekaLane", "EurekaSettings"]

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from enum import Enum
 from typing import Any, NamedTuple
 
 from eureka_compat import codecs, wire
+from eureka_compat.negotiation import Form
 from eureka_compat.pieces import EncodedAnswer, Piece
+from eureka_http.cache import Cache
 from registry import (
     Application,
     Instance,
@@ -29,40 +30,13 @@ from registry import (
     View,
 )
 
-JSON = "application/json"
-XML = "application/xml"
 _MARK = 7_046_029_254_386_353_131
 _KEPT_ANSWERS = 256
+# Beside what is shown, the encoded forms of so many instances that went are kept for a while.
+_FRAGMENTS_BEYOND = 1000
 _COMMA = Piece([b","])
 _OPENING = Piece([b'{"application":'])
 _CLOSING = Piece([b"}"])
-
-
-class Form(Enum):
-    """How an answer is spelled: format and shape."""
-
-    JSON = "json"
-    XML = "xml"
-    COMPACT_JSON = "compact json"
-    COMPACT_XML = "compact xml"
-
-    # That of ``Enum`` is written in Python, and each list is looked up by its form.
-    __hash__ = object.__hash__
-
-    @property
-    def is_json(self) -> bool:
-        """Whether the body is JSON."""
-        return self in (Form.JSON, Form.COMPACT_JSON)
-
-    @property
-    def media(self) -> str:
-        """The media type of the body."""
-        return JSON if self.is_json else XML
-
-    @property
-    def is_compact(self) -> bool:
-        """Whether instances are in their short form."""
-        return self in (Form.COMPACT_JSON, Form.COMPACT_XML)
 
 
 class _Cell(NamedTuple):
@@ -86,7 +60,7 @@ def hash_code(counts: Iterable[tuple[InstanceStatus, int]]) -> str:
     return "".join(f"{status}_{count}_" for status, count in sorted(counts) if count)
 
 
-def encode_instance(instance: Instance, form: Form) -> bytes:
+def encode_single(instance: Instance, form: Form) -> bytes:
     """A single instance under its root, with the status that such an answer shows (4.6)."""
     if form.is_json:
         return codecs.to_json({"instance": wire.instance_tree(instance)})
@@ -102,13 +76,12 @@ class Answers:
         self._registry = registry
         # At which version of the view, and until when, each is what changed lately.
         self._deltas: dict[Form, tuple[int, int | None, EncodedAnswer]] = {}
-        self._vips: dict[tuple[str, bool, Form], tuple[int, EncodedAnswer]] = {}
+        self._vips: Cache[tuple[str, bool, Form], tuple[int, EncodedAnswer]] = Cache(_KEPT_ANSWERS)
         # Where the answers with single applications are kept, so that they are not all kept.
         self._kept: deque[tuple[dict[Any, Any], Form]] = deque()
-        self._fragments: dict[tuple[str, str], tuple[Instance, dict[Any, Any]]] = {}
-        self._most_fragments = 0
-        # As of the last list: to ask the registry would move the view on, amid an answer.
-        self._view: View | None = None
+        # What each instance was encoded to, by how; beside it the instance that this is of.
+        self._fragments: Cache[tuple[str, str], tuple[Instance, dict[Any, Any]]]
+        self._fragments = Cache(_FRAGMENTS_BEYOND)
 
     def applications(
         self, form: Form, *, zipped: bool | None = None, is_quick: bool = False
@@ -119,7 +92,7 @@ class Answers:
         little by little, with room for other threads; where ``is_quick`` it raises ``NotYetError``
         instead. So do the other lists.
         """
-        view = self._view = self._registry.view()
+        view = self._registry.view()
         kept: EncodedAnswer | None = view.listing.kept.get(form)
         if kept is not None and (zipped is None or kept.has(gzipped=zipped)):
             return kept
@@ -131,7 +104,6 @@ class Answers:
         """The answer with a listing, kept with it."""
         answer: EncodedAnswer | None = listing.kept.get(form)
         if answer is None:
-            self._make_room()
             code = hash_code(listing.counts.items())
             answer = _wrapped(self._pieces(listing, form), version, code, form)
             listing.kept[form] = answer
@@ -190,6 +162,7 @@ class Answers:
         is_quick: bool,
     ) -> None:
         """Make the pieces that an answer takes of these cells."""
+        self._make_room(view)
         if zipped is None:
             return
 
@@ -209,7 +182,7 @@ class Answers:
     ) -> EncodedAnswer:
         """What changed in the retention window: ``GET apps/delta``."""
         registry = self._registry
-        view = self._view = registry.view()
+        view = registry.view()
         kept = self._deltas.get(form)
         if (
             kept is not None
@@ -221,7 +194,7 @@ class Answers:
         self._prepare(view, lambda: self._cells(view.changed, form), zipped, is_quick)
         with view.lock:
             until = view.recent_until(registry.clock.mono_ms())
-            self._make_room()
+            self._make_room(view)
             code = hash_code(view.listing.counts.items())
             pieces = self._pieces(view.changed, form)
             answer = _wrapped(pieces, str(view.revision + 1), code, form)
@@ -233,7 +206,7 @@ class Answers:
     ) -> EncodedAnswer | None:
         """One application; None where nothing is registered under its name."""
         app = app.upper()
-        view = self._view = self._registry.view()
+        view = self._registry.view()
 
         def cells() -> Iterable[_Cell]:
             application = view.applications.get(app)
@@ -279,10 +252,10 @@ class Answers:
         variants = self._variants(instance)
         around: tuple[bytes, ...] | None = variants.get(("alone", form))
         if around is None:
-            marked = encode_instance(instance._replace(last_renewal_ms=_MARK), form)
+            marked = encode_single(instance._replace(last_renewal_ms=_MARK), form)
             around = tuple(marked.split(b"%d" % _MARK))
             if len(around) != 2:  # a client has this number somewhere, of all numbers
-                return encode_instance(instance._replace(last_renewal_ms=last_renewal_ms), form)
+                return encode_single(instance._replace(last_renewal_ms=last_renewal_ms), form)
             variants["alone", form] = around
         return b"%b%d%b" % (around[0], last_renewal_ms, around[1])
 
@@ -296,7 +269,7 @@ class Answers:
         is_quick: bool = False,
     ) -> EncodedAnswer:
         """The instances of a VIP; an empty answer where there are none."""
-        view = self._view = self._registry.view()
+        view = self._registry.view()
         with view.lock:
             kept = self._vips.get((vip, secure, form))
             if (
@@ -310,9 +283,7 @@ class Answers:
             self._prepare(view, lambda: self._cells(listing, form), zipped, is_quick)
         with view.lock:
             answer = self._listed(view.by_vip(vip, secure=secure), "-1", form)
-            if len(self._vips) >= _KEPT_ANSWERS:
-                self._vips.clear()
-            self._vips[vip, secure, form] = (view.version, answer)
+            self._vips.keep((vip, secure, form), (view.version, answer))
             return answer
 
     def _join(
@@ -365,13 +336,9 @@ class Answers:
             variants[variant] = fragment
         return fragment
 
-    def _make_room(self) -> None:
-        """Forget what was encoded, once half of it at least is of instances that went."""
-        view = self._view
-        shown = 0 if view is None else view.size() + view.changed.size
-        self._most_fragments = 1000 + 2 * shown
-        if len(self._fragments) >= self._most_fragments:
-            self._fragments.clear()
+    def _make_room(self, view: View) -> None:
+        """Have room for the encoded forms of all that is shown."""
+        self._fragments.resize(_FRAGMENTS_BEYOND + view.size() + view.changed.size)
 
     def _variants(self, instance: Instance) -> dict[Any, Any]:
         """What was encoded of an instance as it is now."""
@@ -379,10 +346,8 @@ class Answers:
         kept = self._fragments.get(place)
         # A revision may come again, in another life of the store, with another content.
         if kept is None or (kept[0] is not instance and kept[0] != instance):
-            if len(self._fragments) >= self._most_fragments:
-                self._make_room()
             kept = (instance, {})
-            self._fragments[place] = kept
+            self._fragments.keep(place, kept)
         return kept[1]
 
 

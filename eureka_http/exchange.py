@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import parse_qsl
 
 UNREAD_BODY_BYTES = 64 * 1024
 """The longest body that is let pass where none is asked for."""
@@ -49,6 +50,21 @@ class Request:
     peer: str = ""
     base: str = ""
     is_quick: bool = False
+
+    def parameters(self) -> dict[str, str]:
+        """The parameters of the query; of one that is given twice the first counts."""
+        values: dict[str, str] = {}
+        query = self.query
+        if "%" in query or "+" in query:
+            for name, value in parse_qsl(query, keep_blank_values=True):
+                values.setdefault(name, value)
+            return values
+        # What clients send with each heartbeat needs no decoding.
+        for part in query.split("&"):
+            if part:
+                name, _, value = part.partition("=")
+                values.setdefault(name, value)
+        return values
 
     def announced(self) -> int:
         """The bytes of body that the head announces; 0 where it announces none or no length."""

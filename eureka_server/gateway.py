@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
-from eureka_compat import Caller, EurekaSettings, Protocol
+from eureka_compat import EurekaApi, EurekaLane, EurekaSettings
 from eureka_http.exchange import UNREAD_BODY_BYTES, Answer, Lane, Request, Stream
 from eureka_http.shown import caller
 from eureka_server.access import Access, Grant, text_of
@@ -58,7 +58,7 @@ class Gateway:
         self._native = native
         self._access = access
         self._lock = threading.Lock()
-        self._protocols: dict[Namespace, Protocol] = {}
+        self._protocols: dict[Namespace, EurekaApi] = {}
         self._apis: dict[Namespace, NativeApi] = {}
         # Those with watchers; also of namespaces that nothing else is kept of, as yet.
         self._watched: set[NativeApi] = set()
@@ -151,7 +151,7 @@ class Gateway:
         """
         if not self._access.is_open or "origin" in headers or "sec-fetch-site" in headers:
             return None
-        return Caller(self._protocols[DEFAULT_NAMESPACE], f"{EUREKA}/", headers)
+        return EurekaLane(self._protocols[DEFAULT_NAMESPACE], f"{EUREKA}/", headers)
 
     def settle(self) -> None:
         """Keep what the lanes promised."""
@@ -222,11 +222,11 @@ class Gateway:
 
         return holds
 
-    def _protocol(self, namespace: Namespace) -> Protocol:
+    def _protocol(self, namespace: Namespace) -> EurekaApi:
         """The protocol over a namespace; ``StoreError`` where the store does not tell of it."""
         found = self._protocols.get(namespace)
         if found is None:
-            found = Protocol(self._registry.in_namespace(namespace), self._eureka)
+            found = EurekaApi(self._registry.in_namespace(namespace), self._eureka)
             found = self._kept(self._protocols, namespace, found)
         return found
 

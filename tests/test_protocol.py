@@ -17,7 +17,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from eureka_compat import codecs, wire
-from eureka_compat.answers import Form, encode_instance
+from eureka_compat.answers import encode_single
+from eureka_compat.negotiation import Form
 from eureka_compat.settings import EurekaSettings
 from eureka_http.exchange import BodyTooLargeError, Lane, Promise, Request
 from eureka_server.access import Access, AccessSettings
@@ -450,7 +451,7 @@ def test_json_is_read_whatever_bytes_it_is_in_and_whatever_comes_after_it(
 def test_xml_is_read_in_the_encoding_that_it_declares(
     client: FlaskClient, name: str, text: str
 ) -> None:
-    document = encode_instance(sample_instance(metadata={"k": text}), Form.XML).decode()
+    document = encode_single(sample_instance(metadata={"k": text}), Form.XML).decode()
     declaration = f'<?xml version="1.0"  encoding = "{name}" ?>'
     for declared in (declaration, declaration.replace('"', "'")):
         body = (declared + "\n" + document).encode(name)
@@ -476,13 +477,13 @@ def test_xml_is_read_in_the_encoding_that_it_declares(
 def test_xml_in_no_encoding_that_it_declares_is_a_400(
     client: FlaskClient, declared: str, used: str
 ) -> None:
-    document = encode_instance(sample_instance(metadata={"k": "é"}), Form.XML).decode()
+    document = encode_single(sample_instance(metadata={"k": "é"}), Form.XML).decode()
     body = (f'<?xml version="1.0" encoding="{declared}"?>' + document).encode(used)
     assert client.post("/eureka/apps/WEB", data=body, headers=XML).status_code == 400
 
 
 def test_xml_means_the_same_however_it_is_written(client: FlaskClient) -> None:
-    plain = encode_instance(sample_instance(metadata={"a": "b", "c": " d "}), Form.XML).decode()
+    plain = encode_single(sample_instance(metadata={"a": "b", "c": " d "}), Form.XML).decode()
     client.post("/eureka/apps/WEB", data=plain, headers=XML)
     (wanted,) = client.get("/eureka/apps/WEB", headers=JSON).get_json()["application"]["instance"]
     app = wanted["app"]
@@ -513,7 +514,7 @@ def test_xml_means_the_same_however_it_is_written(client: FlaskClient) -> None:
 def test_xml_is_read_where_its_first_bytes_tell_its_encoding(
     client: FlaskClient, name: str
 ) -> None:
-    document = encode_instance(sample_instance(metadata={"k": "é☃𝄞"}), Form.XML).decode()
+    document = encode_single(sample_instance(metadata={"k": "é☃𝄞"}), Form.XML).decode()
     for declaration in ("", '<?xml version="1.0" encoding="UTF-8"?>'):
         body = (declaration + document).encode(name)
         assert client.post("/eureka/apps/WEB", data=body, headers=XML).status_code == 204
@@ -525,7 +526,7 @@ def test_xml_is_read_where_its_first_bytes_tell_its_encoding(
 
 @pytest.mark.parametrize("text", ["", " 7", "7.0", "x", "<y>7</y>", "9" * 30])
 def test_a_bad_number_in_an_xml_lease_costs_nothing_else(client: FlaskClient, text: str) -> None:
-    document = encode_instance(sample_instance(metadata={"k": "v"}, duration_secs=77), Form.XML)
+    document = encode_single(sample_instance(metadata={"k": "v"}, duration_secs=77), Form.XML)
     body = document.decode().replace(">77<", f">{text}<")
     assert client.post("/eureka/apps/WEB", data=body, headers=XML).status_code == 204
     (found,) = client.get("/eureka/apps/WEB", headers=JSON).get_json()["application"]["instance"]
@@ -570,7 +571,7 @@ def test_xml_that_is_too_deep_is_not_read_to_its_end() -> None:
 def test_a_number_in_xml_has_digits_alone(
     client: FlaskClient, field: str, text: str, status: int
 ) -> None:
-    document = encode_instance(sample_instance(port=7777, country_id=7777), Form.XML).decode()
+    document = encode_single(sample_instance(port=7777, country_id=7777), Form.XML).decode()
     other = "countryId" if field == "port" else "port"
     body = document.replace(">7777<", f">{text}<" if field == "port" else ">1<", 1)
     body = body.replace(">7777<", f">{text}<" if field == "countryId" else ">1<", 1)
@@ -980,7 +981,7 @@ def test_an_instance_comes_back_from_both_formats(metadata: dict[str, str], host
         (Form.JSON, codecs.instance_tree_from_json),
         (Form.XML, codecs.instance_tree_from_xml),
     ):
-        candidate = wire.read_candidate(read(encode_instance(instance, form)))
+        candidate = wire.read_candidate(read(encode_single(instance, form)))
         back: Instance = wire.validated(candidate, "WEB", 0)
         assert (back.metadata, back.host_name, back.id) == (metadata, host, instance.id)
 

@@ -1,0 +1,325 @@
+"""Every Eureka v2 endpoint as a function from a request to an answer, free of any web framework.
+
+A path is taken raw and split before it is decoded, so an id may hold ``%2F``, and what follows the
+application in ``apps/APP/…`` is the id even where it holds slashes. Source: protocol section 2.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from urllib.parse import unquote
+
+from eureka_compat.actions import NO_CONTENT, Actions
+from eureka_compat.answers import Answers
+from eureka_compat.batch import Batches
+from eureka_compat.negotiation import (
+    JSON,
+    Form,
+    ListFields,
+    is_json_body,
+    is_replication,
+    list_fields,
+    list_form,
+    negotiated,
+    read_body,
+    takes_gzip,
+)
+from eureka_compat.pieces import EncodedAnswer
+from eureka_compat.refusals import NOT_FOUND, REFUSALS, bodiless, refusal, wrong_method
+from eureka_compat.server_status import ServerStatus, status_overrides
+from eureka_compat.settings import EurekaSettings
+from eureka_http.cache import Cache
+from eureka_http.exchange import UNREAD_BODY_BYTES, Answer, Promise, Request
+from registry import Instance, NamespaceRegistry, NotYetError
+
+OK = Answer(200)
+_READING = ("GET", "HEAD")
+_MOST_READERS = 1024
+_MOST_READERS_BYTES = 1024 * 1024
+
+ListReader = Callable[..., Answer | None]
+"""Gives a list as it is now. None where there is none of this name, or where making it takes long;
+called with False it takes the time."""
+
+
+class EurekaApi:
+    """The Eureka v2 protocol over one namespace of a registry. Thread-safe.
+
+    ``answer`` and ``admit`` take any request. The other methods are what ``answer`` itself calls,
+    for ``EurekaLane``, which knows what most requests ask for without a ``Request``.
+    """
+
+    def __init__(self, registry: NamespaceRegistry, settings: EurekaSettings) -> None:
+        """Serve what is in that namespace."""
+        self._registry = registry
+        self.settings = settings
+        self._answers = Answers(registry)
+        self._actions = Actions(registry, settings)
+        self._batches = Batches(registry, self._actions, settings.max_batch_bytes)
+        self._server_status = ServerStatus(settings)
+        self._readers: Cache[tuple[str, ListFields], ListReader] = Cache(
+            _MOST_READERS, most_bytes=_MOST_READERS_BYTES, size_of=_size_of
+        )
+        self._handlers: dict[str, Callable[[Request, str, list[str]], Answer]] = {
+            "apps": self._apps,
+            "instances": self._instances,
+            "vips": functools.partial(self._vips, secure=False),
+            "svips": functools.partial(self._vips, secure=True),
+            "status": self._status,
+            "serverinfo": self._server_info,
+            "asg": self._asg,
+            "peerreplication": self._peer_replication,
+        }
+
+    def answer(self, request: Request, path: str) -> Answer | None:
+        """The answer to a request for ``path`` below the protocol's base; never raises for it.
+
+        None where the request ``is_quick`` and its answer takes long: it is to be asked for again,
+        in a thread.
+        """
+        try:
+            if request.method == "GET":
+                read = self.list_reader(path, list_fields(request.headers))
+                answer = read(request.is_quick) if read is not None else None
+                if answer is not None:
+                    return answer
+            return self._dispatch(request, path)
+        except NotYetError:
+            return None
+        except REFUSALS as error:
+            return refusal(error, request.method, path)
+
+    def admit(self, request: Request, path: str) -> Answer | int:
+        """What can be said before the body has come: the refusal, or how long it may be."""
+        resource, rest = _split(path)
+        if resource not in self._handlers:
+            return NOT_FOUND
+        limit = UNREAD_BODY_BYTES
+        if request.method == "POST":
+            if resource == "apps" and len(rest) == 1 and rest[0] != "delta":
+                limit = self.settings.max_instance_bytes
+            elif resource == "peerreplication" and rest == ["batch"]:
+                limit = self.settings.max_batch_bytes
+        return Answer(413) if request.announced() > limit else limit
+
+    def _dispatch(self, request: Request, path: str) -> Answer:
+        resource, rest = _split(path)
+        handler = self._handlers.get(resource)
+        if handler is None:
+            return NOT_FOUND
+        answer = handler(request, path, rest)
+        return bodiless(answer) if request.method in ("PUT", "DELETE") else answer
+
+    # For lanes
+
+    def list_reader(self, path: str, fields: ListFields) -> ListReader | None:
+        """What gives a list that was asked for before, with these ``list_fields``."""
+        return self._readers.get((path, fields))
+
+    def instance(self, app: str, instance_id: str, media: str | None) -> Answer:
+        """One instance (2.7), in the media type that was negotiated."""
+        return self._entity(media, self._registry.renewed(app, instance_id))
+
+    def heartbeat(
+        self,
+        app: str,
+        instance_id: str,
+        dirty: str | None,
+        override: str | None,
+        is_replication: bool,
+        media: str | None,
+    ) -> Answer:
+        """Renew (2.6), with two values of the query; ``media`` is for the instance of a 409."""
+        status, conflict = self._actions.renew(
+            app, instance_id, dirty, override, is_replication=is_replication
+        )
+        if conflict is not None:
+            return self._entity(media, (conflict, conflict.last_renewal_ms), 409)
+        return OK if status == 200 else Answer(status)
+
+    def register_soon(
+        self, app: str, body: bytes, is_json: bool, is_replication: bool
+    ) -> Answer | Promise:
+        """Register what the body spells (2.4) at the next ``settle``; a refused body at once.
+
+        To be called, as ``settle``, in the event loop's thread.
+        """
+        instance = self._actions.parsed(app, body, is_json)
+        if isinstance(instance, Answer):
+            return instance
+        return self._actions.register_soon(instance, is_replication=is_replication)
+
+    def settle(self) -> None:
+        """Register what was promised."""
+        self._actions.settle()
+
+    # apps
+
+    def _apps(self, request: Request, path: str, rest: list[str]) -> Answer:
+        method = request.method
+        if len(rest) <= 1 and (not rest or rest[0] == "delta"):
+            if method == "OPTIONS":
+                return Answer(200, headers={"Allow": "GET,HEAD,OPTIONS"})
+            if method not in _READING:
+                return wrong_method(*_READING)
+            if rest and not self.settings.delta_enabled:
+                list_form(request.headers)  # what cannot be accepted is refused first
+                return Answer(403)
+            fetch = self._answers.delta if rest else self._answers.applications
+            return self._list(request, path, fetch)
+        app = unquote(rest[0])
+        if len(rest) == 1:
+            if method in _READING:
+                fetch_one = functools.partial(self._answers.application, app)
+                return self._list(request, path, fetch_one)
+            if method == "POST":
+                return self._register(request, app)
+            return wrong_method(*_READING, "POST")
+        return self._instance_resource(request, app, rest[1:])
+
+    def _list(
+        self, request: Request, path: str, fetch: Callable[..., EncodedAnswer | None]
+    ) -> Answer:
+        """Answer with a list, and keep how for the next request that asks for it so."""
+        form = list_form(request.headers)
+        zipped = takes_gzip(request.headers)
+
+        def find(is_quick: bool) -> Answer | None:
+            encoded = fetch(form=form, zipped=zipped, is_quick=is_quick)
+            if encoded is None:
+                return None
+            return encoded.gzipped() if zipped else encoded.plain()
+
+        def read(is_quick: bool = True) -> Answer | None:
+            try:
+                return find(is_quick)
+            except NotYetError:
+                return None
+
+        answer = find(request.is_quick)
+        if answer is None:
+            return NOT_FOUND
+        if request.method == "GET":
+            self._readers.keep((path, list_fields(request.headers)), read)
+        return answer
+
+    def _register(self, request: Request, app: str) -> Answer:
+        body = read_body(request, self.settings.max_instance_bytes)
+        headers = request.headers
+        instance = self._actions.parsed(app, body, is_json_body(headers))
+        if isinstance(instance, Answer):
+            return instance
+        self._actions.register(instance, is_replication=is_replication(headers))
+        return NO_CONTENT
+
+    def _instance_resource(self, request: Request, app: str, rest: list[str]) -> Answer:
+        method, actions = request.method, self._actions
+        if method in ("PUT", "DELETE") and len(rest) > 1 and rest[-1] in ("status", "metadata"):
+            instance_id = unquote("/".join(rest[:-1]))
+            told = request.parameters()
+            if rest[-1] == "metadata":
+                if method != "PUT":
+                    return wrong_method("PUT")
+                metadata = {key: value for key, value in told.items() if key}
+                return _coded(actions.update_metadata(app, instance_id, metadata))
+            change = actions.update_status if method == "PUT" else actions.delete_override
+            return _coded(
+                change(app, instance_id, told.get("value"), told.get("lastDirtyTimestamp"))
+            )
+        instance_id = unquote("/".join(rest))
+        if method in _READING:
+            return self.instance(app, instance_id, negotiated(request.headers.get("accept")))
+        if method == "PUT":
+            return self._heartbeat(request, app, instance_id)
+        if method == "DELETE":
+            return _coded(actions.cancel(app, instance_id))
+        return wrong_method(*_READING, "PUT", "DELETE")
+
+    def _heartbeat(self, request: Request, app: str, instance_id: str) -> Answer:
+        told = request.parameters()
+        return self.heartbeat(
+            app,
+            instance_id,
+            told.get("lastDirtyTimestamp"),
+            told.get("overriddenstatus"),
+            is_replication(request.headers),
+            negotiated(request.headers.get("accept")),
+        )
+
+    def _entity(
+        self, media: str | None, found: tuple[Instance, int] | None, status: int = 200
+    ) -> Answer:
+        """An instance, and when it was last renewed."""
+        if media is None:
+            return Answer(406)
+        if found is None:
+            return NOT_FOUND
+        form = Form.JSON if media == JSON else Form.XML
+        return Answer(status, self._answers.instance(*found, form), media)
+
+    # instances, vips, status, serverinfo, asg, peerreplication
+
+    def _instances(self, request: Request, _: str, rest: list[str]) -> Answer:
+        if not rest:
+            return NOT_FOUND
+        if request.method not in _READING:
+            return wrong_method(*_READING)
+        found = self._registry.instance_by_id(unquote("/".join(rest)))
+        media = negotiated(request.headers.get("accept"))
+        return self._entity(media, found and (found, found.last_renewal_ms))
+
+    def _vips(self, request: Request, path: str, rest: list[str], *, secure: bool) -> Answer:
+        if not rest:
+            return NOT_FOUND
+        if request.method not in _READING:
+            return wrong_method(*_READING)
+        fetch = functools.partial(self._answers.vip, unquote("/".join(rest)), secure=secure)
+        return self._list(request, path, fetch)
+
+    def _status(self, request: Request, _: str, rest: list[str]) -> Answer:
+        if rest:
+            return NOT_FOUND
+        if request.method not in _READING:
+            return wrong_method(*_READING)
+        return self._server_status.answer(negotiated(request.headers.get("accept")))
+
+    def _server_info(self, request: Request, _: str, rest: list[str]) -> Answer:
+        if rest != ["statusoverrides"]:
+            return NOT_FOUND
+        if request.method not in _READING:
+            return wrong_method(*_READING)
+        return status_overrides(self._registry.view())
+
+    def _asg(self, request: Request, _: str, rest: list[str]) -> Answer:
+        if len(rest) != 2 or rest[1] != "status":
+            return NOT_FOUND
+        return Answer(400) if request.method == "PUT" else wrong_method("PUT")
+
+    def _peer_replication(self, request: Request, _: str, rest: list[str]) -> Answer:
+        if rest != ["batch"]:
+            return NOT_FOUND
+        if request.method != "POST":
+            return wrong_method("POST")
+        return self._batches.answer(request)
+
+
+def _coded(status: int) -> Answer:
+    return OK if status == 200 else Answer(status)
+
+
+def _split(path: str) -> tuple[str, list[str]]:
+    """The resource that a path names, and what follows it."""
+    raw = path.split("/")
+    if raw[0].startswith("v2") and len(raw) > 1:
+        raw = raw[1:]  # to the original, too, whatever begins so is a version
+    while len(raw) > 1 and raw[0] in ("", "."):
+        raw = raw[1:]
+    if len(raw) > 1 and raw[-1] == "":
+        raw.pop()  # one trailing slash is as good as none
+    return raw[0], raw[1:]
+
+
+def _size_of(key: tuple[str, ListFields]) -> int:
+    path, fields = key
+    return len(path) + sum([len(value) for value in fields if value is not None])
