@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.parcel import Installed, Parcel, build
+from tests.servers import ROOT
+
 # How long a step takes is this machine's business, and no verdict on what it does.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -30,3 +33,18 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rest = ["-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "san"]
         subprocess.run([*signing, *rest, "-out", f"{name}.pem"], **quiet)
     return folder
+
+
+@pytest.fixture(scope="session")
+def parcel(tmp_path_factory: pytest.TempPathFactory) -> Parcel:
+    """What ``make wheel`` leaves."""
+    folder = tmp_path_factory.mktemp("parcel")
+    build(ROOT, folder, "sdist", "wheel")
+    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    return Parcel(wheel, sdist)
+
+
+@pytest.fixture(scope="session")
+def installed(parcel: Parcel, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """The wheel and what is locked, in an environment of their own."""
+    return Installed(tmp_path_factory.mktemp("installed"), parcel.wheel)

@@ -9,12 +9,15 @@ import sys
 import tempfile
 import venv
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from conformance.programs import built
 from tests.servers import ROOT
 
 LOCKS = ("requirements.lock", "requirements-build.lock")
+# What the extra ``conformance`` brings beside that.
+EXTRA = ("markdown-it-py", "mdurl", "pygments", "rich")
 
 
 def build(source: Path, folder: Path, *targets: str) -> None:
@@ -42,6 +45,12 @@ def locked(lock: str) -> dict[str, str]:
     return {re.split(r"[=\[]", entry)[0].lower(): entry for entry in entries if entry.strip()}
 
 
+def extra() -> str:
+    """The lock of the extra, of the entries that it has for development."""
+    entries = locked("requirements-dev.lock")
+    return "".join(entries[name] for name in EXTRA)
+
+
 def wheelhouse() -> Path:
     """The wheels of all that is locked, for this Python; fetched once for each state of the locks.
 
@@ -50,13 +59,14 @@ def wheelhouse() -> Path:
 
     def fetch(work: Path) -> Path:
         house = work / "wheels"
-        for lock in LOCKS:
+        for lock in (*LOCKS, "extra.lock"):
             pip("download", "--require-hashes", "-r", str(work / lock), "-d", str(house))
         return house
 
     with tempfile.TemporaryDirectory() as folder:
         for lock in LOCKS:
             shutil.copy(ROOT / lock, folder)
+        Path(folder, "extra.lock").write_text(extra())
         Path(folder, "python").write_text(f"{sys.implementation.cache_tag} {sys.platform}")
         return built("wheels", Path(folder), fetch)
 
@@ -71,6 +81,17 @@ def pip(*words: str, python: Path | None = None) -> None:
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What ``make wheel`` leaves."""
+
+    wheel: Path
+    sdist: Path
+
+    def files(self) -> dict[str, bytes]:
+        return contents(self.wheel)
 
 
 class Installed:

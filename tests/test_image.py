@@ -14,7 +14,7 @@ import pytest
 
 from conformance.programs import free_port
 from tests.image import Image, instructions, performed
-from tests.parcel import build, contents
+from tests.parcel import Parcel, contents
 from tests.servers import JSON, ROOT, Reply, instance_body, send, wait_until
 
 VERSION = "9.8.7"
@@ -62,13 +62,12 @@ class Container:
 
 
 def test_the_image_has_the_wheel_and_what_is_locked_and_nothing_else(
-    stages: dict[str, Image], tmp_path: Path
+    stages: dict[str, Image], parcel: Parcel
 ) -> None:
     image, builder = stages[""], stages["builder"]
-    build(ROOT, tmp_path, "wheel")
-    (made,), (wheel,) = builder.place("/wheel").iterdir(), tmp_path.iterdir()
+    (made,) = builder.place("/wheel").iterdir()
     assert made.name == f"eureka_registry-{VERSION}-py3-none-any.whl"
-    assert contents(made) == contents(wheel)
+    assert contents(made) == parcel.files()
     assert {path.name for path in image.root.iterdir()} == {"python", "data", "users"}
     (packages,) = image.root.glob("python/lib/python*/site-packages")
     assert not (packages / "hatchling").exists()

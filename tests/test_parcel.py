@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import os
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 import yaml
 
-from tests.parcel import Installed, build, contents, locked
-from tests.servers import ROOT
+from conformance.programs import free_port
+from tests.parcel import Installed, Parcel, build, contents, extra, locked, pip, wheelhouse
+from tests.servers import ROOT, RegistryServer
 
 PACKAGES = {
     "catalogs",
@@ -31,32 +31,10 @@ PACKAGES = {
 SURFACE = Path(__file__).parent / "public_surface.txt"
 
 
-@dataclass(frozen=True)
-class Parcel:
-    wheel: Path
-    sdist: Path
-
-    def files(self) -> dict[str, bytes]:
-        return contents(self.wheel)
-
-
 def described(wheel: Path, name: str) -> str:
     with zipfile.ZipFile(wheel) as archive:
         (found,) = [each for each in archive.namelist() if each.endswith(f".dist-info/{name}")]
         return archive.read(found).decode()
-
-
-@pytest.fixture(scope="session")
-def parcel(tmp_path_factory: pytest.TempPathFactory) -> Parcel:
-    folder = tmp_path_factory.mktemp("parcel")
-    build(ROOT, folder, "sdist", "wheel")
-    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
-    return Parcel(wheel, sdist)
-
-
-@pytest.fixture(scope="session")
-def installed(parcel: Parcel, tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    return Installed(tmp_path_factory.mktemp("installed"), parcel.wheel)
 
 
 # What is in it
@@ -221,3 +199,75 @@ def test_each_module_of_the_wheel_finds_what_it_imports(
     )
     code = f"import importlib\nfor name in {modules!r}: importlib.import_module(name)"
     asked(installed, tmp_path, code)
+
+
+def serving(installed: Installed, folder: Path, *flags: str) -> RegistryServer:
+    """The server as the wheel's command serves it, in a folder that has none of its sources."""
+    server = RegistryServer(folder)
+    server.command = [str(installed.command), "serve", *flags]
+    server.runs_in = folder
+    return server
+
+
+def ran(installed: Installed, folder: Path, *words: str, **env: str) -> tuple[int, str, str]:
+    """What the wheel's command ends with, and what it prints."""
+    done = subprocess.run(
+        [installed.command, *words],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "HOME": str(folder), **env},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command_knows_its_version(
+    installed: Installed, parcel: Parcel, tmp_path: Path
+) -> None:
+    version = parcel.wheel.name.split("-")[1]
+    assert ran(installed, tmp_path, "--version") == (0, f"eureka-registry {version}\n", "")
+
+
+def test_the_command_serves_and_stops(installed: Installed, tmp_path: Path) -> None:
+    with serving(installed, tmp_path, "--log-level", "debug") as server:
+        assert server.register("SHOP", "shop:1") == 204
+        assert set(server.apps()) == {"shop:1"}
+        assert server.send("GET", "/api/v1/openapi.json").status == 200
+        assert server.stop() == 0
+        server.start()  # what it kept
+        assert set(server.apps()) == {"shop:1"}
+
+
+def test_the_command_checks_settings_and_serves_nothing(
+    installed: Installed, tmp_path: Path
+) -> None:
+    store = f"lmdb:{tmp_path / 'store'}"
+    port = str(free_port())
+    code, told, _ = ran(installed, tmp_path, "--check", STORE_URL=store, PORT=port)
+    assert (code, port in told) == (0, True)
+    code, _, told = ran(installed, tmp_path, "--check", STORE_URL=store, REGISTRY_AUTH="x")
+    assert (code, told.startswith("cannot start: REGISTRY_AUTH")) == (1, True)
+
+
+def test_the_command_says_what_a_server_does(installed: Installed, tmp_path: Path) -> None:
+    """With what the extra brings; without it, in one line, what is missing."""
+    with serving(installed, tmp_path) as server:
+        words = ("conformance", server.base, "--only", "heartbeat")
+        code, _, told = ran(installed, tmp_path, *words)
+        assert (code, len(told.splitlines())) == (2, 1)
+        assert "pip install 'eureka-registry[conformance]'" in told
+        (tmp_path / "extra.lock").write_text(extra())
+        beside = str(tmp_path / "extra")
+        house = ("--no-index", "--find-links", str(wheelhouse()), "--require-hashes")
+        pip("install", "--target", beside, *house, "-r", str(tmp_path / "extra.lock"))
+        report = str(tmp_path / "report")
+        code, told, _ = ran(installed, tmp_path, *words, "--report", report, PYTHONPATH=beside)
+    assert code == 0, told
+    assert " 0 failed" in told
+    assert (tmp_path / "report" / "report.html").exists()
+
+
+def test_the_command_has_the_sidecar(installed: Installed, tmp_path: Path) -> None:
+    code, told, _ = ran(installed, tmp_path, "sidecar", "--help")
+    assert (code, told.startswith("usage:")) == (0, True)
