@@ -204,7 +204,7 @@ def test_each_module_of_the_wheel_finds_what_it_imports(
 def serving(installed: Installed, folder: Path, *flags: str) -> RegistryServer:
     """The server as the wheel's command serves it, in a folder that has none of its sources."""
     server = RegistryServer(folder)
-    server.command = [str(installed.command), "serve", *flags]
+    server.command = (str(installed.command), "serve", *flags)
     server.runs_in = folder
     return server
 
