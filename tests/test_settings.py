@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 
 import pytest
 
-from eureka_server.settings import SETTINGS, SettingError, load, with_flags
+from eureka_server.settings import SETTINGS, SUBJECTS, SettingError, load, with_flags
+from tests.servers import ROOT
 
 PROPERTIES = [
     ("ENABLE_SELF_PRESERVATION", "false", "self_preservation", False),
@@ -215,7 +217,45 @@ def test_what_kubernetes_says_of_a_service_with_our_name_is_no_mistake() -> None
     assert load(links | {"HOSTNAME": "a", "LANG": "C", "PATH": "/bin"}).warnings == ()
 
 
-# The table
+# The table, and the pages that repeat it
+
+
+def section(subject: str) -> str:
+    """The table of one subject, as the page of the settings has it."""
+    lines = [
+        f"## {subject}",
+        "",
+        "| variable | flag | value | default | meaning |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for setting in SUBJECTS[subject]:
+        form = " or ".join(f"`{word}`" for word in setting.reader.form.split("|"))
+        default = f"`{setting.default}`" if setting.default else ""
+        flag = f"`{setting.flag}`" if setting.flag else "none: it is a secret"
+        cells = (f"`{setting.variable}`", flag, form, default, setting.help)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines).replace("|  |", "| |")
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_the_page_of_the_settings_repeats_the_table(subject: str) -> None:
+    assert f"\n{section(subject)}\n" in (ROOT / "docs/operate/settings.md").read_text()
+
+
+def test_what_the_readme_says_of_settings_is_in_the_table() -> None:
+    text = (ROOT / "README.md").read_text().split("## Settings\n")[1].split("\n## ")[0]
+    known = {setting.variable: setting.default for setting in SETTINGS}
+    told = 0
+    for line in text.splitlines():
+        if not line.startswith("| `"):
+            continue
+        variables, defaults, _ = (re.findall(r"`([^`]*)`", cell) for cell in line.split("|")[1:4])
+        if any(name.endswith("*") for name in variables):
+            assert all(any(k.startswith(n.rstrip("*")) for k in (*known, "A8_")) for n in variables)
+            continue
+        assert [known[name] for name in variables if known[name]] == defaults
+        told += len(variables)
+    assert told > 8
 
 
 def test_each_row_is_another_setting() -> None:
