@@ -26,8 +26,8 @@ class ChangeLog:
     def __init__(self, complete_after: Revision) -> None:
         """Start empty: nothing is known of changes up to that revision."""
         self.complete_after = complete_after
-        self._changes: OrderedDict[tuple[InstanceKey | str, bool], Change] = OrderedDict()
-        self._removed: OrderedDict[tuple[InstanceKey | str, bool], int] = OrderedDict()
+        self._changes: OrderedDict[InstanceKey | str, Change] = OrderedDict()
+        self._removed: OrderedDict[InstanceKey | str, int] = OrderedDict()
         self._removed_bytes = 0
 
     def __len__(self) -> int:
@@ -60,7 +60,7 @@ class ChangeLog:
         """Let go of it."""
         return self._forget(next(iter(self._changes)))
 
-    def _forget(self, place: tuple[InstanceKey | str, bool]) -> Change:
+    def _forget(self, place: InstanceKey | str) -> Change:
         change = self._changes.pop(place)
         self._removed_bytes -= self._removed.pop(place, 0)
         self.complete_after = max(self.complete_after, change.revision)
@@ -83,10 +83,11 @@ class ChangeLog:
         return found
 
 
-def _place(change: Change) -> tuple[InstanceKey | str, bool]:
+def _place(change: Change) -> InstanceKey | str:
+    """An instance's key; where an override alone changed, the id that it is of."""
     if change.instance is not None:
-        return change.instance.key, False
-    return change.override.id if change.override is not None else "", True
+        return change.instance.key
+    return change.override.id if change.override is not None else ""
 
 
 def _size(instance: Instance | None) -> int:

@@ -65,6 +65,13 @@ class Registering(NamedTuple):
     is_replication: bool = False
 
 
+class Written(NamedTuple):
+    """A commit that was written, and as which revision."""
+
+    commit: Commit
+    revision: Revision
+
+
 @dataclass(frozen=True, slots=True)
 class SelfPreservation:
     """The numbers behind self-preservation, and its verdict."""
@@ -228,10 +235,10 @@ class NamespaceRegistry:
         self,
         decision: Callable[[View], tuple[Commit | None, _T]],
         fence: Fence | None = None,
-    ) -> tuple[_T, Instance | None]:
+    ) -> tuple[_T, Written | None]:
         """Make a decision on the current view and commit it, again and again until it holds.
 
-        Returns its answer, and the instance as it was committed; None where nothing was.
+        Returns its answer, and what was committed; None where nothing was.
         """
         while True:
             view = self._synced()
@@ -244,8 +251,7 @@ class NamespaceRegistry:
             except ConflictError:
                 continue
             self._follow((commit,), (revision,))
-            instance = commit.instance
-            return answer, None if instance is None else at_revision(instance, revision)
+            return answer, Written(commit, revision)
 
     def _follow(self, commits: Sequence[Commit], revisions: Sequence[Revision | None]) -> None:
         """What comes after every write of ours: the view has it, and leases have their time."""
@@ -282,7 +288,7 @@ class NamespaceRegistry:
         ``SourceConflictError``, ``InvalidIdentityError``, ``StoreError``, and where ``fence`` is
         given ``LockLostError``.
         """
-        _check_identity(instance.key)
+        _check_identity(instance)
 
         def decide(view: View) -> tuple[Commit, bool]:
             commit = self._registration(view, instance, is_replication, self._now())
@@ -304,7 +310,7 @@ class NamespaceRegistry:
         with view.lock:
             for place, (instance, is_replication) in enumerate(wanted):
                 try:
-                    _check_identity(instance.key)
+                    _check_identity(instance)
                     commits.append(self._registration(view, instance, is_replication, now))
                     places.append(place)
                 except RegistryError as error:
@@ -361,7 +367,7 @@ class NamespaceRegistry:
             )
             return commit, None
 
-        _, amended = self._decide(decide)
+        amended = _listed(self._decide(decide)[1])
         if amended is not None:
             _log_registered(amended, is_new=False)
         return amended
@@ -511,7 +517,7 @@ class NamespaceRegistry:
                 return None, None
             return self._update(instance, override, status=status), None
 
-        return self._decide(decide)[1]
+        return _listed(self._decide(decide)[1])
 
     def _renew_lease(
         self, key: InstanceKey, instance: Instance, *, counts: bool, by_client: bool = False
@@ -609,7 +615,8 @@ class NamespaceRegistry:
             )
             return commit, instance
 
-        listed, changed = self._decide(decide)
+        listed, written = self._decide(decide)
+        changed = _listed(written)
         if changed is not None:
             log.info("override %s for %s/%s", status, key.app, key.id)
         return self._spoken_for(listed, changed)
@@ -661,7 +668,8 @@ class NamespaceRegistry:
             )
             return commit, instance
 
-        listed, changed = self._decide(decide)
+        listed, written = self._decide(decide)
+        changed = _listed(written)
         if changed is not None:
             log.info("override of %s/%s removed", key.app, key.id)
         return self._spoken_for(listed, changed)
@@ -807,8 +815,8 @@ class NamespaceRegistry:
         return len(gone)
 
 
-def _check_identity(key: InstanceKey) -> None:
-    identity = key.app + key.id
+def _check_identity(instance: Instance) -> None:
+    identity = instance.app + instance.id
     # A character has four bytes at most.
     is_long = len(identity) > MAX_IDENTITY_BYTES // 4
     if (is_long and len(identity.encode()) > MAX_IDENTITY_BYTES) or "\0" in identity:
@@ -820,6 +828,13 @@ def _log_registered(instance: Instance, is_new: bool) -> None:
         log.info("registered %s/%s as %s", instance.app, instance.id, instance.status)
     else:
         log.debug("registered %s/%s again", instance.app, instance.id)
+
+
+def _listed(written: Written | None) -> Instance | None:
+    """The instance as a commit listed it; None where nothing was written, or none listed."""
+    if written is None or written.commit.instance is None:
+        return None
+    return at_revision(written.commit.instance, written.revision)
 
 
 def _as_renewed(found: tuple[Instance, int] | None) -> Instance | None:
