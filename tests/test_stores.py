@@ -116,6 +116,14 @@ class TestLmdbStore(StoreSuite):
 
         return fail
 
+    def test_the_revision_of_an_own_write_is_known_without_asking(
+        self, store: LmdbStore, failing: Failing
+    ) -> None:
+        """So that one registration after the other asks for nothing but its own writing."""
+        revision = store.commit(NS, put(sample_instance()))
+        with failing():
+            assert store.revision(NS) == revision
+
 
 def fill(folder: Path, prefix: str, count: int) -> None:
     store = LmdbStore(folder)
@@ -308,6 +316,16 @@ def test_renewals_are_seen_by_other_processes(store: LmdbStore, other: Elsewhere
     assert other.renew(NS, key, Lease(2_000, 90_000, 2), 7)
     assert store.lease(NS, key) == other.lease(NS, key) == Lease(2_000, 90_000, 2)
     assert store.renewals(NS, 7) == other.renewals(NS, 7) == 2
+
+
+def test_a_change_of_another_process_is_seen_right_after_an_own_one(
+    store: LmdbStore, other: Elsewhere
+) -> None:
+    for number in range(20):
+        for writer in (store, other):
+            instance = sample_instance(instance_id=f"{writer is store}:{number}")
+            revision = writer.commit(NS, put(instance))
+            assert store.revision(NS) == other.revision(NS) == revision
 
 
 def test_renewals_survive_a_restart(tmp_path: Path) -> None:

@@ -686,6 +686,9 @@ class LmdbStore:
                 else:
                     known[key] = place
             self._live.end_change()
+            if written.last:
+                # Nobody else can have written since, so whoever reads next need not ask.
+                self._revisions[namespace] = (self._live.version, Revision(written.last))
         return written.revisions
 
     def _apply(self, txn: Any, namespace: Namespace, commit: Commit, written: _Written) -> None:
