@@ -1,7 +1,7 @@
 """Instances from elsewhere: files, Kubernetes, other Eureka servers, Consul, etcd.
 
-Each catalog follows one source; a reconciler that all share brings the registry in line with it,
-in one worker at a time.
+Each catalog follows one source, in one worker at a time. The reconciler, which all of them use,
+writes the differences between source and registry.
 """
 
 from catalogs.catalog import Catalog, Entry, Groups, RelistError, SourceError

@@ -1,4 +1,4 @@
-"""The addresses of host names, looked up in the background and kept fresh."""
+"""Addresses of host names, looked up in the background, again and again."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def is_literal(host: str) -> bool:
 
 
 class Addresses:
-    """Addresses by host name. A name whose lookup fails keeps the address that it had."""
+    """Addresses by host name. If a lookup fails, the name keeps its last address."""
 
     def __init__(
         self,
         refreshed: Callable[[], None],
         look_up: Callable[[str], str | None] = looked_up,
     ) -> None:
-        """Call ``refreshed``, in any thread, after each lookup that found something new."""
+        """``refreshed`` is called after each lookup with a new result, in any thread."""
         self._refreshed = refreshed
         self._look_up = look_up
         self._known: dict[str, str] = {}
@@ -37,15 +37,15 @@ class Addresses:
         self._pool = ThreadPoolExecutor(_LOOKUPS_AT_ONCE, thread_name_prefix="addresses")
 
     def get(self, host: str) -> str | None:
-        """The address as far as known; a literal address is its own."""
+        """The address, None if it is not known yet; a literal address is its own."""
         return host if is_literal(host) else self._known.get(host)
 
     def has_failed(self, host: str) -> bool:
-        """Whether the last lookup found nothing."""
+        """Whether the last lookup failed."""
         return host in self._failed
 
     def refresh(self, hosts: Iterable[str]) -> None:
-        """Begin to look these up, and forget all others."""
+        """Start looking these up, and forget all others."""
         wanted = {host for host in hosts if not is_literal(host)}
         for host in self._known.keys() - wanted:
             self._known.pop(host, None)
@@ -55,7 +55,7 @@ class Addresses:
             try:
                 self._pool.submit(self._refresh, host)
             except RuntimeError:
-                return  # closed meanwhile: whoever asks is about to stop too
+                return  # closed meanwhile; the caller is about to stop too
 
     def _refresh(self, host: str) -> None:
         try:
@@ -73,5 +73,5 @@ class Addresses:
             self._refreshed()
 
     def close(self) -> None:
-        """Begin no more lookups."""
+        """Start no more lookups."""
         self._pool.shutdown(wait=False, cancel_futures=True)

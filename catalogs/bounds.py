@@ -1,4 +1,4 @@
-"""What settings and names may be, and how they are shown where they are not."""
+"""Checks of settings and names, and how a long one is shown in a message."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ _WORD = re.compile(r"[A-Za-z0-9._-]{0,64}\Z")
 
 
 def in_bounds(name: str, value: float, low: float, high: float) -> None:
-    """``ValueError`` where a number is outside its bounds, or none at all."""
+    """``ValueError`` if a number is out of bounds, or not a number (NaN)."""
     if not low <= value <= high:
         raise ValueError(f"{name}: from {low:.15g} to {high:.15g}, not {value:g}")
 
 
 def checked_prefix(prefix: str) -> None:
-    """``ValueError`` where a prefix of names has what no name may have."""
+    """``ValueError`` if a prefix has characters that no name may have."""
     if not _WORD.match(prefix):
         raise ValueError("prefix: letters, digits, dots, dashes and underscores, 64 at most")
 
 
 def readable(name: str, file: Path | None) -> None:
-    """``ValueError`` where a file that is set cannot be read now."""
+    """``ValueError`` if a file is set and cannot be read now."""
     if file is None:
         return
     try:

@@ -1,4 +1,4 @@
-"""What every catalog is: a source that says which instances there are, and tells of changes."""
+"""The contract of a catalog: it lists the instances of one source, and reports changes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from registry import DEFAULT_NAMESPACE, Instance, Namespace
 
 
 class SourceError(Exception):
-    """The source does not answer, or not as it should; what it brought stays. Says why."""
+    """The source does not answer, or its answer makes no sense; the text says why.
+
+    Its entries stay listed.
+    """
 
 
 class RelistError(Exception):
-    """The source cannot go on from where it was (history compacted, index reset): list again."""
+    """Changes since the last answer are lost (history compacted, index reset): list again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One instance as its source tells of it: complete, but for what the reconciler adds.
+    """One instance of a source, complete except for what the reconciler adds.
 
-    Its tags name the source. The reconciler sets ``source``, and looks up ``ip_addr`` where it is
-    empty, again and again: the address of ``host_name``.
+    Its tags name the source. The reconciler sets ``source``. If ``ip_addr`` is empty, it is the
+    address of ``host_name``, which the reconciler looks up periodically.
     """
 
     instance: Instance
@@ -31,55 +34,57 @@ class Entry:
 
 
 Groups = Mapping[str, Sequence[Entry] | None]
-"""Entries by group. A group is what a source changes as a whole, in its own words: a file, an
-endpoint slice, a service, a key. An entry may be in several groups, and is there while any has it.
+"""Entries by group. A group is the unit in which a source changes: a file, a Service, an
+application, a key. A change replaces a group as a whole, so nobody has to tell additions from
+removals. An entry may be in several groups, and exists while any of them has it.
 
-None stands for a group that is there but cannot be read (a broken file): it holds what it held, and
-that is what is listed of it where another worker was the last to read it.
+None means that the group exists and cannot be read (a broken file). It keeps its last entries; if
+this worker has never read it, those that another worker has listed of it.
 """
 
 
 QUIET_SECS = 60.0
-"""Enough for the longest list, where nothing else is known."""
+"""The default of ``quiet_secs``: long enough for the longest list."""
 
 
 class Catalog(Protocol):
-    """One source. Only one thread calls it, but for ``close``.
+    """One source. Only one thread calls it, except for ``close``.
 
-    ``registry`` and time are none of its business: it neither waits before it tries again nor
-    remembers what it has told. ``catalogs.testing.CatalogSuite`` is this contract, executable.
+    It knows neither the registry nor retries: after an error it simply raises, and the runner
+    waits and calls ``list`` again. It may report what it has reported before, since the reconciler
+    compares. ``catalogs.testing.CatalogSuite`` tests this contract.
     """
 
     source: str
     """``kind:name``, unique among the catalogs."""
 
     quiet_secs: float
-    """How long it may be between two words of it, though all is well; after that it hangs."""
+    """The longest silence of a healthy source, ``watch`` yielding nothing; beyond it, it hangs."""
 
     prefers_local: bool
-    """Whether an application that registers here itself hides this catalog's entries of it."""
+    """Whether this catalog's entries of an application are hidden while it registers itself."""
 
     problems: Sequence[str]
-    """What in the source cannot be used, as of the last ``list`` or ``watch``, for the operator:
-    where and why. The rest of the source is not held up by it."""
+    """What in the source cannot be used, where and why, as of the last ``list`` or ``watch``.
+    For the operator; the rest of the source is listed nevertheless."""
 
     def list(self) -> Groups:
-        """All groups as they are now; ``watch`` goes on from here.
+        """All groups as they are now; ``watch`` continues from here.
 
-        ``SourceError`` where the source does not answer. Always ends, in seconds.
+        Raises ``SourceError`` if the source does not answer. Returns or raises within seconds.
         """
         ...
 
     def watch(self, stopping: threading.Event) -> Iterator[Groups]:
-        """The groups that have changed since ``list`` or the last that was given, each whole.
+        """The groups that have changed since ``list`` or the last yield, each with all its entries.
 
-        An empty group is gone. An empty mapping is a sign of life, to be given every few seconds
-        while nothing changes. Ends where it is time to list again (a source without a watch ends
-        after its interval), soon after ``stopping`` is set, and with ``SourceError`` or
-        ``RelistError``.
+        An empty group no longer exists. While nothing changes, an empty mapping is yielded every
+        few seconds as a sign of life. Ends when it is time to list again (after its interval, for
+        a source that cannot be watched), soon after ``stopping`` is set, or by raising
+        ``SourceError`` or ``RelistError``.
         """
         ...
 
     def close(self) -> None:
-        """Let go of everything, from any thread; a call that waits ends soon, in whatever way."""
+        """Release everything; any thread may call it. A call that waits returns or raises soon."""
         ...

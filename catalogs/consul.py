@@ -1,9 +1,10 @@
 """Consul's catalog and health, followed by blocking queries.
 
-One query per service would be answered soonest, but an agent takes 200 connections of one client at
-most. So two queries wait: one for any check, whose answer tells by its indexes which services
-to ask for, and one for the list of services, after which all are asked, in turns of a second
-at most: a service without checks is found by that alone.
+A blocking query for each service would see changes soonest, but an agent accepts at most 200
+connections of one client. So there are two blocking queries. One is for all checks: comparing the
+indexes in its answer shows which services to ask for. The other is for the list of services, and
+each of its answers is followed by asking for all of them, at most once a second if they are many:
+changes of services without checks are found in this way only.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class ConsulCatalog:
         self._settings = settings
         self._problems: dict[str, list[str]] = {}
         self._services: set[str] = set()
-        # Of each service what the agent last answered: as short as it is sure.
+        # A digest of the agent's last answer for each service.
         self._seen: dict[str, bytes] = {}
         self._service_index = 0
         self._check_index = 0
@@ -114,7 +115,7 @@ class ConsulCatalog:
 
     def list(self) -> Groups:
         """Every service of the data centre."""
-        # The indexes first: what changes while the rest is read is then told by the watch.
+        # The indexes first, so that the watch reports what changes while the rest is read.
         checks, self._check_index = self._asked("/v1/health/state/any")
         self._checks = _by_service(checks)
         services, self._service_index = self._asked("/v1/catalog/services")
@@ -134,7 +135,7 @@ class ConsulCatalog:
                 try:
                     due = told.get(timeout=_TICK_SECS)
                 except queue.Empty:
-                    continue  # no sign of life: that is an answer, at the end of each wait
+                    continue  # not a sign of life; a query that ends without a change is one
                 if isinstance(due, Exception):
                     raise due
                 yield self._refreshed(due) if due else {}
@@ -142,7 +143,7 @@ class ConsulCatalog:
             ended.set()
 
     def close(self) -> None:
-        """Let go of the connections; a query that waits ends when its time is over."""
+        """Close the connections; a blocking query ends when its time is over."""
         self._ended.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
         for client in self._clients:
@@ -161,7 +162,7 @@ class ConsulCatalog:
                     for name in self._checks.keys() | before.keys()
                     if self._checks.get(name) != before.get(name)
                 }
-                if "" in changed:  # a check of a node concerns all that runs there
+                if "" in changed:  # a node's check concerns every service on it
                     changed = set(self._services)
                 told.put(changed & self._services)
         except Exception as error:
@@ -183,7 +184,7 @@ class ConsulCatalog:
                     told.put(fresh | gone)
                 if index != before:
                     told.put(wanted - fresh)
-                    # More changes within this time cost one more sweep, not one each.
+                    # However many changes there are in this time, they cost one more sweep.
                     ended.wait(_SWEEP_SECS if len(wanted) > 50 else 0.05)
         except Exception as error:
             told.put(error)
@@ -191,7 +192,7 @@ class ConsulCatalog:
             self._let_go()
 
     def _waited(self, path: str, index: int) -> tuple[Any, int]:
-        """What a blocking query answers, and the next one's index, by Consul's rules."""
+        """The answer of a blocking query, and the index for the next one (Consul's API docs)."""
         found, fresh = self._asked(path, index)
         if fresh < index:
             raise RelistError(f"the index of {path} went back from {index} to {fresh}")
@@ -210,7 +211,7 @@ class ConsulCatalog:
             # Consul adds up to a sixteenth of the time.
             read_secs = settings.wait_secs * 17 / 16 + _SLACK_SECS
         else:
-            # A server that has just come back would tell of less than it has.
+            # A server that has just restarted could otherwise answer with an incomplete list.
             params["consistent"] = ""
         client = self._client()
         answer = client.send("GET", path, params=params, read_secs=read_secs)
@@ -233,7 +234,7 @@ class ConsulCatalog:
         return found
 
     def _let_go(self) -> None:
-        """Close this thread's client, where it has one: each watch has threads of its own."""
+        """Close this thread's client, if any: each ``watch`` starts new threads."""
         found: Client | None = self._local.__dict__.pop("client", None)
         if found is not None:
             self._clients.remove(found)
@@ -261,7 +262,7 @@ class ConsulCatalog:
         }
 
     def _refreshed(self, services: set[str]) -> Groups:
-        """These services as they are now; of those that are as they were, nothing."""
+        """Those of these services that have changed, with all their entries."""
         changed: dict[str, Sequence[Entry] | None] = {}
         names = sorted(services)
         for name, told in zip(names, self._pool.map(self._told, names), strict=True):
@@ -283,7 +284,7 @@ class ConsulCatalog:
         return self._answered(f"/v1/health/service/{quote(service, safe='')}")[0]
 
     def _entry(self, name: str, item: Any) -> Entry | None:
-        """One instance; a problem of its own where it is beyond all that is foreseen."""
+        """One instance; None, and a problem in the report, if it cannot be listed."""
         try:
             return self._mapped(name, item)
         except EntryError as error:
@@ -300,7 +301,7 @@ class ConsulCatalog:
         settings = self._settings
         node, service = item["Node"], item["Service"]
         if service.get("Kind"):
-            return None  # a proxy or a gateway: it speaks for others, and mutual TLS with its kind
+            return None  # a proxy or gateway of the mesh, for mutual TLS with others of its kind
         tags = service.get("Tags") or []
         status = _status(item["Checks"])
         if (settings.tag is not None and settings.tag not in tags) or (
@@ -332,12 +333,12 @@ class ConsulCatalog:
 
 
 Checks = frozenset[tuple[Any, ...]]
-"""A service's checks as they were last told, whole: a sum of their indexes may come out the same
-for others."""
+"""A service's checks as last reported. Complete, since a sum of their indexes could be equal for
+different checks."""
 
 
 def _by_service(checks: Any) -> Mapping[str, Checks]:
-    """The checks of each service; "" for nodes' own."""
+    """The checks of each service; those of nodes under the empty name."""
     found: dict[str, list[tuple[Any, ...]]] = {}
     try:
         for check in checks:
@@ -349,10 +350,10 @@ def _by_service(checks: Any) -> Mapping[str, Checks]:
 
 
 def _status(checks: Sequence[Mapping[str, Any]]) -> str:
-    """By Consul's rule the worst check counts; maintenance is an operator's word."""
+    """The worst check decides, as in Consul; an operator sets maintenance."""
     if any(str(check.get("CheckID", "")).startswith(_MAINTENANCE) for check in checks):
         return "OUT_OF_SERVICE"
-    # A warning passes: Consul's own DNS answers with it.
+    # A warning is UP: Consul's own DNS lists such instances too.
     return "DOWN" if any(check.get("Status") == "critical" for check in checks) else "UP"
 
 
@@ -365,7 +366,7 @@ def _parsed(told: bytes) -> Any:
 
 def _endpoint_type(meta: Mapping[str, str], tags: Sequence[str], port: int) -> str:
     if not port:
-        return "tcp"  # without a port nobody could send HTTP there
+        return "tcp"  # HTTP would need a port
     told = meta.get("scheme") or meta.get("protocol") or ""
     if told in ("http", "https", "tcp", "udp"):
         return told

@@ -1,11 +1,12 @@
-"""YAML and JSON as both of them mean it: texts, numbers, lists and mappings, and lines for errors.
+"""Reads YAML and JSON documents; every error has its line.
 
-What a document may hold is what JSON has, so that whatever is read can be listed and answered:
-dates stay as they are written, a whole number beyond 64 bits is its digits, and what neither has
-(``!!binary``, ``.nan``, half of a surrogate pair) is refused with its line. So is what only an
-attack or a mistake makes: a key that stands twice, a list inside itself, aliases of aliases of
-aliases, brackets ten thousand deep. YAML is read event by event: the parser's own composer calls
-itself for each bracket, and ends the process where there are too many.
+A value is whatever JSON can express, so that it can be listed in any answer: a date stays as it is
+written, and an integer beyond 64 bits becomes its digits. What JSON cannot express (``!!binary``,
+``.nan``, half of a surrogate pair) is refused, and so is what only an attack or a mistake produces:
+a duplicate key, a list inside itself, aliases of aliases of aliases, brackets ten thousand deep.
+
+YAML is read event by event rather than by PyYAML's composer, which recurses for each bracket and
+crashes the process if there are too many.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from catalogs.bounds import shortened
 
 _DEPTH = 100
 _LONGEST_NUMBER = 1000
-# What aliases may add to a document, beside what it has anyway.
+# How much larger than its text a document may become by its aliases.
 _ALIASES = 8 * 1024 * 1024
 _YAML = "tag:yaml.org,2002:"
 _TEXTS = frozenset({"str", "timestamp", "value", "merge"})
@@ -33,7 +34,7 @@ _BLANK = re.compile(r"[\s,]*")
 
 
 class DocumentError(ValueError):
-    """What cannot be read; begins with the line."""
+    """A document that cannot be read; the text begins with the line."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(f"line {line}: {' '.join(reason.split())}")
@@ -41,9 +42,9 @@ class DocumentError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What was read. ``line_of`` tells where an item begins of its list.
+    """What was read. ``line_of(n)`` is the line where item ``n`` of its list begins.
 
-    That is the root, or the first one directly below it.
+    The list is the root, or the first list directly below it.
     """
 
     value: Any
@@ -51,7 +52,7 @@ class Document:
 
 
 def decoded(data: bytes) -> str:
-    """The text of a file, which is UTF-8; ``DocumentError``."""
+    """The text of a file in UTF-8; raises ``DocumentError``."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -64,7 +65,7 @@ def decoded(data: bytes) -> str:
 
 @dataclass(slots=True)
 class _Open:
-    """A list or a mapping that has begun; ``size`` is what it comes to with its aliases."""
+    """A list or mapping that has begun; ``size`` counts its content with all aliases expanded."""
 
     made: Any
     line: int
@@ -72,11 +73,11 @@ class _Open:
     size: int = 1
     key: str | None = None
     merged: list[Any] = field(default_factory=list)
-    """What stands below ``<<``, the first one counting most."""
+    """The mappings merged by ``<<``; the first one takes precedence."""
 
 
 def read_yaml(text: str) -> Document:
-    """A document of YAML, and so of JSON; ``DocumentError``."""
+    """Read a YAML document, and so a JSON one; raises ``DocumentError``."""
     loader = None
     try:
         loader = yaml.CSafeLoader(text)
@@ -98,13 +99,13 @@ def read_yaml(text: str) -> Document:
 
 
 class _Yaml:
-    """Makes a document of the parser's events."""
+    """Builds a document from the parser's events."""
 
     def __init__(self, loader: Any, most: int) -> None:
         self._loader = loader
         self._most = most
         self._open: list[_Open] = []
-        # By name: the value, and its size with all aliases in it.
+        # Anchor → its value, and the value's size with all aliases expanded.
         self._anchors: dict[str, tuple[Any, int]] = {}
         self._lines: list[int] = []
         self._list: Any = None
@@ -166,12 +167,12 @@ class _Yaml:
         self._put(made, ended.size, ended.line, ended.anchor)
 
     def _scalar(self, event: Any, line: int) -> tuple[Any, int, bool]:
-        """The value, its size, and whether it is the ``<<`` of a mapping."""
+        """The value, its size, and whether it is the merge key ``<<``."""
         tag, text = event.tag, event.value
         if tag is None or tag == "!":
             tag = self._loader.resolve(yaml.ScalarNode, text, event.implicit)
         kind = tag.removeprefix(_YAML)
-        # Half past twelve is 750 to YAML alone.
+        # To YAML 1.1 the text 12:30 is the number 750, in base 60; here it stays a text.
         if kind in _TEXTS or (kind in ("int", "float") and ":" in text):
             return text, 1 + len(text), kind == "merge"
         node = yaml.ScalarNode(tag, text)
@@ -198,7 +199,7 @@ class _Yaml:
     def _add(
         self, value: Any, size: int, is_merge: bool, line: int, anchor: str | None, written: str
     ) -> None:
-        """A value that is whole at once; in a mapping every other one is a key."""
+        """Add a scalar or an alias. In a mapping, it is a key or a value by turns."""
         if self._open and self._open[-1].made is self._list:
             self._lines.append(line)
         inside = self._open[-1] if self._open else None
@@ -215,7 +216,7 @@ class _Yaml:
         self._put(value, size, line, anchor)
 
     def _put(self, value: Any, size: int, line: int, anchor: str | None) -> None:
-        """What has been read whole, into what is around it."""
+        """Put a complete value into the list or mapping around it."""
         if anchor is not None:
             self._anchors[anchor] = (value, size)
         if not self._open:
@@ -240,7 +241,7 @@ class _Yaml:
 
 
 def whole(number: int) -> int | str:
-    """The number, or its digits where 64 bits do not hold it."""
+    """The number, or its digits if it needs more than 64 bits."""
     return number if -(2**63) <= number < 2**64 else str(number)
 
 
@@ -261,11 +262,11 @@ def _no_type(line: int, tag: str) -> DocumentError:
 
 
 class _RefusedError(ValueError):
-    """What JSON's grammar lets through and we do not."""
+    """Valid JSON that is refused here."""
 
 
 def read_json(text: str) -> Document:
-    """A document of JSON; ``DocumentError``."""
+    """Read a JSON document; raises ``DocumentError``."""
 
     def line_of(item: int) -> int:
         for number, (at, _) in enumerate(_items(text)):
@@ -288,7 +289,7 @@ def read_json(text: str) -> Document:
 
 
 def _items(text: str) -> Any:
-    """Where each item of the list begins, and the item or why it is refused."""
+    """The offset and the text of each item of the list, as far as they can be parsed."""
     begin = _INSTANCES.match(text)
     at = len(text) if begin is None else begin.end()
     while True:

@@ -1,4 +1,4 @@
-"""Entries from the native form, for the sources that know services and endpoints only."""
+"""Makes entries from services and endpoints, which is all that most sources know."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from native_api.settings import NativeSettings
 from registry import DEFAULT_DURATION_SECS, DEFAULT_NAMESPACE, Namespace
 
 LIMITS = NativeSettings(max_endpoint=2048, max_metadata_bytes=65_536)
-"""What a service may have here: a longer endpoint and more metadata than a client may register."""
+"""A source may have longer endpoints and more metadata than a client may register."""
 
 
 class EntryError(ValueError):
-    """What cannot be listed of what a source says, and why."""
+    """Something in a source cannot be listed; the text says why."""
 
 
 def entry(
@@ -33,10 +33,11 @@ def entry(
     metadata: Any = None,
     namespace: Namespace = DEFAULT_NAMESPACE,
 ) -> Entry:
-    """A whole Eureka instance of what a source says; ``EntryError``.
+    """A complete Eureka instance for an endpoint; raises ``EntryError``.
 
-    Its address is left open where the endpoint names a host: the reconciler looks it up. Its id
-    comes from service and endpoint, so the same endpoint is the same instance wherever it is found.
+    If the endpoint names a host, ``ip_addr`` stays empty, and the reconciler looks it up. The id
+    is derived from service and endpoint, so the same endpoint is the same instance wherever it is
+    found.
     """
     try:
         _check_name(service_name)
@@ -52,7 +53,7 @@ def entry(
             metadata=metadata,
             source=source,
         )
-    except (ValueError, TypeError) as error:  # what JSON does not have is a TypeError of its own
+    except (ValueError, TypeError) as error:  # a TypeError: metadata that JSON cannot express
         raise EntryError(str(error)) from None
     return Entry(instance, namespace)
 
@@ -80,7 +81,7 @@ def _address(endpoint: form.Endpoint) -> str:
 
 
 def entry_of(source: str, data: Mapping[str, Any], namespace: Namespace) -> Entry:
-    """The entry of a document in the native form, as ``Schemas.checked_registration`` gives it."""
+    """The entry of a registration in the native form, checked by ``Schemas``."""
     return entry(
         source,
         service_name=data["service_name"],

@@ -1,8 +1,8 @@
-"""Keys of etcd: values in the native form under ``prefix/namespace/service/id``.
+"""Keys of etcd, ``prefix/namespace/service/id``, whose values are in the native form.
 
-Through etcd's own JSON gateway, so that no gRPC library is needed: a range at one revision, then a
-watch from the next. A watch that has been quiet for a while is opened again where it was, which
-shows that the server is there.
+It uses etcd's JSON gateway, so no gRPC library is needed: a range read at one revision, then a
+watch from the next revision on. A watch that has been quiet for some seconds is opened again at the
+same revision: a server that hangs does not answer that.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from registry import NAMESPACE, Namespace
 log = logging.getLogger("catalogs")
 
 _PAGE = 1000
-_QUIET_SECS = 4.0  # twice that is how long a silent member is believed
+_QUIET_SECS = 4.0  # a member that hangs is noticed within twice this time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ class EtcdSettings:
     key_file: Path | None = None
 
     def __post_init__(self) -> None:
-        """Refuse halves; ``ValueError``."""
+        """Refuse incomplete settings; ``ValueError``."""
         if (self.username is None) != (self.password_file is None):
             raise ValueError("username and password_file, both or neither")
         if (self.cert_file is None) != (self.key_file is None):
@@ -106,7 +106,7 @@ class EtcdCatalog:
         return [f"{key}: {text}" for key, text in sorted(self._wrong.items())]
 
     def list(self) -> Groups:
-        """Every key of the prefix as of one revision."""
+        """Every key below the prefix, all at one revision."""
         key, revision, keys = self._prefix.encode(), 0, []
         while True:
             asked: dict[str, Any] = {
@@ -134,13 +134,13 @@ class EtcdCatalog:
         self._revision = revision
         present = set()
         for kv in keys:
-            present.add(self._take(kv))
+            present.add(self._remember(kv))
         for gone in (self._good.keys() | self._wrong.keys()) - present:
             self._drop(gone)
         return {key: self._held(key) for key in self._good.keys() | self._wrong.keys()}
 
     def watch(self, stopping: threading.Event) -> Iterator[Groups]:
-        """Keys as they are put and deleted, by writers and by leases that end."""
+        """The keys that are put, deleted, or end with their lease."""
         while not stopping.is_set():
             asked = {
                 "create_request": {
@@ -155,7 +155,7 @@ class EtcdCatalog:
                 )
             )
             try:
-                # The first one says that the watch is there, and so that the member is.
+                # The first message confirms the watch, so it is a sign of life.
                 for told in documents(stream):
                     yield self._changes(told)
                     if stopping.is_set():
@@ -167,7 +167,7 @@ class EtcdCatalog:
             raise SourceError(f"{self._client.url} ended the watch")
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._client.close()
 
     def _changes(self, told: Mapping[str, Any]) -> Groups:
@@ -184,12 +184,12 @@ class EtcdCatalog:
                 key = base64.b64decode(kv["key"]).decode("utf-8", "replace")
                 self._drop(key)
             else:
-                key = self._take(kv)
+                key = self._remember(kv)
             changed[key] = self._held(key)
         return changed
 
     def _held(self, key: str) -> Sequence[Entry] | None:
-        """What a key holds: its last good value, if that is known."""
+        """The group of a key: the entry of its last good value, None if none is known."""
         kept = self._good.get(key)
         if kept is not None:
             return (kept,)
@@ -199,7 +199,8 @@ class EtcdCatalog:
         self._good.pop(key, None)
         self._wrong.pop(key, None)
 
-    def _take(self, kv: Mapping[str, Any]) -> str:
+    def _remember(self, kv: Mapping[str, Any]) -> str:
+        """Keep the entry of a key, or the reason why its value cannot be used; the key."""
         key = base64.b64decode(kv["key"]).decode("utf-8", "replace")
         try:
             self._good[key] = self._entry(key, base64.b64decode(kv.get("value", "")))
@@ -243,7 +244,7 @@ class EtcdCatalog:
         return self._authenticated(lambda: self._client.read("POST", path, document=document))
 
     def _authenticated(self, ask: Any) -> Any:
-        """What is asked, after a new token where the old one has run out."""
+        """The answer to ``ask``; asked again with a new token if the old one has expired."""
         if self._settings.username is not None and not self._token:
             self._authenticate()
         try:
@@ -278,6 +279,6 @@ def _b64(data: bytes) -> str:
 
 
 def _end_of(prefix: str) -> bytes:
-    """The first key after all that begin with the prefix."""
+    """The smallest key greater than all keys with the prefix."""
     data = prefix.encode()
     return data[:-1] + bytes([data[-1] + 1])

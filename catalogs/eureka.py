@@ -1,7 +1,7 @@
-"""Other Eureka servers: one full fetch, then deltas with their hash code, as their clients do.
+"""Follows another Eureka server as its clients do: a full fetch, then deltas with hash codes.
 
-A server that has just been restarted has forgotten everybody. So what a fetch of all misses is kept
-for the time in which clients register again, and believed gone only then.
+A server that has just restarted has forgotten its instances, until their clients register again.
+So an instance that a full fetch lacks is kept for a grace period, and removed only after that.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class EurekaCatalogSettings:
     """Between two deltas. A genuine server's cache changes every 30 s by default."""
 
     local_wins: Literal["application", "instance"] = "application"
-    """Whether an application that registers here itself hides all its instances from there, or each
-    instance only itself: ``instance`` suits a fleet that moves over one by one."""
+    """Whether an instance that registers here itself hides the whole application's instances from
+    there, or only its own entry: ``instance`` suits a fleet that moves over one by one."""
 
     applications: tuple[str, ...] = ()
     """Only these, in any case of letters; empty: all."""
@@ -52,7 +52,7 @@ class EurekaCatalogSettings:
     """All but these."""
 
     grace_secs: float = 90.0
-    """How long an instance that a fetch of all misses is kept: the clients' lease."""
+    """How long to keep an instance that a full fetch lacks; by default a client's lease."""
 
     ca_file: Path | None = None
     """Whom to trust, where that is not a public authority."""
@@ -85,7 +85,7 @@ class EurekaCatalog:
         self._only = {app.upper() for app in settings.applications}
         self._without = {app.upper() for app in settings.without}
         self._instances: dict[InstanceKey, Instance] = {}
-        # Of the last fetch of all missing, and kept until then.
+        # Lacking in the last full fetch, and until when each is kept.
         self._missing: dict[InstanceKey, float] = {}
         self._problems: dict[str, str] = {}
         self._listed_at = 0.0
@@ -97,7 +97,7 @@ class EurekaCatalog:
         return [f"{shortened(name)}: {text}" for name, text in sorted(self._problems.items())]
 
     def list(self) -> Groups:
-        """All instances, and for a while those that were there before."""
+        """All instances, and those kept for their grace period."""
         told, _ = self._fetched("/apps/", READ_SECS, whole=True)
         self._listed_at = self._clock()
         fresh = {i.key: i for _, i in told}
@@ -117,7 +117,8 @@ class EurekaCatalog:
             if self._client.url != at:
                 raise RelistError(f"{at} does not answer, {self._client.url} does")
             changed = set()
-            # A genuine server's list is newest first, and the newest of an instance counts.
+            # A delta may have an instance several times, newest first at a genuine server; the
+            # newest state counts.
             newest: dict[InstanceKey, tuple[str, Instance]] = {}
             for action, instance in told:
                 known = newest.get(instance.key)
@@ -128,8 +129,8 @@ class EurekaCatalog:
                     changed.add(key.app)
             changed |= self._forget_missing({})
             if self._problems:
-                # What cannot be read is in its hash code and not in ours: all is fetched again now
-                # and then, rather than at each turn.
+                # An instance that cannot be read counts in its hash code and not in ours, so they
+                # always differ. Instead, everything is fetched again after a while.
                 if self._clock() > self._listed_at + _UNREADABLE_SECS:
                     return
             elif hash_code is not None and hash_code != self._hash_code():
@@ -152,7 +153,7 @@ class EurekaCatalog:
         return True
 
     def _forget_missing(self, fresh: Any) -> set[str]:
-        """Believe that what has been missing for long enough is gone; its applications."""
+        """Remove instances whose grace period is over; the applications that this changes."""
         now = self._clock()
         changed = set()
         for key, until in list(self._missing.items()):
@@ -172,7 +173,7 @@ class EurekaCatalog:
     def _fetched(
         self, path: str, read_secs: float, *, whole: bool = False
     ) -> tuple[Sequence[tuple[str, Instance]], str | None]:
-        """Each instance with what was done to it, and the hash code of the whole registry."""
+        """Each instance with its action, and the hash code of the whole registry."""
         document = self._client.read("GET", path, read_secs=read_secs)
         try:
             told = wire.read_applications(document)
@@ -192,12 +193,12 @@ class EurekaCatalog:
         return found, told.hash_code
 
     def _groups(self, apps: set[str]) -> Groups:
-        groups: dict[str, list[Entry]] = {app: [] for app in apps if self._takes(app)}
+        groups: dict[str, list[Entry]] = {app: [] for app in apps if self._is_wanted(app)}
         for key, instance in self._instances.items():
             if key.app in groups:
                 entry = instance._replace(source=self.source, tags=(self.source,))
                 groups[key.app].append(Entry(entry, self._settings.namespace))
         return groups
 
-    def _takes(self, app: str) -> bool:
+    def _is_wanted(self, app: str) -> bool:
         return app not in self._without and (not self._only or app in self._only)

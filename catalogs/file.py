@@ -1,4 +1,4 @@
-"""A folder of files, one for each namespace: what never registers itself, written down by hand.
+"""A folder with a file for each namespace, for instances that never register themselves.
 
 ``default.yaml`` (or ``.yml``, or JSON in ``.json`` and ``.conf``) holds
 ``instances: [{service_name, endpoint, …}]``, each in the native form; the file's name is the
@@ -43,13 +43,13 @@ class FileSettings:
     """Its files; sub-folders, hidden files and editors' backups are left alone."""
 
     def check(self) -> None:
-        """``ValueError`` for what cannot be a folder; one that is not there may be so later."""
+        """``ValueError`` if it is not a folder; it may be missing now and come later."""
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"folder: {self.folder} is a file")
 
 
 class _Stamp(NamedTuple):
-    """What tells one content of a file from another without reading it."""
+    """Shows without reading a file whether it has changed."""
 
     changed_ns: int
     size: int
@@ -61,9 +61,9 @@ _NO_STAMP = _Stamp(0, 0, 0)
 
 @dataclass(slots=True)
 class _File:
-    """A file as it was last read: its stamp, what it held when it was whole, and what is wrong.
+    """A file as last read: its stamp, its last good entries, and what is wrong with it now.
 
-    Where it never was whole, ``entries`` is None.
+    ``entries`` is None if it never had good ones.
     """
 
     stamp: _Stamp
@@ -72,7 +72,7 @@ class _File:
 
 
 class _WrongError(Exception):
-    """A file that cannot be used: the line, where it is known, and the reason."""
+    """A file cannot be used; the text has the reason, and the line if it is known."""
 
 
 class FileCatalog:
@@ -99,14 +99,15 @@ class FileCatalog:
         return [f"{name}: {f.problem}" for name, f in sorted(self._files.items()) if f.problem]
 
     def list(self) -> Groups:
-        """Every file, read where it is not the one that was read before."""
+        """Every file; only those that have changed are read again."""
         self._look()
         return {name: file.entries for name, file in self._files.items()}
 
     def watch(self, stopping: threading.Event) -> Iterator[Groups]:
-        """Files that have changed, as the kernel tells; and looked at each half second.
+        """The files that change, by the kernel's notifications and a look every half second.
 
-        Network mounts and swapped links (as Kubernetes mounts a ConfigMap) tell nothing.
+        There are no notifications from network file systems, nor when links are swapped, as
+        Kubernetes does for a ConfigMap.
         """
         try:
             told = watchfiles.watch(
@@ -132,7 +133,7 @@ class FileCatalog:
         self._closing.set()
 
     def _look(self) -> Groups:
-        """What has changed since the last look."""
+        """The files that have changed since the last look."""
         stamps = self._stamps()
         changed: dict[str, Sequence[Entry] | None] = dict.fromkeys(
             self._files.keys() - stamps.keys(), ()
@@ -145,7 +146,7 @@ class FileCatalog:
                 continue
             entries, problem = self._read(name)
             if problem is not None:
-                # A writer may be in the midst of it: the last whole content stays.
+                # It may be half written: its last good entries stay.
                 self._files[name] = _File(stamp, known.entries if known else None, problem)
             else:
                 self._files[name] = _File(stamp, entries)
@@ -161,9 +162,11 @@ class FileCatalog:
                 try:
                     told = path.stat()
                 except FileNotFoundError:
-                    continue  # renamed away since it was seen
+                    continue  # renamed or deleted meanwhile
                 except OSError:
-                    found[path.name] = _NO_STAMP  # a link to itself, say: told when it is read
+                    found[path.name] = (
+                        _NO_STAMP  # a link to itself, say; reading it reports the error
+                    )
                     continue
                 if stat.S_ISREG(told.st_mode):
                     found[path.name] = _Stamp(told.st_mtime_ns, told.st_size, told.st_ino)
@@ -179,7 +182,7 @@ class FileCatalog:
         except OSError as error:
             return (), f"it cannot be read: {error.strerror}"
         except Exception as error:
-            # Whatever it holds that nobody has thought of: it is this file's alone.
+            # An unforeseen error must not affect the other files.
             log.exception("%s: %s cannot be used, for an unforeseen reason", self.source, name)
             return (), f"it cannot be used: {type(error).__name__}: {error}"
 
@@ -223,13 +226,13 @@ class FileCatalog:
 
 
 def _named(told: Any) -> str:
-    """An instance's service as a message names it, where it has one."""
+    """The service of a wrong instance, for the message; empty if it has none."""
     name = told.get("service_name") if isinstance(told, Mapping) else None
     return f" (service {shortened(name)})" if isinstance(name, str) and name else ""
 
 
 def _spelled_out(endpoint: str) -> dict[str, str]:
-    """``https://api.example.com/v1`` or ``host:port`` as type and value."""
+    """Type and value of an endpoint written as a URL or as ``host:port``."""
     scheme, mark, rest = endpoint.partition("://")
     if mark and scheme.lower() in ENDPOINT_TYPES:
         return {"type": scheme.lower(), "value": rest}

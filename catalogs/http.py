@@ -1,6 +1,6 @@
-"""Asking a source over HTTP: one of its URLs at a time, with limits, and errors that say why.
+"""HTTP requests to a source: one of its URLs at a time, with timeouts.
 
-What a password or a token could stand in never reaches an error's text.
+Errors say why a request failed, without any text that could contain a password or a token.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from eureka_http.shown import masked, masked_url
 CONNECT_SECS = 3.0
 READ_SECS = 10.0
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9._])?\Z")
-# What ``requests`` raises, and what it lets through: a certificate's file that is no more, a token
-# that no header can carry, a host's name that is none.
+# What ``requests`` raises, and errors that it passes through: a certificate file that has been
+# deleted, a token that is not valid in a header, an invalid host name.
 _ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError)
 
 
 class StatusError(SourceError):
-    """An answer whose status is no success."""
+    """An answer with a status other than 2xx."""
 
     def __init__(self, status: int, text: str) -> None:
         """Keep the status for callers that know what it means."""
@@ -40,29 +40,29 @@ class StatusError(SourceError):
         self.status = status
 
 
-class Quiet(Exception):  # noqa: N818  # no error: a stream told nothing for a while
-    """Nothing came within the time given."""
+class Quiet(Exception):  # noqa: N818  # not an error
+    """A stream had nothing within its read timeout."""
 
 
 Url = NewType("Url", str)
-"""One that ``checked_url`` has let through."""
+"""A URL that ``checked_url`` has accepted."""
 
 AccountUrl = NewType("AccountUrl", str)
-"""One in which a name and a password may stand."""
+"""The same; it may have a name and a password."""
 
 _URL = re.compile(r"[!-~]+\Z")
 
 
 def checked_url(text: str, *, credentials: bool = False) -> Url:
-    """An http(s) URL with a host, without a query; ``ValueError`` shows nothing of a password.
+    """An http(s) URL with a host and no query; ``ValueError``, whose text shows no password.
 
-    ``credentials``: whether a name and a password may stand before the host.
+    ``credentials``: whether it may have a name and a password.
     """
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
     except ValueError:
-        # Not its text: what looks like a port may be a password.
+        # The error's own text may show a password that was taken for a port.
         raise ValueError(f"not an http(s) URL: its host or its port, {masked_url(text)}") from None
     if "://" not in text:
         raise ValueError(f"http:// or https:// must stand before {shortened(_masked(text))}")
@@ -79,14 +79,14 @@ def checked_url(text: str, *, credentials: bool = False) -> Url:
 
 
 def _masked(text: str) -> str:
-    """What has no scheme yet, without its account all the same."""
+    """A text without a scheme, its account masked."""
     return masked_url(f"http://{text}").removeprefix("http://")
 
 
 def checked_files(
     ca_file: Path | None, cert_file: Path | None = None, key_file: Path | None = None
 ) -> None:
-    """``ValueError`` where TLS cannot use one of these."""
+    """``ValueError`` if TLS cannot use one of these files."""
     context = ssl.create_default_context()
     named = ca_file
     try:
@@ -102,9 +102,9 @@ def checked_files(
 
 
 class Client:
-    """One source at one or several URLs; the first that answers is kept while it does.
+    """A source with one or several URLs; one is used until it fails, then the next.
 
-    One thread's. Credentials in a URL are sent as Basic.
+    For one thread. Credentials in a URL are sent as Basic.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Client:
         ca_file: Path | None = None,
         cert_files: tuple[Path, Path] | None = None,
     ) -> None:
-        """``headers`` is asked before each request: a token may be renewed meanwhile."""
+        """``headers`` is called before each request, since a token may have been renewed."""
         if not urls:
             raise ValueError("at least one URL")
         for url in urls:
@@ -130,7 +130,7 @@ class Client:
 
     def _fresh(self) -> requests.Session:
         session = requests.Session()
-        session.trust_env = False  # neither a proxy nor a .netrc of the machine's
+        session.trust_env = False  # no proxy and no .netrc from the environment
         return session
 
     @property
@@ -154,7 +154,7 @@ class Client:
         read_secs: float = READ_SECS,
         stream: bool = False,
     ) -> requests.Response:
-        """An answer that is a success; ``StatusError`` or ``SourceError``. Tries this URL alone."""
+        """A 2xx answer of the current URL; raises ``StatusError`` or ``SourceError``."""
         url = self._urls[self._current]
         headers = self._headers()
         try:
@@ -183,7 +183,7 @@ class Client:
         return answer
 
     def _without_secrets(self, text: str, headers: Mapping[str, str]) -> str:
-        """What a source answers, which may repeat what it was sent."""
+        """The text of an answer, which may repeat secrets that it was sent, without them."""
         secrets = [value.rpartition(" ")[2] for value in headers.values()]
         secrets.append(unquote(urlsplit(self._urls[self._current]).password or ""))
         for secret in secrets:
@@ -192,7 +192,7 @@ class Client:
         return masked(text)
 
     def read(self, method: str, path: str, **options: Any) -> Any:
-        """As ``send``, for the JSON in the answer; the next URLs are tried where one fails."""
+        """The JSON of an answer, as by ``send``; if a URL fails, the next one is tried."""
         last: SourceError | None = None
         for _ in self._urls:
             try:
@@ -213,16 +213,16 @@ class Client:
         raise last
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self.is_closed = True
         self._session.close()
 
 
 def parsed(data: bytes) -> Any:
-    """The JSON of an answer; ``ValueError``.
+    """The JSON of an answer; raises ``ValueError``.
 
-    One text that is none (half of a surrogate pair) does not take all others with it: whoever
-    lists it says so.
+    A text with half of a surrogate pair is accepted here, so that it costs one entry only: the
+    reconciler refuses that entry.
     """
     try:
         return orjson.loads(data)
@@ -234,10 +234,10 @@ def parsed(data: bytes) -> Any:
 
 
 def documents(answer: requests.Response) -> Iterator[Any]:
-    """The JSON documents of a stream of lines, each as soon as it is there.
+    """The JSON documents of a stream, one per line, each as soon as it arrives.
 
-    ``Quiet`` where none came within the time to read, ``SourceError`` where the stream breaks; an
-    ordinary end is one.
+    Returns when the stream ends. Raises ``Quiet`` if nothing came within the read timeout, and
+    ``SourceError`` if the stream breaks.
     """
     rest = b""
     try:
@@ -272,7 +272,7 @@ def _reason(error: Exception) -> str:
 
 
 def _root(error: BaseException) -> str:
-    """The innermost cause in a few words: the outer ones repeat the whole request."""
+    """The innermost cause in a few words; the outer errors repeat the whole request."""
     while True:
         inner = getattr(error, "reason", None) or error.__cause__ or error.__context__
         if not isinstance(inner, BaseException):

@@ -1,4 +1,4 @@
-"""The reports of the catalogs in Prometheus's text format."""
+"""The catalogs' reports as metrics, in Prometheus's text format."""
 
 from __future__ import annotations
 
@@ -14,19 +14,39 @@ def _silence(report: Report, now_ms: int) -> float:
 
 
 _FIGURES: tuple[tuple[str, str, str, Callable[[Report, int], float]], ...] = (
-    ("entries", "gauge", "What the source has.", lambda r, now: r.entries),
-    ("shadowed", "gauge", "Entries whose instances are another's.", lambda r, now: r.shadowed),
+    ("entries", "gauge", "Entries that the source has.", lambda r, now: r.entries),
+    (
+        "shadowed",
+        "gauge",
+        "Entries not listed because another source owns the instance.",
+        lambda r, now: r.shadowed,
+    ),
     ("stale", "gauge", "1 while its entries are marked as stale.", lambda r, now: r.stale),
-    ("problems", "gauge", "What in the source cannot be used.", lambda r, now: len(r.problems)),
-    ("lag_seconds", "gauge", "From the last change to its listing.", lambda r, now: r.lag_ms / 1e3),
-    ("silence_seconds", "gauge", "Since the source answered.", _silence),
+    (
+        "problems",
+        "gauge",
+        "Problems that the catalog reports about its source.",
+        lambda r, now: len(r.problems),
+    ),
+    (
+        "lag_seconds",
+        "gauge",
+        "From the source's last change to its listing.",
+        lambda r, now: r.lag_ms / 1e3,
+    ),
+    ("silence_seconds", "gauge", "Since the source last answered.", _silence),
     ("errors_total", "counter", "How often the source failed.", lambda r, now: r.errors),
-    ("relists_total", "counter", "How often all was listed again.", lambda r, now: r.relists),
+    (
+        "relists_total",
+        "counter",
+        "How often everything was listed again.",
+        lambda r, now: r.relists,
+    ),
 )
 
 
 def exposition(reports: Sequence[Report], now_ms: int) -> str:
-    """One line per catalog and figure; a source's name needs no escaping."""
+    """One line for each catalog and metric; the name of a source needs no escaping."""
     lines = []
     for name, kind, meaning, value in _FIGURES:
         metric = f"registry_catalog_{name}"

@@ -1,8 +1,15 @@
-"""Brings what the registry lists of one catalog in line with what its source says.
+"""Keeps the registry's instances of one catalog equal to what its source says.
 
-Everything that may have changed is looked at again, compared with what is listed, and written only
-where it differs: so after a restart, a takeover by another worker or a relist, an entry that is as
-it was causes no change, and another's write is undone.
+Whatever may have changed becomes *due*: its entry is compared with the listed instance, and written
+only if they differ. So a restart, a takeover by another worker or a relist causes no change where
+nothing has changed, and a change of such an instance by somebody else is undone.
+
+An example, with two groups ``a`` and ``b``::
+
+    replace({"a": [x, y], "b": [y]})   x, y due → both registered
+    change({"a": [x]})                 y due → still in b: compared, nothing written
+    change({"b": []})                  y due → in no group: cancelled
+    x registered itself before that     x due → refused, since it is another's: shadowed
 """
 
 from __future__ import annotations
@@ -32,10 +39,10 @@ from registry import (
 log = logging.getLogger("catalogs")
 
 BATCH = 50
-"""Writes between two looks at the lock, and between two pauses in which requests are answered."""
+"""Writes between two checks of the lock; each check pauses, so that requests are answered."""
 STALE = "catalog-stale"
 NO_ADDRESS = "0.0.0.0"
-# What a source says; the rest of an instance is the registry's own.
+# The fields that a source decides; the registry sets the others.
 _TOLD = tuple(
     name
     for name in Instance._fields
@@ -63,7 +70,7 @@ class Outcome:
 
 
 class Reconciler:
-    """The entries of one source, and their instances in the registry. One thread's."""
+    """The entries of one source, and their instances in the registry. For one thread."""
 
     def __init__(
         self,
@@ -73,7 +80,7 @@ class Reconciler:
         address_of: Callable[[str], str | None],
         prefers_local: bool = False,
     ) -> None:
-        """Nothing is known before the first ``replace``; until then marks alone are written."""
+        """Before the first ``replace`` nothing is known, and only stale marks are written."""
         self._registry = registry
         self._source = source
         self.prefers_local = prefers_local
@@ -81,7 +88,7 @@ class Reconciler:
         self._is_known = False
         self._is_stale = False
         self._groups: dict[str, dict[Identity, Entry]] = {}
-        # Those that nobody could read since this one began.
+        # Groups that exist, but could never be read since this object was made.
         self._unread: set[str] = set()
         self._holders: dict[Identity, dict[str, None]] = {}
         self._due: dict[Identity, None] = {}
@@ -92,7 +99,7 @@ class Reconciler:
     # What is known
 
     def replace(self, groups: Groups) -> None:
-        """Know exactly these groups."""
+        """Set the groups to exactly these."""
         for gone in (self._groups.keys() | self._unread) - groups.keys():
             self._put(gone, ())
         for name, entries in groups.items():
@@ -102,12 +109,12 @@ class Reconciler:
             self._look_at_all_listed()
 
     def change(self, groups: Groups) -> None:
-        """Know these groups as they are now, and the others as before."""
+        """Set these groups; the others stay as they are."""
         for name, entries in groups.items():
             self._put(name, entries)
 
     def set_stale(self, stale: bool) -> None:
-        """Mark every entry, or take the mark away; also of what another worker listed before."""
+        """Mark every entry as stale, or remove the marks, on what other workers listed too."""
         if stale != self._is_stale:
             self._is_stale = stale
             self._due.update(dict.fromkeys(self._holders))
@@ -115,7 +122,7 @@ class Reconciler:
                 self._look_at_all_listed()
 
     def addresses_changed(self) -> None:
-        """Look again at the entries whose addresses are looked up."""
+        """Compare again the entries whose addresses are looked up."""
         self._due.update(
             dict.fromkeys(i for i in self._holders if not self._entry(i).instance.ip_addr)
         )
@@ -130,20 +137,20 @@ class Reconciler:
         return len(self._holders)
 
     def shadowed(self) -> int:
-        """How many of them are not listed, because the instance is another's here."""
+        """How many of them are not listed because another source owns the instance."""
         return len(self._shadowed)
 
     def refused(self) -> Iterator[str]:
-        """What cannot be listed as it is, and why; what was listed of it before stays."""
+        """The entries that the registry refuses, and why; their last listed state stays."""
         for (_, key), reason in self._refused.items():
             yield f"{shortened(key.app)}/{shortened(key.id)} is not listed: {reason}"
 
     def try_refused_again(self) -> None:
-        """Look at them again: a quota may have room by now."""
+        """Try the refused entries again: a quota may have room now."""
         self._due.update(dict.fromkeys(self._refused))
 
     def namespaces(self) -> Mapping[Namespace, str]:
-        """The namespaces that there are entries in, each with a group that has one."""
+        """The namespaces with entries, each with one of its groups."""
         return {
             identity.namespace: group
             for group, entries in reversed(self._groups.items())
@@ -151,7 +158,7 @@ class Reconciler:
         }
 
     def has_due(self) -> bool:
-        """Whether there is something to look at."""
+        """Whether anything is left to compare."""
         return bool(self._due)
 
     def _put(self, name: str, entries: Sequence[Entry] | None) -> None:
@@ -180,7 +187,7 @@ class Reconciler:
                 self._due[identity] = None
 
     def _group_of(self, identity: Identity) -> str:
-        """Of the groups that have it the first, whose word stands while it has it."""
+        """The first of the groups that have this entry: its version counts."""
         return next(iter(self._holders[identity]))
 
     def _entry(self, identity: Identity) -> Entry:
@@ -189,10 +196,10 @@ class Reconciler:
     # What is listed
 
     def reconcile(self, lock: Callable[[], Fence | None]) -> Outcome:
-        """Write what differs behind the fence of ``lock``, ``BATCH`` at a time, while it is held.
+        """Write what differs, ``BATCH`` at a time, while ``lock`` gives a fence to write with.
 
-        What is due stays so until it is written: ``StoreError`` passes through, and the next call
-        tries again.
+        An entry stays due until it is written. ``StoreError`` is raised, and the next call tries
+        again.
         """
         if self._is_known:
             for namespace in {*self._revisions, *(i.namespace for i in self._due)}:
@@ -206,11 +213,11 @@ class Reconciler:
                 try:
                     wrote = self._settle(identity, fence)
                 except LockLostError:
-                    # All of it is due still, for whoever holds the lock now.
+                    # Nothing of it is done; the worker that has the lock now compares everything.
                     self._due[identity] = None
                     return Outcome(listed, removed)
                 except Exception:
-                    # Due still, but behind the others: it may be this one that cannot be written.
+                    # Try it again after the others: it may be the only one that cannot be written.
                     self._due[identity] = None
                     raise
                 listed += wrote > 0
@@ -218,7 +225,7 @@ class Reconciler:
         return Outcome(listed, removed)
 
     def forget(self, lock: Callable[[], Fence | None]) -> Outcome:
-        """Take out all that is listed, as of a source that will not come back."""
+        """Remove all instances of this source, which has been silent for too long."""
         self.replace({})
         self._is_known = True
         self._look_at_all_listed()
@@ -227,7 +234,7 @@ class Reconciler:
         return outcome
 
     def _notice(self, namespace: Namespace) -> None:
-        """Make due what others' writes since the last look may have changed."""
+        """Make due what has changed in the registry since the last call, by whomever."""
         view = self._registry.in_namespace(namespace).view()
         with view.lock:
             since = self._revisions.get(namespace)
@@ -266,7 +273,7 @@ class Reconciler:
                         self._due[Identity(view.namespace, instance.key)] = None
 
     def _settle(self, identity: Identity, fence: Fence) -> int:
-        """Write one instance if need be: 1 where it was listed, -1 where it was removed."""
+        """Make one instance equal to its entry: 1 if it was written, -1 if removed, 0 otherwise."""
         key = identity.key
         registry = self._registry.in_namespace(identity.namespace)
         view = registry.view()
@@ -280,7 +287,7 @@ class Reconciler:
         if identity in self._holders and not is_local:
             wanted = self._complete(identity, present)
         elif not self._is_known and is_own and present is not None:
-            # Its source was silent before it said anything to this worker.
+            # The source has not answered this worker yet; only the mark can be set.
             wanted = present._replace(metadata={**present.metadata, STALE: "true"})
         if wanted is None:
             if is_local and identity in self._holders:
@@ -308,7 +315,7 @@ class Reconciler:
             self._refused.pop(identity, None)
             return 0
         except Exception as error:
-            # Whatever a source may say that nobody has thought of: it is this entry's alone.
+            # An unforeseen error must not affect the other entries.
             known = isinstance(error, RegistryError | ValueError)
             self._refused[identity] = str(error) if known else f"{type(error).__name__}: {error}"
             self._shadowed.discard(identity)
@@ -322,7 +329,7 @@ class Reconciler:
         told = self._groups[group][identity].instance
         address = told.ip_addr or self._address_of(told.host_name)
         if not address:
-            # A name that is no more keeps its last address.
+            # A name that no longer resolves keeps its last address.
             is_own = present is not None and present.source == self._source
             address = present.ip_addr if is_own and present is not None else NO_ADDRESS
         metadata = told.metadata
@@ -338,7 +345,7 @@ class Reconciler:
 
 
 def _check_texts(instance: Instance) -> None:
-    """``ValueError`` where a text cannot be answered to anybody: half a character, say."""
+    """``ValueError`` if a text has no encoding in UTF-8: half of a surrogate pair."""
     told = (*instance.metadata.items(), *instance.tags, *instance)
     try:
         for item in told:

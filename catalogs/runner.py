@@ -1,9 +1,10 @@
-"""Runs each catalog in one worker at a time, and tells of it.
+"""Runs each catalog in one worker at a time, and reports on it.
 
-Every worker has a runner; a lock in the store decides which of them runs a catalog, and a dead
-worker's lock runs out. Of a running catalog one thread makes it and reads the source, and another
-writes to the registry, so that a burst is read while it is written, and told once. Whatever goes
-wrong in the one or in the other is that catalog's alone: it is told, and tried again.
+Every worker has a ``Runner``. A lock in the store decides which of them runs a catalog; the lock of
+a worker that died expires. A running catalog has two threads: one builds the catalog and reads its
+source, the other writes to the registry. So a burst of changes is read on while it is being
+written, and an entry that changes several times meanwhile is written once. An error in one catalog
+is logged and retried, and never affects another.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _STOP_SECS = 5.0
 _PAUSE_SECS = 0.002
 _REFRESH_SECS = 30.0
 _BACKOFF_SECS, _MAX_BACKOFF_SECS = 0.25, 15.0
-_LIST_SECS = 1.0  # between two lists, where a source has one begun again and again
+_LIST_SECS = 1.0  # at least between two lists of a source that asks for one again and again
 _ORPHANS = "catalogs"
 _MAX_PROBLEMS = 20
 _MAX_TEXT = 500
@@ -47,15 +48,15 @@ _MAX_TEXT = 500
 class Terms:
     """How one catalog's entries are kept while its source is silent.
 
-    They are marked stale after ``stale_after_secs``, and taken out ``remove_after_secs`` after its
-    last word; None: never.
+    They are marked stale after ``stale_after_secs`` of silence, and removed after
+    ``remove_after_secs``; None means never.
     """
 
     stale_after_secs: float = 10.0
     remove_after_secs: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense; ``ValueError``."""
+        """Refuse values out of bounds; ``ValueError``."""
         in_bounds("stale_after_secs", self.stale_after_secs, 0.1, LONGEST_SECS)
         if self.remove_after_secs is not None:
             in_bounds("remove_after_secs", self.remove_after_secs, 0.1, LONGEST_SECS)
@@ -63,10 +64,11 @@ class Terms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """How a catalog is. Instants are epoch milliseconds, 0 before the first.
+    """The state of a catalog. Instants are epoch milliseconds, 0 if it has not happened.
 
-    ``lag_ms`` is how long the source's last change took from being known to being listed. Of the
-    ``entries`` those are ``shadowed`` whose instances are another's here.
+    ``lag_ms``: from the arrival of the source's last change until it was listed.
+    ``shadowed``: how many of the ``entries`` are not listed because another source owns the
+    instance.
     """
 
     source: str
@@ -86,12 +88,12 @@ class Report:
 
 
 SetUp = tuple[Callable[[], Catalog], str, Terms]
-"""A catalog as it is set up: how it is made, its source, its terms."""
+"""A catalog as it is set up: a function that builds it, its source, its terms."""
 
 
 @dataclass(slots=True)
 class _Inbox:
-    """What the reading thread leaves for the writing one. Guarded by ``changed``."""
+    """What the reading thread passes to the writing thread. Guarded by ``changed``."""
 
     changed: threading.Condition = field(default_factory=threading.Condition)
     whole: Groups | None = None
@@ -137,7 +139,7 @@ class _Run:
         self._writer.start()
 
     def _silence_before(self) -> float:
-        """How long the source had been silent already, as far as another worker noted it."""
+        """Seconds of silence before this run, according to the last worker's report."""
         if not self._report.last_success_ms:
             return 0.0
         return max(0.0, (self._registry.clock.wall_ms() - self._report.last_success_ms) / 1000)
@@ -150,9 +152,9 @@ class _Run:
         self._wake()
 
     def join(self, secs: float) -> None:
-        """Wait until nothing is written any more, so long at most.
+        """Wait until nothing is written any more, for ``secs`` at most.
 
-        The reading thread may still wait for its source; nobody takes up what it gets.
+        The reading thread may still be waiting for its source; its result is discarded.
         """
         self._writer.join(max(0.0, secs))
 
@@ -181,16 +183,16 @@ class _Run:
                 if self._stopping.is_set():
                     return
                 self._failed(error)
-                # At random, so that many readers of one source do not all come back at once.
+                # With jitter, so that many readers of one source do not all return at once.
                 self._stopping.wait(backoff * random.uniform(0.5, 1.0))
                 backoff = min(_MAX_BACKOFF_SECS, backoff * 2)
 
     def _made(self) -> Catalog:
-        """The catalog, made where it is not yet there."""
+        """The catalog, built at the first call."""
         if self._catalog is None:
             self._catalog = self._make()
             if self._stopping.is_set():
-                self._close()  # it was told to stop meanwhile, when there was nothing to close
+                self._close()  # ``stop`` came while it was built, and had nothing to close
         return self._catalog
 
     def _close(self) -> None:
@@ -201,7 +203,7 @@ class _Run:
                 log.warning("%s does not close: %s", self._source, _one_line(error))
 
     def _leave(self, catalog: Catalog, groups: Groups, *, whole: bool) -> None:
-        """Leave for the writing thread what the source has just told."""
+        """Pass on to the writing thread what the source has just reported."""
         if not self._answers:
             log.info("%s answers", self._source)
         self._answers = True
@@ -221,14 +223,10 @@ class _Run:
                 inbox.changed.notify()
 
     def _failed(self, error: Exception) -> None:
-        text, is_known = _one_line(error), isinstance(error, SourceError)
+        text = _one_line(error)
         if self._answers or text != self._report.last_error:
-            log.log(
-                logging.WARNING if is_known else logging.ERROR,
-                "%s does not answer, what it brought stays: %s",
-                self._source,
-                text,
-                exc_info=None if is_known else error,
+            _log_failure(
+                error, SourceError, "%s does not answer, its entries stay: %s", self._source, text
             )
         self._answers = False
         self._note_error(text)
@@ -262,7 +260,7 @@ class _Run:
                     self._addresses.refresh(wanted)
                     self._reconciler.try_refused_again()
                     if since is not None:
-                        # Most names are known in a moment, and an address is told once then.
+                        # Most lookups end in a moment, and then an entry is written once.
                         self._stopping.wait(0.05)
                 self._age()
                 outcome = self._reconciler.reconcile(self._held)
@@ -275,20 +273,16 @@ class _Run:
                 self._stopping.wait(_TURN_SECS)
 
     def _failed_to_write(self, error: Exception) -> None:
-        text, is_known = _one_line(error), isinstance(error, StoreError)
+        text = _one_line(error)
         if text != self._cannot_write:
-            log.log(
-                logging.WARNING if is_known else logging.ERROR,
-                "%s: its entries cannot be written: %s",
-                self._source,
-                text,
-                exc_info=None if is_known else error,
+            _log_failure(
+                error, StoreError, "%s: its entries cannot be written: %s", self._source, text
             )
             self._note_error(f"its entries cannot be written: {text}")
         self._cannot_write = text
 
     def _collect(self) -> float | None:
-        """Wait for something to do, or for half a second; since when it has been known."""
+        """Take what the reading thread has left, waiting half a second at most; since when."""
         inbox = self._inbox
         with inbox.changed:
             if inbox.whole is None and not inbox.groups and not inbox.is_woken:
@@ -309,7 +303,7 @@ class _Run:
     def _age(self) -> None:
         silent = time.monotonic() - self._heard
         if silent > self._inbox.quiet_secs and (self._answers or not self._report.errors):
-            # As a folder of a file server that is gone: whoever reads it cannot even say so.
+            # The reading thread hangs, as on a file server that is gone.
             self._failed(SourceError(f"not a word for {silent:.0f} s"))
         silent = 0.0 if self._answers else silent
         is_stale = silent > self._terms.stale_after_secs
@@ -327,7 +321,7 @@ class _Run:
             log.error("%s has been silent for %.0f s: %d entries go", self._source, silent, gone)
 
     def _held(self) -> Fence | None:
-        """The lock, while it is held and there is no stop."""
+        """The fence of the lock; None if it is lost, or after ``stop``. Pauses between batches."""
         fence = None if self._stopping.is_set() else self._lock()
         if fence is not None:
             time.sleep(_PAUSE_SECS)
@@ -340,7 +334,7 @@ class _Run:
         log.info("%s: %d listed, %d removed", self._source, listed, removed)
 
     def _note(self) -> None:
-        """Leave the report for every worker, each second and where it says something new."""
+        """Store the report for all workers, if it has changed or is a second old."""
         heard_ms = self._registry.clock.wall_ms() - int((time.monotonic() - self._heard) * 1000)
         silent = not self._answers
         state = "stale" if self._report.stale else "failing" if silent else "following"
@@ -380,7 +374,7 @@ class _Run:
         return tuple(islice(self._reconciler.refused(), _MAX_PROBLEMS))
 
     def _unseen(self) -> tuple[str, ...]:
-        """What is listed where nobody can look: without accounts there is one namespace."""
+        """Entries in namespaces that nobody can see: without accounts there is only one."""
         if not self._is_open:
             return ()
         return tuple(
@@ -392,7 +386,7 @@ class _Run:
 
 
 def _printable(text: str) -> str:
-    """A text as a report can have it: without secrets, on one line, and of bounded length."""
+    """A text for the report: without secrets, on one line, and of bounded length."""
     told = escaped(masked(text))
     return told if len(told) <= _MAX_TEXT else f"{told[:_MAX_TEXT]}…"
 
@@ -404,12 +398,26 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"
 
 
+def _log_failure(
+    error: Exception, foreseen: type[Exception], message: str, name: str, text: str
+) -> None:
+    """Log a foreseen error as a warning, and any other one with its traceback."""
+    is_foreseen = isinstance(error, foreseen)
+    log.log(
+        logging.WARNING if is_foreseen else logging.ERROR,
+        message,
+        name,
+        text,
+        exc_info=None if is_foreseen else error,
+    )
+
+
 def _note_name(source: str) -> str:
     return f"catalog:{source}"
 
 
 def _remembered(registry: Registry, source: str) -> Report:
-    """What was last noted of a catalog, by whichever worker ran it."""
+    """The last stored report of a catalog, whichever worker ran it."""
     try:
         stored = registry.coordination.note(_note_name(source))
         if stored is not None:
@@ -421,7 +429,7 @@ def _remembered(registry: Registry, source: str) -> Report:
 
 
 class Runner:
-    """All catalogs of this server, as far as this worker has their locks."""
+    """Runs those catalogs of this server whose locks this worker has."""
 
     def __init__(
         self, registry: Registry, catalogs: Sequence[SetUp], *, is_open: bool = False
@@ -447,7 +455,7 @@ class Runner:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop, and give the locks back so that another worker goes on at once."""
+        """Stop, and release the locks so that another worker continues at once."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(_STOP_SECS)
@@ -457,13 +465,13 @@ class Runner:
         for run in self._runs.values():
             run.join(until - time.monotonic())
         for source, run in self._runs.items():
-            # One that cannot be stopped keeps its lock until that runs out.
+            # One that does not stop in time keeps its lock until it expires.
             if run.has_ended():
                 self._release(source)
         self._release(_ORPHANS)
 
     def reports(self) -> list[Report]:
-        """How each catalog is, whichever worker runs it."""
+        """The report of each catalog, whichever worker runs it."""
         return [_remembered(self._registry, source) for _, source, _ in self._catalogs]
 
     def _release(self, name: str) -> None:
@@ -481,21 +489,14 @@ class Runner:
                 return
 
     def _guarded(self, name: str, turn: Callable[[], None]) -> None:
-        """What goes wrong with one catalog is told once, and holds up no other."""
+        """Run a turn of one catalog; an error is logged once, and affects no other catalog."""
         try:
             turn()
             self._problem.pop(name, None)
         except Exception as error:
             text = _one_line(error)
             if self._problem.get(name) != text:
-                is_known = isinstance(error, StoreError)
-                log.log(
-                    logging.WARNING if is_known else logging.ERROR,
-                    "%s waits, and is tried again: %s",
-                    name,
-                    text,
-                    exc_info=None if is_known else error,
-                )
+                _log_failure(error, StoreError, "%s waits, and is tried again: %s", name, text)
             self._problem[name] = text
 
     def _turn(self, set_up: SetUp) -> None:
@@ -523,9 +524,9 @@ class Runner:
         return fence
 
     def _fence(self, source: str) -> Fence | None:
-        """The lock, where it is surely held still: a worker that was stopped for a while lost it.
+        """The fence, if the lock is certainly still held: a paused worker may have lost it.
 
-        Sure as of now; what is written behind the fence is refused once another has the lock.
+        Even if it is lost right afterwards, the store refuses a write with an old fence.
         """
         held = self._held.get(source)
         if held is None or self._registry.clock.mono_ms() >= held[1] - LOCK_TTL_MS // 4:
@@ -533,7 +534,7 @@ class Runner:
         return held[0]
 
     def _sweep(self) -> None:
-        """Take out what catalogs brought that are not set up any more, once."""
+        """Remove, once, the entries of catalogs that are no longer set up."""
         fence = None if self._has_swept else self._acquire(_ORPHANS)
         if fence is None:
             return

@@ -1,4 +1,4 @@
-"""The catalogs that an operator sets up: one list, each with its kind, its name and its own terms.
+"""Reads the list of catalogs that an operator has set up.
 
 ``REGISTRY_CATALOGS`` holds the list as YAML or JSON, or the path of a file that does.
 """
@@ -21,7 +21,8 @@ from catalogs.runner import Terms
 from eureka_http.shown import escaped, masked
 from registry import NAMESPACE, Namespace
 
-# kind → module, its settings and its catalog. Each is imported only where it is set up.
+# kind → module, class of its settings, class of the catalog. A module is imported only if a catalog
+# of its kind is set up.
 KINDS = {
     "file": ("catalogs.file", "FileSettings", "FileCatalog"),
     "kubernetes": ("catalogs.kubernetes", "KubernetesSettings", "KubernetesCatalog"),
@@ -55,13 +56,13 @@ class CatalogSettings:
 def read_catalogs(text: str) -> tuple[CatalogSettings, ...]:
     """The catalogs of a setting; ``ValueError`` says which of them is wrong, and why.
 
-    Whatever can be known of a catalog without asking its source is looked at here: its files too.
+    Everything is checked that does not need the source, files of tokens and certificates included.
     """
     if "\n" not in text and not text.lstrip().startswith(("[", "{", "-")):
         try:
             text = decoded(Path(text).read_bytes())
         except (OSError, ValueError) as error:
-            # Not the text: it may be a list with something missing, and passwords in it.
+            # Not the text itself: it may be a malformed list with passwords in it.
             reason = error.strerror if isinstance(error, OSError) else error
             raise ValueError(f"a list of catalogs, or the path of a file: {reason}") from None
     document = _document(text)
@@ -83,7 +84,7 @@ def _document(text: str) -> Any:
     try:
         return read_json(text).value
     except DocumentError:
-        pass  # what is wrong with it as YAML says more
+        pass  # YAML is a superset, and its error is the more useful one
     try:
         return read_yaml(text).value
     except DocumentError as error:
@@ -119,9 +120,9 @@ def _read(number: int, item: Any) -> CatalogSettings:
 
 
 def _made(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    """The dataclass from what was written, each value as its field's type wants it.
+    """The dataclass of these values, each converted to its field's type.
 
-    Where it has a ``check``, that looks at what no type tells.
+    If the class has a ``check``, it is called: it looks at files, for example.
     """
     assert is_dataclass(kind)
     hints = typing.get_type_hints(kind)

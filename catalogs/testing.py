@@ -1,4 +1,4 @@
-"""The catalog contract as a suite: each catalog on its real source, through the real runner.
+"""The contract of catalogs as a test suite, with real sources and the real runner.
 
 Shipped with the package, so that a catalog kept elsewhere can be held to the same contract.
 """
@@ -38,27 +38,27 @@ class Source(Protocol):
         status: str = "UP",
         metadata: dict[str, str] | None = None,
     ) -> None:
-        """Have one instance so, new or changed; ``host`` is an IPv4 address, UP and DOWN exist."""
+        """Add or change an instance; ``host`` is an IPv4 address, ``status`` UP or DOWN."""
         ...
 
     def put_many(self, instances: Sequence[tuple[str, str, int]]) -> None:
-        """Have all of these, in whatever way is fast."""
+        """Add all of these, in the fastest way."""
         ...
 
     def remove(self, service: str, host: str, port: int) -> None:
-        """Have that one no more."""
+        """Remove that instance."""
         ...
 
     def kill(self) -> None:
-        """Be gone at once, as with ``kill -9``."""
+        """End at once, as by ``kill -9``."""
         ...
 
     def start(self) -> None:
-        """Be back, with all that was there."""
+        """Start again, with the same instances."""
         ...
 
     def disturb(self) -> None:
-        """Force whoever follows to list again."""
+        """Make every follower list again."""
         ...
 
     def catalog(self) -> Catalog:
@@ -67,14 +67,14 @@ class Source(Protocol):
 
 
 class RemoteSource(Source, Protocol):
-    """One that is reached over connections, which stay open where it hangs."""
+    """A source behind connections, which stay open while it hangs."""
 
     def suspend(self) -> None:
-        """Hang: no answer, and every connection stays open."""
+        """Hang: answer nothing, and keep every connection open."""
         ...
 
     def resume(self) -> None:
-        """Go on where it hung."""
+        """Continue after ``suspend``."""
         ...
 
 
@@ -212,7 +212,7 @@ class CatalogSuite:
     def test_a_source_that_is_soon_back_changes_nothing(
         self, source: Source, followed: Followed
     ) -> None:
-        """A restart that is over before anything is marked is no event."""
+        """A restart that is over before anything is marked causes no change."""
         source.put_many([("web", f"10.5.1.{n}", 80) for n in range(1, 6)])
         until(lambda: len(followed.instances()) == 5)
         before = followed.settle()
@@ -223,7 +223,7 @@ class CatalogSuite:
         assert followed.settle() == before
 
     def test_a_source_that_is_gone_leaves_its_entries_marked(self, source: Source) -> None:
-        """And its return takes the mark away; nothing is lost, nothing is twice."""
+        """When it returns, the marks go; nothing is lost, and nothing is there twice."""
         followed = Followed(source, Terms(stale_after_secs=1.0))
         followed.start()
         try:
@@ -279,7 +279,7 @@ class CatalogSuite:
             second.stop()
 
     def test_it_touches_nothing_of_others(self, source: Source, followed: Followed) -> None:
-        """Neither its restart nor its end takes out what registered itself."""
+        """An instance that registered itself stays, whatever the source does."""
         own = Instance(
             app="WEB", id="own", instance_id="own", host_name="own", ip_addr="10.8.9.9", port=80
         )
@@ -292,10 +292,10 @@ class CatalogSuite:
 
 
 class RemoteCatalogSuite(CatalogSuite):
-    """What a catalog of a ``RemoteSource`` passes besides."""
+    """The additional tests of a catalog whose source is a ``RemoteSource``."""
 
     def test_a_source_that_hangs_is_noticed_and_costs_nothing(self, source: RemoteSource) -> None:
-        """Its connections stay open; nothing comes any more."""
+        """Its connections stay open, and nothing comes any more."""
         followed = Followed(source, Terms(stale_after_secs=300))
         followed.start()
         try:

@@ -1,8 +1,8 @@
-"""Services of Kubernetes: endpoint slices, and what their Services and Pods add to them.
+"""Services of Kubernetes: their endpoint slices, with details from the Services and Pods.
 
-Three lists and three watches of one REST API are all that is needed, and ``requests`` is here
-anyway: the official client takes 1.6 s and 131 MiB to be imported, in the process that serves.
-``watching`` brings objects, ``catalog`` keeps them, ``mapping`` makes entries of them.
+It needs three lists and three watches of a REST API, for which ``requests`` is enough: importing
+the official client takes 1.6 s and 131 MiB, in the process that serves. ``watching`` fetches
+objects, ``catalog`` keeps them, ``mapping`` turns them into entries.
 """
 
 from catalogs.kubernetes.catalog import KubernetesCatalog

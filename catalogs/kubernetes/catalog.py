@@ -1,4 +1,4 @@
-"""The objects of a cluster, as far as they concern entries, kept as they are now."""
+"""Keeps the current objects of a cluster, as far as entries depend on them."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ class KubernetesCatalog:
     def _forget(self) -> None:
         self._found = {kind.name: {} for kind in WATCHED}
         self._slices_of: defaultdict[Name, set[Name]] = defaultdict(set)
-        # The slices that tell of a Pod: it is forgotten with the last of them.
+        # Pod → the slices that refer to it.
         self._slices_with: defaultdict[Name, set[Name]] = defaultdict(set)
         self._problems: dict[Name, Sequence[str]] = {}
         self._called: defaultdict[str, set[Name]] = defaultdict(set)
 
     @property
     def problems(self) -> Sequence[str]:
-        """Endpoints that cannot be used, namespaces without Services, names that meet; and why."""
+        """Endpoints that cannot be used, namespaces without Services, and names that clash."""
         found = [text for name in sorted(self._problems) for text in self._problems[name]]
         with_services = {namespace for namespace, _ in self._found[SERVICES.name]}
         found += [
@@ -95,7 +95,7 @@ class KubernetesCatalog:
         return {full_name(name): self._entries(name) for name in services if self._is_taken(name)}
 
     def watch(self, stopping: threading.Event) -> Iterator[Groups]:
-        """The Services that change, as soon as any of the watches tells."""
+        """The Services concerned by each event of the watches."""
         watches = Watches(self._connect, self._versions)
         for events in watches.events(lambda: not stopping.is_set() and not self._ended.is_set()):
             changed: set[Name] = set()
@@ -104,7 +104,7 @@ class KubernetesCatalog:
             yield {full_name(name): self._entries(name) for name in changed}
 
     def close(self) -> None:
-        """Let go of everything; a watch that waits ends with its connection."""
+        """Close the connections, which ends a watch that waits, and remove temporary files."""
         self._ended.set()
         with self._lock:
             for client in self._clients:
@@ -114,7 +114,7 @@ class KubernetesCatalog:
     # Reaching the server
 
     def _reach(self) -> None:
-        """Look again how the server is reached: whoever renews a kubeconfig replaces it."""
+        """Read again how the server is reached: a kubeconfig may have been replaced."""
         with self._lock:
             self._drop_scratch()
             self._scratch = Path(tempfile.mkdtemp(prefix="kubernetes-"))
@@ -151,12 +151,12 @@ class KubernetesCatalog:
     # What is known
 
     def _know(self, event: Event) -> set[Name]:
-        """Know the object as it is now; the Services that it concerns."""
+        """Record the object's current state; the Services whose entries may change."""
         kind, item = event.kind, event.object
         try:
             name = name_of(item)
         except (KeyError, TypeError, AttributeError):
-            return set()  # without a name it is nothing that anybody could miss
+            return set()  # every object has a name; this is none
         if kind is PODS:
             item = self._mapper.pod(item)
         known = self._found[kind.name]
@@ -180,7 +180,7 @@ class KubernetesCatalog:
         return {service for item in slices if (service := service_of(item)) is not None}
 
     def _link(self, name: Name, item: Object, *, is_there: bool) -> set[Name]:
-        """Know, or forget, to which Service and which Pods a slice belongs; the Service."""
+        """Add a slice to the indexes by Service and by Pod, or remove it; its Service."""
         service = service_of(item)
         for index, keys in (
             (self._slices_of, set() if service is None else {service}),
@@ -196,11 +196,11 @@ class KubernetesCatalog:
         return set() if service is None else {service}
 
     def _is_taken(self, name: Name) -> bool:
-        """Whether the Service is one that was asked for."""
+        """Whether the Service exists and is not left out."""
         return name in self._found[SERVICES.name] and full_name(name) not in self._settings.without
 
     def _entries(self, name: Name) -> Sequence[Entry] | None:
-        """A Service's instances; None where something in it is beyond all that is foreseen."""
+        """A Service's instances; None, and a problem in the report, after an unforeseen error."""
         called = self._settings.service_name(*name).lower()
         self._problems.pop(name, None)
         if not self._is_taken(name):

@@ -16,7 +16,7 @@ from catalogs.document import DocumentError, decoded, read_yaml
 from catalogs.http import checked_url
 
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-# What would be another server, another account or another trust than what is used instead.
+# Ignoring one of these would mean another server, another account or another trust than intended.
 _UNSUPPORTED = {
     "insecure-skip-tls-verify": "give its certificate-authority, it is always checked",
     "tls-server-name": "the certificate must be for the server's own name",
@@ -32,7 +32,7 @@ _UNSUPPORTED = {
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """An API server and how to be somebody there. ``headers`` is asked before each request."""
+    """An API server, and credentials for it. ``headers`` is called before each request."""
 
     url: str
     ca_file: Path | None
@@ -41,9 +41,9 @@ class Cluster:
 
 
 def in_cluster(account: Path = _ACCOUNT) -> Cluster:
-    """The API server of the Pod that this process runs in; ``SourceError`` where there is none.
+    """The API server of the Pod that this process runs in; ``SourceError`` outside of a Pod.
 
-    Its token is replaced in its file from time to time, and so is read at each request.
+    The token is read at each request, since Kubernetes replaces it from time to time.
     """
     host, port = (
         os.environ.get("KUBERNETES_SERVICE_HOST"),
@@ -60,7 +60,7 @@ def in_cluster(account: Path = _ACCOUNT) -> Cluster:
 
 
 def at_server(url: str, token: str, account: Path = _ACCOUNT) -> Cluster:
-    """The API server at this URL; in a Pod its certificate may be of the cluster's own making."""
+    """The API server at this URL; in a Pod its certificate may be of the cluster's authority."""
     authority = account / "ca.crt"
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     return Cluster(
@@ -71,8 +71,8 @@ def at_server(url: str, token: str, account: Path = _ACCOUNT) -> Cluster:
 def from_kubeconfig(path: Path, context: str | None, scratch: Path) -> Cluster:
     """The cluster and user of a context, the current one by default; ``SourceError``.
 
-    Certificates that stand in the file itself are written below ``scratch``: TLS wants files. What
-    would change whom it talks to, and as whom, and is not supported, is refused by its name.
+    Certificates inside the kubeconfig are written below ``scratch``, since TLS needs files.
+    Unsupported entries that say which server to trust, or as whom to act, are refused by name.
     """
     try:
         document = _Part(str(path), read_yaml(decoded(path.read_bytes())).value)
@@ -131,7 +131,7 @@ def _account(user: _Part, folder: Path) -> Callable[[], Mapping[str, str]]:
 
 
 class _Part:
-    """A mapping in the file, and where it stands for whoever has to mend it."""
+    """A mapping of the file, and its place in it for error messages."""
 
     def __init__(self, where: str, value: Any) -> None:
         self.where = where
@@ -140,7 +140,7 @@ class _Part:
             raise SourceError(f"{where} is no kubeconfig: expected a mapping")
 
     def holds(self, key: str) -> bool:
-        """Whether something stands there that means anything."""
+        """Whether the key has a value that is neither empty nor false."""
         return bool(self._value.get(key))
 
     def text(self, key: str) -> str | None:

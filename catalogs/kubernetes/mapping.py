@@ -1,7 +1,7 @@
-"""From objects of Kubernetes to entries; asks nobody and keeps nothing.
+"""Turns objects of Kubernetes into entries; pure functions of objects and settings.
 
-Each endpoint is one instance: whoever calls a service calls one port of it, and another one that
-happens to be there (metrics, say, or what speaks UDP) is not a second instance of the same.
+Each endpoint is one instance with one port, since clients of a service call one port of it. Its
+other ports (for metrics, say) are not further instances of the service; they become metadata.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _POD_META = ("namespace", "name", "labels", "deletionTimestamp", "ownerReference
 
 @dataclass(slots=True)
 class Mapped:
-    """What one Service comes to."""
+    """The entries of one Service, and what in it cannot be used."""
 
     entries: list[Entry] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -41,7 +41,7 @@ def name_of(item: Object) -> Name:
 
 
 def full_name(name: Name) -> str:
-    """A name as an operator writes it."""
+    """A name as operators write it, ``namespace/name``."""
     return "/".join(name)
 
 
@@ -52,7 +52,7 @@ def service_of(item: Object) -> Name | None:
 
 
 def pods_of(item: Object) -> set[Name]:
-    """The Pods that a slice tells of."""
+    """The Pods that a slice refers to."""
     found = (_pod_of(item, endpoint) for endpoint in item.get("endpoints") or ())
     return {name for name in found if name is not None}
 
@@ -72,7 +72,7 @@ class Mapper:
         self._settings = settings
 
     def pod(self, item: Object) -> Object:
-        """What of a Pod shows in an entry, and no more: its status changes far more often."""
+        """The parts of a Pod that entries depend on; its status would change far more often."""
         meta, start = item["metadata"], self._settings.annotations
         annotations = (meta.get("annotations") or {}).items() if start else ()
         return {
@@ -106,7 +106,7 @@ class Mapper:
                 made = self._endpoint(mapped, name, item, ports, port, endpoint, pods)
                 if made is None:
                     continue
-                # Without a Pod, each address and port.
+                # An endpoint without a Pod is identified by its address and port.
                 key = _pod_of(item, endpoint) or (made.instance.host_name, port["port"])
                 if key not in seen:
                     seen.add(key)
@@ -114,7 +114,7 @@ class Mapper:
         return mapped
 
     def _port(self, mapped: Mapped, service: Object, ports: Sequence[Object]) -> Object | None:
-        """The port that is listed; None where there is none, and why."""
+        """The port to list; None, and a problem, if there is none."""
         name = name_of(service)
         meta, start = service["metadata"], self._settings.annotations
         wanted = (meta.get("annotations") or {}).get(f"{start}port") if start else None
@@ -232,7 +232,7 @@ class Mapper:
 
 
 def _problem(mapped: Mapped, problem: str) -> None:
-    """Once, though each slice of the Service has it."""
+    """Report it once, although each slice of the Service may have it."""
     if problem not in mapped.problems:
         mapped.problems.append(problem)
 
@@ -242,7 +242,7 @@ def _protocol(port: Object) -> str:
 
 
 def _named(ports: Sequence[Object], wanted: str) -> Object | None:
-    """The port of that name, or of that number; never one of a protocol that nobody lists."""
+    """The port of that name, or of that number; SCTP is never listed."""
     usable = [port for port in ports if _protocol(port) in ("TCP", "UDP")]
     by_name = (port for port in usable if port.get("name") == wanted)
     by_number = (port for port in usable if str(port["port"]) == wanted)
@@ -250,7 +250,7 @@ def _named(ports: Sequence[Object], wanted: str) -> Object | None:
 
 
 def _ports_beside(ports: Sequence[Object], chosen: Object) -> dict[str, str]:
-    """The others as metadata: ``port.NAME``, with the protocol where it is not TCP."""
+    """The other ports as metadata: ``port.NAME``, with the protocol unless it is TCP."""
     return {
         f"port.{port.get('name') or port['port']}": (
             str(port["port"])
@@ -263,16 +263,16 @@ def _ports_beside(ports: Sequence[Object], chosen: Object) -> dict[str, str]:
 
 
 def type_of(port: Object) -> str:
-    """The endpoint's type: http unless the port's name, its protocol or its number tells otherwise.
+    """The endpoint's type: http, unless the port's name, protocol or number says otherwise.
 
-    ``https-admin`` is https as ``https`` is: Kubernetes wants names that are unique in a Service.
+    ``https-admin`` counts as https: names must be unique in a Service, so they have suffixes.
     """
     if _protocol(port) == "UDP":
         return "udp"
     for told in (port.get("appProtocol"), port.get("name")):
         first = str(told or "").lower().partition("-")[0]
         if first in _TYPES:
-            # A name that says udp is no reason to call what speaks TCP so.
+            # The protocol is TCP here, whatever the name says.
             return "tcp" if first == "udp" else first
         if first in _OTHERS:
             return "tcp"

@@ -1,4 +1,4 @@
-"""What is set of a cluster."""
+"""The settings of a Kubernetes catalog."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class KubernetesSettings:
     """Of the catalog, as it appears in ``source``."""
 
     kubeconfig: Path | None = None
-    """How the API server is reached; without it, as a Pod's service account does."""
+    """How to reach the API server; without it, as the Pod's service account."""
 
     server: Url | None = None
-    """The API server's URL, where no kubeconfig says it."""
+    """The API server's URL, instead of a kubeconfig."""
 
     token: str = ""
-    """Of the account there, with ``server``."""
+    """The account's token, with ``server``."""
 
     context: str | None = None
-    """Of the kubeconfig, where it is not the current one."""
+    """A context of the kubeconfig other than the current one."""
 
     namespaces: tuple[str, ...] = ()
     """Only these Kubernetes namespaces; empty: all, which needs a ClusterRole."""
@@ -48,18 +48,18 @@ class KubernetesSettings:
     """Where its instances are listed in the registry."""
 
     template: str = "{service}"
-    """How a Service is called here, of ``{service}`` and ``{namespace}``: by its name alone, as
-    everybody in its namespace calls it."""
+    """A service's name here, made of ``{service}`` and ``{namespace}``. By default the Service's
+    name alone, as in its own namespace."""
 
     prefix: str = ""
-    """Stands before each name."""
+    """Put before each service's name."""
 
     port: str | None = None
-    """The port that is listed where there are several: its name, or its number at the Pod. A
-    Service's annotation ``registry/port`` counts more."""
+    """The port to list if there are several: its name, or its number at the Pod. A Service's
+    annotation ``registry/port`` takes precedence."""
 
     annotations: str = "registry/"
-    """Pods' annotations that begin so become metadata, without the beginning."""
+    """Pods' annotations with this prefix become metadata, without the prefix."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work; ``ValueError``."""
@@ -89,7 +89,7 @@ class KubernetesSettings:
             checked_files(cluster.ca_file, *(cluster.cert_files or ()))
 
     def cluster(self, scratch: Path) -> Cluster:
-        """The API server as it is reached now; ``SourceError``."""
+        """The API server and the credentials to use now; ``SourceError``."""
         if self.server is not None:
             return at_server(self.server, self.token)
         if self.kubeconfig is None:
@@ -97,7 +97,7 @@ class KubernetesSettings:
         return from_kubeconfig(self.kubeconfig, self.context, scratch)
 
     def service_name(self, namespace: str, service: str) -> str:
-        """How a Service is called here."""
+        """The service's name here."""
         return self.prefix + self.template.replace("{namespace}", namespace).replace(
             "{service}", service
         )

@@ -1,8 +1,8 @@
-"""Objects of an API server: lists of them, and watches that go on from there.
+"""Lists and watches objects of an API server.
 
-A watch is asked for a few seconds at a time: a server that is well ends it, and it is opened again
-on the same connection, from where it was. So a server that hangs is told from one that has nothing
-to say, whatever keeps its connections open.
+A watch is requested for a few seconds only. A healthy server ends it after that time, and it is
+opened again on the same connection and at the same version. So a server that hangs can be told from
+one where nothing changes, although its connections stay open.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from catalogs.http import Client, Quiet, StatusError, documents
 
 WATCH_SECS = 5
 SILENT_SECS = 8.0
-"""How long a server may be silent that has been asked for a watch of ``WATCH_SECS``."""
+"""A server that is silent for longer, after a request for ``WATCH_SECS``, hangs."""
 _PAGE = 500
 _TICK_SECS = 1.0
 _GATHER_SECS = 0.02
@@ -36,7 +36,7 @@ class Kind:
     path: str
 
     def url(self, namespace: str | None) -> str:
-        """Of its list in a namespace, or in all of them."""
+        """The URL of its list in a namespace, or in all namespaces."""
         group, _, resource = self.path.rpartition("/")
         where = f"namespaces/{quote(namespace, safe='')}/" if namespace else ""
         return f"/{group}/{where}{resource}"
@@ -50,7 +50,7 @@ WATCHED = (SERVICES, PODS, SLICES)
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What one list and one watch are of."""
+    """What one list or watch covers."""
 
     kind: Kind
     namespace: str | None
@@ -58,13 +58,13 @@ class Scope:
 
     @property
     def params(self) -> dict[str, str]:
-        """What narrows it down."""
+        """The query parameters of the selector."""
         return {} if self.selector is None else {"labelSelector": self.selector}
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An object that is there, as it is now, or gone."""
+    """An object's new state, or its last one if it is gone."""
 
     kind: Kind
     object: Object
@@ -72,7 +72,7 @@ class Event:
 
 
 def listed(client: Client, scope: Scope) -> tuple[list[Object], str]:
-    """All objects, and the version that a watch goes on from; ``SourceError``, ``RelistError``."""
+    """All objects, and the version to watch from; raises ``SourceError`` or ``RelistError``."""
     found: list[Object] = []
     proceed = ""
     while True:
@@ -96,10 +96,10 @@ def listed(client: Client, scope: Scope) -> tuple[list[Object], str]:
 
 
 class Watches:
-    """The watches of several scopes, each in a thread and with a connection of its own."""
+    """Watches of several scopes, each with its own thread and connection."""
 
     def __init__(self, connect: Callable[[], Client], versions: Mapping[Scope, str]) -> None:
-        """Watch each scope from its version on; nothing is asked before ``events``."""
+        """Watches each scope from its version on; nothing is requested before ``events``."""
         self._connect = connect
         self._versions = dict(versions)
         self._heard = dict.fromkeys(versions, 0.0)
@@ -107,10 +107,10 @@ class Watches:
         self._ended = threading.Event()
 
     def events(self, goes_on: Callable[[], bool]) -> Iterator[Sequence[Event]]:
-        """What happens, as soon as it does, in the order of each scope.
+        """Events as they arrive; those of one scope are in order.
 
-        Nothing at all is a sign of life: of every scope something was heard since the last one.
-        Ends where ``goes_on`` says so, and with ``SourceError`` or ``RelistError``.
+        An empty sequence is a sign of life: every scope has been heard since the last yield. Ends
+        when ``goes_on`` returns false, or by raising ``SourceError`` or ``RelistError``.
         """
         lived = 0.0
         for scope in self._versions:
@@ -126,7 +126,7 @@ class Watches:
             self._ended.set()
 
     def _gathered(self) -> Sequence[Event]:
-        """What comes within a tick; a rollout changes a slice and its Pods at once: told once."""
+        """The events of a tick, gathered, since a rollout changes a slice and its Pods at once."""
         found: list[Event] = []
         pause = _TICK_SECS
         while True:
@@ -140,7 +140,7 @@ class Watches:
             pause = _GATHER_SECS
 
     def _follow(self, scope: Scope) -> None:
-        """One watch, opened again where it was when the server ends it; in its own thread."""
+        """Watch one scope in a thread of its own, opening the watch again when it ends."""
         kind = scope.kind
         client: Client | None = None
         try:
