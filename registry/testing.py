@@ -536,11 +536,12 @@ class RecordsSuite:
         instance, longer = sample_instance(), sample_instance(instance_id="web:2")
         store.commit(NS, put(instance))
         store.commit(NS, put(longer, lease=Lease(900_000, 90_000, 5)))
+        assert store.renew(NS, instance.key, LEASE._replace(client_mono_ms=50), None)
 
         assert store.resume(0) is None
         assert store.resume(2_500) is None
         assert store.resume(10_000) == 1
-        assert store.lease(NS, instance.key) == Lease(100_000, 90_000, 5)
+        assert store.lease(NS, instance.key) == Lease(100_000, 90_000, LEASE.last_renewal_ms, 50)
         assert store.lease(NS, longer.key) == Lease(900_000, 90_000, 5)
 
     def test_a_pause_consumes_nothing_of_the_log(self, store: Store) -> None:

@@ -246,16 +246,6 @@ def test_an_unknown_store_url_is_refused(url: str) -> None:
         open_store(url)
 
 
-def test_a_store_of_another_version_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
-    store = LmdbStore(tmp_path / "store")
-    store.commit(NS, put(sample_instance()))
-    store._write(lambda txn: txn.put(b"format", b"another", db=store._meta))
-    store.close()
-    for _ in "ab":
-        with pytest.raises(StoreError, match="the format of another version"):
-            LmdbStore(tmp_path / "store")
-
-
 def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot open the store"):

@@ -22,10 +22,10 @@ where it is held up for longer than the lease lasts, and killed or outrun at tha
 
 Layout, in words of eight bytes: a header (word 0 is the version; 1 when it was last noted that the
 server runs and 2 how long it did not, for running time; 3 how many openers there were at once at
-most; from 512 on the version at which each opener began a renewal), then slots of four words:
-generation and deadline, duration, last renewal, last renewal by
-the client itself. A slot may instead count renewals: words
-0 and 1 are the windows of even and odd number, the window's number and its count in one word.
+most; 4 the number of the store's format; from 512 on the version at which each opener began a
+renewal), then slots of four words: generation and deadline, duration, last renewal, last renewal by
+the client itself. A slot may instead count renewals: words 0 and 1 are the windows of even and odd
+number, the window's number and its count in one word.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ import fcntl
 import mmap
 import os
 import struct
+import sys
 import threading
 from pathlib import Path
 from typing import NamedTuple
 
 from registry.model import Lease
 from registry.store import PAUSE_MS
+from registry.stores.formats import FORMAT
 
 GENERATIONS = 1 << 20
 _GENERATION = GENERATIONS - 1
@@ -53,7 +55,7 @@ _SLOT_BYTES = _SLOT_WORDS * _WORD_BYTES
 _FIRST_WORD = _HEADER_BYTES // _WORD_BYTES
 _INITIAL_SLOTS = 1024
 _OWNERS = 1024
-_VERSION, _ALIVE, _OUTAGES, _OPENERS, _BEGAN = 0, 1, 2, 3, 512
+_VERSION, _ALIVE, _OUTAGES, _OPENERS, _FORMAT, _BEGAN = 0, 1, 2, 3, 4, 512
 _SLACK_MS = 60_000
 _MOST = 1 << 60
 _BIAS = 1 << 62  # instants may lie before the boot; 0 is none at all
@@ -85,16 +87,25 @@ class LeaseFile:
         try:
             status = os.fstat(self._file)
             self.identity = (status.st_dev, status.st_ino)
+            is_new = status.st_size == 0
+            if not is_new and not self._is_of_this_version() and not self.is_alone():
+                raise OSError(f"{path} is in use by another version")
             if status.st_size < _HEADER_BYTES + _INITIAL_SLOTS * _SLOT_BYTES:
                 os.posix_fallocate(self._file, 0, _HEADER_BYTES + _INITIAL_SLOTS * _SLOT_BYTES)
             self._map()
             self.owner = self._own()
+            if is_new:
+                self._words[_FORMAT] = FORMAT
             self._mine = _BEGAN + self.owner
             self._words[self._mine] = 0
             self._words[_OPENERS] = max(self._words[_OPENERS], self.owner + 1)
         except BaseException:
             os.close(self._file)
             raise
+
+    def _is_of_this_version(self) -> bool:
+        word = os.pread(self._file, _WORD_BYTES, _FORMAT * _WORD_BYTES)
+        return int.from_bytes(word, sys.byteorder) == FORMAT
 
     def _map(self) -> None:
         size = os.fstat(self._file).st_size
@@ -112,15 +123,21 @@ class LeaseFile:
             return number
         raise OSError(f"more than {_OWNERS} processes use the store")
 
+    @staticmethod
+    def is_open(path: Path) -> bool:
+        """Whether any process has the file open, of whatever version."""
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            return not _is_free(file, 0, _OWNERS)
+        finally:
+            os.close(file)
+
     def is_alone(self) -> bool:
         """Whether no other opener is there."""
-        return self._is_free(0, _OWNERS)
-
-    def _is_free(self, first: int, count: int) -> bool:
-        """Whether no other process is one of these openers."""
-        wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, first, count, 0)
-        found = fcntl.fcntl(self._file, fcntl.F_OFD_GETLK, wanted)
-        return bool(_FLOCK.unpack(found)[0] == fcntl.F_UNLCK)
+        return _is_free(self._file, 0, _OWNERS)
 
     @property
     def version(self) -> int:
@@ -148,7 +165,7 @@ class LeaseFile:
         """Whether every renewal that began before the end of the change to a version has ended."""
         openers = self._words[_BEGAN : _BEGAN + min(self._words[_OPENERS], _OWNERS)].tolist()
         return not any(openers) or all(
-            not began or began > version + 1 or self._is_free(number, 1)
+            not began or began > version + 1 or _is_free(self._file, number, 1)
             for number, began in enumerate(openers)
         )
 
@@ -297,13 +314,15 @@ class LeaseFile:
         word = self._word(slot)
         words = self._words
         first = words[word]
+        by_client = 0
         if first & _GENERATION == generation:
             deadline_mono_ms = first >> _DEADLINE_SHIFT
-            duration_ms, last_renewal_ms = words[word + 1], words[word + 2]
+            duration_ms, last_renewal_ms, by_client = words[word + 1 : word + 4].tolist()
         deadline = now_mono_ms + duration_ms
         if deadline <= deadline_mono_ms:
             return False
-        self.write(Place(slot, generation), Lease(deadline, duration_ms, last_renewal_ms))
+        lease = Lease(deadline, duration_ms, last_renewal_ms, by_client)
+        self.write(Place(slot, generation), lease)
         return True
 
     def is_plausible(
@@ -325,6 +344,7 @@ class LeaseFile:
             deadline_mono_ms <= found <= latest
             and words[word + 2] < _MOST
             and words[_VERSION] < _MOST
+            and words[_FORMAT] == FORMAT
         )
 
     def close(self) -> None:
@@ -333,6 +353,13 @@ class LeaseFile:
         ours = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, _OWNERS, 0)
         fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, ours)
         os.close(self._file)
+
+
+def _is_free(file: int, first: int, count: int) -> bool:
+    """Whether no other process is one of these openers."""
+    wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, first, count, 0)
+    found = fcntl.fcntl(file, fcntl.F_OFD_GETLK, wanted)
+    return bool(_FLOCK.unpack(found)[0] == fcntl.F_UNLCK)
 
 
 def _counted_once_more(stored: int, window: int) -> int:

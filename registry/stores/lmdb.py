@@ -54,6 +54,7 @@ from registry.model import (
     Snapshot,
 )
 from registry.store import PAUSE_MS, Commit, Due, Fence, another_life
+from registry.stores import formats
 from registry.stores.files import damage, sealed, unsealed
 from registry.stores.leases import LeaseFile, Place
 
@@ -72,7 +73,6 @@ _STATUS, _OVERRIDDEN = _PLACE_OF["status"], _PLACE_OF["overridden_status"]
 _ACTION, _REVISION = _PLACE_OF["action_type"], _PLACE_OF["revision"]
 _STATUSES = {str(status): status for status in InstanceStatus}
 _ACTIONS = {str(action): action for action in ActionType}
-_FORMAT = b"4:" + ",".join(Instance._fields).encode()
 _ENTRY = struct.Struct(">qBH")  # the instant, kind, length of the key
 _KIND = 8
 _I64 = struct.Struct(">q")
@@ -167,8 +167,8 @@ def _look_through(env: Any) -> None:
     try:
         meta = env.open_db(b"meta", create=False)
         with env.begin() as txn:
-            if txn.get(b"format", db=meta) != _FORMAT:
-                return
+            if txn.get(formats.KEY, db=meta) != formats.STATED:
+                return  # its checksums, if it has any, are elsewhere
         for name, check in _CHECKS.items():
             database = env.open_db(name, create=False)
             with env.begin() as txn:
@@ -258,12 +258,12 @@ class LmdbStore:
         is_as_left = self._is_as_left() and is_known
         if not is_known:
             leases.unlink(missing_ok=True)
+        is_alone = not LeaseFile.is_open(leases)
+        begins_again = self._choose(is_known, is_alone, is_as_left)
         self._live = LeaseFile(leases)
         try:
-            is_alone = self._live.is_alone()
-            begins_again = self._choose(is_known, is_alone, is_as_left)
             self._open()
-            self._write(self._begin)
+            begins_again = self._write(self._begin) or begins_again
             if begins_again or not (is_as_left or self._renewals_are_whole()):
                 self._live.close()
                 leases.unlink(missing_ok=True)
@@ -310,10 +310,18 @@ class LmdbStore:
         (self._folder / "whole").write_text(self._states())
 
     def _states(self) -> str:
-        return "\n".join(_state(os.stat(self._folder / name)) for name in ("data.mdb", "leases"))
+        states = [_state(os.stat(self._folder / name)) for name in ("data.mdb", "leases")]
+        return "\n".join([f"format {formats.FORMAT}", *states])
 
     def _choose(self, is_known: bool, is_alone: bool, is_as_left: bool) -> bool:
         """Put the file in place that the store starts from; whether something may be lost by it."""
+        may_be_lost = self._restore(is_known, is_alone, is_as_left)
+        data = self._folder / "data.mdb"
+        if is_alone and data.exists() and data.stat().st_size > 0:
+            formats.migrate(self._folder)
+        return may_be_lost
+
+    def _restore(self, is_known: bool, is_alone: bool, is_as_left: bool) -> bool:
         data, checkpoint = self._folder / "data.mdb", self._folder / "checkpoint.mdb"
         is_there = data.exists() and data.stat().st_size > 0
         if is_alone:
@@ -332,12 +340,14 @@ class LmdbStore:
                 return False
             reason = damage(data, _look_through) if is_there else "it is missing"
             if reason is None:
+                formats.check(data)
                 self._give_space_back(data, checkpoint)
                 return False
         if not checkpoint.exists():
             if not is_known:
                 # The machine went down before the first one, or somebody left it behind.
                 if (more := damage(data, _look_through)) is None:
+                    formats.check(data)
                     log.warning("%s: %s, without a checkpoint; all of it is whole", data, reason)
                     return True
                 reason = f"{reason}, {more}"
@@ -350,10 +360,13 @@ class LmdbStore:
                 f"{checkpoint}: {more}, and {data} cannot be used: {reason}; "
                 "move the folder away, and clients register again"
             )
+        formats.check(checkpoint)
         if is_known:
             log.error("%s: %s; the store starts from its last checkpoint", data, reason)
-        shutil.copyfile(checkpoint, self._folder / "restored.mdb")
-        (self._folder / "restored.mdb").replace(data)
+        restored = self._folder / "restored.mdb"
+        shutil.copyfile(checkpoint, restored)
+        formats.have_begin_again(restored)
+        restored.replace(data)
         return True
 
     def _give_space_back(self, data: Path, checkpoint: Path) -> None:
@@ -410,17 +423,15 @@ class LmdbStore:
         self._removed = self._env.open_db(b"removed")
         self._meta = self._env.open_db(b"meta")
 
-    def _begin(self, txn: Any) -> None:
-        """Refuse what another version wrote: records are kept by the order of their fields."""
-        found = txn.get(b"format", db=self._meta)
+    def _begin(self, txn: Any) -> bool:
+        """State the format of a new store; whether another life is to begin on an older one."""
+        found = txn.get(formats.KEY, db=self._meta)
         if found is None and txn.stat(self._record)["entries"] == 0:
-            txn.put(b"format", _FORMAT, db=self._meta)
+            txn.put(formats.KEY, formats.STATED, db=self._meta)
             txn.put(b"life", _U64.pack(self._life), db=self._meta)
-        elif found != _FORMAT:
-            raise StoreError(
-                f"the store in {self._folder} has the format of another version; "
-                "move it away, and clients register again"
-            )
+        elif found != formats.STATED:
+            raise StoreError(f"the store in {self._folder} is in use by another version")
+        return txn.get(formats.BEGINS, db=self._meta) is not None
 
     def _map_is_smaller(self) -> bool:
         size: int = self._env.info()["map_size"]
@@ -461,6 +472,7 @@ class LmdbStore:
         for key, value in txn.cursor(self._record):
             namespace, _, name = key.partition(b"\0")
             txn.put(namespace + b"\0" + value[:8], _packed_entry(at, 0, name), db=self._log)
+        txn.delete(formats.BEGINS, db=self._meta)
 
     def _last_freed(self, txn: Any) -> int:
         """The version of the lease file at which a slot was last let go of."""
