@@ -58,9 +58,13 @@ class EurekaApi:
         self._actions = Actions(registry, settings)
         self._batches = Batches(registry, self._actions, settings.max_batch_bytes)
         self._server_status = ServerStatus(settings)
-        self._readers: Cache[tuple[str, ListFields], ListReader] = Cache(
+        self.list_readers: Cache[tuple[str, ListFields], ListReader] = Cache(
             _MOST_READERS, most_bytes=_MOST_READERS_BYTES, size_of=_size_of
         )
+        """What gives each list that was asked for, by its path and the request's ``list_fields``.
+
+        It is never out of date: a reader looks the list up, and only how is settled.
+        """
         self._handlers: dict[str, Callable[[Request, str, list[str]], Answer]] = {
             "apps": self._apps,
             "instances": self._instances,
@@ -80,7 +84,7 @@ class EurekaApi:
         """
         try:
             if request.method == "GET":
-                read = self.list_reader(path, list_fields(request.headers))
+                read = self.list_readers.get((path, list_fields(request.headers)))
                 answer = read(request.is_quick) if read is not None else None
                 if answer is not None:
                     return answer
@@ -112,10 +116,6 @@ class EurekaApi:
         return bodiless(answer) if request.method in ("PUT", "DELETE") else answer
 
     # For lanes
-
-    def list_reader(self, path: str, fields: ListFields) -> ListReader | None:
-        """What gives a list that was asked for before, with these ``list_fields``."""
-        return self._readers.get((path, fields))
 
     def instance(self, app: str, instance_id: str, media: str | None) -> Answer:
         """One instance (2.7), in the media type that was negotiated."""
@@ -201,7 +201,7 @@ class EurekaApi:
         if answer is None:
             return NOT_FOUND
         if request.method == "GET":
-            self._readers.keep((path, list_fields(request.headers)), read)
+            self.list_readers.keep((path, list_fields(request.headers)), read)
         return answer
 
     def _register(self, request: Request, app: str) -> Answer:

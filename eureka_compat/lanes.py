@@ -35,7 +35,9 @@ class EurekaLane:
         self._application = re.compile(application).fullmatch
         self._instance = re.compile(f"{application}/{_SEGMENT}").fullmatch
         self._heartbeat = re.compile(f"{application}/{_SEGMENT}{_TOLD}").fullmatch
+        self._below = len(base)
         self._list_fields = list_fields(headers)
+        self._find_reader = api.list_readers.get
         self._media = negotiated(headers.get("accept"))
         self._is_replication = is_replication(headers)
         self._longest = api.settings.max_instance_bytes
@@ -57,9 +59,10 @@ class EurekaLane:
                         )
                     )
             elif method == "GET":
-                read = self.reader(target)
-                if read is not None:
-                    return read()
+                if target.startswith(self._base):
+                    read = self._find_reader((target[self._below :], self._list_fields))
+                    if read is not None:
+                        return read()
                 one = self._instance(target)
                 if one is not None:
                     return self._api.instance(one[1], one[2], self._media)
@@ -75,8 +78,6 @@ class EurekaLane:
 
     def reader(self, target: str) -> Callable[[], Answer | None] | None:
         """What gives the list that a target stands for, once it was asked for."""
-        base = self._base
-        if not target.startswith(base):
+        if not target.startswith(self._base):
             return None
-        path = target.partition("?")[0]
-        return self._api.list_reader(path[len(base) :], self._list_fields)
+        return self._find_reader((target[self._below :], self._list_fields))
