@@ -1,4 +1,4 @@
-"""Performs a Dockerfile without a container engine.
+"""Performs a Dockerfile without a container engine, as the engine's own reader understands it.
 
 Each stage is an empty folder, and an absolute path in an instruction means a place below it. What
 the base image brings is an empty environment of the same Python, and a ``pip`` that works on that
@@ -19,14 +19,34 @@ import stat
 import subprocess
 import sys
 import venv
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from conformance.programs import built
 from tests.parcel import wheelhouse
 
+_READERS = Path(__file__).parent / "containers"
 # An absolute path, in a word of its own or after what parts words; no URL.
 _PATH = re.compile(r"(?:(?<=[\s=:'\"])|^)/(?=\w)")
+
+
+def as_read(kind: str, path: Path) -> Any:
+    """What BuildKit and Compose make of a ``dockerfile``, a ``compose`` file or a ``context``.
+
+    ``ValueError`` with what they find wrong.
+    """
+
+    def build(work: Path) -> Path:
+        subprocess.run(["go", "build", "-o", "program", "."], cwd=work, check=True, timeout=1200)
+        return work / "program"
+
+    program = built("containers", _READERS, build)
+    read = subprocess.run([program, kind, path], capture_output=True, text=True, timeout=60)
+    if read.returncode != 0:
+        raise ValueError(read.stderr)
+    return json.loads(read.stdout)
 
 
 @dataclass
@@ -98,7 +118,8 @@ def performed(dockerfile: Path, folder: Path, arguments: Mapping[str, str]) -> d
     """
     stages: dict[str, Image] = {}
     now: Image | None = None
-    for word, rest in instructions(dockerfile.read_text()):
+    context = as_read("context", dockerfile.parent)
+    for word, rest in as_read("dockerfile", dockerfile)["instructions"]:
         if word == "FROM":
             base, _, name = rest.partition(" AS ")
             now = stages[name] = Image(folder / (name or "final"))
@@ -109,7 +130,7 @@ def performed(dockerfile: Path, folder: Path, arguments: Mapping[str, str]) -> d
             now.workdir = now.workdir / rest
             now.place(".").mkdir(parents=True, exist_ok=True)
         elif word == "COPY":
-            _copy(now, rest, dockerfile.parent, stages)
+            _copy(now, rest, dockerfile.parent, context, stages)
         elif word == "RUN":
             _run(now, rest)
         elif word == "ARG":
@@ -131,15 +152,6 @@ def performed(dockerfile: Path, folder: Path, arguments: Mapping[str, str]) -> d
         else:
             raise AssertionError(f"{word} is not performed here")
     return stages
-
-
-def instructions(text: str) -> Iterator[tuple[str, str]]:
-    """Each instruction and what it is given, its continued lines joined."""
-    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
-    for line in re.sub(r" *\\\n *", " ", "\n".join(lines)).splitlines():
-        word, _, rest = line.strip().partition(" ")
-        if word:
-            yield word, rest.strip()
 
 
 def _lay_base(image: Image, base: str) -> None:
@@ -177,35 +189,22 @@ def _run(image: Image, command: str) -> None:
     assert done.returncode == 0, f"RUN {command}: {done.stdout}{done.stderr}"
 
 
-def _copy(image: Image, rest: str, context: Path, stages: Mapping[str, Image]) -> None:
+def _copy(
+    image: Image, rest: str, folder: Path, context: list[str], stages: Mapping[str, Image]
+) -> None:
     *words, target = rest.split()
     place = image.place(target)
     is_folder = target.endswith(("/", ".")) or len(words) > 1
+    there = [folder / name for name in context]
     if words[0].startswith("--from="):
-        stage = stages[words.pop(0).removeprefix("--from=")]
-        context, ignored = stage.root, []
-    else:
-        ignored = (context / ".dockerignore").read_text().splitlines()
+        folder = stages[words.pop(0).removeprefix("--from=")].root
+        there = [path for path in folder.rglob("*") if path.is_file()]
     for word in words:
-        source = context / word.lstrip("/")
-        files = [source] if source.is_file() else [f for f in source.rglob("*") if f.is_file()]
-        files = [f for f in files if not _is_ignored(str(f.relative_to(context)), ignored)]
+        source = folder / word.lstrip("/")
+        files = [path for path in there if path.is_relative_to(source)]
         assert files, f"COPY {rest}: there is no {word}"
         for file in files:
             whole = place / file.name if is_folder else place
             made = place / file.relative_to(source) if source.is_dir() else whole
             made.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, made)
-
-
-def _is_ignored(path: str, patterns: list[str]) -> bool:
-    """The last pattern counts that matches the path or a folder that it is in."""
-    ignored = False
-    for pattern in patterns:
-        if not pattern or pattern.startswith("#"):
-            continue
-        glob = re.escape(pattern.removeprefix("!"))
-        glob = glob.replace(r"\*\*/", "(?:.*/)?").replace(r"\*", "[^/]*")
-        if re.match(f"{glob}(?:/|$)", path):
-            ignored = not pattern.startswith("!")
-    return ignored

@@ -22,6 +22,7 @@ import yaml
 from catalogs.kubernetes import KubernetesCatalog, KubernetesSettings
 from conformance.programs import free_port
 from eureka_server.settings import load
+from tests.image import as_read
 from tests.parcel import Installed
 from tests.servers import ROOT, send, wait_until
 from tests.sources.kubernetes import KubernetesSource, Object
@@ -29,7 +30,6 @@ from tests.sources.kubernetes import KubernetesSource, Object
 DEPLOY = ROOT / "deploy"
 REGISTRY = DEPLOY / "kubernetes" / "registry.yaml"
 CATALOG = DEPLOY / "kubernetes" / "catalog.yaml"
-COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 UNIT = DEPLOY / "eureka-registry.service"
 REQUESTS_SECS = 10  # gunicorn's graceful_timeout
 
@@ -214,25 +214,40 @@ def test_the_pod_asks_for_what_there_is() -> None:
         assert of_kind(kind)["spec"][field]["matchLabels"] == labels
 
 
+def test_what_is_switched_off_in_the_pod_can_be_switched_on() -> None:
+    """The catalog of the cluster: the variable, and the account's token."""
+    text = REGISTRY.read_text()
+    assert text.count("            # - {") == 1
+    stateful = yaml.safe_load(
+        text.replace("            # - {", "            - {").split("\n---\n")[3]
+    )
+    (container,) = stateful["spec"]["template"]["spec"]["containers"]
+    environ = {each["name"]: each["value"] for each in container["env"]}
+    (catalog,) = yaml.safe_load(environ["REGISTRY_CATALOGS"])
+    assert catalog == {"kind": "kubernetes", "name": "main"}
+    assert stateful["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
+
+
 # Compose
 
 
 def test_compose_runs_the_image_as_it_is_made() -> None:
-    assert COMPOSE.keys() == {"name", "services", "volumes"}
-    (service,) = COMPOSE["services"].values()
-    dockerfile = (ROOT / "Dockerfile").read_text()
-    assert (DEPLOY / service["build"]["context"]).resolve() == ROOT
-    for argument in service["build"]["args"]:
-        assert f"ARG {argument}" in dockerfile
+    """As Compose itself reads the file, which refuses what it does not know."""
+    project = as_read("compose", DEPLOY / "compose.yaml")
+    (service,) = project["services"].values()
+    dockerfile = as_read("dockerfile", ROOT / "Dockerfile")["instructions"]
+    given = dict(dockerfile)
+    assert service["build"]["context"] == str(ROOT)
+    assert [f"{name}=" for name in service["build"]["args"]] == [given["ARG"]]
     environment = load(service["environment"])
     assert environment.warnings == ()
-    assert service["ports"] == [f"{environment.port}:{environment.port}"]
-    assert f"EXPOSE {environment.port}" in dockerfile
+    (port,) = service["ports"]
+    assert (port["published"], port["target"]) == (str(environment.port), environment.port)
+    assert given["EXPOSE"] == str(environment.port)
     (volume,) = service["volumes"]
-    name, _, mounted = volume.partition(":")
-    assert name in COMPOSE["volumes"]
-    assert f"VOLUME {mounted}" in dockerfile
-    assert f"STORE_URL=lmdb:{mounted}" in dockerfile
+    assert (volume["type"], volume["source"] in project["volumes"]) == ("volume", True)
+    assert given["VOLUME"] == volume["target"]
+    assert given["ENV"] == f"STORE_URL=lmdb:{volume['target']}"
     # Nothing else can be written, and nothing more can be had.
     assert service["read_only"] is True
     assert service["tmpfs"] == ["/tmp"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from conformance.programs import free_port
-from tests.image import Image, instructions, performed
+from tests.image import Image, as_read, performed
 from tests.parcel import Parcel, contents
 from tests.servers import JSON, ROOT, Reply, instance_body, send, wait_until
 
@@ -109,13 +109,22 @@ def test_the_images_user_can_write_to_the_data_alone(stages: dict[str, Image]) -
     assert found.wait(60) == 0
 
 
+def test_the_engines_reader_finds_nothing_wrong() -> None:
+    assert as_read("dockerfile", ROOT / "Dockerfile")["problems"] == []
+
+
 def test_an_instruction_or_a_base_that_is_not_known_is_not_passed_over(tmp_path: Path) -> None:
-    lines = "FROM a \\\n  AS b\n# a comment\n\nRUN x\n"
-    assert list(instructions(lines)) == [("FROM", "a AS b"), ("RUN", "x")]
-    for text, told in (("FROM python:2", "is not the Python"), ("ONBUILD x", "before the first")):
-        (tmp_path / "Dockerfile").write_text(text)
-        with pytest.raises(AssertionError, match=told):
-            performed(tmp_path / "Dockerfile", tmp_path, {})
+    (tmp_path / ".dockerignore").touch()
+    file = tmp_path / "Dockerfile"
+    file.write_text("FROM python:2")
+    with pytest.raises(AssertionError, match="is not the Python"):
+        performed(file, tmp_path, {})
+    file.write_text((ROOT / "Dockerfile").read_text().splitlines()[4] + "\nSTOPSIGNAL SIGINT")
+    with pytest.raises(AssertionError, match="STOPSIGNAL is not performed here"):
+        performed(file, tmp_path, {})
+    file.write_text("FROM python:2\nRUNN x")
+    with pytest.raises(ValueError, match="unknown instruction: RUNN"):
+        performed(file, tmp_path, {})
 
 
 def test_nothing_goes_to_the_engine_but_what_the_wheel_is_made_of(
