@@ -347,7 +347,7 @@ class _Reader(Protocol[_T_co]):
 _T = TypeVar("_T")
 
 
-class Watched(Generic[_T]):
+class WatchedFile(Generic[_T]):
     """What a file (or a folder of them) holds, as it last was when it was good.
 
     With ``copy``, where the last good text is kept for a start that finds the file wrong: only for
