@@ -1,10 +1,24 @@
-"""Register, renew, cancel, override, read: the one place that decides what is true.
+"""The verbs of one namespace, and the only place that decides what is true in it.
 
-Each mutation is one shape, *optimistic concurrency*: read the worker's view, decide by the rules,
-hand the store one conditional write; when that lost a race, look and decide again. Whatever the
-decision rests on is read inside it, so no caller reads, merges and writes back: who wants a change
-of what is listed says which (``amend``). Nothing is logged before it is committed. Semantics:
-protocol section 7.
+Every mutation uses *optimistic concurrency*. It looks at the worker's view, decides by the rules,
+and hands the store one conditional write, whose guards are the revisions that it looked at. Where a
+guard no longer holds nothing is written: it looks and decides again. For example, where ``web:1``
+is listed at revision 7 and two workers change it at the same time:
+
+    worker A, an operator's override            worker B, new metadata
+    sees web:1 at 7, decides OUT_OF_SERVICE     sees web:1 at 7, decides zone=a
+    commits "if it is still at 7": revision 8
+                                                commits "if it is still at 7": ``ConflictError``
+                                                catches up: web:1 at 8, OUT_OF_SERVICE
+                                                decides again: OUT_OF_SERVICE and zone=a
+                                                commits "if it is still at 8": revision 9
+
+So no lock is held while anybody thinks, and neither change is lost. It follows that a caller must
+not read an instance, change it and register it: between its read and its write another may come.
+It says what is to be changed instead (``amend``), as a function that can be asked again.
+
+A line is logged only after what it tells of was committed. The semantics are those of the
+protocol's section 7.
 """
 
 from __future__ import annotations
@@ -53,8 +67,8 @@ from registry.view import View
 log = logging.getLogger("registry")
 
 MAX_IDENTITY_BYTES = 400
+# A thread that took longer from one step to the next was not running; others were, meanwhile.
 _HELD_UP_MS = 1_000
-_LONG_MS = 1_000
 _T = TypeVar("_T")
 
 
@@ -83,9 +97,9 @@ class SelfPreservation:
 
 
 class NamespaceRegistry:
-    """One namespace as this worker process sees and changes it. Thread-safe.
+    """One namespace, as this worker process sees and changes it. Thread-safe.
 
-    ``Registry.in_namespace`` gives it; there is one for a namespace at a time in a process.
+    It comes from ``Registry.in_namespace``. A process has one of these for a namespace at a time.
     """
 
     def __init__(
@@ -96,7 +110,7 @@ class NamespaceRegistry:
         settings: RegistrySettings,
         moved: Callable[[NamespaceRegistry], None],
     ) -> None:
-        """Nothing is read before the first call; ``moved`` is called where the view may be new."""
+        """Read nothing yet. ``moved`` is called whenever the view may show something new."""
         self.namespace = namespace
         self.clock = clock
         self.settings = settings
@@ -106,7 +120,7 @@ class NamespaceRegistry:
         self._doubled = settings.lease_expiry == "genuine"
 
     def _synced(self) -> View:
-        """The view, current; ``StoreError``."""
+        """The view, after it caught up with the store; ``StoreError`` where it cannot."""
         view = self._view
         if view.sync():
             self._moved(self)
@@ -114,27 +128,27 @@ class NamespaceRegistry:
 
     @property
     def is_blank(self) -> bool:
-        """Whether nothing is known to be listed here, or to have been lately."""
+        """Whether nothing is listed here, as far as this process knows, and nothing was lately."""
         return self._view.is_blank()
 
     def held(self) -> int:
-        """How many instances this process holds: those listed, and those that the delta tells of.
+        """How many instances are in this process's memory: listed, and told of by the delta.
 
         One that is both counts twice.
         """
         return self._view.size() + self._view.changed.size
 
     def forget_old_changes(self, now_mono_ms: int, at_most: int) -> bool:
-        """Let go of so many changes that no delta tells of any more; whether some remain."""
+        """Forget at most so many changes that are too old for the delta; whether some remain."""
         return self._view.forget(now_mono_ms, at_most)
 
     # Reads
 
     def view(self) -> View:
-        """The current view; the last known one while the store does not answer.
+        """The current view, or the last known one while the store does not answer.
 
-        ``StoreError`` where none is known: what nobody could look at is not told to be empty. Also
-        where the store is gone for good, since others may have another.
+        ``StoreError`` where the store was never read: an unknown namespace must not look empty.
+        Also where the store's files are gone for good, for other workers may be on new ones.
         """
         try:
             return self._synced()
@@ -147,14 +161,17 @@ class NamespaceRegistry:
             return self._view
 
     def instance(self, app: str, instance_id: str) -> Instance | None:
-        """One instance with its lease as it is now; None where unknown or expired.
+        """One instance, with the instant of its last renewal; None where unknown or expired.
 
-        An expired one is hidden only while leases may be evicted at all.
+        While self-preservation holds evictions back, an expired instance is still told.
         """
         return _as_renewed(self.renewed(app, instance_id))
 
     def renewed(self, app: str, instance_id: str) -> tuple[Instance, int] | None:
-        """The same instance as it is listed, and beside it when it was last renewed (epoch ms)."""
+        """As ``instance``, but as it is listed, and its last renewal (epoch ms) beside it.
+
+        The listed object is the same until it changes, so that what was encoded of it can be kept.
+        """
         key = InstanceKey(app.upper(), instance_id)
         view = self.view()
         with view.lock:
@@ -166,7 +183,7 @@ class NamespaceRegistry:
         return _as_renewed(self._with_lease(self._by_id(instance_id)))
 
     def listed_by_id(self, instance_id: str) -> Instance | None:
-        """As ``instance_by_id``, but one that has expired is found as long as lists show it."""
+        """As ``instance_by_id``, but an expired instance is found until it is evicted."""
         found = self._by_id(instance_id)
         if found is None:
             return None
@@ -225,7 +242,7 @@ class NamespaceRegistry:
     def renewed_by_clients(self, after_mono_ms: int) -> list[tuple[InstanceKey, int]]:
         """Whose client itself renewed here after an instant, and when it last did; ``StoreError``.
 
-        Registrations are changes, and no renewals.
+        A registration does not count: it is a change, and is in the log.
         """
         return self._records.renewed_by_clients(self.namespace, after_mono_ms)
 
@@ -236,9 +253,10 @@ class NamespaceRegistry:
         decision: Callable[[View], tuple[Commit | None, _T]],
         fence: Fence | None = None,
     ) -> tuple[_T, Written | None]:
-        """Make a decision on the current view and commit it, again and again until it holds.
+        """Decide on the current view and commit, and after a lost race again (see the module).
 
-        Returns its answer, and what was committed; None where nothing was.
+        ``decision`` is asked with the view locked, and returns the commit (None: nothing is to be
+        done) and an answer. Returns the last answer, and what was written, if anything.
         """
         while True:
             view = self._synced()
@@ -254,17 +272,19 @@ class NamespaceRegistry:
             return answer, Written(commit, revision)
 
     def _follow(self, commits: Sequence[Commit], revisions: Sequence[Revision | None]) -> None:
-        """What comes after every write of ours: the view has it, and leases have their time."""
+        """Do what follows every write of this process."""
         self._view.follow_all(commits, revisions)
         self._moved(self)
         self._make_up_for(commits, revisions)
 
     def _make_up_for(self, commits: Sequence[Commit], revisions: Sequence[Revision | None]) -> None:
-        """Renew the leases that were decided, all at one instant, long before they were written.
+        """Renew leases that were written long after their deadlines were decided.
 
-        A process may be stopped in between, for longer than a lease, while others renew it.
+        A process can be stopped between decision and write for longer than a lease lasts, while the
+        client renews at another worker. The deadline that was decided before would then replace a
+        later one, and the instance be evicted at once. All of ``commits`` were decided together.
         """
-        if not commits or self.clock.mono_ms() <= commits[0].at_mono_ms + _LONG_MS:
+        if not commits or self.clock.mono_ms() <= commits[0].at_mono_ms + _HELD_UP_MS:
             return
         for commit, revision in zip(commits, revisions, strict=True):
             if revision is not None and commit.lease is not None and commit.instance is not None:
@@ -277,16 +297,20 @@ class NamespaceRegistry:
         is_replication: bool = False,
         fence: Fence | None = None,
     ) -> None:
-        """List an instance, with a new lease, or replace it (protocol 7.1).
+        """List an instance with a new lease, or replace the listed one (protocol 7.1).
 
-        Where the one that a Eureka client listed has a newer dirty timestamp its data stay, with
-        the new lease; the timestamps of the native API are this server's own, so there the last
-        word counts, and is never older than the one before. A new
-        one is refused where the settings' limits are reached. What a catalog lists gets no
-        lease, replaces what it listed before whatever the timestamps say, and makes way where the
-        instance itself registers at this server. Raises ``QuotaError``,
-        ``SourceConflictError``, ``InvalidIdentityError``, ``StoreError``, and where ``fence`` is
-        given ``LockLostError``.
+        By source:
+
+        * A Eureka client's data are kept where the listed ones have a newer dirty timestamp; the
+          lease is new all the same.
+        * The native API's timestamps are this server's own, so its last word counts. It is stored
+          with a timestamp that is no older than the one before, though the clock was set back.
+        * A catalog's entry has no lease and replaces what the catalog listed before, whatever the
+          timestamps say. A Eureka catalog's entry gives way to the instance itself.
+
+        ``QuotaError`` where a new instance exceeds the settings' limits; ``SourceConflictError``
+        where it belongs to another source; ``InvalidIdentityError``; ``StoreError``; and, with a
+        ``fence``, ``LockLostError``.
         """
         _check_identity(instance)
 
@@ -298,9 +322,10 @@ class NamespaceRegistry:
         _log_registered(instance, is_new)
 
     def register_all(self, wanted: Sequence[Registering]) -> list[RegistryError | None]:
-        """As ``register`` for each, in one operation of the store; what that would raise, or None.
+        """Register several in one operation of the store (a *group commit*).
 
-        Raises ``StoreError`` where none was registered.
+        Each is decided for itself: the outcome is None, or the error that ``register`` would raise
+        for it. ``StoreError`` where the store took none of them.
         """
         outcomes: list[RegistryError | None] = [None] * len(wanted)
         view = self._synced()
@@ -322,14 +347,14 @@ class NamespaceRegistry:
             if revision is not None:
                 _log_registered(instance, not commit.expected)
                 continue
-            try:
+            try:  # it lost a race, to another worker or to one before it in the group
                 self.register(instance, is_replication=is_replication)
             except RegistryError as error:
                 outcomes[place] = error
         return outcomes
 
     def _now(self) -> tuple[int, int]:
-        """The wall clock and the monotonic one."""
+        """The wall clock and the monotonic one, in milliseconds."""
         return self.clock.wall_ms(), self.clock.mono_ms()
 
     def amend(
@@ -342,13 +367,14 @@ class NamespaceRegistry:
         is_replication: bool = False,
         drops_override: bool = False,
     ) -> Instance | None:
-        """Register the listed instance again as ``change`` makes it; it, as it is listed then.
+        """Change the listed instance and register it again; returns it as it is listed then.
 
-        ``change`` is given the instance that is listed at that moment, and is asked anew where
-        another write came between: of two changes at once neither is lost. It must be pure, and
-        leave the key and the source. ``drops_override`` removes the override in the same step.
-        None, and nothing done, where no such instance is listed (or it is another source's than
-        ``source``): what was cancelled stays cancelled. Raises as ``register``, and
+        ``change`` maps the listed instance to the wanted one. It is asked again after a lost race,
+        so it must be pure; it must leave the key and the source as they are. ``drops_override``
+        removes the override in the same step.
+
+        None, and nothing is done, where no such instance is listed, or one of another source than
+        ``source``: what was cancelled stays cancelled. Raises what ``register`` raises, and
         ``SourceConflictError`` for what a catalog lists.
         """
         key = InstanceKey(app.upper(), instance_id)
@@ -381,9 +407,9 @@ class NamespaceRegistry:
         *,
         drops_override: bool = False,
     ) -> Commit:
-        """The commit that lists an instance, by the rules.
+        """The commit that lists an instance as the rules have it; the view is locked.
 
-        ``SourceConflictError``, ``QuotaError``.
+        ``at`` is the wall clock and the monotonic one. ``SourceConflictError``, ``QuotaError``.
         """
         now, mono = at
         key = instance.key
@@ -394,6 +420,7 @@ class NamespaceRegistry:
             others_at_most = self._check_room(view)
         is_leased = instance.is_leased
         override = stored_override = view.overrides.get(key.id)
+        # Whose data are listed: the incoming ones, unless the listed ones are newer.
         chosen = instance
         if (
             existing is not None
@@ -450,9 +477,10 @@ class NamespaceRegistry:
         )
 
     def _check_room(self, view: View) -> int | None:
-        """``QuotaError`` where a namespace has no room for another instance.
+        """``QuotaError`` where there is no room for another instance in this namespace.
 
-        Returns how many other namespaces there may be with it, where that matters.
+        Returns what the commit guards: how many other namespaces may hold an instance, where this
+        one would be the next to hold any; else None.
         """
         settings, size = self.settings, view.size()
         if size >= settings.max_instances:
@@ -475,9 +503,8 @@ class NamespaceRegistry:
     ) -> Instance | None:
         """Renew a lease (protocol 7.2); the instance, or None where its client must register again.
 
-        ``is_replication``: another server says that the client renewed there. None is for where
-        there is no lease, where the instance belongs to another source, and where its
-        status is UNKNOWN.
+        That is where there is no lease, where the instance belongs to another source, and where its
+        status is UNKNOWN. ``is_replication``: another server says that the client renewed there.
         """
         key = InstanceKey(app.upper(), instance_id)
         view = self._synced()
@@ -492,7 +519,8 @@ class NamespaceRegistry:
                 return None
             committed = self._set_status_by_rule(key, source)
             if committed is not None:
-                # Others may have seen it: whatever comes now comes after this renewal.
+                # Others may have read this status already, so the renewal is acknowledged even if
+                # the instance is cancelled before its lease is written.
                 self._renew_lease(key, committed, counts=True, by_client=not is_replication)
                 return committed
             return self.renew(app, instance_id, source=source, is_replication=is_replication)
@@ -502,9 +530,9 @@ class NamespaceRegistry:
         return instance if renewed else None
 
     def _set_status_by_rule(self, key: InstanceKey, source: str) -> Instance | None:
-        """Show the status that the rules now give. Unlike the original, the delta tells of it.
+        """Show the status that the rules now give; None where nothing is left to be changed.
 
-        None where there is nothing to change any more.
+        Unlike the genuine server, the delta tells of it.
         """
 
         def decide(view: View) -> tuple[Commit | None, None]:
@@ -522,11 +550,9 @@ class NamespaceRegistry:
     def _renew_lease(
         self, key: InstanceKey, instance: Instance, *, counts: bool, by_client: bool = False
     ) -> bool:
-        """Give an instance, as it was listed, its lease anew; False where it is gone.
+        """Renew the lease of an instance that was listed as this; False where it is gone.
 
-        Where it has registered again meanwhile with a lease of another length, that length counts.
-        And who was held up renews again, since the deadline that it put down may be an older one
-        than others did meanwhile.
+        ``counts``: for self-preservation. ``by_client``: the client itself renewed, at this server.
         """
         while True:
             mono = self.clock.mono_ms()
@@ -541,9 +567,12 @@ class NamespaceRegistry:
             window = renewal_window(mono) if counts else None
             if self._records.renew(self.namespace, key, lease, window):
                 if self.clock.mono_ms() - mono > _HELD_UP_MS:
+                    # Others may have stored a later deadline before this one replaced it.
                     counts = False
                     continue
                 return True
+            # Refused: it is gone, or it registered again with a lease of another length, which is
+            # to be renewed then.
             view = self._synced()
             with view.lock:
                 listed = view.get(key)
@@ -563,7 +592,7 @@ class NamespaceRegistry:
         override: OverrideChange | None = None,
         **changes: Any,
     ) -> Commit:
-        """The commit that changes some fields of a listed instance, its lease left alone."""
+        """The commit that changes some fields of a listed instance, and leaves its lease alone."""
         return Commit(
             key=instance.key,
             expected=instance.revision,
@@ -582,12 +611,11 @@ class NamespaceRegistry:
         last_dirty_ms: int = 0,
         is_replication: bool = False,
     ) -> Instance | None:
-        """Set an operator's status above the instance's own (protocol 7.3); None where unknown.
+        """Set an operator's status above the instance's own (protocol 7.3).
 
-        Returns the instance as it is listed then. ``SourceConflictError`` for what a catalog lists,
-        here and in the following.
-        A status that the instance has already changes and stores nothing. Either way the lease is
-        renewed, uncounted.
+        Returns the instance as it is listed then; None where it is unknown. Nothing is stored where
+        it has that status already. Either way its lease is renewed, which does not count for
+        self-preservation. ``SourceConflictError`` for what a catalog lists.
         """
         key = InstanceKey(app.upper(), instance_id)
 
@@ -619,12 +647,17 @@ class NamespaceRegistry:
         changed = _listed(written)
         if changed is not None:
             log.info("override %s for %s/%s", status, key.app, key.id)
-        return self._spoken_for(listed, changed)
+        return self._renewed_by_operator(listed, changed)
 
-    def _spoken_for(self, listed: Instance | None, changed: Instance | None) -> Instance | None:
-        """The instance of which an operator spoke, its lease renewed; None where it is gone."""
+    def _renewed_by_operator(
+        self, listed: Instance | None, changed: Instance | None
+    ) -> Instance | None:
+        """What an override answers: the instance, its lease renewed; None where it is gone.
+
+        ``listed`` is the instance that the decision saw, ``changed`` as it was committed.
+        """
         if changed is not None:
-            # What is committed was done, even if it is cancelled before its lease is renewed.
+            # The override was committed, even if a cancel comes before the lease is renewed.
             self._renew_lease(changed.key, changed, counts=False)
             return changed
         if listed is None:
@@ -643,7 +676,8 @@ class NamespaceRegistry:
     ) -> Instance | None:
         """Remove an override and show ``status`` instead (protocol 7.4); None where unknown.
 
-        As in the original, this alone never notes the instant of coming up.
+        As at the genuine server, ``service_up_ms`` stays 0 where this is what brings it up.
+        ``SourceConflictError`` for what a catalog lists.
         """
         key = InstanceKey(app.upper(), instance_id)
 
@@ -672,7 +706,7 @@ class NamespaceRegistry:
         changed = _listed(written)
         if changed is not None:
             log.info("override of %s/%s removed", key.app, key.id)
-        return self._spoken_for(listed, changed)
+        return self._renewed_by_operator(listed, changed)
 
     def store_override(
         self,
@@ -682,9 +716,9 @@ class NamespaceRegistry:
         *,
         last_dirty_ms: int,
     ) -> None:
-        """Remember an override that a peer told of (protocol 7.6); the next renewal applies it.
+        """Store an override that a peer told of (protocol 7.6); the next renewal applies it.
 
-        Only where the peer knows a newer instance, of ``last_dirty_ms``, than the listed one.
+        Only where the peer's instance, with this dirty timestamp, is newer than the listed one.
         """
         key = InstanceKey(app.upper(), instance_id)
 
@@ -724,9 +758,9 @@ class NamespaceRegistry:
         is_replication: bool = False,
         fence: Fence | None = None,
     ) -> bool:
-        """Take an instance out, and its id's override (protocol 7.7); False where unknown.
+        """Remove an instance, and the override of its id (protocol 7.7); False where unknown.
 
-        ``StoreError``, and ``LockLostError`` where ``fence`` is given.
+        ``StoreError``, and with a ``fence`` ``LockLostError``.
         """
         key = InstanceKey(app.upper(), instance_id)
 
@@ -739,7 +773,7 @@ class NamespaceRegistry:
                 return self._removal(instance, override, peers_know=is_replication), True
             if override is None:
                 return None, False
-            # The original drops the override of an id even where the cancel finds no lease.
+            # The genuine server drops an id's override even where the cancel finds no lease.
             commit = Commit(
                 key=key,
                 expected=Revision(0),
@@ -764,6 +798,7 @@ class NamespaceRegistry:
         evicted: bool = False,
         deadline_mono_ms: int | None = None,
     ) -> Commit:
+        """The commit that removes a listed instance; with a deadline, only if that still holds."""
         now = self.clock.wall_ms()
         return Commit(
             key=instance.key,
@@ -786,14 +821,15 @@ class NamespaceRegistry:
 
     def evict(
         self,
-        over: Iterable[tuple[InstanceKey, Lease]],
+        ended: Iterable[tuple[InstanceKey, Lease]],
         *,
         fence: Fence | None = None,
     ) -> int:
-        """Take out the instances of these leases in one operation of the store; how many went.
+        """Remove the instances whose leases ended so, in one operation; how many were removed.
 
-        Nothing is done about one that was renewed, registered again or cancelled meanwhile, or
-        stays without a lease by now. ``StoreError``, ``LockLostError``: none was taken out.
+        One that was renewed, registered again or cancelled meanwhile is left alone, and so is one
+        that stays without a lease (``Instance.expires``). With ``StoreError`` and
+        ``LockLostError`` none was removed.
         """
         view = self._synced()
         with view.lock:
@@ -804,7 +840,7 @@ class NamespaceRegistry:
                     evicted=True,
                     deadline_mono_ms=lease.deadline_mono_ms,
                 )
-                for key, lease in over
+                for key, lease in ended
                 if (instance := view.get(key)) is not None and instance.expires
             ]
         revisions = self._records.commit_all(self.namespace, commits, fence)
@@ -817,9 +853,9 @@ class NamespaceRegistry:
 
 def _check_identity(instance: Instance) -> None:
     identity = instance.app + instance.id
-    # A character has four bytes at most.
-    is_long = len(identity) > MAX_IDENTITY_BYTES // 4
-    if (is_long and len(identity.encode()) > MAX_IDENTITY_BYTES) or "\0" in identity:
+    # A character has four bytes at most, so most identities need not be encoded to be measured.
+    may_be_long = len(identity) > MAX_IDENTITY_BYTES // 4
+    if (may_be_long and len(identity.encode()) > MAX_IDENTITY_BYTES) or "\0" in identity:
         raise InvalidIdentityError(MAX_IDENTITY_BYTES)
 
 
@@ -845,16 +881,16 @@ def _as_renewed(found: tuple[Instance, int] | None) -> Instance | None:
 
 
 def _check_leased(instance: Instance | None) -> None:
-    """What a catalog lists nobody else changes: what its source says is the truth."""
+    """``SourceConflictError`` for what a catalog lists: its source alone says what is true."""
     if instance is not None and not instance.is_leased:
         raise SourceConflictError(instance.app, instance.id, instance.source)
 
 
 def _check_source(existing: Instance | None, source: str) -> None:
-    """Each source changes its own alone.
+    """``SourceConflictError`` where another source's instance would be replaced.
 
-    But a client that a catalog knows from another Eureka server, and that now registers here, is
-    no stranger to its instance.
+    One exception: an instance that a catalog listed from another Eureka server may register here
+    itself, and replaces the catalog's entry.
     """
     if existing is None or existing.source == source:
         return
