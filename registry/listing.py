@@ -1,9 +1,22 @@
 """Instances by application, in portions that keep what was made of them.
 
-Whoever spells a list keeps the bytes with what they are of: in the ``kept`` of a portion, of an
-application, or of the whole listing. A change empties the ``kept`` of everything that it touches,
-so what is kept is always of what is there, whatever revisions or instants come again; and it
-touches one portion, however large an application or the listing is.
+A list of thousands of instances must not be encoded again because one of them changed. So a
+listing is cut into portions of about ``PORTION`` instances: several small applications, or a part
+of a large one. Whoever encodes a list keeps the bytes in the ``kept`` of what they are of: a
+portion, an application, or the whole listing. A change empties the ``kept`` of all that contain
+the instance. For example:
+
+    >>> listing = Listing(sample_instance("BIG", f"big:{number}") for number in range(192))
+    >>> [portion.weight for portion, _ in listing.cut()]
+    [64, 64, 64]
+    >>> for portion, instances in listing.cut():
+    ...     portion.kept["ids"] = ",".join(instance.id for instance in instances)
+    >>> listing.put(sample_instance("BIG", "big:100", ip_addr="10.9.9.9"))
+    >>> ["ids" in portion.kept for portion, _ in listing.cut()]
+    [True, False, True]
+
+So one portion of three is encoded again. What is kept needs no revision or instant to be found by,
+and cannot be out of date: it goes with what it was made of.
 """
 
 from __future__ import annotations
@@ -22,7 +35,7 @@ _NOBODY: Mapping[str, Instance] = {}
 
 
 class Portion(Generic[_V]):
-    """Some neighbours of an ordered mapping. ``weight`` is how many instances they are."""
+    """Some neighbouring members of a mapping. ``weight`` is how many instances they are."""
 
     __slots__ = ("kept", "members", "weight")
 
@@ -41,13 +54,13 @@ class Portions(Generic[_V]):
     __slots__ = ("_of", "_weigh", "all")
 
     def __init__(self, weigh: Callable[[_V], int]) -> None:
-        """``weigh`` tells how many instances a member is."""
+        """Start empty; ``weigh`` tells how many instances a member is."""
         self.all: list[Portion[_V]] = []
         self._of: dict[str, Portion[_V]] = {}
         self._weigh = weigh
 
     def put(self, name: str, member: _V, step: int) -> None:
-        """Add a member or replace it; ``step`` is by how many instances there are more of it."""
+        """Add a member, or replace it in its place; it is ``step`` instances more than before."""
         portion = self._of.get(name)
         if portion is None:
             if not self.all or self.all[-1].weight + step > PORTION:
@@ -64,7 +77,7 @@ class Portions(Generic[_V]):
                 self._part(portion)
 
     def touch(self, name: str) -> None:
-        """Forget what was made of a member that is another now, and as heavy."""
+        """Forget what was made of a member that changed, and has as many instances as before."""
         kept = self._of[name].kept
         if kept:
             kept.clear()
@@ -78,7 +91,7 @@ class Portions(Generic[_V]):
         self._settle(portion)
 
     def _settle(self, portion: Portion[_V]) -> None:
-        """Join what became light with what follows it."""
+        """Join a portion that became light with the one after it, if both together are small."""
         if not portion.members:
             self.all.remove(portion)
         elif portion.weight < PORTION // 4:
@@ -91,6 +104,7 @@ class Portions(Generic[_V]):
                 self._of.update(dict.fromkeys(follower.members, portion))
 
     def _part(self, portion: Portion[_V]) -> None:
+        """Cut a portion that became too heavy into several, in its place."""
         members, portion.members, portion.weight = portion.members, {}, 0
         place = self.all.index(portion)
         for name, member in members.items():
@@ -107,7 +121,7 @@ class Portions(Generic[_V]):
 class Application(dict[str, Instance]):
     """The instances of one application by their ids.
 
-    ``portions`` is None while they fit into one.
+    ``portions`` is None as long as it is small enough to be a part of one portion.
     """
 
     __slots__ = ("kept", "name", "portions")
@@ -120,12 +134,12 @@ class Application(dict[str, Instance]):
         self._cut_if_large()
 
     def cut(self) -> Iterator[tuple[Portion[Any], Iterable[Instance]]]:
-        """A large one in portions, with the instances of each."""
+        """The portions of a large application, each with its instances; none of a small one."""
         for portion in self.portions.all if self.portions is not None else ():
             yield portion, portion.members.values()
 
     def replace(self, instance: Instance) -> None:
-        """Put an instance in the place of the one that has its id."""
+        """Replace the instance that has this one's id, in its place."""
         self[instance.id] = instance
         if self.kept:
             self.kept.clear()
@@ -133,7 +147,7 @@ class Application(dict[str, Instance]):
             self.portions.put(instance.id, instance, 0)
 
     def add(self, instance: Instance) -> None:
-        """Add an instance that is not here."""
+        """Add an instance that is not here yet."""
         self[instance.id] = instance
         if self.kept:
             self.kept.clear()
@@ -187,16 +201,16 @@ class Listing:
         return self.size > 2 * PORTION
 
     def cut(self) -> Iterator[tuple[Portion[Any], Iterable[Instance]]]:
-        """Everything in portions, with the instances of each."""
+        """All portions, each with its instances."""
         for portion in self.portions.all:
             first = next(iter(portion.members.values()))
             if first.portions is None:
                 yield portion, _instances_in(portion)
-            else:  # it stands alone
+            else:  # a large application is alone in its portion, and has portions of its own
                 yield from first.cut()
 
     def put(self, instance: Instance) -> None:
-        """Add an instance, or replace the one that has its key, where that stands."""
+        """Add an instance, or replace the one that has its key, in its place."""
         app = instance.app
         application = self.applications.get(app)
         if application is None:
@@ -232,7 +246,7 @@ class Listing:
 
 
 def _instances_in(portion: Portion[Application]) -> Iterator[Instance]:
-    # As they are when they are asked for, which may be later.
+    # A generator, so that it tells of the portion as it is when it is read, which may be later.
     for application in portion.members.values():
         yield from application.values()
 

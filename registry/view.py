@@ -1,8 +1,40 @@
-"""The in-memory picture of a namespace that each worker keeps, following the change log.
+"""What reads see: each worker's copy in memory of one namespace, following the change log.
 
-``sync`` asks the store whether its revision moved and applies what is new, so whatever one worker
-accepted is in the next answer of every other. All reads of one answer happen while holding
-``lock``: they see one immutable moment.
+``sync`` asks the store for its revision, and reads the changes since where it moved on. So what one
+worker accepted is in the next answer of every other. A worker's own commits are applied without
+being read back. For example, with the views ``a`` and ``b`` of two workers on one store:
+
+    >>> store = MemoryStore()
+    >>> a, b = View(store, NS, retention_ms=180_000), View(store, NS, retention_ms=180_000)
+    >>> a.sync(), b.sync()
+    (True, True)
+    >>> one, two = put(sample_instance("WEB", "web:1")), put(sample_instance("WEB", "web:2"))
+    >>> a.follow_all([one], [store.commit(NS, one)])
+    >>> a.revision, b.revision
+    (1, 0)
+
+``b`` catches up when it is asked next. Then there is nothing to do until the store moves on:
+
+    >>> b.sync(), list(b.applications["WEB"]), b.sync()
+    (True, ['web:1'], False)
+
+Where another worker's commit came in between, an own one is not the next change that a view waits
+for. It is left to the next ``sync``, which reads both in their order:
+
+    >>> b.follow_all([two], [store.commit(NS, two)])
+    >>> three = put(sample_instance("API", "api:1"))
+    >>> a.follow_all([three], [store.commit(NS, three)])
+    >>> a.revision, b.revision, a.sync(), list(a.applications)
+    (1, 2, True, ['WEB', 'API'])
+
+Where the store has trimmed changes that a view had not seen, it loads everything again:
+
+    >>> store.trim(NS, before_mono_ms=101)
+    3
+    >>> store.changes(NS, b.revision) is None, b.sync(), b.revision, list(b.applications)
+    (True, True, 3, ['WEB', 'API'])
+
+All reads of one answer are made while holding ``lock``, so that they show one moment.
 """
 
 from __future__ import annotations
@@ -33,23 +65,24 @@ from registry.store import Commit, Records
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 _LARGE_VIPS = 256
-# So much is made for an answer at once; where there is more, little by little.
+# An answer that lacks more pieces than this has them made before, one by one (see ``prepare``).
 _MADE_AT_ONCE = 16
+# While pieces are made others may change again. After so many rounds the rest is made at once.
 _PREPARED_AT_MOST = 3
 _PAUSE_SECS = 0.0001
-# After a load of so many nobody looks for garbage among them again.
+# A load of so many objects is exempted from garbage collection, which would walk over them all.
 _MANY = 10_000
 _NOBODY: Mapping[str, Instance] = {}
-# Of two views of a namespace, one after the other, none has a version of the other's.
+# Versions begin far apart, so no two views of a namespace, one after the other, share any.
 _FIRST_VERSIONS = itertools.count(0, 1 << 40)
 
 
 class NotYetError(Exception):
-    """An answer takes longer than it may where it was asked for."""
+    """An answer takes too long to make where it was asked for: it is to be made in a thread."""
 
 
 class View:
-    """One namespace as of ``revision``. ``lock`` guards everything; hold it while reading."""
+    """One namespace as of ``revision``. Hold ``lock`` while reading anything of it."""
 
     def __init__(self, records: Records, namespace: Namespace, retention_ms: int) -> None:
         """Keep changes for ``retention_ms`` for the delta. Call ``sync`` before the first read."""
@@ -62,7 +95,7 @@ class View:
         self._shortest_lease_secs: int | None = None
         self._preparing = threading.Lock()
         self.version = next(_FIRST_VERSIONS)
-        """Grows with every change that this process sees, and with each that it may have missed."""
+        """Grows whenever what the view shows may differ, also where no revision tells it."""
         self._running = 0
         self._clear()
 
@@ -78,12 +111,12 @@ class View:
         self._large_vips: dict[tuple[bool, str], Listing] = {}
         self._log = ChangeLog(self.revision)
         self.changed = Listing()
-        """What changed in the window, each as it is after its last change."""
+        """What changed in the retention window, each instance as it is after its last change."""
 
     def sync(self) -> bool:
-        """Catch up with the store, and say whether there was anything to catch up with.
+        """Catch up with the store; whether there was anything new.
 
-        ``StoreError`` (and an unchanged view) if it does not answer.
+        ``StoreError``, and an unchanged view, where the store does not answer.
         """
         revision = self._records.revision(self.namespace)
         if revision == self.revision and self.is_loaded:
@@ -105,7 +138,10 @@ class View:
         return True
 
     def follow_all(self, commits: Sequence[Commit], revisions: Sequence[Revision | None]) -> None:
-        """Apply this worker's own commits, as far as they are next, without reading them back."""
+        """Apply commits of this worker's own, up to the first that is not the next change.
+
+        ``revisions`` are what the store returned for them: None where a guard did not hold.
+        """
         at_mono_ms = at_running_ms = -1
         with self.lock:
             for commit, revision in zip(commits, revisions, strict=True):
@@ -176,9 +212,9 @@ class View:
             self._drop(forgotten)
 
     def forget(self, now_mono_ms: int, at_most: int) -> bool:
-        """Let go of so many of the changes that are older than the window; whether some remain.
+        """Forget at most so many of the changes older than the window; whether some remain.
 
-        To be called now and then, since what has gathered by the next read costs that read.
+        Reads forget them too, so call it now and then: one read should not pay for thousands.
         """
         with self.lock:
             self._forget(now_mono_ms, at_most)
@@ -190,7 +226,7 @@ class View:
         return self._running_ms(now_mono_ms) - self._retention_ms
 
     def _running_ms(self, now_mono_ms: int) -> int:
-        """The server's running time; it stands still while the store does not answer."""
+        """The server's running time, or the last known one while the store does not answer."""
         try:
             self._running = self._records.running_ms(now_mono_ms)
         except StoreError:
@@ -217,7 +253,7 @@ class View:
             and before.vip_address == instance.vip_address
             and before.secure_vip_address == instance.secure_vip_address
         ):
-            # It stands in the same places as before.
+            # It is found by the same names as before, so no index changes.
             self._note_lease(instance)
             self.listing.put(instance)
             for listing in self._large_vips_of(instance):
@@ -231,7 +267,7 @@ class View:
             listing.put(instance)
 
     def _index(self, instance: Instance) -> None:
-        """Have what was just listed found by whatever else it is looked for."""
+        """Have a listed instance found by its id alone, and by its VIPs."""
         self._note_lease(instance)
         key = instance.key
         self.leased += instance.is_leased
@@ -259,7 +295,7 @@ class View:
             listing.remove(key)
 
     def _large_vips_of(self, instance: Instance) -> list[Listing]:
-        """The listings that are kept of the VIPs that an instance names."""
+        """Of the VIPs that an instance names, the listings that are kept up to date."""
         if not self._large_vips:
             return []
         named = [
@@ -278,7 +314,11 @@ class View:
             yield self._secure_vips, _vips(instance.secure_vip_address)
 
     def take_shortest_lease_secs(self) -> int | None:
-        """The shortest lease of what was listed since the last call; None where nothing was."""
+        """The shortest lease listed or renewed by registering since the last call, in seconds.
+
+        None where there was none. It tells the evictor how soon a lease may end that it has not
+        seen yet.
+        """
         with self.lock:
             shortest, self._shortest_lease_secs = self._shortest_lease_secs, None
             return shortest
@@ -286,11 +326,12 @@ class View:
     def prepare(
         self, missing: Callable[[], Iterator[_K]], make: Callable[[_K], object], *, is_quick: bool
     ) -> None:
-        """Have what an answer takes made, until little of it is missing; without the lock.
+        """Make the pieces of an answer that are missing, until few enough are left.
 
-        A fleet is spelled in seconds, in which nobody else is to wait, neither for the lock nor for
-        the interpreter: ``make`` takes the lock for one thing at a time. Where ``is_quick`` nothing
-        is made, and where more than a little is missing ``NotYetError`` is raised.
+        Call it without the lock. To encode a large fleet takes seconds, in which others must get
+        the lock and the interpreter: so ``make`` takes the lock for one piece at a time, and there
+        is a pause after each. ``missing`` tells, with the lock held, what lacks yet. Where
+        ``is_quick`` nothing is made: ``NotYetError`` if more than a few pieces are missing.
         """
         with nullcontext() if is_quick else self._preparing:
             for _ in range(_PREPARED_AT_MOST):
@@ -326,7 +367,7 @@ class View:
             keys = index.get(vip, ())
             found = Listing(self.applications[key.app][key.id] for key in keys)
             if found.is_large:
-                # To list so many anew at each change would cost too much; it follows them.
+                # To collect so many again for each request costs too much: keep it up to date.
                 if len(self._large_vips) >= _LARGE_VIPS:
                     del self._large_vips[next(iter(self._large_vips))]
                 self._large_vips[secure, vip] = found
@@ -337,7 +378,7 @@ class View:
         return self.listing.size
 
     def is_blank(self) -> bool:
-        """Whether nothing is listed and nothing was lately, as in a namespace that never was."""
+        """Whether nothing is listed and nothing was lately: as if the namespace never was."""
         return not (self.listing.size or self.overrides or self._log)
 
     def recent(self, now_mono_ms: int) -> list[Change]:
@@ -348,14 +389,15 @@ class View:
     def changes_since(self, revision: Revision) -> list[Change] | None:
         """What changed after a revision, each instance once and as it is now, oldest first.
 
-        None where some of it is forgotten, or the revision is not known (yet, or in this life).
+        None where some of it is forgotten, and where the revision is not this view's past: one that
+        is still to come, or one of another life of the store.
         """
         return self._log.after(revision) if revision <= self.revision else None
 
     def recent_until(self, now_mono_ms: int) -> int | None:
-        """The last instant at which the window holds what it holds now, if nothing else changes.
+        """Until when the window holds what it holds now, if nothing else changes.
 
-        None where it is empty, and stays so. Afterwards ``changed`` lists what is in it.
+        None where it is empty. After the call ``changed`` lists exactly what is in the window.
         """
         self._forget(now_mono_ms)
         oldest = self._log.oldest()
@@ -370,7 +412,7 @@ def _vips(address: str) -> Iterable[str]:
 
 @contextmanager
 def _without_looking_for_garbage() -> Iterator[None]:
-    """Make much that stays: to look for garbage among it takes as long again."""
+    """Pause the collector while much is made that stays: it would double the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import gc
 import random
 import shutil
@@ -10,6 +11,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest.mock import Mock
 
@@ -38,10 +40,12 @@ from registry import (
     View,
 )
 from registry import InstanceStatus as S
+from registry import listing as listing_module
+from registry import view as view_module
 from registry.model import Revision, at_revision, registered
 from registry.stores.lmdb import LmdbStore
 from registry.stores.memory import MemoryStore
-from registry.testing import ManualClock, registry_on, sample_instance
+from registry.testing import ManualClock, put, registry_on, sample_instance
 
 KEY = InstanceKey("WEB", "web:1")
 
@@ -1255,3 +1259,11 @@ def test_a_lease_knows_when_its_client_renewed_and_not_when_a_peer_said_so(world
     assert registry.renew("WEB", "web:1", is_replication=True) is not None
 
     assert registry.renewed_by_clients(0) == [(InstanceKey("WEB", "web:1"), at)]
+
+
+@pytest.mark.parametrize("module", [view_module, listing_module])
+def test_the_example_that_opens_a_module_holds(module: ModuleType) -> None:
+    names = {"MemoryStore": MemoryStore, "put": put, "sample_instance": sample_instance}
+    found = doctest.testmod(module, extraglobs=names | {"NS": DEFAULT_NAMESPACE})
+    assert found.attempted > 0
+    assert found.failed == 0
