@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
 import orjson
 
@@ -216,16 +216,14 @@ class NativeApi:
         return Answer(201, orjson.dumps(body), _JSON, {"Location": location})
 
     def _heartbeat(self, request: Request, name: str) -> Answer:
-        instance = self._known(name, "error_instance_heartbeat_failure")
-        if instance.source != form.SOURCE:
-            raise ProblemError(problem(409, _belongs(instance)))
+        instance = self._own(name, "error_instance_heartbeat_failure")
         renewed = self._registry.renew(instance.app, instance.id, source=form.SOURCE)
         if renewed is None:
             raise ProblemError(_gone(name, "error_instance_heartbeat_failure"))
         return _json({"id": instance.id, "ttl": instance.duration_secs})
 
     def _show(self, request: Request, name: str) -> Answer:
-        columns = _columns(_query(request))
+        columns = _columns(request.parameters())
         shown = form.shown(self._known(name))
         return _json({column: shown[column] for column in columns})
 
@@ -285,9 +283,7 @@ class NativeApi:
         return self._registry.set_override(instance.app, instance.id, status)
 
     def _deregister(self, request: Request, name: str) -> Answer:
-        instance = self._known(name, "error_instance_deletion_failure")
-        if instance.source != form.SOURCE:
-            raise ProblemError(problem(409, _belongs(instance)))
+        instance = self._own(name, "error_instance_deletion_failure")
         gone = self._registry.cancel(instance.app, instance.id, source=form.SOURCE)
         if not gone:
             raise ProblemError(_gone(name, "error_instance_deletion_failure"))
@@ -300,10 +296,17 @@ class NativeApi:
             raise ProblemError(_gone(instance_id, code))
         return instance
 
+    def _own(self, instance_id: str, code: str) -> Instance:
+        """As ``_known``, an instance that was registered through this API."""
+        instance = self._known(instance_id, code)
+        if instance.source != form.SOURCE:
+            raise ProblemError(problem(409, _belongs(instance)))
+        return instance
+
     # Lists
 
     def _list(self, request: Request, name: str) -> Answer:
-        query = _query(request)
+        query = request.parameters()
         unknown = ", ".join(sorted(query.keys() - _FILTERS))
         if unknown:
             text = f"expected only {', '.join(sorted(_FILTERS))}"
@@ -345,7 +348,7 @@ class NativeApi:
         )
 
     def _listed(self, request: Request, opening: bytes, service: str | None) -> Answer:
-        query = _query(request)
+        query = request.parameters()
         wanted = Wanted(
             service,
             query.get("id"),
@@ -357,7 +360,7 @@ class NativeApi:
         return _in_parts([opening + b'"instances":[', *pieces, b"]}"])
 
     def _watch_query(self, request: Request) -> tuple[int | None, str | None, float]:
-        query = _query(request)
+        query = request.parameters()
         told = request.headers.get("last-event-id") or query.get("since")
         since = None if told is None else _whole("since", told, 0, 2**63)
         wait = _whole("wait", query.get("wait", str(_DEFAULT_WAIT_SECS)), 0, _MAX_WAIT_SECS)
@@ -412,11 +415,6 @@ def _whole(name: str, text: str, low: int, high: int) -> int:
         return int(text)
     expected = f"a whole number from {low} to {high}"
     raise ProblemError(problem(400, f"{name}: expected {expected}", errors={name: expected}))
-
-
-def _query(request: Request) -> dict[str, str]:
-    """The parameters; of one that is given twice the first counts."""
-    return dict(reversed(parse_qsl(request.query, keep_blank_values=True)))
 
 
 def _json_body(request: Request) -> bytes:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import orjson
 
+from eureka_http.cache import Cache
 from native_api import form
 from native_api.lists import Lists, Wanted
 from registry import Change, Instance, NamespaceRegistry, NotYetError, Revision, StoreError
@@ -26,15 +27,17 @@ _POLL_SECS = 0.05
 # Whoever missed more gets a snapshot.
 _MISSED_AT_MOST = 1000
 _KEPT_EVENTS = 2 * _MISSED_AT_MOST
-# So much is written to one who arrives before it must have read some, and in one of its turns; and
-# as much to all of them in one turn of the loop as takes so long.
+_KEPT_SNAPSHOTS = 64
+# A watcher that arrives is sent no more while so much lies unread, and so much at most in a turn of
+# its own. In one turn of the loop watchers have theirs for so long.
 _UNREAD_BYTES = 64 * 1024
 _IN_ONE_TURN_BYTES = 256 * 1024
 _TURN_SECS = 0.01
+# Up to here parts are joined into one write.
 _AT_ONCE_BYTES = 16 * 1024
 
 
-class Event(NamedTuple):
+class InstanceEvent(NamedTuple):
     """What happened to an instance, and the instance as it is spelled."""
 
     revision: Revision
@@ -48,17 +51,18 @@ class Event(NamedTuple):
 
 
 def always() -> bool:
-    """Of a watch that nobody ends."""
+    """The ``holds`` of a watch that nobody ends."""
     return True
 
 
 @dataclass(slots=True, eq=False)
 class Watcher:
-    """One reader. ``waits_until`` (monotonic) is set for a long poll, which ends with one answer.
+    """One reader of a stream of events, or of a long poll, which ends with its first answer.
 
-    ``write`` sends bytes and returns how many are not on their way yet, and with no bytes only
-    that. ``service`` is the one that it wants to hear of, or None for all. It is asked each second
-    whether it ``holds``, and ended where it does not.
+    ``write`` sends bytes and returns how many the reader has not taken yet; with no bytes it only
+    tells that. ``service`` is the one that is watched, None for all. ``waits_until`` is when a long
+    poll ends without an event (monotonic seconds), None for a stream. ``holds`` is asked each
+    second; once it gives False the watch ends, as when what an account may do has changed.
     """
 
     write: Callable[[bytes], int]
@@ -68,13 +72,16 @@ class Watcher:
     holds: Callable[[], bool] = always
     written_at: float = field(default_factory=time.monotonic)
     known: Revision | None = None
-    """What it was told of, as soon as it has read what is ``due``."""
+    """The last revision that it has been told of, or is by what is ``due``; None: a snapshot
+    comes first."""
     due: deque[bytes] = field(default_factory=deque)
+    """What it is still to be sent of what it missed."""
     has_begun: bool = False
+    """Whether it was sent anything."""
 
     @property
     def is_poll(self) -> bool:
-        """Whether it has one answer."""
+        """Whether it is a long poll."""
         return self.waits_until is not None
 
 
@@ -86,15 +93,18 @@ class Hub:
         self._registry = registry
         self._lists = lists
         self._watchers: set[Watcher] = set()
-        # Those who are not up to date yet, in the order of their turns.
+        # Those who are not up to date yet, in the order of their turns. Each is sent what it missed
+        # little by little, and then moves to ``_watchers``, who hear of changes as they happen.
         self._arriving: dict[Watcher, None] = {}
         self._version = -1
         self._revision = Revision(0)
         self._next_quiet_check = 0.0
         self._spent = 0.0
-        self._events: dict[Revision, tuple[Change, Event]] = {}
-        # Snapshots that were made in a thread, for those who wait for them.
-        self._made: dict[str | None, tuple[Revision, Sequence[bytes]]] = {}
+        # Events by their revision; beside each the change that it was made of.
+        self._events: Cache[Revision, tuple[Change, InstanceEvent]] = Cache(_KEPT_EVENTS)
+        # Snapshots by service that a thread has made for watchers who wait for them.
+        self._snapshots: Cache[str | None, tuple[Revision, Sequence[bytes]]]
+        self._snapshots = Cache(_KEPT_SNAPSHOTS)
         self._maker: threading.Thread | None = None
 
     def __len__(self) -> int:
@@ -110,7 +120,7 @@ class Hub:
         watcher.known = None if since is None else Revision(since)
         self._arriving[watcher] = None
         if len(self._arriving) == 1 and self._spent < _TURN_SECS:
-            # Most have little to be told, and need not wait for a turn.
+            # Most have missed little, and need not wait for a turn of the loop.
             began = time.monotonic()
             self._welcome(watcher, _AT_ONCE_BYTES)
             self._spent += time.monotonic() - began
@@ -135,14 +145,15 @@ class Hub:
             self._welcome(watcher, _IN_ONE_TURN_BYTES)
             if time.monotonic() >= until:
                 break
-        if not self._arriving:
-            self._made.clear()
+        if not self._arriving and self._snapshots:
+            self._snapshots = Cache(_KEPT_SNAPSHOTS)
         if now >= self._next_quiet_check:
             self._next_quiet_check = now + 1.0
             self._keep_alive(now)
 
     def _welcome(self, watcher: Watcher, at_most: int) -> None:
-        """Give one who arrives its turn, in which it is written about so many bytes at most."""
+        """Give a watcher that arrives its turn: send it about so many bytes of what it missed."""
+        # Its next turn comes after everybody else's.
         del self._arriving[watcher]
         self._arriving[watcher] = None
         if not watcher.due:
@@ -181,8 +192,11 @@ class Hub:
             self._welcome(watcher, at_most)
 
     def _snapshot(self, service: str | None) -> tuple[Revision, Sequence[bytes]] | None:
-        """A snapshot that was made in a thread, from which the log goes on; None until there is."""
-        made = self._made.get(service)
+        """A snapshot that a thread has made; None where there is none yet, and one is begun.
+
+        It may be a little old: the log still has all that changed since.
+        """
+        made = self._snapshots.get(service)
         if made is not None:
             view = self._registry.view()
             with view.lock:
@@ -194,7 +208,8 @@ class Hub:
             def make() -> None:
                 wanted = Wanted(service, status="ALL")
                 with suppress(StoreError):  # it is tried again
-                    self._made[service] = self._lists.spelled(wanted, is_quick=False)
+                    snapshot = self._lists.spelled(wanted, is_quick=False)
+                    self._snapshots.keep(service, snapshot)
 
             self._maker = threading.Thread(target=make, name="snapshot", daemon=True)
             self._maker.start()
@@ -207,10 +222,10 @@ class Hub:
             return
         with view.lock:
             changes = view.changes_since(self._revision) if self._watchers else []
-            events = self._told(changes or [])
+            events = self._events_of(changes or [])
             before, self._revision, self._version = self._revision, view.revision, view.version
         if changes is None:
-            # So much happened that the log does not tell of it: all begin anew.
+            # More happened than the log keeps: everybody begins anew, with a snapshot.
             for watcher in self._watchers:
                 watcher.known = None
                 self._arriving[watcher] = None
@@ -242,7 +257,7 @@ class Hub:
                 watcher.written_at = now
                 watcher.write(stream)
 
-    def _answer(self, watcher: Watcher, events: list[Event]) -> None:
+    def _answer(self, watcher: Watcher, events: list[InstanceEvent]) -> None:
         watcher.write(as_poll_answer(self._revision, events))
         watcher.end()
         self._watchers.discard(watcher)
@@ -265,16 +280,16 @@ class Hub:
     # What there is to be told
 
     def _news(self, watcher: Watcher, *, is_quick: bool) -> tuple[Revision, list[bytes]]:
-        """The revision now, and what a watcher has not been told: events, or a snapshot.
+        """The revision now, and what a watcher has missed: events, or a snapshot.
 
-        In parts that follow each other; none where there is nothing new.
+        It comes in parts, to be sent one after the other; none where nothing is new.
         """
         view = self._registry.view()
         if watcher.known is not None:
             with view.lock:
                 changes = view.changes_since(watcher.known)
                 if changes is not None and len(changes) <= _MISSED_AT_MOST:
-                    events = [e for e in self._told(changes) if e.concerns(watcher.service)]
+                    events = [e for e in self._events_of(changes) if e.concerns(watcher.service)]
                     revision = view.revision
                     if not events:
                         return revision, []
@@ -292,7 +307,7 @@ class Hub:
             return [b'{"revision":%d,"snapshot":[' % revision, *pieces, b"]}"]
         return [b"id: %d\nevent: snapshot\ndata: [" % revision, *pieces, b"]\n\n"]
 
-    def _told(self, changes: Sequence[Change]) -> list[Event]:
+    def _events_of(self, changes: Sequence[Change]) -> list[InstanceEvent]:
         """The changes as watchers see them, each spelled once; the caller holds the view's lock."""
         found = []
         kept = self._events
@@ -301,9 +316,8 @@ class Hub:
                 continue
             known = kept.get(change.revision)
             if known is None or known[0] != change:
-                while len(kept) >= _KEPT_EVENTS:
-                    del kept[next(iter(kept))]
-                known = kept[change.revision] = (change, _event(change, change.instance))
+                known = (change, _event(change, change.instance))
+                kept.keep(change.revision, known)
             found.append(known[1])
         return found
 
@@ -349,16 +363,16 @@ def _revision(since: int | None) -> Revision | None:
     return None if since is None else Revision(since)
 
 
-def _event(change: Change, instance: Instance) -> Event:
+def _event(change: Change, instance: Instance) -> InstanceEvent:
     if change.removed:
         kind = "evicted" if change.evicted else "deleted"
     else:
         kind = "added" if instance.action_type == "ADDED" else "modified"
     shown = {**form.shown(instance), "revision": change.revision}
-    return Event(change.revision, kind, orjson.dumps(shown), instance)
+    return InstanceEvent(change.revision, kind, orjson.dumps(shown), instance)
 
 
-def as_event_stream(event: Event) -> bytes:
+def as_event_stream(event: InstanceEvent) -> bytes:
     """One server-sent event, resumable by its revision."""
     kind = event.kind.encode()
     return b"id: %d\nevent: %b\ndata: %b\n\n" % (event.revision, kind, event.spelled)
@@ -369,7 +383,7 @@ def _still_here(revision: Revision) -> bytes:
     return f"id: {revision}\n: still here\n\n".encode()
 
 
-def as_poll_answer(revision: Revision, events: list[Event]) -> bytes:
+def as_poll_answer(revision: Revision, events: list[InstanceEvent]) -> bytes:
     """The body of a long poll with events, and the revision to go on from."""
     told = [
         {"revision": e.revision, "event": e.kind, "instance": orjson.Fragment(e.spelled)}
