@@ -1,4 +1,4 @@
-.PHONY: run test check docs conformance conformance-compare oracle bench attackers clean help check-settings bounds wheel
+.PHONY: run test test-fast test-rest check docs conformance conformance-compare oracle bench attackers clean help check-settings bounds wheel
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
@@ -20,9 +20,15 @@ run: $(VENV)/run ## serve on 0.0.0.0:8761 (PORT, HOST, WORKERS, STORE_URL)
 check-settings: $(VENV)/run ## say what is wrong with settings, users, keys, catalogs and store, without serving
 	@$(VENV)/bin/python -m eureka_server --check
 
-test: $(VENV)/dev ## everything, real clients included
+test-fast: $(VENV)/dev ## what needs no program but Python and no network: a minute or two
+	$(VENV)/bin/python -m pytest -m "not programs and not slow"
+
+test-rest: $(VENV)/dev ## the others: genuine sources, real clients, and what takes long
 	scripts/system-packages
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m tests.programs
+	$(VENV)/bin/python -m pytest -m "programs or slow"
+
+test: test-fast test-rest ## everything
 
 check: $(VENV)/dev ## format, lint, strict types, import rules
 	$(VENV)/bin/ruff format --check .

@@ -81,6 +81,9 @@ class RemoteSource(Source, Protocol):
 # What takes longer hangs; no verdict on how fast a source or a catalog is.
 HANG_SECS = 180.0
 
+# However long a source takes to start: one that stays away for so long is not marked.
+NEVER_SECS = 86_400.0
+
 
 def until(condition: Callable[[], Any]) -> Any:
     """The condition's first true answer; ``AssertionError`` where it does not come about at all."""
@@ -148,7 +151,7 @@ class CatalogSuite:
     @pytest.fixture
     def followed(self, source: Source) -> Iterator[Followed]:
         """A registry that follows the source."""
-        followed = Followed(source, Terms(stale_after_secs=60.0))
+        followed = Followed(source, Terms(stale_after_secs=NEVER_SECS))
         followed.start()
         yield followed
         followed.runner.stop()
@@ -296,7 +299,7 @@ class RemoteCatalogSuite(CatalogSuite):
 
     def test_a_source_that_hangs_is_noticed_and_costs_nothing(self, source: RemoteSource) -> None:
         """Its connections stay open, and nothing comes any more."""
-        followed = Followed(source, Terms(stale_after_secs=300))
+        followed = Followed(source, Terms(stale_after_secs=NEVER_SECS))
         followed.start()
         try:
             source.put("web", "10.5.9.1", 80)

@@ -40,7 +40,7 @@ HOXTON_OPTIONS = tuple(
         "java.desktop/java.awt.font",
     )
 )
-_SMALL = ("-Xmx160m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+SMALL_JVM = ("-Xmx160m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,13 @@ def _fargo() -> Sequence[str]:
 
 def _spring(pom: str, *options: str) -> Callable[[], Sequence[str]]:
     return lambda: (
-        *("java", *_SMALL, *options, "-jar"),
+        *("java", *SMALL_JVM, *options, "-jar"),
         str(built_jar(FOLDER / "spring", f"pom-{pom}.xml")),
     )
 
 
 def _netflix() -> Sequence[str]:
-    return ("java", *_SMALL, "-jar", str(built_jar(FOLDER / "netflix")))
+    return ("java", *SMALL_JVM, "-jar", str(built_jar(FOLDER / "netflix")))
 
 
 def _python() -> Sequence[str]:

@@ -1,14 +1,26 @@
-"""What several test modules need."""
+"""What several test modules need, and what keeps the tiers apart.
+
+A test that starts a program which Python does not bring along (Java, Node, Go, etcd and the like),
+or that talks to another machine, is marked ``programs``; one that takes long is marked ``slow``.
+``make test-fast`` runs what has neither mark. That no mark is missing does not rest on attention:
+what is not marked cannot start such a program, nor connect to anything but this machine.
+"""
 
 from __future__ import annotations
 
-import subprocess
+import ipaddress
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from tests.certificates import make_certificates
 from tests.parcel import Installed, Parcel, build
 from tests.servers import ROOT
 
@@ -16,22 +28,75 @@ from tests.servers import ROOT
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+EVERYWHERE = frozenset(["git", "sh", "true", "false", "sleep", "ps", "mount", "umount", "unshare"])
+# Of the event loop's suite, until it has certificates of its own making.
+EVERYWHERE |= {"openssl", "pkill"}
+WITH_GENUINE_SOURCES = frozenset(
+    f"test_catalog_{kind}" for kind in ("consul", "etcd", "eureka", "kubernetes")
+)
+# The test that is running, where it may start nothing else; an audit hook stays for ever.
+_guarded: list[str] = []
+
+
+def _guard(event: str, arguments: tuple[Any, ...]) -> None:
+    if not _guarded:
+        return
+    if event in ("subprocess.Popen", "os.exec", "os.posix_spawn"):
+        environ = arguments[-1] or os.environ
+        program = shutil.which(os.fsdecode(arguments[0]), path=environ.get("PATH"))
+        if program is not None and not _is_everywhere(Path(program)):
+            raise RuntimeError(f"{_guarded[-1]} starts {program} and is not marked 'programs'")
+    elif event == "socket.connect":
+        connection, address = arguments
+        # A datagram socket only asks the system which way it would send.
+        is_stream = connection.type == socket.SOCK_STREAM and isinstance(address, tuple)
+        if is_stream and not _is_here(str(address[0])):
+            raise RuntimeError(f"{_guarded[-1]} connects to {address} and is not marked 'programs'")
+
+
+def _is_everywhere(program: Path) -> bool:
+    """Whether it belongs to a Python environment, or any Linux with the checkout has it."""
+    folder = program.parent
+    is_pythons = folder == Path(sys.executable).parent or (folder.parent / "pyvenv.cfg").exists()
+    return is_pythons or program.name in EVERYWHERE
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+sys.addaudithook(_guard)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what follows a genuine source, and what fetches the packages that are locked."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        has_source = item.path.stem in WITH_GENUINE_SOURCES and "source" in fixtures
+        if has_source or "installed" in fixtures:
+            item.add_marker("programs")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Guard a test, and what is set up for it."""
+    if item.get_closest_marker("programs") is not None:
+        return (yield)
+    _guarded.append(item.nodeid)
+    try:
+        return (yield)
+    finally:
+        _guarded.clear()
+
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An authority, a server's certificate for localhost, and a client's."""
     folder = tmp_path_factory.mktemp("certificates")
-    quiet: dict[str, Any] = {"cwd": folder, "check": True, "capture_output": True}
-    new = ["openssl", "req", "-newkey", "rsa:2048", "-nodes"]
-    authority = ["-x509", "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=ca"]
-    subprocess.run([*new, *authority], **quiet)
-    for name in ("server", "client"):
-        request = ["-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", "/CN=localhost"]
-        subprocess.run([*new, *request], **quiet)
-        (folder / "san").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
-        signing = ["openssl", "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem"]
-        rest = ["-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "san"]
-        subprocess.run([*signing, *rest, "-out", f"{name}.pem"], **quiet)
+    make_certificates(folder)
     return folder
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
 from conformance.programs import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +46,18 @@ def wait_until(condition: Callable[[], Any], what: str = "the condition", *_: ob
             return value
         assert time.monotonic() < deadline, f"{what} did not hold within {HANG_SECS} s"
         time.sleep(0.02)
+
+
+def counted(patch: pytest.MonkeyPatch, owner: Any, name: str) -> list[None]:
+    """Count the calls of a method from now on: the list grows with each."""
+    genuine, calls = getattr(owner, name), list[None]()
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        calls.append(None)
+        return genuine(*arguments, **options)
+
+    patch.setattr(owner, name, call)
+    return calls
 
 
 def send(

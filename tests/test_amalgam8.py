@@ -24,6 +24,7 @@ def go_client() -> Path:
     return built("amalgam8", FOLDER / "amalgam8", build)
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("worker", ["eureka_http.worker.EventLoopWorker", "gthread"])
 @pytest.mark.parametrize("token", [None, "red"])
 def test_a_go_client_registers_renews_lists_is_told_410_and_comes_back(

@@ -40,7 +40,7 @@ class TestEurekaCatalog(RemoteCatalogSuite):
 
 @pytest.fixture
 def followed(source: EurekaSource) -> Iterator[Followed]:
-    followed = Followed(source, Terms(stale_after_secs=60))
+    followed = Followed(source, Terms())
     followed.start()
     yield followed
     followed.runner.stop()

@@ -517,6 +517,8 @@ def own_address() -> str:
         return str(probe.getsockname()[0])
 
 
+@pytest.mark.programs
+@pytest.mark.slow
 def test_a_spring_client_balances_over_a_cluster_and_a_file(folder: Path, tmp_path: Path) -> None:
     """The programs that it calls have never registered anywhere."""
     answering = [Named(name) for name in ("pod-1", "pod-2", "outside-1")]

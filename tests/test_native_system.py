@@ -16,6 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    load_pem_private_key,
+    pkcs12,
+)
 from werkzeug.security import generate_password_hash
 
 from conformance.case import Session, Target
@@ -70,6 +76,8 @@ def started(
     return Program(optioned, [base], instance_id.split(":")[0], instance_id, folder)
 
 
+@pytest.mark.programs
+@pytest.mark.slow
 def test_a_spring_client_balances_over_natively_registered_instances(
     server: RegistryServer, tmp_path: Path
 ) -> None:
@@ -94,6 +102,7 @@ def test_a_spring_client_balances_over_natively_registered_instances(
             made.shutdown()
 
 
+@pytest.mark.slow
 def test_two_namespaces_under_load_never_mix(tmp_path: Path) -> None:
     """A delta follower in each, while both change as fast as they can through all workers."""
     with RegistryServer(tmp_path, env={"REGISTRY_AUTH": "trusted"}) as server:
@@ -160,6 +169,7 @@ def on_the_loop(tmp_path: Path) -> Iterator[RegistryServer]:
         yield running
 
 
+@pytest.mark.slow
 def test_a_thousand_watchers_cost_no_thread_and_hear_of_a_change_at_once(
     on_the_loop: RegistryServer,
 ) -> None:
@@ -215,6 +225,7 @@ def test_an_id_may_have_a_line_feed(server: RegistryServer) -> None:
     assert (reply.status, reply.headers["content-type"]) == (410, "application/problem+json")
 
 
+@pytest.mark.slow
 def test_the_description_holds_against_generated_requests(tmp_path: Path) -> None:
     """Schemathesis plays what the OpenAPI document allows, and what it does not.
 
@@ -248,6 +259,8 @@ def _play_the_description(server: RegistryServer) -> None:
     assert "passed" in run.stdout
 
 
+@pytest.mark.programs
+@pytest.mark.slow
 def test_a_spring_client_speaks_tls_with_its_own_certificate(
     tmp_path: Path, certificates: Path
 ) -> None:
@@ -259,10 +272,16 @@ def test_a_spring_client_speaks_tls_with_its_own_certificate(
     }
     server = RegistryServer(tmp_path, env=env)
     stores = {name: tmp_path / f"{name}.p12" for name in ("key", "trust")}
-    own = ["-in", str(certificates / "client.pem"), "-inkey", str(certificates / "client.key")]
-    out = ["-out", str(stores["key"]), "-passout", "pass:changeit"]
-    subprocess.run(["openssl", "pkcs12", "-export", *own, *out], check=True)
-    # OpenSSL marks no certificate in a store as trusted; the JDK's own tool does.
+    stores["key"].write_bytes(
+        pkcs12.serialize_key_and_certificates(
+            b"client",
+            load_pem_private_key((certificates / "client.key").read_bytes(), None),
+            x509.load_pem_x509_certificate((certificates / "client.pem").read_bytes()),
+            None,
+            BestAvailableEncryption(b"changeit"),
+        )
+    )
+    # Which certificates of a store are trusted, the JDK's own tool alone says.
     subprocess.run(
         [
             *("keytool", "-importcert", "-noprompt", "-alias", "ca", "-storetype", "PKCS12"),
@@ -298,6 +317,8 @@ def test_a_spring_client_speaks_tls_with_its_own_certificate(
         server.kill9()
 
 
+@pytest.mark.programs
+@pytest.mark.slow
 def test_a_spring_client_with_a_password_reaches_its_namespace_and_no_log_tells_it(
     tmp_path: Path,
 ) -> None:

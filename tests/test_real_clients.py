@@ -15,6 +15,8 @@ import pytest
 from conformance.programs import LEASE_SECS, Program, named
 from tests.servers import RegistryServer, wait_until
 
+pytestmark = [pytest.mark.programs, pytest.mark.slow]
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:

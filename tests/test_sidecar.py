@@ -11,6 +11,7 @@ import pty
 import random
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -359,26 +360,20 @@ def test_what_a_command_started_ends_with_it() -> None:
 
 
 def test_an_https_check_knows_its_authority(certificates: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-    files = ["-cert", str(certificates / "server.pem"), "-key", str(certificates / "server.key")]
-    server = subprocess.Popen(
-        ["openssl", "s_server", "-accept", str(port), *files, "-www", "-quiet"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        url = f"https://localhost:{port}/"
-        tcp = CheckSettings(type="tcp", address=f"127.0.0.1:{port}")
-        wait_until(lambda: probe(tcp, Supervisor((), 1)) is None, "the server")
+        url = f"https://localhost:{server.server_port}/"
         known = CheckSettings(type="https", url=url, ca_file=str(certificates / "ca.pem"))
         assert probe(known, Supervisor((), 1)) is None
         stranger = CheckSettings(type="https", url=url)
         assert "certificate" in str(probe(stranger, Supervisor((), 1)))
     finally:
-        server.kill()
-        server.wait()
+        server.shutdown()
+        server.server_close()
 
 
 def test_a_check_that_hangs_delays_no_other(instance: Instance) -> None:

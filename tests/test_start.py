@@ -20,6 +20,7 @@ import pytest
 from werkzeug.security import generate_password_hash
 
 from conformance.programs import free_port
+from tests.certificates import make_certificates
 from tests.servers import HANG_SECS, JSON, ROOT, RegistryServer, instance_body, wait_until
 
 WORKER_CLASSES = ["eureka_http.worker.EventLoopWorker", "gthread"]
@@ -66,17 +67,9 @@ def _garbage_key(folder: Path) -> dict[str, str]:
 
 
 def _certificate_of_another_key(folder: Path) -> dict[str, str]:
-    for name in ("one", "other"):
-        subprocess.run(
-            [
-                *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x"),
-                *("-keyout", f"{name}.key", "-out", f"{name}.pem", "-days", "2"),
-            ],
-            cwd=folder,
-            check=True,
-            capture_output=True,
-        )
-    return {"TLS_CERT_FILE": str(folder / "one.pem"), "TLS_KEY_FILE": str(folder / "other.key")}
+    make_certificates(folder)
+    files = {"TLS_CERT_FILE": "server.pem", "TLS_KEY_FILE": "client.key"}
+    return {variable: str(folder / name) for variable, name in files.items()}
 
 
 def _garbage_certificate(folder: Path) -> dict[str, str]:

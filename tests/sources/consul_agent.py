@@ -12,7 +12,7 @@ import requests
 
 from catalogs.consul import ConsulCatalog, ConsulSettings
 from conformance.programs import built, free_port
-from tests.servers import wait_until
+from tests.servers import HANG_SECS, wait_until
 from tests.sources.process import OwnProcess
 
 FOLDER = Path(__file__).parent / "consul"
@@ -46,6 +46,7 @@ class ConsulSource(OwnProcess):
                     "data_dir": str(folder / "consul"),
                     "bind_addr": "127.0.0.1",
                     "node_name": "one",
+                    "performance": {"raft_multiplier": 1},  # it elects itself the sooner
                     "ports": {
                         "http": self.port,
                         "dns": -1,
@@ -71,7 +72,9 @@ class ConsulSource(OwnProcess):
         def leads() -> bool:
             try:
                 url = f"{self.url}/v1/status/leader"
-                return bool(requests.get(url, timeout=2, headers=dict(self.session.headers)).json())
+                return bool(
+                    requests.get(url, timeout=HANG_SECS, headers=dict(self.session.headers)).json()
+                )
             except (requests.RequestException, ValueError):
                 return False
 
@@ -81,10 +84,10 @@ class ConsulSource(OwnProcess):
     def _accepts(self) -> bool:
         body = {"Node": "probe", "Address": "127.0.0.1"}
         url = f"{self.url}/v1/catalog/register"
-        return self.session.put(url, json=body, timeout=5).status_code == 200
+        return self.session.put(url, json=body, timeout=HANG_SECS).status_code == 200
 
     def ask(self, path: str, document: Any) -> None:
-        answer = self.session.put(f"{self.url}/v1/{path}", json=document, timeout=10)
+        answer = self.session.put(f"{self.url}/v1/{path}", json=document, timeout=HANG_SECS)
         assert answer.status_code == 200, answer.text
 
     def register(self, service: dict[str, Any], checks: Sequence[dict[str, Any]] = ()) -> None:
@@ -120,6 +123,13 @@ class ConsulSource(OwnProcess):
         for node in ("web-node", "probe"):
             told = {"Node": node, "ServiceID": f"{service}-{host}-{port}"}
             self.ask("catalog/deregister", told)
+
+    def clear(self) -> None:
+        """Have no services any more."""
+        nodes = self.session.get(f"{self.url}/v1/catalog/nodes", timeout=HANG_SECS).json()
+        for name in {node["Node"] for node in nodes} - {"one"}:
+            self.ask("catalog/deregister", {"Node": name})
+        assert self._accepts()  # and with it the node that services are put on
 
     def disturb(self) -> None:
         self.kill()

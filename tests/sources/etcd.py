@@ -14,7 +14,7 @@ import requests
 
 from catalogs.etcd import EtcdCatalog, EtcdSettings
 from conformance.programs import free_port
-from tests.servers import wait_until
+from tests.servers import HANG_SECS, wait_until
 from tests.sources.process import OwnProcess
 
 
@@ -47,7 +47,9 @@ class Etcd(OwnProcess):
 
         def healthy() -> bool:
             try:
-                return requests.get(f"{self.url}/health", timeout=2).json()["health"] == "true"
+                return (
+                    requests.get(f"{self.url}/health", timeout=HANG_SECS).json()["health"] == "true"
+                )
             except (requests.RequestException, ValueError):
                 return False
 
@@ -55,7 +57,7 @@ class Etcd(OwnProcess):
 
     def ask(self, path: str, document: dict[str, Any], **headers: str) -> dict[str, Any]:
         answer = self._session.post(
-            f"{self.url}/v3/{path}", json=document, headers=headers, timeout=5
+            f"{self.url}/v3/{path}", json=document, headers=headers, timeout=HANG_SECS
         )
         answer.raise_for_status()
         found: dict[str, Any] = answer.json()
@@ -98,6 +100,10 @@ class EtcdSource(Etcd):
 
     def remove(self, service: str, host: str, port: int) -> None:
         self.ask("kv/deleterange", {"key": b64(f"registry/default/{service}/{host}-{port}")})
+
+    def clear(self) -> None:
+        """Have no keys any more."""
+        self.ask("kv/deleterange", {"key": b64("\0"), "range_end": b64("\0")})
 
     def revision(self) -> int:
         return int(self.ask("kv/range", {"key": b64("none")})["header"]["revision"])

@@ -7,7 +7,8 @@ import threading
 from collections.abc import Sequence
 
 from catalogs.eureka import EurekaCatalog, EurekaCatalogSettings
-from conformance.programs import built_jar, free_port
+from catalogs.testing import NEVER_SECS
+from conformance.programs import SMALL_JVM, built_jar, free_port
 from tests.servers import JSON, ROOT, instance_body, send, wait_until
 from tests.sources.process import OwnProcess
 
@@ -29,7 +30,7 @@ class EurekaSource(OwnProcess):
     def start(self) -> None:
         jar = built_jar(ROOT / "conformance" / "oracle")
         self._process = subprocess.Popen(
-            ["java", "-Xmx300m", "-jar", str(jar), f"--server.port={self.port}"],
+            ["java", *SMALL_JVM, "-Xmx300m", "-jar", str(jar), f"--server.port={self.port}"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -115,6 +116,6 @@ class EurekaSource(OwnProcess):
 
     def catalog(self) -> EurekaCatalog:
         settings = EurekaCatalogSettings(
-            name="test", urls=(self.url,), interval_secs=0.2, grace_secs=30
+            name="test", urls=(self.url,), interval_secs=0.2, grace_secs=NEVER_SECS
         )
         return EurekaCatalog(settings)

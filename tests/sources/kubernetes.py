@@ -13,10 +13,12 @@ from typing import Any
 
 import requests
 import yaml
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from catalogs.kubernetes import KubernetesCatalog, KubernetesSettings
 from conformance.programs import built, free_port
-from tests.servers import wait_until
+from tests.servers import HANG_SECS, wait_until
 from tests.sources.etcd import Etcd
 from tests.sources.process import OwnProcess
 
@@ -48,8 +50,10 @@ class KubernetesSource(OwnProcess):
         self.url = f"https://127.0.0.1:{self.port}"
         self.etcd = Etcd(folder)
         (folder / "tokens.csv").write_text(f"{TOKEN},admin,admin,system:masters\n")
-        key = ["openssl", "genrsa", "-out", str(folder / "sa.key"), "2048"]
-        subprocess.run(key, check=True, capture_output=True)
+        key = rsa.generate_private_key(65537, 2048)
+        (folder / "sa.key").write_bytes(
+            key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        )
         self.session = requests.Session()
         self.session.trust_env = False  # a bundle of the machine's would overrule this
         self.session.verify = False
@@ -95,7 +99,7 @@ class KubernetesSource(OwnProcess):
 
     def _ask(self, method: str, path: str, document: Any = None, **headers: str) -> Any:
         return self.session.request(
-            method, self.url + path, json=document, headers=headers, timeout=10
+            method, self.url + path, json=document, headers=headers, timeout=HANG_SECS
         )
 
     def ask(self, method: str, path: str, document: Any = None, **headers: str) -> Any:
