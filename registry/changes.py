@@ -39,7 +39,8 @@ class ChangeLog:
         before = self._changes.pop(place, None)
         if before is not None and before.override is not None and change.override is None:
             change = change._replace(override=before.override)
-        self._removed_bytes -= self._removed.pop(place, 0)
+        if self._removed:
+            self._removed_bytes -= self._removed.pop(place, 0)
         self._changes[place] = change
         if not change.removed and change.instance is not None:
             return []

@@ -272,9 +272,12 @@ class View:
         key = instance.key
         self.leased += instance.is_leased
         self._ids.setdefault(key.id, {})[key.app] = None
-        for index, vips in self._vip_indexes(instance):
-            for vip in vips:
-                index.setdefault(vip, {})[key] = None
+        if instance.vip_address is not None:
+            for vip in _vips(instance.vip_address):
+                self._vips.setdefault(vip, {})[key] = None
+        if instance.secure_vip_address is not None:
+            for vip in _vips(instance.secure_vip_address):
+                self._secure_vips.setdefault(vip, {})[key] = None
 
     def _note_lease(self, instance: Instance) -> None:
         shortest = self._shortest_lease_secs

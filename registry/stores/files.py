@@ -26,10 +26,10 @@ def sealed(data: bytes) -> bytes:
     return _CRC.pack(zlib.crc32(data)) + data
 
 
-def unsealed(data: bytes) -> bytes:
+def unsealed(data: bytes, start: int = 0) -> bytes:
     """The bytes that ``sealed`` was given; ``ValueError`` where they are no longer that."""
-    content = data[_CRC.size :]
-    if len(data) < _CRC.size or _CRC.unpack_from(data)[0] != zlib.crc32(content):
+    content = data[start + _CRC.size :]
+    if len(data) < start + _CRC.size or _CRC.unpack_from(data, start)[0] != zlib.crc32(content):
         raise ValueError("a record does not have its checksum")
     return content
 

@@ -64,10 +64,13 @@ def check(path: Path) -> int:
     if number == FORMAT or number in _STEPS:
         return number
     known = f"this version reads {', '.join(map(str, sorted(_STEPS)))} and {FORMAT}"
-    advice = "run the version that wrote it" if number > FORMAT else "it was in no release"
+    if number > FORMAT:
+        advice = "run the version that wrote it, or move the folder away"
+    else:
+        advice = "it is of no release; move the folder away"
     raise StoreError(
-        f"the store in {path.parent} has format {number}, and {known}: {advice}, or move the folder"
-        " away, and clients register again"
+        f"the store in {path.parent} has format {number}, and {known}: {advice}, and clients"
+        " register again"
     )
 
 

@@ -141,11 +141,11 @@ def _packed_entry(at_running_ms: int, kind: int, key: bytes, encoded: bytes = b"
 
 
 def _decode_record(value: bytes) -> Instance:
-    return decode_instance(unsealed(value[_U64.size :]), _U64.unpack_from(value)[0])
+    return decode_instance(unsealed(value, _U64.size), _U64.unpack_from(value)[0])
 
 
 def _check_record(value: bytes) -> None:
-    unsealed(value[_U64.size :])
+    unsealed(value, _U64.size)
 
 
 def _check_removal(value: bytes) -> None:
@@ -583,17 +583,14 @@ class LmdbStore:
         """The changes after a revision, with ``listed`` to tell what stands under a key."""
         last = None if after == 0 else _U64.pack(after)
         found = []
-        for key, value in self._items(txn, self._log, namespace, last):
+        for _, value in self._items(txn, self._log, namespace, last):
             at_running_ms, kind, _ = _ENTRY.unpack_from(value)
             name = value[_ENTRY.size :]
-            found.append(
-                Change(
-                    Revision(_U64.unpack(key)[0]),
-                    at_running_ms,
-                    listed(name),
-                    override=self._override_of(txn, namespace, name) if kind else None,
-                )
-            )
+            instance = listed(name)
+            change = Change(instance.revision, at_running_ms, instance)
+            if kind:
+                change = change._replace(override=self._override_of(txn, namespace, name))
+            found.append(change)
         for key, value in self._items(txn, self._removal, namespace, last):
             entry = _Entry.unpack(value)
             revision = _U64.unpack(key)[0]
