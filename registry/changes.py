@@ -1,10 +1,12 @@
 """The change log as it is held in memory: the last change of each instance, and no more.
 
-It refers to the instances that are listed, so it costs their number at most, however often they
-change. Removed ones are held for its sake alone, so their size has a budget: beyond it the oldest
-of them are forgotten before their time. A delta that lacks them still leads to what is listed: it
-has every listed instance that changed, so who follows it holds too many instances then, never as
-many others, and finds the hash code to be another one.
+It refers to the instances that are listed, so however often they change it costs no more than their
+number. Removed instances are held for the log alone, so they have a budget: beyond it the oldest
+removals are forgotten before their time.
+
+A delta that lacks a removal still leads to what is listed. It has every listed instance that
+changed, so whoever follows it ends with some instances too many and none too few; the hash code
+of the registry is another then, and the follower fetches everything.
 """
 
 from __future__ import annotations
@@ -21,11 +23,12 @@ _ENTRY_BYTES = 150
 
 
 class ChangeLog:
-    """Changes in their order, each instance's last one; those of an override alone apart."""
+    """The last change of each instance, and of each override that changed alone, in their order."""
 
     def __init__(self, complete_after: Revision) -> None:
-        """Start empty: nothing is known of changes up to that revision."""
+        """Start empty, without the changes up to that revision."""
         self.complete_after = complete_after
+        """All changes after this revision are here; of those before only some."""
         self._changes: OrderedDict[InstanceKey | str, Change] = OrderedDict()
         self._removed: OrderedDict[InstanceKey | str, int] = OrderedDict()
         self._removed_bytes = 0
@@ -34,7 +37,7 @@ class ChangeLog:
         return len(self._changes)
 
     def put(self, change: Change) -> list[Change]:
-        """Note the newest change; those that are forgotten for it, to stay within the budget."""
+        """Add the newest change; returns what was forgotten to stay within the budget."""
         place = _place(change)
         before = self._changes.pop(place, None)
         if before is not None and before.override is not None and change.override is None:
@@ -52,13 +55,13 @@ class ChangeLog:
         return forgotten
 
     def oldest(self) -> Change | None:
-        """The change that was made first."""
+        """The oldest change; None where there is none."""
         for change in self._changes.values():
             return change
         return None
 
     def forget_oldest(self) -> Change:
-        """Let go of it."""
+        """Forget the oldest change, and return it; there must be one."""
         return self._forget(next(iter(self._changes)))
 
     def _forget(self, place: InstanceKey | str) -> Change:
@@ -68,7 +71,7 @@ class ChangeLog:
         return change
 
     def all(self) -> list[Change]:
-        """What is held, oldest first."""
+        """All changes, oldest first."""
         return list(self._changes.values())
 
     def after(self, revision: Revision) -> list[Change] | None:
@@ -92,7 +95,7 @@ def _place(change: Change) -> InstanceKey | str:
 
 
 def _size(instance: Instance | None) -> int:
-    """What a removed instance takes, roughly."""
+    """How many bytes of memory a removed instance takes, roughly."""
     if instance is None:
         return _ENTRY_BYTES
     texts = sum([len(value) for value in instance if type(value) is str])

@@ -1,10 +1,11 @@
-"""The evictor: takes out what stopped renewing, by one worker at a time.
+"""The evictor: removes instances that stopped renewing, in one worker at a time.
 
-Every worker runs one; the one holding the store's lock acts, and another takes over when it dies.
-Eviction is random among the expired, so that an outage never empties one whole application first,
-and capped: 15 % of the registry in any 60 s (or per sweep, where the genuine timing is asked for).
-What went counts in the store, and everything is written behind the lock's fence: so the cap holds
-however long a pass takes, and whoever takes over in the middle of it.
+Every worker runs one. The one that holds the store's lock acts, and when its process dies another
+takes the lock over. What it removes is chosen at random among the expired, so that an outage never
+empties one application first, and there is a cap: 15 % of the registry in any 60 s (or in each
+sweep, where the genuine timing is asked for). The store counts what was evicted, and everything is
+written behind the lock's fence. So the cap holds however long a pass takes, and whoever takes over
+in the middle of it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _LOCK = "evictor"
 _EVICTED_AT_ONCE = 50
 _PAUSE_SECS = 0.002
 _NEVER = 1 << 62
-# Other workers' views follow the log, whatever the delta tells of it.
+# Other workers' views follow the log, so it is kept for so long even where the delta tells of less.
 _FOLLOWED_MS = 60_000
 
 
@@ -49,10 +50,10 @@ class Evictor:
         rng: random.Random | None = None,
         leave: Callable[[], object] | None = None,
     ) -> None:
-        """Name this evictor uniquely; nothing runs before ``start`` or ``run_once``.
+        """Nothing runs before ``start`` or ``run_once``.
 
-        ``records`` are the registry's.
-        ``leave`` is called where the store's files are gone, and the process has to open it anew.
+        ``records`` are those that the registry works on. ``leave`` is called where the store's
+        files are gone: the process must end, so that another opens the new ones.
         """
         self._registry = registry
         self._records = records
@@ -63,8 +64,8 @@ class Evictor:
         self._thread: threading.Thread | None = None
         self._preserving: dict[Namespace, bool] = {}
         self._fence: Fence | None = None
-        # When the leases were last looked at, and when the earliest one ends: until then no scan is
-        # needed.
+        # For each namespace: when its leases were last looked at, and when the earliest of them
+        # ends. Until then no look is needed.
         self._next_due: dict[Namespace, tuple[int, int]] = {}
         self._last_sweep: int | None = None
         self._last_trim: int | None = None
@@ -102,7 +103,7 @@ class Evictor:
                     log.warning("nothing is evicted while the store fails: %s", error)
                 self._failing = True
             except Exception:
-                # An error of ours must not end evictions for as long as this worker lives.
+                # A defect must not end all evictions for as long as this worker lives.
                 if not self._failing:
                     log.exception("nothing is evicted while this error lasts")
                 self._failing = True
@@ -124,7 +125,7 @@ class Evictor:
         return sum([self._evict_due(each, now) for each in held])
 
     def _note_running(self, now: int) -> bool:
-        """Note that the server runs; whether it had paused, and the leases got their time back."""
+        """Note that the server runs; whether it had paused, so that leases got their time back."""
         given_back = self._records.resume(now)
         if given_back is None:
             return False
@@ -133,7 +134,10 @@ class Evictor:
         return True
 
     def _holds_lock(self, now: int) -> bool:
-        """Take or keep the lock. Whoever takes it anew knows nothing of what another did."""
+        """Take or keep the lock; whether this evictor has it.
+
+        Taken anew it may have been another's, so what was known of the leases is forgotten.
+        """
         token = self._registry.coordination.acquire(_LOCK, self._owner, now, LOCK_TTL_MS)
         fence = None if token is None else Fence(_LOCK, token)
         if fence is None or fence != self._fence:
@@ -143,7 +147,7 @@ class Evictor:
         return fence is not None
 
     def _flush(self) -> None:
-        """A checkpoint that fails holds up no eviction: the working file is whole without it."""
+        """Have the store write to the disk. Where that fails evictions go on without it."""
         try:
             self._records.flush()
             self._flush_failing = False
@@ -157,7 +161,7 @@ class Evictor:
             return 0
         namespace = registry.namespace
         found = self._records.due(namespace, now)
-        due = _that_go(registry.view(), found.expired)
+        due = _evictable(registry.view(), found.expired)
         gone = self._records.evictions(namespace, now - BUDGET_WINDOW_MS)
         limit = eviction_limit(found.leases + gone, registry.settings.renewal_percent_threshold)
         evicted = self._evict_some(registry, due, limit - gone)
@@ -169,7 +173,7 @@ class Evictor:
         return evicted
 
     def _something_due(self, registry: NamespaceRegistry, now: int) -> bool:
-        """Whether a lease may have ended: one that was seen, or one registered since."""
+        """Whether a lease may have ended: one that was looked at, or one registered since."""
         namespace = registry.namespace
         shortest = registry.view().take_shortest_lease_secs()
         seen = self._next_due.get(namespace)
@@ -177,13 +181,13 @@ class Evictor:
             return True
         looked, earliest = seen
         if shortest is not None:
-            # It was not listed when the view was last asked, so it lasts from then on at least.
+            # It began after the view was last asked, so it ends no earlier than this.
             earliest = min(earliest, looked + shortest * 1000)
         self._next_due[namespace] = (now, earliest)
         return now > earliest
 
     def _sweep(self, held: list[NamespaceRegistry], now: int) -> int:
-        """The genuine timing: one run per interval, a late run adding its delay to every lease."""
+        """The genuine timing: one run an interval; a late one adds its delay to every lease."""
         interval = self._registry.settings.eviction_interval_ms
         if self._last_sweep is None:
             self._last_sweep = now
@@ -191,7 +195,7 @@ class Evictor:
         elapsed = now - self._last_sweep
         if elapsed < interval:
             return 0
-        # Our passes come up to one pass interval late by themselves; that is no delay.
+        # A pass comes up to one pass interval late by itself; that is no delay.
         extra = max(0, elapsed - interval - int(PASS_INTERVAL_SECS * 1000) * 2)
         self._last_sweep = now
         evicted = 0
@@ -199,7 +203,7 @@ class Evictor:
             if not self._may_evict(registry):
                 continue
             found = self._records.due(registry.namespace, now - extra)
-            due = _that_go(registry.view(), found.expired)
+            due = _evictable(registry.view(), found.expired)
             limit = eviction_limit(found.leases, registry.settings.renewal_percent_threshold)
             evicted += self._evict_some(registry, due, limit)
         return evicted
@@ -207,7 +211,7 @@ class Evictor:
     def _evict_some(
         self, registry: NamespaceRegistry, due: list[tuple[InstanceKey, Lease]], limit: int
     ) -> int:
-        """Evict so many of them; fewer where the lock goes to another, or the server pauses."""
+        """Evict so many of them; fewer where the lock is lost, or the server pauses meanwhile."""
         chosen = self._random.sample(due, min(len(due), max(0, limit)))
         evicted, fence = 0, self._fence
         for start in range(0, len(chosen), _EVICTED_AT_ONCE):
@@ -227,7 +231,7 @@ class Evictor:
         namespace, view = registry.namespace, registry.view()
         state = registry.self_preservation()
         with view.lock:
-            # With nobody registered there is nothing to preserve, and nothing to tell of.
+            # Where nobody is registered there is nothing to preserve, and nothing to log.
             preserving = not state.expiration_enabled and view.leased > 0
         if preserving != self._preserving.get(namespace, False):
             log.warning(
@@ -249,7 +253,7 @@ class Evictor:
             keep = max(settings.delta_retention_ms, _FOLLOWED_MS)
             before = now - keep - settings.delta_retention_timer_interval_ms
             gone = sum([self._records.trim(namespace, before) for namespace in namespaces])
-            # What a storm left goes a little at each pass, so that no eviction waits for it.
+            # Each pass trims a little of what a storm left, so that no eviction waits for it.
             self._last_trim = None if gone else now
         if self._last_threshold is None:
             self._last_threshold = now
@@ -269,8 +273,10 @@ class Evictor:
             self._records.set_expected_clients(namespace, count)
 
 
-def _that_go(view: View, over: list[tuple[InstanceKey, Lease]]) -> list[tuple[InstanceKey, Lease]]:
-    """Of the leases that are over, those whose instances do not stay all the same."""
+def _evictable(
+    view: View, ended: list[tuple[InstanceKey, Lease]]
+) -> list[tuple[InstanceKey, Lease]]:
+    """Of the ended leases, those whose instances are to go (see ``Instance.expires``)."""
     with view.lock:
-        found = [(view.get(key), key, lease) for key, lease in over]
+        found = [(view.get(key), key, lease) for key, lease in ended]
     return [(key, lease) for instance, key, lease in found if instance is None or instance.expires]

@@ -35,7 +35,7 @@ class InstanceStatus(StrEnum):
     OUT_OF_SERVICE = "OUT_OF_SERVICE"
     UNKNOWN = "UNKNOWN"
 
-    # That of ``Enum`` is written in Python, and statuses are keys on the hot path.
+    # Statuses are keys on the hot path, and the hash of ``Enum`` is written in Python.
     __hash__ = str.__hash__
 
 
@@ -56,7 +56,7 @@ class InstanceKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DataCenter:
-    """Where an instance runs. Only an Amazon one has metadata (possibly empty)."""
+    """Where an instance runs. Only one of Amazon's has metadata (possibly empty)."""
 
     name: str = "MyOwn"
     amazon_metadata: Mapping[str, str] | None = None
@@ -99,7 +99,7 @@ class Instance(NamedTuple):
     last_dirty_ms: int = 0
     # What only sources other than Eureka have.
     custom_status: str | None = None
-    """A word of its own for being UP."""
+    """A native instance's own word for its status, which stands for UP."""
     service_name: str | None = None
     """The service's name as it was told; ``app`` is the same in upper case."""
     endpoint_type: str | None = None
@@ -134,9 +134,9 @@ class Instance(NamedTuple):
 
     @property
     def expires(self) -> bool:
-        """Whether it goes when its lease ends.
+        """Whether it is evicted when its lease ends.
 
-        An instance of the native API that is out of service was put aside, and waits.
+        A native instance that is out of service is not: it was put aside, and waits to return.
         """
         return self.is_leased and not (
             self.source == "native" and self.status is InstanceStatus.OUT_OF_SERVICE

@@ -1,7 +1,7 @@
 """The registry of a process: the namespaces of one store, and what concerns all of them.
 
-What is registered, renewed, read in a namespace is said to ``in_namespace(...)``, which binds it
-once: no verb has a namespace among its arguments that a caller could leave out or mistake.
+``in_namespace`` binds a namespace once and gives the object with the verbs. No verb has a namespace
+among its arguments, so none can be left out, and no write can go to another tenant by mistake.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from registry.settings import RegistrySettings
 from registry.store import Coordination, Store
 
 _FORGOTTEN_AT_ONCE = 1_000
+_PAUSE_SECS = 0.002
+# Memory is given back so long after a fleet of so many instances went.
 _MANY = 5_000
 _AFTER_FALL_MS = 90_000
-_PAUSE_SECS = 0.002
 
 
 class Registry:
@@ -34,19 +35,19 @@ class Registry:
         """Locks and notes that all workers share."""
         self._store = store
         self._lock = threading.Lock()
-        # Whoever asks for a namespace gets the same object as long as anybody has it; those that
-        # hold something are had by this registry.
+        # All that ask for a namespace get the same object, as long as anybody holds it. This
+        # registry holds those with something in them (``_kept``).
         self._known: WeakValueDictionary[Namespace, NamespaceRegistry] = WeakValueDictionary()
         self._kept: dict[Namespace, NamespaceRegistry] = {}
         self._kept[DEFAULT_NAMESPACE] = self.in_namespace(DEFAULT_NAMESPACE)
-        # The most instances that were held at once lately, and when there last were half of them.
+        # The most instances held at once lately, and when at least half of them were last held.
         self._most_held = 0
         self._fell_at = 0
 
     def start(self) -> None:
         """Load what the store holds; ``StoreError`` if it does not answer.
 
-        Nothing else is prepared here: a namespace may come into being at any time, by any worker.
+        Any worker may bring another namespace into being at any time; it is loaded when asked for.
         """
         for namespace in self.namespaces():
             self.in_namespace(namespace).view()
@@ -56,7 +57,7 @@ class Registry:
         return list({DEFAULT_NAMESPACE: None} | dict.fromkeys(self._store.namespaces()))
 
     def in_namespace(self, namespace: Namespace) -> NamespaceRegistry:
-        """The registry of one namespace; nothing is read or written by asking for it."""
+        """The registry of one namespace. Asking for it reads nothing and writes nothing."""
         with self._lock:
             found = self._known.get(namespace)
             if found is None:
@@ -67,10 +68,10 @@ class Registry:
             return found
 
     def keeps(self, namespace: Namespace) -> bool:
-        """Whether this worker keeps a view of a namespace, as others may what they make of it.
+        """Whether this worker keeps a namespace in memory: others may keep what they make of it.
 
-        It does of the default one, and of those that hold an instance, or held one lately. Anybody
-        may ask for any other.
+        It keeps the default one, and those that hold an instance or did lately. Of others nothing
+        may be kept: anybody can ask for any name.
         """
         return namespace in self._kept
 
@@ -79,7 +80,7 @@ class Registry:
             self._kept[registry.namespace] = registry
 
     def forget_old_changes(self) -> None:
-        """Let go of changes that no delta tells of any more, a few at a time."""
+        """Forget changes that are too old for the delta, a few at a time; and empty namespaces."""
         now = self.clock.mono_ms()
         for namespace, registry in list(self._kept.items()):
             while registry.forget_old_changes(now, _FORGOTTEN_AT_ONCE):
@@ -90,9 +91,9 @@ class Registry:
         self._give_memory_back(now)
 
     def _give_memory_back(self, now_mono_ms: int) -> None:
-        """Have the allocator return what a fleet took that is gone; it keeps that by itself.
+        """Have the allocator return the memory of a fleet that went; by itself it would keep it.
 
-        A while after most of it went, when answers that were made of it are forgotten as well.
+        A while after most of it went, when the answers that were made of it are forgotten too.
         """
         held = sum([registry.held() for registry in list(self._kept.values())])
         if held >= self._most_held // 2:
@@ -103,7 +104,7 @@ class Registry:
             _trim_memory()
 
     def check(self) -> None:
-        """Return if the store answers and takes writes; ``StoreError`` with the reason if not."""
+        """Nothing if the store answers and takes writes; else ``StoreError`` with the reason."""
         self._store.revision(DEFAULT_NAMESPACE)
         self._store.probe()
 

@@ -1,23 +1,28 @@
-"""The store contract: what must survive and be shared between worker processes.
+"""The store contract: what survives, and what the worker processes share.
 
-A store may be in this process, on this machine or across a network: no caller assumes a call to be
-local or free, and each method is one atomic operation. Writers read from their view, decide, and
-``commit`` with guards; a guard that no longer holds raises ``ConflictError`` and the caller decides
-again. So the rules stay out of the stores, and a store needs one conditional write.
+It has two parts. ``Records`` is what is registered; ``Coordination`` is what workers agree by. A
+``Store`` is both. It may be in this process, on this machine or across a network, so no caller
+assumes that a call is local or free. Each method is one atomic operation.
 
-Every method raises ``StoreError``, with the driver's error chained, when the store does not answer
+Writers use optimistic concurrency: they read from their view, decide, and ``commit`` with guards.
+Where a guard no longer holds ``ConflictError`` is raised, and they decide again. So the rules stay
+out of the stores, and all that a store needs is one conditional write.
+
+Every method raises ``StoreError``, with the driver's error chained, where the store does not answer
 or refuses a write; nothing is written then.
 
-**Lives.** A revision is never given to two states. Where a store may have lost what it last wrote
-(a copy was restored, a damaged file was given up, another server took over) or begins empty, it
-begins another *life*: its revisions go on from ``another_life``, far beyond any that it can have
-given out, nothing before counts as known to ``changes``, and what is listed counts as changed. So
-whoever asks with a revision of another life gets everything, and a follower of the delta ends with
-what is listed, whatever it saw of what was lost. A life may begin while the server runs.
+**Lives.** A revision is never given to two states. A store that may have lost what it last wrote (a
+copy was restored, a damaged file was given up, another server took over), or that begins empty,
+begins another *life*. Its revisions go on from ``another_life``, far beyond any that it can have
+given out. ``changes`` knows none of the revisions before, and everything that is listed counts as
+changed. So whoever asks with a revision of another life gets everything, and whoever follows the
+delta ends with what is listed, whatever it had seen of what was lost. A life may begin while the
+server runs.
 
-**Running time.** The log's instants are in the time that the server has run. An outage consumes
-nothing: not the leases' time and not the log's. Every worker notes a few times a second that the
-server runs (``resume``); where the last note is older than ``PAUSE_MS``, running time stands still.
+**Running time.** The change log's instants are in *running time*: milliseconds for which the server
+has run. An outage uses up neither the leases' time nor the log's. Every worker notes a few times a
+second that the server runs (``resume``). Where the last note is older than ``PAUSE_MS``, running
+time stands still until the next.
 """
 
 from __future__ import annotations
@@ -39,7 +44,7 @@ from registry.model import (
 )
 
 PAUSE_MS = 2_500
-"""After so long without a note that the server runs, it does not."""
+"""The server counts as not running from so long after the last note that it does."""
 
 _LIFE = 1 << 42
 
@@ -47,49 +52,53 @@ _LIFE = 1 << 42
 def another_life(known: Revision) -> Revision:
     """Where revisions go on in another life of a store whose last known one is this.
 
-    Further than changes can have been lost, by chance, so that no two lives meet; small enough for
-    a thousand of them in numbers that JavaScript holds exactly.
+    The step is random, so that two lives that begin at the same revision do not meet; longer than
+    any number of changes that can have been lost; and short enough that a thousand lives fit into
+    the numbers that JavaScript holds exactly.
     """
     return Revision(known + random.SystemRandom().randrange(_LIFE, 2 * _LIFE))
 
 
 class Commit(NamedTuple):
-    """One conditional write.
+    """One conditional write of one instance. Its change has the next revision.
 
-    The guards: ``expected`` is the revision of the stored instance under ``key`` (0: there must be
-    none); ``expected_override`` the override of its id; ``expected_deadline_mono_ms``, where given,
-    the deadline of its lease, so that a renewal that came in time beats an eviction. What lists a
-    new key is also refused where the namespace holds ``instances_at_most`` already, or holds none
-    while ``namespaces_at_most`` others hold some: limits are decided with the write, as the number
-    of writers has no limit.
-    The write: ``instance`` is put (or taken out, where ``remove``), its lease with it; the override
-    changes as ``override`` says (it is of the key's id); ``expected_clients`` moves by
-    ``expected_clients_step`` unless it stands at 0, from ``opening_clients`` where it was never
-    set. One that is ``evicted`` counts (see ``evictions``). The change has the next revision, which
-    the instance carries.
+    Limits are guards too: many writers may decide at once that there is room for one more.
     """
 
     key: InstanceKey
     expected: Revision
+    """Guard: the revision of the stored instance; 0: there must be none."""
     expected_override: InstanceStatus | None
+    """Guard: the stored override of the instance's id."""
     at_mono_ms: int
+    """When it was decided; becomes the change's instant, in running time."""
     instance: Instance | None
+    """What is stored, with the change's revision; None where only an override changes."""
     lease: Lease | None = None
+    """The lease that it gets; None leaves the one that is there."""
     remove: bool = False
+    """Remove the instance and its lease; ``instance`` is its last state, for the log."""
     evicted: bool = False
+    """The removal counts in ``evictions``."""
     expected_deadline_mono_ms: int | None = None
+    """Guard, where given: the deadline of its lease. So a renewal in time beats an eviction."""
     override: OverrideChange | None = None
+    """Sets or removes the override of the key's id."""
     expected_clients_step: int = 0
+    """Moves ``expected_clients``, unless that stands at 0."""
     opening_clients: int = 0
+    """Where ``expected_clients`` moves from if it was never set."""
     instances_at_most: int | None = None
+    """Guard of a new key, where given: the namespace holds fewer instances than this."""
     namespaces_at_most: int | None = None
+    """Guard of a namespace's first instance, where given: fewer namespaces than this hold any."""
 
 
 class Fence(NamedTuple):
     """A lock, and the token with which its owner holds it.
 
-    Work under a lock that can run out commits behind a fence: once a later token was given out
-    nothing of the former owner's is written, however late it comes.
+    A lock can run out while its owner works. So the owner commits behind a fence: as soon as
+    another owner has a later token, nothing of the former one's is written, however late it comes.
     """
 
     lock: str
@@ -99,8 +108,8 @@ class Fence(NamedTuple):
 class Due(NamedTuple):
     """What a look through the leases of a namespace found at an instant.
 
-    ``next_deadline_mono_ms`` is the earliest deadline that has not passed; None where there is
-    none.
+    ``leases`` is how many there are, ``next_deadline_mono_ms`` the earliest deadline that has not
+    passed, or None.
     """
 
     expired: list[tuple[InstanceKey, Lease]]
@@ -117,7 +126,7 @@ class Records(Protocol):
     def revision(self, namespace: Namespace) -> Revision:
         """The revision of the last change; the life's first before there is one.
 
-        The cheapest call there is.
+        It is asked before every read and every renewal, so it must be as cheap as can be.
         """
         ...
 
@@ -126,10 +135,10 @@ class Records(Protocol):
         ...
 
     def changes(self, namespace: Namespace, after: Revision) -> list[Change] | None:
-        """What changed after a revision, in the order of the last changes; each instance once.
+        """What changed after a revision: each instance once, in the order of their last changes.
 
-        It is shown as it is now, and a removed one as it was last. None where some of it was
-        forgotten, or the revision is not known in this life.
+        An instance is told as it is now, a removed one as it was last. None where some of these
+        changes were forgotten, or the revision is unknown in this life.
         """
         ...
 
@@ -143,10 +152,10 @@ class Records(Protocol):
     def commit_all(
         self, namespace: Namespace, commits: Sequence[Commit], fence: Fence | None = None
     ) -> list[Revision | None]:
-        """Each as ``commit``, in their order, in one operation; None where a guard did not hold.
+        """Commit several in one operation, in their order (*group commit*).
 
-        A commit sees those before it. ``StoreError`` and ``LockLostError`` mean that none was
-        written.
+        Returns the revision of each, None where its guards did not hold; they see the commits
+        before it. ``StoreError`` and ``LockLostError`` mean that none was written.
         """
         ...
 
@@ -155,9 +164,9 @@ class Records(Protocol):
     ) -> bool:
         """Replace the lease of ``key``; False where it has none, or one of another duration.
 
-        So what was decided for a lease is never another one's. No entry in the change log.
-        Where ``window`` is given, the renewal counts in that window (see ``renewals``). A lease
-        whose ``client_mono_ms`` is 0 leaves the one that is known.
+        Another duration means another registration than the one that the renewal was decided for.
+        A renewal is no change and is not in the log. Where ``window`` is given, it counts in that
+        window (see ``renewals``). A lease whose ``client_mono_ms`` is 0 leaves the stored one.
         """
         ...
 
@@ -172,15 +181,18 @@ class Records(Protocol):
         ...
 
     def lease(self, namespace: Namespace, key: InstanceKey) -> Lease | None:
-        """The lease as it is now."""
+        """The lease as it is now; None where there is none."""
         ...
 
     def due(self, namespace: Namespace, now_mono_ms: int) -> Due:
-        """The leases whose deadline has passed, among how many, and when the next one's will."""
+        """The leases whose deadline has passed, how many there are, and when the next one ends."""
         ...
 
     def renewals(self, namespace: Namespace, window: int) -> int:
-        """How many renewals counted in a window. Windows before the last two may be forgotten."""
+        """How many renewals counted in a window; a store may keep the latest two windows only.
+
+        Windows are numbered by ``lease.renewal_window``.
+        """
         ...
 
     def expected_clients(self, namespace: Namespace) -> int | None:
@@ -199,49 +211,49 @@ class Records(Protocol):
         ...
 
     def trim(self, namespace: Namespace, before_mono_ms: int) -> int:
-        """Forget changes older than an instant, all or some of them; how many went.
+        """Forget changes older than an instant; how many were forgotten.
 
-        It takes a moment, not more: where any went, ask again soon. Of removed instances a store
-        may forget the oldest earlier, to stay within a budget.
+        A call takes a moment and no more, so it may leave some: where any were forgotten, call
+        again soon. A store may also forget the oldest removals by itself, to stay within a budget.
         """
         ...
 
     def namespaces(self) -> Mapping[Namespace, int]:
-        """Every namespace that ever held an instance, and how many it holds. Reads make none."""
+        """Every namespace that ever held an instance, and how many it holds now."""
         ...
 
     def resume(self, now_mono_ms: int) -> int | None:
-        """Note that the server runs, and make good a time in which it did not.
+        """Note that the server runs; after an outage of its own, give every lease its time back.
 
-        Where the last such note is more than ``PAUSE_MS`` old, or of another boot, every lease gets
-        its whole duration from now on (unless it has more) before anybody can note that the server
-        runs, so nobody is evicted for the server's own outage; a renewal that comes meanwhile
-        stands. Returns how many leases that were; None where the server had been running (or there
-        was no note yet).
+        An outage is where the last such note is more than ``PAUSE_MS`` old, or of another boot.
+        Then every lease gets its whole duration from now on, unless it has more, or is renewed
+        meanwhile; and this is done before any worker can note that the server runs, so nobody is
+        evicted for the outage. Returns how many leases were extended; None where there was no
+        outage, or no note yet.
         """
         ...
 
     def running_ms(self, now_mono_ms: int) -> int:
-        """How long the server had run at an instant (see above). As cheap as ``revision``."""
+        """The running time at an instant (see the module). As cheap as ``revision``."""
         ...
 
     def flush(self) -> None:
-        """Bring what was written to the disk, as far as the store has one."""
+        """Bring what was written to the disk, where the store has one."""
         ...
 
 
 class Coordination(Protocol):
     """What workers agree by: locks that run out, and notes.
 
-    It belongs to the same store as the records, since these are written behind fences.
+    It belongs to the same store as the records, because a commit checks its fence as it is written.
     ``registry.testing.CoordinationSuite`` is this contract, executable.
     """
 
     def acquire(self, name: str, owner: str, now_mono_ms: int, ttl_ms: int) -> int | None:
         """Take or keep a lock until ``ttl_ms`` from now; None where another owner holds it.
 
-        Returns its token for a ``Fence``: above 0, the same as long as the owner keeps the lock,
-        and greater than all before where it was taken anew.
+        Returns the token for a ``Fence``, above 0. It stays the same as long as no other owner has
+        taken the lock and it was not released; taken anew, the lock has a greater token than ever.
         """
         ...
 
@@ -250,7 +262,7 @@ class Coordination(Protocol):
         ...
 
     def note(self, name: str) -> bytes | None:
-        """What was last noted under a name."""
+        """What was last noted under a name; None where nothing is."""
         ...
 
     def set_note(self, name: str, value: bytes | None) -> None:
@@ -259,13 +271,13 @@ class Coordination(Protocol):
 
 
 class Store(Records, Coordination, Protocol):
-    """Both, as they are opened, looked after and closed together.
+    """Records and coordination, opened, watched and closed together.
 
     ``registry.testing.StoreSuite`` is the whole contract, executable.
     """
 
     def probe(self) -> None:
-        """Write something that nobody reads: ``StoreError`` where writes are refused."""
+        """Write something that nobody reads; ``StoreError`` where a registration would fail too."""
         ...
 
     def close(self) -> None:
