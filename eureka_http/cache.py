@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 import sys
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 _K = TypeVar("_K", bound=Hashable)
@@ -64,6 +64,15 @@ class Cache(Generic[_K, _V]):
                 self._size += size
             self._entries[key] = value
 
+    def forget(self, is_over: Callable[[_V], bool]) -> None:
+        """Forget all values that are over."""
+        with self._lock:
+            for key, value in list(self._entries.items()):
+                if is_over(value):
+                    self._size -= self._size_of(key)
+                    del self._entries[key]
+            self._keys = list(self._entries)
+
     def resize(self, most: int) -> None:
         """Keep at most ``most`` entries from now on."""
         with self._lock:
@@ -79,10 +88,6 @@ class Cache(Generic[_K, _V]):
             keys.pop()
             self._size -= self._size_of(key)
             del self._entries[key]
-
-    def items(self) -> Iterator[tuple[_K, _V]]:
-        """All entries, as of now."""
-        return iter(list(self._entries.items()))
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -15,6 +15,8 @@ from eureka_http.reader import END_OF_HEAD, Address, Message
 _MOST_NAMES = 1024
 _MOST_FIELDS = 2048
 _MOST_REQUESTS = 1024
+# Requests and fields may be long, and are kept by all of their bytes.
+_MOST_BYTES = 2 * 1024 * 1024
 # A field name that is longer is looked at each time it comes.
 _LONGEST_NAME = 64
 # Fields that may hold a secret, or ask for more than an answer.
@@ -79,12 +81,12 @@ KnownRequests = Cache[bytes, Callable[[], Answer | None]]
 
 def known_fields() -> KnownFields:
     """Room for the fields of many clients."""
-    return Cache(_MOST_FIELDS)
+    return Cache(_MOST_FIELDS, most_bytes=_MOST_BYTES, size_of=len)
 
 
 def known_requests() -> KnownRequests:
     """Room for the requests that are sent most."""
-    return Cache(_MOST_REQUESTS)
+    return Cache(_MOST_REQUESTS, most_bytes=_MOST_BYTES, size_of=len)
 
 
 def learn(known: KnownFields, data: bytes, message: Message) -> None:

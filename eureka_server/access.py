@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, overload
 
+from eureka_http.cache import Cache
 from eureka_http.exchange import Answer, Request
 from eureka_server.accounts import (
     AccessError,
@@ -117,7 +118,7 @@ class Access:
         self._lock = threading.Lock()
         # What is remembered is keyed so that a core dump shows no password.
         self._salt = secrets.token_bytes(32)
-        self._remembered: dict[bytes, Known] = {}
+        self._remembered: Cache[bytes, Known] = Cache(_MOST_REMEMBERED)
         self._lines = Allowances(*_LINES)
         self._unlogged = 0
         self._stopping = threading.Event()
@@ -151,9 +152,7 @@ class Access:
         if judge is None or not judge.refresh():
             return
         with self._lock:
-            self._remembered = {
-                mark: known for mark, known in self._remembered.items() if judge.still_holds(known)
-            }
+            self._remembered.forget(lambda known: not judge.still_holds(known))
             self.version += 1
 
     @property
@@ -283,9 +282,7 @@ class Access:
         with self._lock:
             if not judge.still_holds(found):
                 raise RefusedError("its account or key is not there any more")
-            if len(self._remembered) >= _MOST_REMEMBERED:
-                del self._remembered[next(iter(self._remembered))]
-            self._remembered[mark] = found
+            self._remembered.keep(mark, found)
 
 
 def _judge_of(settings: AccessSettings, threads: int) -> Judge | None:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jwt
 
+from eureka_http.cache import Cache
 from eureka_http.shown import escaped
 from eureka_server.accounts import Keys, User, Users, WatchedFile
 from registry import NAMESPACE, Namespace
@@ -233,7 +234,8 @@ class Passwords:
         """Half of the ``threads`` that answer requests may wait for a password's hash."""
         self._users = users
         self._lock = threading.Lock()
-        self._wrong: dict[bytes, float] = {}
+        # Until when each is known to be wrong (monotonic seconds).
+        self._wrong: Cache[bytes, float] = Cache(_MOST_REMEMBERED)
         self._hashing: dict[bytes, Future[User | None]] = {}
         self._may_wait = threading.BoundedSemaphore(max(1, threads // 2))
         self._pool: ThreadPoolExecutor | None = None
@@ -274,7 +276,7 @@ class Passwords:
         if not self._users.refresh():
             return False
         with self._lock:
-            self._wrong.clear()
+            self._wrong.forget(lambda _: True)
             self._edition += 1
         return True
 
@@ -294,10 +296,8 @@ class Passwords:
 
     def _remember_wrong(self, mark: bytes, edition: int) -> None:
         with self._lock:
-            if len(self._wrong) >= _MOST_REMEMBERED:
-                self._wrong.clear()
             if edition == self._edition:
-                self._wrong[mark] = time.monotonic() + _WRONG_REMEMBERED_SECS
+                self._wrong.keep(mark, time.monotonic() + _WRONG_REMEMBERED_SECS)
 
     def _wrong_password(self, name: str) -> str:
         """What the log says; a name that nobody has may be a password that slipped."""

@@ -146,7 +146,7 @@ class Hub:
             if time.monotonic() >= until:
                 break
         if not self._arriving and self._snapshots:
-            self._snapshots = Cache(_KEPT_SNAPSHOTS)
+            self._snapshots.forget(lambda _: True)
         if now >= self._next_quiet_check:
             self._next_quiet_check = now + 1.0
             self._keep_alive(now)
