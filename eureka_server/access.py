@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, overload
 
@@ -198,7 +199,8 @@ class Access:
         known = self._remembered.get(mark)
         if known is not None and known.grant.until > self._clock():
             return self._in_namespace(known.grant, request)
-        credentials = Credentials(authorization, path_token, mark, lambda: self._client(request))
+        # Not a lambda: with one, every request would pay for the variables that it shares.
+        credentials = Credentials(authorization, path_token, mark, partial(self._client, request))
         try:
             found = judge.judge(credentials, quick=quick)
             if found is None:
