@@ -41,7 +41,6 @@ from eureka_server.credentials import (
     Passwords,
     RefusedError,
     SignedTokens,
-    text_of,
 )
 from registry import DEFAULT_NAMESPACE, NAMESPACE, Namespace
 
@@ -317,4 +316,4 @@ _EVERYBODY = Grant(DEFAULT_NAMESPACE, is_admin=True)
 _ANYBODY = Grant(DEFAULT_NAMESPACE)
 _BUSY = Answer(429, headers={"Retry-After": "2"})
 
-__all__ = ["NAMESPACE", "Access", "AccessError", "AccessSettings", "Grant", "Network", "text_of"]
+__all__ = ["Access", "AccessError", "AccessSettings", "Grant", "Mode", "Network"]

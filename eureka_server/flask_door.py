@@ -19,7 +19,8 @@ from eureka_http.exchange import (
     is_host,
     plain_address,
 )
-from eureka_server.gateway import EUREKA, Gateway, normalised
+from eureka_server.gateway import Gateway
+from eureka_server.paths import EUREKA, normalised
 from native_api import api
 from native_api.problems import problem
 

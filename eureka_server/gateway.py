@@ -1,33 +1,29 @@
 """From any request to its meaning: access, namespace, then the protocol or the native API.
 
-Paths are taken as the original's servlet container takes them: what normalises to the protocol's
-base is the base, and what stands behind a semicolon in a segment is left out.
-
 Both ways in ask this one: the WSGI application for everything, and the event-loop worker first
 for what can be answered at once (``fast_lane``).
 """
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
-from urllib.parse import unquote, unquote_to_bytes, urlsplit
+from urllib.parse import urlsplit
 
 from eureka_compat import EurekaApi, EurekaLane, EurekaSettings
 from eureka_http.exchange import UNREAD_BODY_BYTES, Answer, Lane, Request, Stream
 from eureka_http.shown import caller
-from eureka_server.access import Access, Grant, text_of
+from eureka_server.access import Access, Grant
+from eureka_server.paths import EUREKA, below_eureka, is_below, normalised
 from native_api import api, description
 from native_api.api import NativeApi
 from native_api.problems import problem
 from native_api.settings import NativeSettings
 from registry import DEFAULT_NAMESPACE, Namespace, Registry, StoreError
 
-EUREKA = "/eureka"
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _FAST_METHODS = frozenset({"GET", "HEAD", "PUT", "DELETE", "POST"})
 # A registration is read in the loop; a peer's batch of hundreds would hold the others up.
@@ -35,6 +31,7 @@ _FAST_BODY_BYTES = 16 * 1024
 _UNKNOWN = Answer(503, headers={"Retry-After": "1"})
 _T = TypeVar("_T")
 Watched = tuple[str, Mapping[str, str], Iterator[bytes]]
+"""A watch that holds a thread: its media type, header fields, and what it tells."""
 
 
 class Gateway:
@@ -54,25 +51,25 @@ class Gateway:
         """
         self._catalogs = catalogs
         self._registry = registry
-        self._eureka = eureka
-        self._native = native
+        self._eureka_settings = eureka
+        self._native_settings = native
         self._access = access
         self._lock = threading.Lock()
-        self._protocols: dict[Namespace, EurekaApi] = {}
-        self._apis: dict[Namespace, NativeApi] = {}
+        self._eureka_apis: dict[Namespace, EurekaApi] = {}
+        self._native_apis: dict[Namespace, NativeApi] = {}
         # Those with watchers; also of namespaces that nothing else is kept of, as yet.
         self._watched: set[NativeApi] = set()
         self._descriptions: Mapping[str, Callable[[], Answer]] = {
             f"{api.BASE}/openapi.json": lambda: description.openapi(native),
             f"{api.BASE}/docs": description.page,
         }
-        self._protocol(DEFAULT_NAMESPACE)
+        self._eureka_api(DEFAULT_NAMESPACE)
 
     def answer(self, request: Request) -> Answer | Watched:
         """The answer to a request below one of the bases, in a thread that may wait."""
-        if _is_below(request.path, api.BASE):
+        if is_below(request.path, api.BASE):
             return self._native_answer(request)
-        if not _is_below(request.path, EUREKA):
+        if not is_below(request.path, EUREKA):
             path = normalised(request.path)
             if path is None:
                 return Answer(404)
@@ -90,7 +87,7 @@ class Gateway:
             return None
         request.is_quick = True
         path = request.path
-        if _is_below(path, EUREKA):
+        if is_below(path, EUREKA):
             headers = request.headers
             length = headers.get("content-length")
             if length is not None and int(length) > _FAST_BODY_BYTES:
@@ -98,7 +95,7 @@ class Gateway:
             if "transfer-encoding" in headers:
                 return None
             return self._eureka_answer(request, quick=True)
-        if not _is_below(path, api.BASE):
+        if not is_below(path, api.BASE):
             below = normalised(path)
             return None if below is None else self.fast_lane(replace(request, path=below))
         if path not in self._descriptions:
@@ -107,7 +104,7 @@ class Gateway:
             grant = self._access.grant(request, quick=True)
             if not isinstance(grant, Grant):
                 return grant
-            native = self._api(grant.namespace)
+            native = self._native_api(grant.namespace)
             if native.is_watch(request):
                 return self._watch(native, request, grant)
             if request.method == "GET" or path.rstrip("/").endswith("/heartbeat"):
@@ -121,7 +118,7 @@ class Gateway:
         may come. To be called in the event loop's thread.
         """
         path = request.path
-        if _is_below(path, api.BASE):
+        if is_below(path, api.BASE):
             if path in self._descriptions and request.method in ("GET", "HEAD"):
                 return UNREAD_BODY_BYTES
             if is_cross_site(request):
@@ -129,19 +126,19 @@ class Gateway:
             grant = self._access.grant(request, quick=True)
             if isinstance(grant, Answer):
                 return grant
-            return self._api(DEFAULT_NAMESPACE).admit(request)
-        if not _is_below(path, EUREKA):
+            return self._native_api(DEFAULT_NAMESPACE).admit(request)
+        if not is_below(path, EUREKA):
             below = normalised(path)
             if below is None:
                 return None
             path = below
-        rest, token = _below_eureka(path)
+        rest, token = below_eureka(path)
         if is_cross_site(request):
             return _ELSEWHERE
         grant = self._access.grant(request, token, quick=True)
         if isinstance(grant, Answer):
             return grant
-        return self._protocol(DEFAULT_NAMESPACE).admit(request, rest)
+        return self._eureka_api(DEFAULT_NAMESPACE).admit(request, rest)
 
     def lane(self, headers: Mapping[str, str]) -> Lane | None:
         """How requests with these fields are answered in the fast lane, as far as these decide it.
@@ -151,11 +148,11 @@ class Gateway:
         """
         if not self._access.is_open or "origin" in headers or "sec-fetch-site" in headers:
             return None
-        return EurekaLane(self._protocols[DEFAULT_NAMESPACE], f"{EUREKA}/", headers)
+        return EurekaLane(self._eureka_apis[DEFAULT_NAMESPACE], f"{EUREKA}/", headers)
 
     def settle(self) -> None:
         """Keep what the lanes promised."""
-        self._protocols[DEFAULT_NAMESPACE].settle()
+        self._eureka_apis[DEFAULT_NAMESPACE].settle()
 
     def tick(self) -> None:
         """Tell the watchers of streams what has changed."""
@@ -176,17 +173,17 @@ class Gateway:
         return Stream(stream.content_type, stream.headers, subscribe)
 
     def _eureka_answer(self, request: Request, *, quick: bool = False) -> Answer | None:
-        rest, token = _below_eureka(request.path)
+        rest, token = below_eureka(request.path)
         if is_cross_site(request):
             return _ELSEWHERE
         grant = self._access.grant(request, token, quick=quick)
         if not isinstance(grant, Grant):
             return grant
         try:
-            protocol = self._protocol(grant.namespace)
+            eureka = self._eureka_api(grant.namespace)
         except StoreError:
             return _UNKNOWN
-        return _as(grant, lambda: protocol.answer(request, rest))
+        return _as(grant, lambda: eureka.answer(request, rest))
 
     def _native_answer(self, request: Request) -> Answer | Watched:
         described = self._descriptions.get(request.path)
@@ -197,7 +194,7 @@ class Gateway:
         grant = self._access.grant(request)
         if not isinstance(grant, Grant):
             return grant
-        native = self._api(grant.namespace)
+        native = self._native_api(grant.namespace)
         if native.is_watch(request):
             return native.watched(request, self._holds(request, grant))
         answer = _as(grant, lambda: native.answer(request, is_admin=grant.is_admin))
@@ -222,24 +219,24 @@ class Gateway:
 
         return holds
 
-    def _protocol(self, namespace: Namespace) -> EurekaApi:
+    def _eureka_api(self, namespace: Namespace) -> EurekaApi:
         """The protocol over a namespace; ``StoreError`` where the store does not tell of it."""
-        found = self._protocols.get(namespace)
+        found = self._eureka_apis.get(namespace)
         if found is None:
-            found = EurekaApi(self._registry.in_namespace(namespace), self._eureka)
-            found = self._kept(self._protocols, namespace, found)
+            found = EurekaApi(self._registry.in_namespace(namespace), self._eureka_settings)
+            found = self._kept(self._eureka_apis, namespace, found)
         return found
 
-    def _api(self, namespace: Namespace) -> NativeApi:
-        found = self._apis.get(namespace)
+    def _native_api(self, namespace: Namespace) -> NativeApi:
+        found = self._native_apis.get(namespace)
         if found is None:
             found = NativeApi(
                 self._registry.in_namespace(namespace),
-                self._native,
+                self._native_settings,
                 self._catalogs,
                 self._access.origin,
             )
-            found = self._kept(self._apis, namespace, found)
+            found = self._kept(self._native_apis, namespace, found)
         return found
 
     def _kept(self, among: dict[Namespace, _T], namespace: Namespace, made: _T) -> _T:
@@ -251,63 +248,6 @@ class Gateway:
                 if not self._registry.keeps(other):
                     del among[other]
             return among.setdefault(namespace, made)
-
-
-_PARAMETERS = re.compile(r";[^/]*")
-_NO_SEGMENT, _EMPTY_SEGMENTS = frozenset("/."), re.compile(r"\A(?:\.?/)+")
-_NAMESPACE_OR_VERSION = frozenset("nv")
-_OTHER_BASE, _VERSION = ["api", "eureka"], "v2"
-_NAMESPACE = re.compile(r"(?:v2[^/]*/)?n/([^/]*)/?(.*)", re.DOTALL)
-
-
-def normalised(path: str) -> str | None:
-    """An odd path to something below the protocol's base, with that base as it is; None else.
-
-    Empty segments and dots before the base are passed over, ``..`` goes back, and the base itself
-    may be percent-encoded. What is below stays as it was sent. ``/api/eureka`` is a base as well,
-    as the Amalgam8 registry has it: the version is below it, or a token and then the version.
-    """
-    before: list[str] = []
-    segments = path.split("/")
-    for place, segment in enumerate(segments):
-        name = segment.partition(";")[0]
-        if name == "..":
-            if not before:
-                return None
-            before.pop()
-            continue
-        name = unquote(name)
-        if name in ("", "."):
-            continue
-        before.append(name)
-        if before == [EUREKA[1:]]:
-            return "/".join((EUREKA, *segments[place + 1 :]))
-        if before == _OTHER_BASE:
-            return _below_other_base(segments[place + 1 :])
-    return None
-
-
-def _below_eureka(path: str) -> tuple[str, str | None]:
-    """The path below Eureka's base without a token, and the token where one is there.
-
-    Clients that can send no header have it in the path, before or after the version.
-    """
-    rest = path[len(EUREKA) + 1 :]
-    if ";" in rest:
-        rest = _PARAMETERS.sub("", rest)
-    if rest[:1] in _NO_SEGMENT:
-        rest = _EMPTY_SEGMENTS.sub("", rest)
-    if rest[:1] in _NAMESPACE_OR_VERSION:
-        found = _NAMESPACE.match(rest)
-        if found is not None:
-            return found[2], text_of(unquote_to_bytes(found[1]))
-    return rest, None
-
-
-def _below_other_base(segments: list[str]) -> str | None:
-    if segments[1:2] == [_VERSION]:
-        return "/".join((EUREKA, "n", *segments))
-    return "/".join((EUREKA, *segments)) if segments[:1] == [_VERSION] else None
 
 
 def is_cross_site(request: Request) -> bool:
@@ -345,7 +285,3 @@ def _as(grant: Grant, work: Callable[[], _T]) -> _T:
         return work()
     finally:
         caller.reset(before)
-
-
-def _is_below(path: str, base: str) -> bool:
-    return path.startswith(base) and (len(path) == len(base) or path[len(base)] == "/")

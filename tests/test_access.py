@@ -110,8 +110,8 @@ def test_a_namespace_that_is_only_read_takes_nobodys_place() -> None:
         assert client.get("/api/v1/instances", headers=invented).status_code == 200
         assert client.put("/eureka/apps/A/a:1", headers=invented).status_code == 404
         assert client.delete("/eureka/apps/A/a:1", headers=invented).status_code == 404
-    assert list(gateway._protocols) == served.whole.namespaces() == ["default"]
-    assert not gateway._apis
+    assert list(gateway._eureka_apis) == served.whole.namespaces() == ["default"]
+    assert not gateway._native_apis
     for token in ("red", "blue"):
         assert register(client, "SHOP", bearer(token)) == 204
         assert apps(client, bearer(token)) == ["SHOP"]
