@@ -15,7 +15,8 @@ What happens to it:
 * ``part``: a part of a request is read. ``request``: a whole one whose answer takes its time.
   ``quick``: one that is answered at once. ``last``: one after which the client wants to close.
   ``nonsense``: what is no request.
-* ``eof``: the client ends its sending. ``lost``: the connection is gone.
+* ``eof``: the client ends its sending. ``early``: it does so while requests of its wait in the
+  queue. ``lost``: the connection is gone.
 * ``pause``: the transport asks to write no more (backpressure). ``resume``: it takes more.
 * ``done``: an answer has ended and the connection is kept. ``finished``: and it is not kept.
 * ``turn``: the queue has come to this connection, with a request in its stash.
@@ -36,6 +37,7 @@ PARTIAL      READY      quick     IDLE         =
 HALF_CLOSED  READY      turn      =            ANSWERING
 IDLE         READY      eof       DEAF         LINGERING
 PARTIAL      READY      eof       DEAF         LINGERING
+*            READY      early     HALF_CLOSED  =
 *            ANSWERING  eof       HALF_CLOSED  =
 *            STALLED    eof       HALF_CLOSED  =
 IDLE         BLOCKED    eof       HALF_CLOSED  =
@@ -60,8 +62,9 @@ IDLE         READY      stop      DEAF         LINGERING
 *            *          lost      DEAF         LINGERING
 ===========  =========  ========  ===========  =========
 
-The request that ends as HALF_CLOSED and is not whole is refused. A client that ends its sending
-while it reads a stream has left. Under TLS no connection is half-closed.
+What a HALF_CLOSED connection still has in its stash is answered before it becomes DEAF; a request
+that is cut off there is refused. A client that ends its sending while it reads a stream has left.
+Under TLS no connection is half-closed.
 
 Nothing is read while an answer is due or the client does not read: what arrives then waits in the
 stash, and soon the transport is told to stop reading. What can be read is taken by shares: one
