@@ -11,6 +11,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from conformance.programs import free_port
 from eureka_server.settings import load
 from tests.image import as_read
 from tests.parcel import Installed
-from tests.servers import ROOT, send, wait_until
+from tests.servers import ROOT, RegistryServer, send, wait_until
 from tests.sources.kubernetes import KubernetesSource, Object
 
 DEPLOY = ROOT / "deploy"
@@ -312,6 +313,13 @@ def test_systemd_thinks_the_unit_well_closed() -> None:
     assert judged.returncode == 0, judged.stdout
 
 
+# What systemd does for UMask= and, from Linux 6.3 on, for MemoryDenyWriteExecute=.
+CLOSED = (
+    "import ctypes, os, sys; os.umask(0o077); ctypes.CDLL(None).prctl(65, 1, 0, 0, 0);"
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
 def test_the_unit_is_told_when_the_server_is_ready_and_ends_it_well(
     installed: Installed, tmp_path: Path
 ) -> None:
@@ -319,6 +327,7 @@ def test_the_unit_is_told_when_the_server_is_ready_and_ends_it_well(
     service = unit(UNIT.read_text())["Service"]
     assert service["Type"] == ["notify"]
     assert service["NotifyAccess"] == ["main"]
+    assert (service["UMask"], service["MemoryDenyWriteExecute"]) == (["0077"], ["yes"])
     state = tmp_path / "state"
     state.mkdir()
     (there,) = service["WorkingDirectory"]
@@ -331,7 +340,7 @@ def test_the_unit_is_told_when_the_server_is_ready_and_ends_it_well(
         systemd.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         systemd.bind(str(tmp_path / "notify"))
         process = subprocess.Popen(
-            [installed.command, *words],
+            [sys.executable, "-c", CLOSED, installed.command, *words],
             cwd=state,
             env={
                 "PATH": "/usr/bin:/bin",
@@ -365,3 +374,51 @@ def test_the_unit_is_told_when_the_server_is_ready_and_ends_it_well(
 
 def children(pid: int) -> set[str]:
     return set(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+
+
+def calls_of(group: str) -> set[str]:
+    """The system calls of one of systemd's groups, those of the groups in it among them."""
+    words = ["systemd-analyze", "syscall-filter", "--no-pager", group]
+    told = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+    names = [line.strip() for line in told.splitlines()[1:] if line.strip()]
+    inside = [calls_of(name) if name[0] == "@" else {name} for name in names if name[0] != "#"]
+    return set().union(*inside)
+
+
+@needs_systemd
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not here")
+def test_the_unit_lets_through_each_system_call_that_a_server_makes(
+    installed: Installed, tmp_path: Path
+) -> None:
+    service = unit(UNIT.read_text())["Service"]
+    allowed, (refused, *others) = calls_of("@system-service"), service["SystemCallFilter"][1:]
+    assert (service["SystemCallFilter"][0], others) == ("@system-service", [])
+    allowed -= calls_of(refused.removeprefix("~"))
+    trace = tmp_path / "trace"
+    server = RegistryServer(tmp_path)
+    server.command = ("strace", "-f", "-qq", "-o", str(trace), str(installed.command), "serve")
+    server.runs_in = tmp_path
+    process = server.launch()
+    try:
+        wait_until(lambda: trace.exists() and answers(server), 120, "readiness")
+        assert server.register("SHOP", "shop:1") == 204
+        assert server.send("GET", "/api/v1/docs").status == 200
+        (main,) = children(process.pid)
+        before = children(int(main))
+        os.kill(int(main), signal.SIGHUP)
+        wait_until(lambda: not before & children(int(main)), 120, "other workers")
+        os.kill(int(main), signal.SIGTERM)
+        assert process.wait(120) == 0
+    finally:
+        if process.poll() is None:
+            server.kill9()
+    made = set(re.findall(r"^\d+ +(\w+)\(", trace.read_text(errors="replace"), re.MULTILINE))
+    assert len(made) > 50
+    assert made - allowed == set()
+
+
+def answers(server: RegistryServer) -> bool:
+    try:
+        return server.send("GET", "/health/ready").status == 200
+    except OSError:
+        return False
