@@ -32,18 +32,22 @@ _READERS = Path(__file__).parent / "containers"
 _PATH = re.compile(r"(?:(?<=[\s=:'\"])|^)/(?=\w)")
 
 
-def as_read(kind: str, path: Path) -> Any:
-    """What BuildKit and Compose make of a ``dockerfile``, a ``compose`` file or a ``context``.
-
-    ``ValueError`` with what they find wrong.
-    """
+def readers() -> Path:
+    """The program that has both readers, built once."""
 
     def build(work: Path) -> Path:
         subprocess.run(["go", "build", "-o", "program", "."], cwd=work, check=True, timeout=1200)
         return work / "program"
 
-    program = built("containers", _READERS, build)
-    read = subprocess.run([program, kind, path], capture_output=True, text=True, timeout=60)
+    return built("containers", _READERS, build)
+
+
+def as_read(kind: str, path: Path) -> Any:
+    """What BuildKit and Compose make of a ``dockerfile``, a ``compose`` file or a ``context``.
+
+    ``ValueError`` with what they find wrong.
+    """
+    read = subprocess.run([readers(), kind, path], capture_output=True, text=True, timeout=60)
     if read.returncode != 0:
         raise ValueError(read.stderr)
     return json.loads(read.stdout)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from conformance.compare import GENERATIONS, HERE
 from conformance.programs import KINDS, built_jar
+from tests.image import readers
+from tests.parcel import wheelhouse
 from tests.sources import consul_agent, kubernetes
 from tests.test_amalgam8 import go_client
 
@@ -17,7 +19,7 @@ def main() -> None:
         built_jar(HERE / "oracle", pom)
     for kind in KINDS:
         kind.command()
-    for program in (go_client, consul_agent.program, kubernetes.program):
+    for program in (go_client, consul_agent.program, kubernetes.program, readers, wheelhouse):
         program()
 
 

@@ -81,12 +81,14 @@ def missing(wanted: Any, there: Any, path: str = "") -> list[str]:
     return [] if wanted == there else [f"{path}: {wanted!r}, and there is {there!r}"]
 
 
+@pytest.mark.programs
 @pytest.mark.usefixtures("warnings")
 def test_the_api_server_takes_the_manifests_as_they_are(cluster: KubernetesSource) -> None:
     for document in documents(REGISTRY) + documents(CATALOG):
         assert missing(document, cluster.ask("GET", cluster.path_of(document))) == []
 
 
+@pytest.mark.programs
 def test_nothing_in_the_manifests_is_worth_a_warning(warnings: list[str]) -> None:
     assert warnings == []
 
@@ -107,6 +109,7 @@ def pod_of(stateful: Object) -> Object:
     }
 
 
+@pytest.mark.programs
 @pytest.mark.usefixtures("warnings")
 def test_the_pod_fits_the_strictest_profile(cluster: KubernetesSource) -> None:
     pod = pod_of(of_kind("StatefulSet"))
@@ -154,6 +157,7 @@ NEEDED = set(itertools.product([""], ["services", "pods"], ["list", "watch"])) |
 }
 
 
+@pytest.mark.programs
 @pytest.mark.usefixtures("warnings")
 def test_the_account_may_do_what_the_catalog_does_and_nothing_else(
     cluster: KubernetesSource,
@@ -173,6 +177,7 @@ def test_the_account_may_do_what_the_catalog_does_and_nothing_else(
     assert allowed == NEEDED
 
 
+@pytest.mark.programs
 @pytest.mark.usefixtures("warnings")
 def test_with_that_account_the_catalog_lists_and_watches(cluster: KubernetesSource) -> None:
     cluster.put("api", "10.1.0.1", 80)
@@ -232,6 +237,7 @@ def test_what_is_switched_off_in_the_pod_can_be_switched_on() -> None:
 # Compose
 
 
+@pytest.mark.programs
 def test_compose_runs_the_image_as_it_is_made() -> None:
     """As Compose itself reads the file, which refuses what it does not know."""
     project = as_read("compose", DEPLOY / "compose.yaml")
@@ -295,6 +301,7 @@ needs_systemd = pytest.mark.skipif(
 )
 
 
+@pytest.mark.programs
 @needs_systemd
 def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
     file = tmp_path / UNIT.name
@@ -306,6 +313,7 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
     assert [line for line in verified.stderr.splitlines() if UNIT.stem in line] == []
 
 
+@pytest.mark.programs
 @needs_systemd
 def test_systemd_thinks_the_unit_well_closed() -> None:
     words = ["systemd-analyze", "security", "--offline=true", "--threshold=20", str(UNIT)]

@@ -17,6 +17,7 @@ from tests.image import Image, as_read, performed
 from tests.parcel import Parcel, contents
 from tests.servers import JSON, ROOT, Reply, instance_body, send, wait_until
 
+pytestmark = pytest.mark.programs  # Go, for the engine's own reader, and packages
 VERSION = "9.8.7"
 
 
