@@ -7,6 +7,7 @@ import hashlib
 import json
 import threading
 import time
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -246,13 +247,25 @@ def test_an_end_beyond_all_numbers_is_no_error_of_ours() -> None:
         assert status_of(access, bearer(token)) == 401
 
 
-def test_a_token_ends_when_it_says_though_it_was_seen_before() -> None:
-    access = Access(AccessSettings(mode="jwt", key=KEY))
+class Later(datetime):
+    """What the JWT library asks for the time."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:
+        return datetime.now(tz) + timedelta(hours=1)
+
+
+def test_a_token_ends_when_it_says_though_it_was_seen_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    later = 0
+    access = Access(AccessSettings(mode="jwt", key=KEY), clock=lambda: time.time() + later)
     request = Request(
-        "GET", "/", "", {"authorization": f"Bearer {signed(exp=time.time() + 1)}"}, bytes
+        "GET", "/", "", {"authorization": f"Bearer {signed(exp=time.time() + 1800)}"}, bytes
     )
     assert not isinstance(access.grant(request), Answer)
-    time.sleep(1.1)
+    later = 3600
+    monkeypatch.setattr("jwt.api_jwt.datetime", Later)
     refused = access.grant(request)
     assert isinstance(refused, Answer)
     assert refused.status == 401

@@ -43,7 +43,7 @@ from native_api.sidecar.protocols import (
 from native_api.sidecar.registration import Registration
 from native_api.sidecar.settings import CheckSettings, SettingError, load, without_secrets
 from native_api.sidecar.supervisor import Supervisor
-from tests.servers import ROOT, RegistryServer, wait_until
+from tests.servers import HANG_SECS, ROOT, RegistryServer, wait_until
 
 NEEDED = ["--registries", "http://h:1/api/v1", "--service-name", "s", "--endpoint", "h:80"]
 
@@ -247,29 +247,29 @@ def instance() -> Iterator[Instance]:
 def test_each_kind_of_check_passes_and_fails(instance: Instance) -> None:
     supervisor = Supervisor((), 1)
 
-    def failing(**fields: Any) -> str | None:
-        return probe(CheckSettings(timeout=0.3, **fields), supervisor)
+    def failing(timeout: float = HANG_SECS, **fields: Any) -> str | None:
+        return probe(CheckSettings(timeout=timeout, **fields), supervisor)
 
     url = f"http://127.0.0.1:{instance.port}/"
     assert failing(type="http", url=url) is None
     assert failing(type="http", url=url, expect=204) == "status 200"
     instance.handler.pause = 1.0  # type: ignore[attr-defined]
-    assert "timed out" in str(failing(type="http", url=url))
+    assert "timed out" in str(failing(0.3, type="http", url=url))
     assert failing(type="tcp", address=f"127.0.0.1:{instance.port}") is None
     assert "refused" in str(failing(type="tcp", address=f"127.0.0.1:{free_port()}"))
     assert failing(type="command", command=("true",)) is None
     assert failing(type="command", command=("false",)) == "exit status 1"
-    assert "no end" in str(failing(type="command", command=("sleep", "9")))
+    assert "no end" in str(failing(0.3, type="command", command=("sleep", "60")))
     assert "No such file" in str(failing(type="command", command=("no-such-program",)))
 
 
 def dripping(port_taken: socket.socket) -> None:
-    """A fake of a server that takes five seconds for its answer, a byte now and then."""
+    """A fake of a server whose answer comes a byte now and then, and never ends."""
 
     def drip(connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
             connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
-            for _ in range(100):
+            while True:
                 connection.sendall(b"x")
                 time.sleep(0.05)
 
@@ -286,29 +286,26 @@ def test_a_server_that_drips_meets_the_timeout_all_the_same() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         dripping(listening)
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
-        began = time.monotonic()
         assert "timed out" in str(
             probe(CheckSettings(type="http", url=url, timeout=0.4), Supervisor((), 1))
         )
-        assert time.monotonic() - began < 2
         settings = load([*NEEDED, "--registries", url, "--timeout", "0.4"], {})
         with pytest.raises(UnreachableError, match="timed out"):
             NativeProtocol(url, settings).register(in_service=True)
 
 
 def test_a_resolver_that_hangs_meets_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    genuine = socket.getaddrinfo
+    genuine, goes_on = socket.getaddrinfo, threading.Event()
 
     def hanging(*arguments: Any, flags: int = 0, **options: Any) -> Any:
         if flags != socket.AI_NUMERICHOST:
-            time.sleep(1.5)
+            goes_on.wait()
         return genuine(*arguments, flags=flags, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", hanging)
-    began = time.monotonic()
     with pytest.raises(TimeoutError):
         connect("some-name.invalid", 80, Deadline(0.2))
-    assert time.monotonic() - began < 1.2
+    goes_on.set()
 
 
 def test_a_name_that_cannot_be_one_is_a_failure_as_any_other() -> None:
@@ -380,18 +377,16 @@ def test_a_check_that_hangs_delays_no_other(instance: Instance) -> None:
     def check(**fields: Any) -> CheckSettings:
         return CheckSettings(interval=0.05, failures=1, **fields)
 
-    hanging = check(type="command", command=("sleep", "60"), timeout=3)
-    tcp = check(type="tcp", address=f"127.0.0.1:{instance.port}", timeout=0.5)
+    hanging = check(type="command", command=("sleep", "3600"), timeout=3600)
+    tcp = check(type="tcp", address=f"127.0.0.1:{instance.port}", timeout=HANG_SECS)
     supervisor = Supervisor((), 0.1)
-    changes: list[float] = []
-    began = time.monotonic()
-    health = Health([hanging, tcp], supervisor, lambda: changes.append(time.monotonic() - began))
+    changes: list[None] = []
+    health = Health([hanging, tcp], supervisor, lambda: changes.append(None))
     health.start()
     wait_until(lambda: changes, "the quick one's verdict")
     assert health.verdict() is None  # the other has none yet
     instance.kill()
     wait_until(lambda: health.verdict() is False, "the quick one's other verdict")
-    assert changes[-1] < 3
     health.stop()
     supervisor.end()
     instance.start()
@@ -620,7 +615,7 @@ class FakeAnswers:
             while True:
                 connection, _ = self._listening.accept()
                 with connection:
-                    connection.settimeout(2)
+                    connection.settimeout(HANG_SECS)
                     self.requests.append(connection.recv(65536))
                     connection.sendall(self._answer)
 
@@ -722,7 +717,7 @@ class Sidecar:
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(timeout=20)
+        return self.process.wait(timeout=HANG_SECS)
 
     def log(self) -> str:
         return self._log.read_text(errors="replace")
@@ -752,22 +747,23 @@ def health(instance: Instance) -> list[str]:
         "type": "http",
         "url": f"http://127.0.0.1:{instance.port}/",
         "interval": 0.1,
-        "timeout": 0.5,
+        "timeout": 2,
         "failures": 2,
     }
     return ["--checks", json.dumps([check])]
 
 
 LEASE_SECS = 3
-SLACK_SECS = 6  # for a machine that is slow, and busy
 
 
-def arguments(protocol: str, base: str, port: int, service: str = "beside") -> list[str]:
+def arguments(
+    protocol: str, base: str, port: int, service: str = "beside", *, timeout: float = 5
+) -> list[str]:
     path = "/api/v1" if protocol == "native" else "/eureka"
     return [
         *("--protocol", protocol, "--registries", base + path, "--service-name", service),
         *("--endpoint", f"127.0.0.1:{port}", "--ttl", str(LEASE_SECS)),
-        *("--max-backoff", "1", "--timeout", "1"),
+        *("--max-backoff", "1", "--timeout", str(timeout)),
     ]
 
 
@@ -791,12 +787,6 @@ def statuses(server: RegistryServer, service: str = "beside") -> list[str]:
         return []
 
 
-def seconds_until(condition: Callable[[], Any], what: str) -> float:
-    began = time.monotonic()
-    wait_until(condition, what)
-    return time.monotonic() - began
-
-
 class FakePartition:
     """A fake of a partition: a proxy that carries, refuses, swallows, or loses answers alone."""
 
@@ -806,6 +796,7 @@ class FakePartition:
         self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
         self.mode = "carries"
         self.registrations = 0
+        self.renewals = 0
         self._swallowed: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -843,6 +834,7 @@ class FakePartition:
         with contextlib.suppress(OSError):
             while data := connection.recv(65536):
                 self.registrations += data.startswith(b"POST ")
+                self.renewals += data.startswith(b"PUT ")
                 upstream.sendall(data)
 
     def close(self) -> None:
@@ -851,100 +843,91 @@ class FakePartition:
             connection.close()
 
 
-# Drills: what an instance, the network and the registry go through, with the time that each takes.
+# Drills: what an instance, the network and the registry go through, and what is listed of it.
 # They wait for leases most of the time, so they run side by side.
 
 
-def ill_and_silent(protocol: str, server: RegistryServer, folder: Path) -> dict[str, float]:
+def follow(server: RegistryServer, service: str, words: list[str], what: str) -> None:
+    wait_until(lambda: statuses(server, service) == words, f"{service}: {what}")
+
+
+def ill_and_silent(protocol: str, server: RegistryServer, folder: Path) -> None:
     instance, service = Instance(), f"silent-{protocol}"
     handler: Any = instance.handler
-
-    def follow(words: list[str], what: str) -> None:
-        times[what] = seconds_until(lambda: statuses(server, service) == words, what)
-
     options = [*arguments(protocol, server.root, instance.port, service), *health(instance)]
-    times: dict[str, float] = {}
     with Sidecar(folder, options) as sidecar:
-        follow(["UP"], "registered")
+        follow(server, service, ["UP"], "registered")
         handler.status = 500
-        follow([], "answers 500: gone")
+        follow(server, service, [], "answers 500: gone")
         handler.status = 200
-        follow(["UP"], "answers 200: back")
+        follow(server, service, ["UP"], "answers 200: back")
         handler.pause = 5.0
-        follow([], "hangs: gone")
+        follow(server, service, [], "hangs: gone")
         handler.pause = 0.0
-        follow(["UP"], "answers: back")
+        follow(server, service, ["UP"], "answers: back")
         instance.kill()
-        follow([], "killed: gone")
+        follow(server, service, [], "killed: gone")
         instance.start()
-        follow(["UP"], "restarted: back")
-        began = time.monotonic()
+        follow(server, service, ["UP"], "restarted: back")
         assert sidecar.stop() == 0
-        times["stopped"] = time.monotonic() - began
         assert statuses(server, service) == []
     instance.kill()
-    return times
 
 
-def ill_and_told(protocol: str, server: RegistryServer, folder: Path) -> dict[str, float]:
+def ill_and_told(protocol: str, server: RegistryServer, folder: Path) -> None:
     instance, service = Instance(), f"told-{protocol}"
     handler: Any = instance.handler
-
-    def follow(words: list[str], what: str) -> None:
-        times[what] = seconds_until(lambda: statuses(server, service) == words, what)
-
     options = [*arguments(protocol, server.root, instance.port, service), *health(instance)]
     options += ["--on-unhealthy", "out_of_service"]
-    times: dict[str, float] = {}
     with Sidecar(folder, options) as sidecar:
-        follow(["UP"], "registered")
+        follow(server, service, ["UP"], "registered")
         handler.status = 500
-        follow(["OUT_OF_SERVICE"], "answers 500: out of service")
-        time.sleep(LEASE_SECS + 1)
-        assert statuses(server, service) == ["OUT_OF_SERVICE"]
+        follow(server, service, ["OUT_OF_SERVICE"], "answers 500: out of service")
+        ends, seen = time.monotonic() + LEASE_SECS + 1, set()
+        while time.monotonic() < ends:
+            seen.update(statuses(server, service))
+            time.sleep(0.05)
+        assert seen == {"OUT_OF_SERVICE"}
         handler.status = 200
-        follow(["UP"], "answers 200: in service")
+        follow(server, service, ["UP"], "answers 200: in service")
         handler.status = 500
-        follow(["OUT_OF_SERVICE"], "answers 500 again: out of service")
+        follow(server, service, ["OUT_OF_SERVICE"], "answers 500 again: out of service")
         sidecar.process.kill()
         sidecar.process.wait()
     # What the killed one has said must not stay for ever.
     handler.status = 200
     with Sidecar(folder, options) as sidecar:
-        follow(["UP"], "sidecar killed and started anew: in service")
+        follow(server, service, ["UP"], "sidecar killed and started anew: in service")
         assert sidecar.stop() == 0
     instance.kill()
-    return times
 
 
-def cut_off(mode: str, protocol: str, server: RegistryServer, folder: Path) -> dict[str, float]:
+def cut_off(mode: str, protocol: str, server: RegistryServer, folder: Path) -> None:
+    """Once the way is free again it registers, and then it renews and registers no more."""
     partition, service = FakePartition(server.port), f"{mode.split()[0]}-{protocol}"
-    times: dict[str, float] = {}
     with Sidecar(folder, arguments(protocol, partition.url, 9, service)) as sidecar:
-        wait_until(lambda: statuses(server, service) == ["UP"], "registration")
+        follow(server, service, ["UP"], "registered")
         partition.mode = mode
-        times[f"{mode}: gone"] = seconds_until(lambda: not statuses(server, service), "it to go")
-        time.sleep(2)
+        follow(server, service, [], f"{mode}: gone")
         partition.mode = "carries"
-        times["carries: back"] = seconds_until(
-            lambda: statuses(server, service) == ["UP"], "it back"
-        )
-        time.sleep(1.5)
+        follow(server, service, ["UP"], "carries: back")
+        renewals, registrations = partition.renewals, partition.registrations
+        wait_until(lambda: partition.renewals >= renewals + 3, "renewals")
+        # One may have been under way.
+        assert partition.registrations <= registrations + 1
         assert statuses(server, service) == ["UP"]
-        assert partition.registrations <= 4  # twice is what it takes on a machine that is quick
         assert sidecar.stop() == 0
         assert statuses(server, service) == []
     partition.close()
-    return times
 
 
-def deaf(protocol: str, server: RegistryServer, folder: Path) -> dict[str, float]:
+def deaf(protocol: str, server: RegistryServer, folder: Path) -> None:
     """Requests come through and answers do not: it registers over and over, and is there once."""
     partition, service = FakePartition(server.port), f"deaf-{protocol}"
     partition.mode = "loses answers"
     seen: set[tuple[str, ...]] = set()
-    with Sidecar(folder, arguments(protocol, partition.url, 9, service)) as sidecar:
-        wait_until(lambda: statuses(server, service) == ["UP"], "registration")
+    with Sidecar(folder, arguments(protocol, partition.url, 9, service, timeout=1)) as sidecar:
+        follow(server, service, ["UP"], "registered")
 
         def registered_thrice() -> bool:
             seen.add(tuple(statuses(server, service)))
@@ -953,48 +936,44 @@ def deaf(protocol: str, server: RegistryServer, folder: Path) -> dict[str, float
         wait_until(registered_thrice, "three registrations")
         partition.mode = "carries"
         wait_until(lambda: "registered at" in sidecar.log(), "an answer")
-        assert seen == {("UP",)}
+        assert seen <= {("UP",), ()}  # between two of them its lease may end
         assert sidecar.stop() == 0
         assert statuses(server, service) == []
     partition.close()
-    return {}
 
 
-def registry_lost(folder: Path) -> dict[str, float]:
+def registry_lost(folder: Path) -> None:
     """One registry, killed and emptied, and a sidecar of each protocol."""
     own = RegistryServer(folder, env=SHORT_LEASES)
     services = {"native": "lost-native", "eureka": "lost-eureka"}
-    times: dict[str, float] = {}
 
-    def follow(what: str) -> None:
-        began = time.monotonic()
-        for protocol, service in services.items():
-            wait_until(lambda s=service: statuses(own, s) == ["UP"], f"{what} {protocol}")
-            times[f"{what}: back, {protocol}"] = time.monotonic() - began
+    def all_up(what: str) -> None:
+        for service in services.values():
+            follow(own, service, ["UP"], what)
 
     with contextlib.ExitStack() as stack:
         sidecars = [
             stack.enter_context(Sidecar(folder, arguments(protocol, own.root, 9, service)))
             for protocol, service in services.items()
         ]
-        time.sleep(1)
+        for sidecar in sidecars:
+            wait_until(lambda s=sidecar: "refused" in s.log(), "a try in vain")
         assert [sidecar.process.poll() for sidecar in sidecars] == [None, None]
         with own:
-            follow("away at the start")
+            all_up("away at the start")
             own.kill9()
             time.sleep(1)
             own.start()
-            follow("killed and restarted")
+            all_up("killed and restarted")
             own.kill9()
             (folder / "store").rename(folder / "lost")
             own.start()
-            follow("emptied")
+            all_up("emptied")
             assert [sidecar.stop() for sidecar in sidecars] == [0, 0]
             assert [statuses(own, service) for service in services.values()] == [[], []]
-    return times
 
 
-DRILLS: dict[str, Callable[[RegistryServer, Path], dict[str, float]]] = {
+DRILLS: dict[str, Callable[[RegistryServer, Path], None]] = {
     f"{name}-{protocol}": (lambda server, folder, p=protocol, d=drill: d(p, server, folder))
     for protocol in ("native", "eureka")
     for name, drill in {
@@ -1010,7 +989,7 @@ DRILLS: dict[str, Callable[[RegistryServer, Path], dict[str, float]]] = {
 @pytest.fixture(scope="module")
 def drills(
     server: RegistryServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Future[dict[str, float]]]]:
+) -> Iterator[dict[str, Future[None]]]:
     with ThreadPoolExecutor(len(DRILLS)) as pool:
         yield {
             name: pool.submit(drill, server, tmp_path_factory.mktemp(name))
@@ -1018,15 +997,10 @@ def drills(
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRILLS)
-def test_the_registry_follows_what_happens(
-    name: str, drills: dict[str, Future[dict[str, float]]]
-) -> None:
-    times = drills[name].result(timeout=120)
-    print(f"\n{name}: " + ", ".join(f"{what} {secs:.2f} s" for what, secs in times.items()))
-    for what, secs in times.items():
-        # A restart takes as long as the server's own, and is not limited here.
-        assert secs < LEASE_SECS + SLACK_SECS, what
+def test_the_registry_follows_what_happens(name: str, drills: dict[str, Future[None]]) -> None:
+    drills[name].result()
 
 
 def test_another_registry_of_the_list_takes_over(
@@ -1120,18 +1094,20 @@ def test_certificates_are_shown_and_asked_for(tmp_path: Path, certificates: Path
 
 
 def test_it_is_fit_to_be_the_first_process_of_a_container(
-    server: RegistryServer, beside: Callable[..., Sidecar]
+    server: RegistryServer, beside: Callable[..., Sidecar], tmp_path: Path
 ) -> None:
     # The child leaves orphans that end, then ends itself with a code of its own.
+    goes_on = tmp_path / "goes on"
     script = (
-        "for i in 1 2 3; do (sh -c 'sleep 0.3' & ); done; sleep 2; "
-        "ps -e -o stat= | grep -c Z; exit 7"
+        "for i in 1 2 3; do (sh -c 'sleep 0.3' & ); done; sleep 1; "
+        f"until [ -e '{goes_on}' ]; do sleep 0.1; done; ps -e -o stat= | grep -c Z; exit 7"
     )
     own_pids = ("unshare", "--pid", "--fork", "--mount-proc")
     options = arguments("native", server.root, 9, "first")
     sidecar = beside(*options, "--", "sh", "-c", script, prefix=own_pids)
     wait_until(lambda: statuses(server, "first") == ["UP"], "registration")
-    assert sidecar.process.wait(timeout=15) == 7
+    goes_on.touch()
+    assert sidecar.process.wait(timeout=HANG_SECS) == 7
     assert statuses(server, "first") == []
     assert "\n0\n" in sidecar.log()  # no zombie was left
 
@@ -1141,7 +1117,7 @@ def test_it_needs_no_process_file_system(beside: Callable[..., Sidecar]) -> None
     # What is mounted tells of other processes than its own.
     foreign = ("unshare", "--pid", "--fork")
     sidecar = beside(*away, "--", "sh", "-c", "exit 7", prefix=foreign)
-    assert sidecar.process.wait(timeout=15) == 7
+    assert sidecar.process.wait(timeout=HANG_SECS) == 7
 
 
 def test_signals_are_passed_on_and_a_stop_deregisters_first(
@@ -1174,10 +1150,10 @@ def test_signals_are_passed_on_and_a_stop_deregisters_first(
         return "again" in told.read_text()
 
     wait_until(again, "a signal passed on while it ends")
-    until = time.monotonic() + 15
+    until = time.monotonic() + HANG_SECS
     while sidecar.process.poll() is None and time.monotonic() < until:
         sidecar.process.send_signal(signal.SIGUSR1)  # one may come at the very last moment
-    assert sidecar.process.wait(timeout=1) == 3
+    assert sidecar.process.wait(timeout=HANG_SECS) == 3
 
 
 def test_an_interrupt_arrives_as_one(beside: Callable[..., Sidecar]) -> None:
@@ -1196,7 +1172,7 @@ def test_the_childs_end_is_the_sidecars(
 ) -> None:
     away = arguments("native", f"http://127.0.0.1:{free_port()}", 9)
     sidecar = beside(*away, "--", "sh", "-c", f"sleep 0.2; {script}")
-    assert sidecar.process.wait(timeout=10) == code
+    assert sidecar.process.wait(timeout=HANG_SECS) == code
 
 
 def test_an_end_that_does_not_matter_is_ignored_and_what_does_not_end_is_killed(
@@ -1222,7 +1198,7 @@ def test_the_code_is_the_applications_and_not_that_of_whoever_ends_with_it(
     away = arguments("native", f"http://127.0.0.1:{free_port()}", 9)
     options = [*away, "--supervise", json.dumps(other)]
     ended = beside(*options, "--", "sh", "-c", "sleep 0.2; exit 6")
-    assert ended.process.wait(timeout=10) == 6
+    assert ended.process.wait(timeout=HANG_SECS) == 6
     script = "trap 'exit 5' TERM; echo ready; while :; do sleep 0.05; done"
     told = beside(*options, "--", "sh", "-c", script)
     wait_until(lambda: "ready" in told.log(), "the child")
@@ -1261,11 +1237,10 @@ def test_a_registry_that_hangs_does_not_use_up_the_childrens_time(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         silent = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        sidecar = beside(*arguments("native", silent, 9), "--", "sleep", "60")
+        options = [*arguments("native", silent, 9, timeout=3), "--grace", "1"]
+        sidecar = beside(*options, "--", "sleep", "3600")
         wait_until(lambda: "started sleep" in sidecar.log(), "the child")
-        began = time.monotonic()
-        assert sidecar.stop() == 143
-        assert time.monotonic() - began < 5
+        assert sidecar.stop() == 143  # told to end, and not killed after its second
 
 
 @pytest.mark.parametrize(("mode", "code"), [(None, 127), (0o644, 126)])
@@ -1277,27 +1252,23 @@ def test_a_command_that_cannot_be_started_is_said(
         program.write_text("#!/bin/sh\n")
         program.chmod(mode)
     sidecar = beside(*arguments("native", "http://h", 9), "--", str(program))
-    assert sidecar.process.wait(timeout=10) == code
+    assert sidecar.process.wait(timeout=HANG_SECS) == code
     assert str(program) in sidecar.log()
 
 
 def test_a_wrong_setting_ends_it_with_one_line(beside: Callable[..., Sidecar]) -> None:
     for wrong, flags in (("--ttl", ["--ttl", "x"]), ("--tll", ["--tll", "9"])):
         sidecar = beside(*flags)
-        assert sidecar.process.wait(timeout=10) == 2
+        assert sidecar.process.wait(timeout=HANG_SECS) == 2
         assert sidecar.log().startswith(f"cannot start: {wrong}")
         assert sidecar.log().count("\n") == 1
 
 
 def test_it_is_light(server: RegistryServer, beside: Callable[..., Sidecar]) -> None:
-    began = time.monotonic()
     sidecar = beside(*arguments("native", server.root, 9, "light"))
     wait_until(lambda: "registered at" in sidecar.log(), "its registration")
-    took = time.monotonic() - began
     lines = Path(f"/proc/{sidecar.process.pid}/smaps_rollup").read_text().splitlines()
     sizes = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines[1:]}
-    print(f"\nregistered {took:.2f} s after its start; RSS {sizes['Rss']:.1f} MiB, ", end="")
-    print(f"PSS {sizes['Pss']:.1f} MiB")
     assert sizes["Rss"] < 48
     assert sidecar.stop() == 0
 

@@ -208,7 +208,7 @@ def silence_ends_the_lease_and_a_registration_after_the_410_begins_another(s: Se
         listed = s.send("GET", f"{API}/instances?service_name={service}", None, {})
         s.equal(json.loads(listed.body)["instances"], [], "what is listed", listed)
 
-    s.eventually(gone, s.target.sweep)
+    s.eventually(gone, s.target.sweep + s.target.patience)
     s.status(s.send("PUT", f"{path}/heartbeat", None, headers), 410)
     again = s.send("POST", f"{API}/instances", body, headers)
     s.status(again, 201)

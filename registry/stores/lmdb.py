@@ -1335,7 +1335,13 @@ class LmdbStore:
             with self._lock:
                 env = self._env
                 env.reader_check()  # what a killed process was reading is free again
-            env.copy(str(draft), compact=True)
+            try:
+                env.copy(str(draft), compact=True)
+            except lmdb.MapResizedError:  # another process has grown the file since the last read
+                with self._lock:
+                    env.set_mapsize(0)
+                (draft / "data.mdb").unlink(missing_ok=True)
+                env.copy(str(draft), compact=True)
             if removed > max(_REMOVED_KEPT_BYTES, (draft / "data.mdb").stat().st_size // 10):
                 smaller.mkdir()
                 self._leave_removed_out(draft, smaller)
