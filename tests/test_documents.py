@@ -24,7 +24,7 @@ from markdown.extensions.toc import slugify
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from conformance.programs import free_port
+from conformance.programs import free_port, named
 from tests.servers import ANOTHER_WORKER, ROOT, wait_until
 
 DOCUMENTS = [
@@ -190,8 +190,12 @@ NOT_RUN = {
     },
     "is a part of what tests/test_real_clients.py runs whole": {
         ("docs/operate/accounts.md", "eureka.client.tls.enabled"),
+        ("docs/start/clients.md", "<dependency>"),
+        ("docs/start/clients.md", "@Bean"),
         ("docs/start/clients.md", "spring.application.name"),
         ("docs/start/clients.md", "eureka.client.registry-fetch-interval-seconds"),
+    },
+    "is run by the tests of its language below": {
         ("docs/start/clients.md", "const { Eureka }"),
         ("docs/start/clients.md", "eureka := fargo.NewConn"),
     },
@@ -330,8 +334,8 @@ class Terminal:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(self.here(text))
 
-    def type(self, command: str) -> tuple[int, str]:
-        """The status of a command, and what it prints."""
+    def type(self, command: str, *, seconds: float = 60) -> tuple[int, str]:
+        """The status of a command, and what it prints; after these seconds it hangs."""
         if re.search(r"\beureka-registry serve\b(?!.*--check)", command):
             self._serve(command)
             return 0, ""
@@ -344,7 +348,7 @@ class Terminal:
         assert self._shell.stdout is not None
         self._shell.stdin.write(f"source {typed} </dev/null; printf '\\0%s\\0' $?\n".encode())
         self._shell.stdin.flush()
-        guard = threading.Timer(60, self._shell.kill)
+        guard = threading.Timer(seconds, self._shell.kill)
         guard.start()
         told = b""
         while told.count(b"\0") < 2:
@@ -421,6 +425,7 @@ def is_a_look(command: str) -> bool:
     return command.startswith("curl ") and not re.search(r" -(X|d|o)\b", command)
 
 
+@pytest.mark.programs  # a shell and curl, which a machine may lack
 @pytest.mark.parametrize("document", [name for name in DOCUMENTS if runnable(name)])
 def test_the_commands_of_a_document_do_what_it_shows(document: str, tmp_path: Path) -> None:
     with Terminal(tmp_path) as terminal:
@@ -437,3 +442,47 @@ def test_the_commands_of_a_document_do_what_it_shows(document: str, tmp_path: Pa
                         break
                     time.sleep(0.1)
                 assert is_fine, f"$ {command}\n{printed}\n(shown: {shown})\n{terminal.log()}"
+
+
+# Programs of other languages
+
+
+def program(language: str) -> str:
+    (block,) = (b for b in blocks("docs/start/clients.md") if b.language == language)
+    return block.text
+
+
+def is_registered(terminal: Terminal) -> bool:
+    status, _ = terminal.type(terminal.here("curl -sf localhost:8761/eureka/apps/SHOP/shop:1"))
+    return status == 0
+
+
+@pytest.mark.programs
+def test_the_program_in_node_registers(tmp_path: Path) -> None:
+    (node,) = named("node")
+    _, client = node.command()
+
+    with Terminal(tmp_path) as terminal:
+        terminal.type("eureka-registry serve")
+        terminal.write("shop.js", program("js"))
+        terminal.type(f"NODE_PATH={Path(client).parent}/node_modules node shop.js > log 2>&1 &")
+
+        wait_until(lambda: is_registered(terminal), 120, "its registration")
+
+
+@pytest.mark.programs
+def test_the_program_in_go_registers(tmp_path: Path) -> None:
+    imports = 'import (\n\t"log"\n\t"time"\n\n\t"github.com/hudl/fargo"\n)\n'
+    main = f"package main\n\n{imports}\nfunc main() {{\n{program('go')}log.Fatal(err)\n}}\n"
+    clients = ROOT / "conformance/clients/fargo"
+
+    with Terminal(tmp_path) as terminal:
+        terminal.type("eureka-registry serve")
+        for name in ("go.mod", "go.sum"):
+            (tmp_path / "folder" / name).write_bytes((clients / name).read_bytes())
+        terminal.write("main.go", main)
+        built = terminal.type(f"HOME={Path.home()} go build -mod=mod -o shop main.go", seconds=600)
+        terminal.type("./shop > log 2>&1 &")
+
+        assert built[0] == 0, built[1]
+        wait_until(lambda: is_registered(terminal), 120, "its registration")
