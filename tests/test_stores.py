@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import multiprocessing
 import os
 import random
@@ -402,7 +403,7 @@ def test_a_late_deadline_is_not_taken_for_the_next_leases(tmp_path: Path) -> Non
 def commit_and_die(folder: Path, commit: Commit) -> None:
     """Commit, and be killed before the lease file says so."""
     store = LmdbStore(folder)
-    store._live.write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+    LeaseFile.write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
     store.commit(NS, commit)
 
 
@@ -524,25 +525,35 @@ def test_a_renewal_that_comes_while_time_is_given_back_stands(tmp_path: Path) ->
 class HeldUp:
     """The words of a lease file, whose first store of a lease something else comes before."""
 
-    def __init__(self, words: Any, meanwhile: Callable[[], None]) -> None:
+    def __init__(self, words: memoryview) -> None:
         self._words = words
-        self._meanwhile: Callable[[], None] | None = meanwhile
+        self.meanwhile: Callable[[], None] | None = None
 
     def __getitem__(self, place: Any) -> Any:
         return self._words[place]
 
     def __setitem__(self, place: int, value: int) -> None:
-        if place >= 2_048 and self._meanwhile is not None:  # behind the header
-            meanwhile, self._meanwhile = self._meanwhile, None
+        if place >= 2_048 and self.meanwhile is not None:  # behind the header
+            meanwhile, self.meanwhile = self.meanwhile, None
             meanwhile()
         self._words[place] = value
 
 
 @pytest.mark.parametrize("is_removed", [False, True])
 def test_a_renewer_that_was_held_up_erases_no_renewal_of_the_leases_after(
-    store: LmdbStore, other: Elsewhere, is_removed: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_removed: bool
 ) -> None:
     """However many registrations there were meanwhile, whose renewals had been acknowledged."""
+    words: list[HeldUp] = []
+
+    def mapped(file: int, size: int) -> HeldUp:
+        words.append(HeldUp(memoryview(mmap.mmap(file, size)).cast("Q")))
+        return words[-1]
+
+    with monkeypatch.context() as patched:
+        patched.setattr("registry.stores.leases._mapped", mapped)
+        store = LmdbStore(tmp_path / "store")
+    other = Elsewhere(tmp_path / "store")
     instance = sample_instance()
     first = store.commit(NS, put(instance))
     others = [sample_instance(instance_id=f"new:{number}") for number in range(20)]
@@ -559,12 +570,15 @@ def test_a_renewer_that_was_held_up_erases_no_renewal_of_the_leases_after(
             for _ in range(20):
                 last = other.commit(NS, put(instance, expected=last))
 
-    store._live._words = HeldUp(store._live._words, meanwhile)  # type: ignore[assignment]
+    words[-1].meanwhile = meanwhile
     assert store.renew(NS, instance.key, Lease(2_000, 90_000, 2), None) is not is_removed
+    assert all(each.meanwhile is None for each in words)  # it came in between
     for holder in (store, other):
         assert [holder.lease(NS, each.key) for each in others] == [renewed] * len(others)
     if not is_removed:
         assert other.lease(NS, instance.key) == Lease(2_000, 90_000, 2)
+    other.leave()
+    store.close()
 
 
 def test_slots_are_used_again_when_nobody_can_write_to_them(store: LmdbStore) -> None:
@@ -869,6 +883,13 @@ def test_a_store_that_cannot_grow_is_not_ready(tmp_path: Path) -> None:
     assert "cannot grow" in said
 
 
+def open_and_die(folder: Path) -> None:
+    """Open the store, and be killed before it can be closed."""
+    store = LmdbStore(folder, boot_id="one")
+    assert store.namespaces()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_files_that_nobody_changed_since_they_were_looked_through_are_not_looked_through_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -890,9 +911,12 @@ def test_files_that_nobody_changed_since_they_were_looked_through_are_not_looked
     store.close()
     store, has_looked = opened()
     assert not has_looked
-    # As one that is killed: nobody can say what it left.
-    store._env.close()
-    store._live.close()
+    store.close()
+    # Of one that is killed nobody can say what it left.
+    killed = multiprocessing.get_context("spawn").Process(target=open_and_die, args=(tmp_path,))
+    killed.start()
+    killed.join(timeout=30)
+    assert killed.exitcode == -signal.SIGKILL
     store, has_looked = opened()
     assert has_looked
     store.commit(NS, put(sample_instance(instance_id="new")))

@@ -109,7 +109,7 @@ class LeaseFile:
 
     def _map(self) -> None:
         size = os.fstat(self._file).st_size
-        self._words = memoryview(mmap.mmap(self._file, size)).cast("Q")
+        self._words = _mapped(self._file, size)
         self._slots = (size - _HEADER_BYTES) // _SLOT_BYTES
 
     def _own(self) -> int:
@@ -360,6 +360,11 @@ def _is_free(file: int, first: int, count: int) -> bool:
     wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, first, count, 0)
     found = fcntl.fcntl(file, fcntl.F_OFD_GETLK, wanted)
     return bool(_FLOCK.unpack(found)[0] == fcntl.F_UNLCK)
+
+
+def _mapped(file: int, size: int) -> memoryview:
+    """The words of a file, in memory that all who map it share."""
+    return memoryview(mmap.mmap(file, size)).cast("Q")
 
 
 def _counted_once_more(stored: int, window: int) -> int:
