@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from eureka_compat.answers import Answers
+from eureka_compat.encoded import EncodedAnswers
 from eureka_compat.negotiation import Form
 from registry import DEFAULT_NAMESPACE, Registry, RegistrySettings, SystemClock
 from registry.stores.memory import MemoryStore
@@ -59,7 +59,7 @@ def in_process(count: int) -> None:
     registry = Registry(store, clock, RegistrySettings()).in_namespace(DEFAULT_NAMESPACE)
     for number in range(count):
         registry.register(sample_instance(f"APP{number // 10}", f"host-{number}:app:8080"))
-    answers = Answers(registry)
+    answers = EncodedAnswers(registry)
     turn = iter(range(1_000_000))
 
     def change() -> None:

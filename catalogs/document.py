@@ -185,7 +185,7 @@ class _Yaml:
                 if len(text) > _LONGEST_NUMBER:
                     raise DocumentError(line, f"a number of {len(text)} characters")
                 number = (
-                    whole(self._loader.construct_yaml_int(node))
+                    _in_64_bits(self._loader.construct_yaml_int(node))
                     if kind == "int"
                     else _finite(self._loader.construct_yaml_float(node))
                 )
@@ -240,7 +240,7 @@ class _Yaml:
             around.made[key] = value
 
 
-def whole(number: int) -> int | str:
+def _in_64_bits(number: int) -> int | str:
     """The number, or its digits if it needs more than 64 bits."""
     return number if -(2**63) <= number < 2**64 else str(number)
 
@@ -328,7 +328,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
 def _whole(digits: str) -> int | str:
     if len(digits) > _LONGEST_NUMBER:
         raise _RefusedError(f"a number of {len(digits)} characters")
-    return whole(int(digits))
+    return _in_64_bits(int(digits))
 
 
 def _float(text: str) -> float:

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from catalogs.bounds import shortened
 from catalogs.catalog import Entry, Groups
+from native_api.form import NO_ADDRESS
 from registry import (
     Fence,
     Instance,
@@ -41,7 +42,6 @@ log = logging.getLogger("catalogs")
 BATCH = 50
 """Writes between two checks of the lock; each check pauses, so that requests are answered."""
 STALE = "catalog-stale"
-NO_ADDRESS = "0.0.0.0"
 # The fields that a source decides; the registry sets the others.
 _TOLD = tuple(
     name

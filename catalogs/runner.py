@@ -32,7 +32,7 @@ from registry import DEFAULT_NAMESPACE, Fence, Registry, StoreError
 
 log = logging.getLogger("catalogs")
 
-LOCK_TTL_MS = 2_000
+_LOCK_TTL_MS = 2_000
 _TURN_SECS = 0.5
 _STOP_SECS = 5.0
 _PAUSE_SECS = 0.002
@@ -515,12 +515,12 @@ class Runner:
 
     def _acquire(self, name: str) -> Fence | None:
         now, lock = self._registry.clock.mono_ms(), _note_name(name)
-        token = self._registry.coordination.acquire(lock, self._owner, now, LOCK_TTL_MS)
+        token = self._registry.coordination.acquire(lock, self._owner, now, _LOCK_TTL_MS)
         if token is None:
             self._held.pop(name, None)
             return None
         fence = Fence(lock, token)
-        self._held[name] = (fence, now + LOCK_TTL_MS)
+        self._held[name] = (fence, now + _LOCK_TTL_MS)
         return fence
 
     def _fence(self, source: str) -> Fence | None:
@@ -529,7 +529,7 @@ class Runner:
         Even if it is lost right afterwards, the store refuses a write with an old fence.
         """
         held = self._held.get(source)
-        if held is None or self._registry.clock.mono_ms() >= held[1] - LOCK_TTL_MS // 4:
+        if held is None or self._registry.clock.mono_ms() >= held[1] - _LOCK_TTL_MS // 4:
             return None
         return held[0]
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from urllib.parse import unquote
 
 from eureka_compat.actions import NO_CONTENT, Actions
-from eureka_compat.answers import Answers
 from eureka_compat.batch import Batches
+from eureka_compat.encoded import EncodedAnswers
 from eureka_compat.negotiation import (
     JSON,
     Form,
@@ -54,7 +54,7 @@ class EurekaApi:
         """Serve what is in that namespace."""
         self._registry = registry
         self.settings = settings
-        self._answers = Answers(registry)
+        self._answers = EncodedAnswers(registry)
         self._actions = Actions(registry, settings)
         self._batches = Batches(registry, self._actions, settings.max_batch_bytes)
         self._server_status = ServerStatus(settings)

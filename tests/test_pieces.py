@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eureka_compat import EurekaApi, EurekaSettings, pieces
-from eureka_compat.answers import Answers
+from eureka_compat.encoded import EncodedAnswers
 from eureka_compat.negotiation import Form
 from eureka_compat.pieces import EncodedAnswer, Piece
 from eureka_http.exchange import Answer, Request
@@ -65,7 +65,7 @@ def test_kept_answers_are_always_what_fresh_ones_are(
     store, clock = MemoryStore(), ManualClock()
     here, elsewhere = (registry_on(store, clock) for _ in "ab")
     with mock.patch.object(listing, "PORTION", size):
-        kept = Answers(here)
+        kept = EncodedAnswers(here)
         for number, (app, instance, step) in enumerate(steps):
             name, key = f"i{instance}", f"A{app}"
             if step == "cancel":
@@ -84,7 +84,7 @@ def test_kept_answers_are_always_what_fresh_ones_are(
                 )
             if step == "miss":
                 store.trim(DEFAULT_NAMESPACE, clock.mono_ms() + 1)
-            fresh = Answers(elsewhere)
+            fresh = EncodedAnswers(elsewhere)
             for got, expected in (
                 (kept.applications(form), fresh.applications(form)),
                 (kept.application(key, form), fresh.application(key, form)),
@@ -122,7 +122,7 @@ def test_a_worker_that_missed_a_cancellation_does_not_list_the_instance() -> Non
     idle, busy = (registry_on(store, clock) for _ in "ab")
     for number in (1, 2):
         busy.register(sample_instance("WEB", f"web:{number}", vip_address="web"))
-    kept = Answers(idle)
+    kept = EncodedAnswers(idle)
 
     def shown() -> set[tuple[str, ...]]:
         answers = [
@@ -151,7 +151,7 @@ def test_a_change_in_a_large_application_costs_what_changed(
     registry = registry_on(MemoryStore(), ManualClock())
     for number in range(3000):
         registry.register(sample_instance("BIG", f"i{number}", vip_address="big"))
-    answers = Answers(registry)
+    answers = EncodedAnswers(registry)
     wanted = {
         "apps": answers.applications,
         "application": lambda form: answers.application("BIG", form),
@@ -161,9 +161,9 @@ def test_a_change_in_a_large_application_costs_what_changed(
     wanted(form).gzipped()
     spelled: list[str] = []
     compressed: list[int] = []
-    encode, compress = Answers._fragment, pieces._compressed
+    encode, compress = EncodedAnswers._fragment, pieces._compressed
 
-    def spell(self: Answers, instance: Instance, form: Form, depth: int) -> bytes:
+    def spell(self: EncodedAnswers, instance: Instance, form: Form, depth: int) -> bytes:
         spelled.append(instance.id)
         return encode(self, instance, form, depth)
 
@@ -171,7 +171,7 @@ def test_a_change_in_a_large_application_costs_what_changed(
         compressed.append(len(raw))
         return compress(raw)
 
-    monkeypatch.setattr(Answers, "_fragment", spell)
+    monkeypatch.setattr(EncodedAnswers, "_fragment", spell)
     monkeypatch.setattr(pieces, "_compressed", squeeze)
     registry.register(sample_instance("BIG", "i1500", vip_address="big", last_dirty_ms=5))
     body = gzip.decompress(wanted(form).gzipped().whole_body())
@@ -230,7 +230,7 @@ def test_a_delta_put_together_from_kept_pieces_is_what_it_would_be_anew(
     """Each instance that changed in the window once, as it is after its last change."""
     clock = ManualClock()
     registry = registry_on(MemoryStore(), clock)
-    kept = Answers(registry)
+    kept = EncodedAnswers(registry)
     log: dict[tuple[str, str], tuple[int, int]] = {}
     for number, (app, instance, stays, milliseconds) in enumerate(steps):
         name = f"i{instance}"
@@ -241,7 +241,7 @@ def test_a_delta_put_together_from_kept_pieces_is_what_it_would_be_anew(
             continue
         log[f"A{app}", name] = (clock.mono, number)
         got = kept.delta(form)
-        fresh = Answers(registry).delta(form)
+        fresh = EncodedAnswers(registry).delta(form)
         assert got.plain().body == fresh.plain().body
         assert gzip.decompress(got.gzipped().body) == got.plain().body
         window = {key for key, (at, _) in log.items() if at >= clock.mono - 180_000}
@@ -264,7 +264,7 @@ def test_what_comes_while_a_delta_is_made_is_in_the_next_one(
     store, clock = MemoryStore(), ManualClock()
     here, elsewhere = (registry_on(store, clock) for _ in "ab")
     elsewhere.register(sample_instance("A", "first"))
-    answers = Answers(here)
+    answers = EncodedAnswers(here)
     look = here.view
 
     def looked() -> View:
@@ -281,7 +281,7 @@ def test_what_comes_while_a_delta_is_made_is_in_the_next_one(
 
 def test_a_growing_registry_lists_everybody_once() -> None:
     registry = registry_on(MemoryStore(), ManualClock())
-    answers = Answers(registry)
+    answers = EncodedAnswers(registry)
     for number in range(700):
         registry.register(sample_instance(f"A{number // 3}", f"i{number}"))
         if number % 50 == 0 or number == 699:
@@ -293,7 +293,7 @@ def test_a_growing_registry_lists_everybody_once() -> None:
 def test_what_was_encoded_of_a_fleet_that_went_is_forgotten() -> None:
     clock = ManualClock()
     registry = registry_on(MemoryStore(), clock)
-    answers = Answers(registry)
+    answers = EncodedAnswers(registry)
     for number in range(3_000):
         registry.register(sample_instance("A", f"i{number}"))
     answers.applications(Form.JSON).plain()

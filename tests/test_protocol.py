@@ -17,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from eureka_compat import codecs, wire
-from eureka_compat.answers import encode_single
+from eureka_compat.encoded import encode_single
 from eureka_compat.negotiation import Form
 from eureka_compat.settings import EurekaSettings
 from eureka_http.exchange import BodyTooLargeError, Lane, Promise, Request

@@ -30,8 +30,8 @@ from werkzeug.security import generate_password_hash
 
 from conformance.programs import free_port
 from native_api.sidecar import settings
-from native_api.sidecar.checks import Health, Tally, probe
 from native_api.sidecar.client import Deadline, Site, connect
+from native_api.sidecar.probes import Health, Tally, probe
 from native_api.sidecar.protocols import (
     GoneError,
     NativeProtocol,

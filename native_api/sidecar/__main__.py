@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from eureka_http.shown import LineFormatter
-from native_api.sidecar.checks import Health
+from native_api.sidecar.probes import Health
 from native_api.sidecar.protocols import protocols
 from native_api.sidecar.registration import Keeper, Registration
 from native_api.sidecar.settings import SettingError, Settings, load, without_secrets

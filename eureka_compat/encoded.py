@@ -68,7 +68,7 @@ def encode_single(instance: Instance, form: Form) -> bytes:
     return codecs.to_xml("instance", tree).rstrip("\n").encode()
 
 
-class Answers:
+class EncodedAnswers:
     """The encoded answers of one namespace in one worker."""
 
     def __init__(self, registry: NamespaceRegistry) -> None:
