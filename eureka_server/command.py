@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
+from eureka_http.shown import escaped
+
 if TYPE_CHECKING:
     from eureka_server.settings import Setting
 
@@ -33,7 +35,7 @@ class _Parser(argparse.ArgumentParser):
     """Refuses in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(_WRONG_FLAGS, f"{self.prog}: {message}\n")
+        self.exit(_WRONG_FLAGS, f"{self.prog}: {escaped(message)}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

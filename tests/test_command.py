@@ -179,6 +179,7 @@ def test_the_version_is_the_installed_ones(tmp_path: Path) -> None:
         (["--chek"], "eureka-registry: neither a command nor a flag: --chek; there are "),
         (["serve", "--prot", "1"], "eureka-registry serve: no flag --prot; is --port meant?"),
         (["serve", "--po=1"], "eureka-registry serve: no flag --po"),
+        (["serve", "--a\nb\x1b[31m"], "eureka-registry serve: no flag --a\\nb\\x1b[31m"),
         (["serve", "1"], "eureka-registry serve: every value stands behind its flag"),
         (["serve", "--port"], "eureka-registry serve: argument --port: expected one argument"),
         (["serve", "--port", "x"], "eureka-registry serve: --port='x': expected a whole number"),

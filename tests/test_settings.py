@@ -6,6 +6,8 @@ import re
 from dataclasses import fields
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from eureka_server.settings import SETTINGS, SUBJECTS, SettingError, load, with_flags
 from tests.servers import ROOT
@@ -174,6 +176,26 @@ def test_a_value_is_shown_without_its_secrets() -> None:
     with pytest.raises(SettingError) as caught:
         load({"STORE_URL": "redis://ann:s3cret@h/0"})
     assert str(caught.value) == "STORE_URL='redis://…@h/0': expected memory: or lmdb:PATH"
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([setting.variable for setting in SETTINGS]),
+        st.one_of(
+            st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])),
+            st.sampled_from(["true", "0", "1", "-1", "nan", "1e400", "9" * 5000, "jwt", "basic"]),
+            st.sampled_from(["memory:", "lmdb:x", "/etc/hostname", "[{}]", "{", "::/0", "1.5"]),
+        ),
+        max_size=4,
+    )
+)
+def test_whatever_is_set_is_read_or_refused_in_one_line(environ: dict[str, str]) -> None:
+    told = "read"
+    try:
+        load(environ)
+    except SettingError as error:
+        told = str(error)
+    assert re.fullmatch(r"[^\x00-\x1f\x7f-\x9f]+", told)
 
 
 @pytest.mark.parametrize(
