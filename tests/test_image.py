@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,10 @@ from tests.image import Image, as_read, performed
 from tests.parcel import Parcel, contents
 from tests.servers import JSON, ROOT, Reply, instance_body, send, wait_until
 
-pytestmark = pytest.mark.programs  # Go, for the engine's own reader, and packages
+pytestmark = [
+    pytest.mark.programs,  # Go, for the engine's own reader, and packages
+    pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the image has Python 3.11"),
+]
 VERSION = "9.8.7"
 
 
