@@ -1,0 +1,329 @@
+"""The exchange with one peer: batches out, its replies in, and how that went.
+
+Source: protocol section 9.4. A batch that was not answered stays in the outbox and is sent again,
+with the state of that later moment. One batch is under way at a time, so that none overtakes
+another.
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any, Protocol
+
+import urllib3
+
+from eureka_compat import codecs, wire
+from eureka_compat.peers import batch
+from eureka_compat.peers.addresses import Peer
+from eureka_compat.peers.batch import Action, Item, Reply
+from eureka_compat.peers.circuit import Breaker, Circuit
+from eureka_compat.peers.outbox import Outbox, Pending
+from eureka_compat.peers.settings import PeersSettings
+from eureka_compat.wire import ParseError
+from registry import Instance, InstanceKey, InstanceStatus
+
+log = logging.getLogger("peers")
+
+MOST_ITEMS = 250
+"""In one batch, as a genuine sender has it."""
+
+_HEADERS = {
+    "Accept": "application/json",
+    "Accept-Encoding": "gzip",
+    "Content-Type": "application/json",
+    "User-Agent": "Java-EurekaClient-Replication",
+    "DiscoveryIdentity-Name": "DefaultServer",
+    "DiscoveryIdentity-Version": "1.0",
+}
+# A fetch of everything is long; a batch's reply is not.
+_FETCH_SECS = 30.0
+_LONGEST_ANSWER = 1 << 30
+
+
+class PeerError(Exception):
+    """The peer did not do what it was asked for; the text says why, without secrets."""
+
+
+class BusyError(PeerError):
+    """Not reached, too slow, or busy (503): the same again later."""
+
+
+class RefusedError(PeerError):
+    """Understood and refused: the same again would be refused again."""
+
+
+class Local(Protocol):
+    """What a link asks of this server."""
+
+    def outgoing(self, key: InstanceKey) -> tuple[Instance, InstanceStatus | None] | None:
+        """The instance as it is listed now, with its override; None where peers get none."""
+        ...
+
+    def adopt(self, entity: Instance) -> None:
+        """List a peer's newer state of an instance."""
+        ...
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was exchanged with a peer since this worker took it up."""
+
+    batches: int = 0
+    items: dict[str, int] = field(default_factory=lambda: dict.fromkeys(map(str, Action), 0))
+    bytes_sent: int = 0
+    refused: int = 0
+    adopted: int = 0
+    registered_again: int = 0
+
+
+class Transport:
+    """Requests to one peer, over connections that are kept."""
+
+    def __init__(self, peer: Peer, settings: PeersSettings) -> None:
+        """Nothing is connected before the first request."""
+        timeout = urllib3.Timeout(
+            connect=settings.connect_timeout_ms / 1000, read=settings.read_timeout_ms / 1000
+        )
+        options: dict[str, Any] = {"timeout": timeout, "retries": False, "maxsize": 2}
+        headers = dict(_HEADERS)
+        if peer.credentials is not None:
+            headers |= urllib3.make_headers(basic_auth=":".join(peer.credentials))
+        if peer.address is not None:
+            shown = f"[{peer.host}]" if ":" in peer.host else peer.host
+            headers["Host"] = f"{shown}:{peer.port}"
+        self._headers = headers
+        self._path = peer.path
+        host = peer.address or peer.host
+        if peer.scheme == "https":
+            self._pool: urllib3.HTTPConnectionPool = urllib3.HTTPSConnectionPool(
+                host, peer.port, server_hostname=peer.host, assert_hostname=peer.host, **options
+            )
+        else:
+            self._pool = urllib3.HTTPConnectionPool(host, peer.port, **options)
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        secs: float | None = None,
+        extra: Mapping[str, str] | None = None,
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """The body and header fields of a 2xx answer; ``BusyError``, ``RefusedError``."""
+        options: dict[str, Any] = {} if secs is None else {"timeout": secs}
+        try:
+            answer = self._pool.request(
+                method,
+                self._path + path,
+                body=body,
+                headers={**self._headers, **(extra or {})},
+                redirect=False,
+                **options,
+            )
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            raise BusyError(_reason(error)) from error
+        if 200 <= answer.status < 300:
+            return answer.data, answer.headers
+        if answer.status in (401, 403, 404, 408, 429, 502, 503, 504):
+            raise BusyError(f"it answers {answer.status}")
+        raise RefusedError(f"it answers {answer.status}")
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._pool.close()
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, in words that hold no address of an object and no password."""
+    if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
+        return "no connection in time"
+    if isinstance(error, urllib3.exceptions.ReadTimeoutError):
+        return "no answer in time"
+    if isinstance(error, urllib3.exceptions.NameResolutionError):
+        return "its name has no address"
+    if isinstance(error, urllib3.exceptions.NewConnectionError):
+        return "it cannot be connected to"
+    if isinstance(error, urllib3.exceptions.SSLError):
+        return f"TLS fails: {error}"
+    return f"the connection broke ({type(error).__name__})"
+
+
+class Link:
+    """One peer. ``put`` may be called in any thread, all else in one."""
+
+    def __init__(
+        self,
+        peer: Peer,
+        settings: PeersSettings,
+        local: Local,
+        transport: Transport | None = None,
+        breaker: Breaker | None = None,
+    ) -> None:
+        """Nothing is sent before ``run_once``."""
+        self.peer = peer
+        self.outbox = Outbox(settings.most_pending)
+        self.tally = Tally()
+        self.problem = ""
+        """Why the last exchange failed; empty after one that did not."""
+        self.answered_at: float | None = None
+        """When the peer last did what it was asked for (monotonic seconds)."""
+        self.needs_comparison = True
+        """Whether something may have been missed, so that both registries are to be compared."""
+        self._settings = settings
+        self._local = local
+        self._transport = transport or Transport(peer, settings)
+        self._breaker = breaker or Breaker()
+
+    def state(self, now: float) -> Circuit:
+        """Whether the peer is asked at present."""
+        return self._breaker.state(now)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the last exchange succeeded; so it is before the first."""
+        return not self._breaker.failures
+
+    @property
+    def retry_at(self) -> float:
+        """Before this instant (monotonic seconds) nothing is sent."""
+        return self._breaker.retry_at
+
+    def run_once(self, now: float) -> bool:
+        """Send one batch, if there is anything to send and the circuit lets it; whether it did."""
+        if self._breaker.state(now) is Circuit.OPEN:
+            return False
+        if self.outbox.overflowed():
+            self.needs_comparison = True
+        entries = self.outbox.take(MOST_ITEMS)
+        if not entries:
+            return False
+        try:
+            self._deliver(entries)
+        except BusyError as error:
+            self.outbox.put_back(entries)
+            self._failed(error)
+            return False
+        self._succeeded()
+        return True
+
+    def fetch(self, now_ms: int) -> tuple[dict[InstanceKey, Instance], int]:
+        """All that the peer lists, and how far its clock is ahead; ``PeerError``.
+
+        Instances that cannot be read are left out.
+        """
+        try:
+            body, headers = self._transport.send("GET", "apps/", secs=_FETCH_SECS)
+            told = wire.read_applications(codecs.read_json(body))
+        except ParseError as error:
+            raise RefusedError(f"its registry cannot be read: {error}") from None
+        found = [each for each in told.instances if not isinstance(each, wire.Unreadable)]
+        return {instance.key: instance for _, instance in found}, _skew(headers, now_ms)
+
+    def exchanged(self, error: PeerError | None) -> None:
+        """Note how an exchange beside the batches went."""
+        if error is None:
+            self._succeeded()
+        else:
+            self._failed(error)
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._transport.close()
+
+    def _deliver(self, entries: Sequence[tuple[InstanceKey, Pending]]) -> None:
+        """Send entries, in parts where the whole is refused: one bad item spoils no other."""
+        items = [item for entry in entries for item in self._items(*entry)]
+        if not items:
+            return
+        try:
+            replies = self._post(items)
+        except RefusedError as error:
+            if len(entries) == 1:
+                self.tally.refused += 1
+                app, instance_id = entries[0][0]
+                log.warning("%s refuses %s/%s: %s", self.peer.name, app, instance_id, error)
+                return
+            middle = len(entries) // 2
+            self._deliver(entries[:middle])
+            self._deliver(entries[middle:])
+            return
+        for item, reply in zip(items, replies, strict=True):
+            self._react(item, reply)
+
+    def _items(self, key: InstanceKey, what: Pending) -> list[Item]:
+        """What an entry means now: a state that is no more is not told of."""
+        items = [Item(Action.CANCEL, key)] if Pending.CANCEL in what else []
+        found = self._local.outgoing(key)
+        if found is None:
+            return items
+        instance, override = found
+        if Pending.REGISTER in what:
+            items.append(Item(Action.REGISTER, key, instance))
+        if Pending.OVERRIDE in what:
+            action = Action.DELETE_STATUS_OVERRIDE if override is None else Action.STATUS_UPDATE
+            items.append(Item(action, key, instance, override))
+        if Pending.HEARTBEAT in what:
+            items.append(Item(Action.HEARTBEAT, key, instance, override))
+        return items
+
+    def _post(self, items: Sequence[Item]) -> list[Reply]:
+        body = batch.encoded(items)
+        extra = {}
+        if self._settings.gzip:
+            body = gzip.compress(body, 1)
+            extra["Content-Encoding"] = "gzip"
+        answer, _ = self._transport.send("POST", batch.PATH, body, extra=extra)
+        self.tally.batches += 1
+        self.tally.bytes_sent += len(body)
+        for item in items:
+            self.tally.items[item.action] += 1
+        try:
+            return batch.read_replies(answer, len(items), time.time_ns() // 1_000_000)
+        except ParseError as error:
+            raise RefusedError(f"its reply cannot be read: {error}") from None
+
+    def _react(self, item: Item, reply: Reply) -> None:
+        if 200 <= reply.status < 300:
+            return
+        if item.action is not Action.HEARTBEAT:
+            # A cancel of what the peer does not know is the ordinary case.
+            if not (item.action is Action.CANCEL and reply.status == 404):
+                self.tally.refused += 1
+            return
+        if reply.status == 404:
+            self.tally.registered_again += 1
+            self.outbox.put(item.key, Pending.REGISTER)
+        elif reply.entity is not None:
+            self.tally.adopted += 1
+            self._local.adopt(reply.entity)
+
+    def _succeeded(self) -> None:
+        self.answered_at = time.monotonic()
+        self.problem = ""
+        if self._breaker.succeeded():
+            self.needs_comparison = True
+            log.info("peer %s answers again", self.peer.name)
+
+    def _failed(self, error: PeerError) -> None:
+        self.problem = str(error)
+        if self._breaker.failed(time.monotonic()):
+            log.warning("peer %s does not answer: %s", self.peer.name, error)
+
+
+def _skew(headers: Mapping[str, str], now_ms: int) -> int:
+    """How many milliseconds a peer's clock is ahead; 0 where its answer has no date.
+
+    A date has whole seconds, so up to one counts as none.
+    """
+    try:
+        told = parsedate_to_datetime(headers["Date"]).timestamp() * 1000
+    except (KeyError, TypeError, ValueError):
+        return 0
+    skew = int(told) - now_ms
+    return 0 if -2000 < skew < 1000 else skew
