@@ -30,7 +30,7 @@ def to_json(value: Any) -> bytes:
     return orjson.dumps(value)
 
 
-def _read_json(body: bytes) -> Any:
+def read_json(body: bytes) -> Any:
     """The JSON document that a body begins with, whatever comes after it; ``ParseError`` else.
 
     What no other document may hold, half of a surrogate pair, is read as a question mark.
@@ -43,7 +43,7 @@ def _read_json(body: bytes) -> Any:
 
 def instance_tree_from_json(body: bytes) -> Any:
     """The tree under the root key ``instance``; other keys beside it are ignored."""
-    document = _read_json(body)
+    document = read_json(body)
     if not isinstance(document, dict) or "instance" not in document:
         raise ParseError('expected one root key: {"instance": {...}}')
     if not _kept_digits(document["instance"], body):
@@ -53,7 +53,7 @@ def instance_tree_from_json(body: bytes) -> Any:
 
 def batch_from_json(body: bytes) -> Any:
     """The document of a peer's batch, with the digits of what stands for texts in it."""
-    document = _read_json(body)
+    document = read_json(body)
     items = document.get("replicationList") if isinstance(document, dict) else None
     for item in items if isinstance(items, list) else ():
         told = item.get("instanceInfo") if isinstance(item, dict) else None
@@ -99,7 +99,7 @@ _JSON_BLANKS = " \t\r\n"
 
 
 def _read_exactly(body: bytes) -> Any:
-    """As ``_read_json``, by a slower parser that keeps all numbers as they were written."""
+    """As ``read_json``, by a slower parser that keeps all numbers as they were written."""
     text, reason = _json_text(body)
     try:
         document, _ = _exact_decoder.raw_decode(text.lstrip(_JSON_BLANKS))

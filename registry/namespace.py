@@ -48,6 +48,7 @@ from registry.lease import (
 )
 from registry.model import (
     DEFAULT_NAMESPACE,
+    LEASED_SOURCES,
     ActionType,
     Instance,
     InstanceKey,
@@ -295,9 +296,12 @@ class NamespaceRegistry:
         instance: Instance,
         *,
         is_replication: bool = False,
+        age_ms: int = 0,
         fence: Fence | None = None,
     ) -> None:
         """List an instance with a new lease, or replace the listed one (protocol 7.1).
+
+        Of the lease ``age_ms`` have gone: so long ago the instance last renewed at another server.
 
         By source:
 
@@ -315,7 +319,7 @@ class NamespaceRegistry:
         _check_identity(instance)
 
         def decide(view: View) -> tuple[Commit, bool]:
-            commit = self._registration(view, instance, is_replication, self._now())
+            commit = self._registration(view, instance, is_replication, self._now(), age_ms=age_ms)
             return commit, not commit.expected
 
         is_new, _ = self._decide(decide, fence)
@@ -405,6 +409,7 @@ class NamespaceRegistry:
         is_replication: bool,
         at: tuple[int, int],
         *,
+        age_ms: int = 0,
         drops_override: bool = False,
     ) -> Commit:
         """The commit that lists an instance as the rules have it; the view is locked.
@@ -414,7 +419,7 @@ class NamespaceRegistry:
         now, mono = at
         key = instance.key
         existing = view.get(key)
-        _check_source(existing, instance.source)
+        _check_source(existing, instance.source, is_replication=is_replication)
         others_at_most = None
         if existing is None:
             others_at_most = self._check_room(view)
@@ -424,7 +429,7 @@ class NamespaceRegistry:
         chosen = instance
         if (
             existing is not None
-            and existing.source == instance.source
+            and existing.is_leased
             and is_leased
             and existing.last_dirty_ms > instance.last_dirty_ms
         ):
@@ -466,7 +471,7 @@ class NamespaceRegistry:
             stored_override,
             mono,
             listed,
-            Lease(deadline_after_registration(mono, duration), duration, now)
+            Lease(deadline_after_registration(mono, duration) - age_ms, duration, now - age_ms)
             if is_leased
             else None,
             override=override_change,
@@ -511,13 +516,13 @@ class NamespaceRegistry:
         with view.lock:
             instance = view.get(key)
             override = view.overrides.get(key.id)
-        if instance is None or instance.source != source:
+        if instance is None or not _is_of(instance, source, is_replication):
             return None
         status = status_after_renewal(instance.status, override)
         if status is not instance.status:
             if status is InstanceStatus.UNKNOWN:
                 return None
-            committed = self._set_status_by_rule(key, source)
+            committed = self._set_status_by_rule(key, instance.source)
             if committed is not None:
                 # Others may have read this status already, so the renewal is acknowledged even if
                 # the instance is cancelled before its lease is written.
@@ -768,7 +773,7 @@ class NamespaceRegistry:
             instance = view.get(key)
             override = view.overrides.get(key.id)
             if instance is not None:
-                if instance.source != source:
+                if not _is_of(instance, source, is_replication):
                     return None, False
                 return self._removal(instance, override, peers_know=is_replication), True
             if override is None:
@@ -886,13 +891,23 @@ def _check_leased(instance: Instance | None) -> None:
         raise SourceConflictError(instance.app, instance.id, instance.source)
 
 
-def _check_source(existing: Instance | None, source: str) -> None:
+def _check_source(existing: Instance | None, source: str, *, is_replication: bool) -> None:
     """``SourceConflictError`` where another source's instance would be replaced.
 
-    One exception: an instance that a catalog listed from another Eureka server may register here
-    itself, and replaces the catalog's entry.
+    There are exceptions. An instance that a catalog listed from another Eureka server may register
+    here itself, and replaces the catalog's entry. One that a peer told of may register through
+    either API. And a peer replaces what registered through either: it knows only one kind.
     """
     if existing is None or existing.source == source:
         return
-    if not (source == "eureka" and existing.source.startswith("eureka:")):
-        raise SourceConflictError(existing.app, existing.id, existing.source)
+    if source in LEASED_SOURCES and existing.is_leased:
+        if existing.peers_know or (is_replication and source == "eureka"):
+            return
+    elif source == "eureka" and existing.source.startswith("eureka:"):
+        return
+    raise SourceConflictError(existing.app, existing.id, existing.source)
+
+
+def _is_of(instance: Instance, source: str, is_replication: bool) -> bool:
+    """Whether a source may renew or cancel an instance; a peer may where it registered itself."""
+    return instance.source == source or (is_replication and instance.is_leased)

@@ -190,6 +190,11 @@ class Link:
         return not self._breaker.failures
 
     @property
+    def failures(self) -> int:
+        """How many exchanges failed in a row."""
+        return self._breaker.failures
+
+    @property
     def retry_at(self) -> float:
         """Before this instant (monotonic seconds) nothing is sent."""
         return self._breaker.retry_at

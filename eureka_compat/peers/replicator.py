@@ -1,0 +1,684 @@
+"""All that goes on between this server and its peers, in one of its workers at a time.
+
+A lock in the store says which worker that is; another goes on within seconds of its death, and
+begins with a comparison, since it does not know what was told already.
+
+One thread follows this server's changes and puts them into each peer's outbox. Each peer has a
+thread of its own that sends and compares, so a peer that is dead or slow costs the others nothing.
+What peers say is registered as a peer's word (``Instance.peers_know``) and goes to nobody else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any
+
+import orjson
+
+from eureka_compat.peers.addresses import Peer, others
+from eureka_compat.peers.circuit import Circuit
+from eureka_compat.peers.comparison import Comparison, Difference, Kind, compared
+from eureka_compat.peers.link import Link, PeerError
+from eureka_compat.peers.outbox import Pending
+from eureka_compat.peers.settings import PeersSettings
+from registry import (
+    DEFAULT_NAMESPACE,
+    Change,
+    Instance,
+    InstanceKey,
+    InstanceStatus,
+    Registry,
+    RegistryError,
+    Revision,
+    StoreError,
+)
+
+log = logging.getLogger("peers")
+
+LOCK = "peers"
+LOCK_TTL_MS = 3_000
+_FOLLOW_SECS = 0.05
+_LOCK_SECS = 0.5
+_REPORT_SECS = 1.0
+_GATHER_SECS = 0.05
+_IDLE_SECS = 0.5
+_STOP_SECS = 5.0
+# A genuine server lists a change after up to so long (its response cache); until then a difference
+# says nothing.
+_SETTLED_MS = 35_000
+_EXAMPLES = 5
+_RENEW_SECS = 30.0
+_OPEN_NOTE, _REPORT_NOTE = "peers-open", "peers"
+
+
+class Replicator:
+    """What goes on with all peers, as far as this worker is the one that sees to it.
+
+    ``start`` and ``stop`` are for one thread; the rest is thread-safe.
+    """
+
+    def __init__(self, registry: Registry, settings: PeersSettings) -> None:
+        """Nothing runs before ``start``."""
+        self._registry = registry
+        self._namespace = registry.in_namespace(DEFAULT_NAMESPACE)
+        self._settings = settings
+        self._owner = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._run: _Run | None = None
+        self._server = _server_run()
+        self._waits_until = time.monotonic() + settings.start_wait_ms / 1000
+        self._is_open = not settings.active()
+
+    def start(self) -> None:
+        """Run in the background until ``stop``; ``StoreError`` where the store does not answer."""
+        if not self._settings.active():
+            return
+        view = self._namespace.view()
+        self._is_open = view.size() > 0
+        self._thread = threading.Thread(target=self._supervise, name="peers", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop, and give the lock back so that another worker goes on at once."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(_STOP_SECS)
+
+    def is_open(self) -> bool:
+        """Whether this server may answer reads.
+
+        One that starts with an empty store asks its peers first: clients would take an empty answer
+        for the truth.
+        """
+        return self._is_open
+
+    def report(self) -> dict[str, Any]:
+        """How each peer is, as JSON values, whichever worker sees to them; empty without peers."""
+        if not self._settings.active():
+            return {}
+        with contextlib.suppress(StoreError, ValueError):
+            stored = self._registry.coordination.note(_REPORT_NOTE)
+            if stored is not None:
+                found = orjson.loads(stored)
+                if isinstance(found, dict):
+                    return found
+        return {"mode": self._settings.mode, "peers": [], "verdict": "No worker has begun yet."}
+
+    def _supervise(self) -> None:
+        problem = ""
+        while True:
+            try:
+                self._look_whether_open()
+                self._take_lock()
+                problem = ""
+            except Exception as error:
+                if str(error) != problem:
+                    is_known = isinstance(error, StoreError)
+                    log.error("peers wait: %s", error, exc_info=None if is_known else error)
+                problem = str(error)
+            if self._stopping.wait(_LOCK_SECS if self._is_open else _FOLLOW_SECS):
+                break
+        if self._run is not None:
+            self._run.stop()
+        with contextlib.suppress(StoreError):
+            self._registry.coordination.release(LOCK, self._owner)
+
+    def _take_lock(self) -> None:
+        now = self._registry.clock.mono_ms()
+        held = self._registry.coordination.acquire(LOCK, self._owner, now, LOCK_TTL_MS)
+        if held is None and self._run is not None:
+            log.warning("the peers are left to another worker")
+            self._run.stop()
+            self._run = None
+        elif held is not None and self._run is None and not self._stopping.is_set():
+            log.info("this worker sees to the peers")
+            self._run = _Run(self._registry, self._settings, self._opened)
+
+    def _opened(self) -> None:
+        """Let all workers of this server answer reads."""
+        if not self._is_open:
+            self._registry.coordination.set_note(_OPEN_NOTE, self._server)
+
+    def _look_whether_open(self) -> None:
+        if self._is_open:
+            return
+        if self._registry.coordination.note(_OPEN_NOTE) == self._server:
+            self._is_open = True
+        elif time.monotonic() > self._waits_until:
+            log.warning("no peer has answered; this server serves what it has")
+            self._is_open = True
+
+
+class _Run:
+    """The peers while this worker has the lock."""
+
+    def __init__(
+        self, registry: Registry, settings: PeersSettings, opened: Callable[[], None]
+    ) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._opened = opened
+        self._local = _Local(registry, settings)
+        self._stopping = threading.Event()
+        self._links: dict[Peer, _Following] = {}
+        self._threads = [
+            threading.Thread(target=self._follow, name="peers: changes", daemon=True),
+            threading.Thread(target=self._resolve, name="peers: names", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Begin to stop; what is under way may end in its own time."""
+        self._stopping.set()
+        for link in list(self._links.values()):
+            link.stop()
+
+    def _answered(self, listed: int) -> None:
+        """Let this server answer reads, once a peer has told it of anything.
+
+        Or where no peer has anything to tell: all were asked, and one at least has answered.
+        """
+        if listed or all(link.was_asked for link in self._all()):
+            self._opened()
+
+    # Who the peers are
+
+    def _resolve(self) -> None:
+        while not self._stopping.is_set():
+            found = others(
+                self._settings.urls,
+                my_url=self._settings.my_url,
+                host_name=self._settings.host_name,
+                port=self._settings.port,
+            )
+            # A list that is empty may be a resolver's fault: the old one stays.
+            if found or not self._links:
+                self._change_links(found)
+            self._stopping.wait(self._settings.resolve_interval_ms / 1000 if found else 5.0)
+
+    def _change_links(self, found: Iterable[Peer]) -> None:
+        wanted = dict.fromkeys(found)
+        for peer in self._links.keys() - wanted.keys():
+            log.info("%s is no peer any more", peer.name)
+            self._links.pop(peer).stop()
+        for peer in wanted:
+            if peer not in self._links and not self._stopping.is_set():
+                log.info("%s is a peer", peer.name)
+                self._links[peer] = _Following(peer, self._settings, self._local, self._answered)
+
+    # What they are told
+
+    def _follow(self) -> None:
+        revision: Revision | None = None
+        renewed_until = self._registry.clock.mono_ms()
+        next_beat = next_report = next_own = 0.0
+        own = self._own_entry() if self._settings.register else None
+        while not self._stopping.wait(_FOLLOW_SECS):
+            try:
+                revision = self._tell_changes(revision)
+                now = time.monotonic()
+                if own is not None and now >= next_own:
+                    self._list_itself(own)
+                    next_own = now + _RENEW_SECS
+                if now >= next_beat:
+                    renewed_until = self._tell_renewals(renewed_until)
+                    next_beat = now + self._settings.heartbeat_interval_ms / 1000
+                if now >= next_report:
+                    self._report()
+                    next_report = now + _REPORT_SECS
+            except StoreError as error:
+                log.debug("the store does not answer, peers are told later: %s", error)
+            except Exception:
+                log.exception("telling the peers failed, and is tried again")
+
+    def _tell_changes(self, revision: Revision | None) -> Revision:
+        view = self._local.namespace.view()
+        if revision == view.revision:
+            return view.revision
+        with view.lock:
+            now = view.revision
+            changes = [] if revision is None else view.changes_since(revision)
+        if changes is None:
+            for link in self._all():
+                link.link.needs_comparison = True
+            return now
+        for change in changes:
+            told = self._local.news_of(change)
+            if told is not None:
+                self._put(*told)
+        return now
+
+    def _tell_renewals(self, until_mono_ms: int) -> int:
+        renewed = self._local.namespace.renewed_by_clients(until_mono_ms)
+        for key, _ in renewed:
+            self._put(key, Pending.HEARTBEAT)
+        # A renewal that was under way may have an instant of just before; told twice, it does no
+        # harm.
+        latest = max((at for _, at in renewed), default=until_mono_ms + 5)
+        return max(until_mono_ms, latest - 5)
+
+    def _put(self, key: InstanceKey, what: Pending) -> None:
+        for link in self._all():
+            link.put(key, what)
+
+    def _all(self) -> list[_Following]:
+        return list(self._links.values())
+
+    # This server's own entry
+
+    def _own_entry(self) -> Instance:
+        settings = self._settings
+        host = settings.host_name or socket.gethostname()
+        app = settings.app_name.upper()
+        base = f"http://{host}:{settings.port}"
+        return Instance(
+            app=app,
+            id=f"{host}:{app.lower()}:{settings.port}",
+            instance_id=f"{host}:{app.lower()}:{settings.port}",
+            host_name=host,
+            ip_addr=_own_address(host),
+            port=settings.port,
+            secure_port=443,
+            home_page_url=f"{base}/",
+            status_page_url=f"{base}/actuator/info",
+            health_check_url=f"{base}/actuator/health",
+            vip_address=app.lower(),
+            secure_vip_address=app.lower(),
+            metadata={"management.port": str(settings.port)},
+            last_dirty_ms=self._registry.clock.wall_ms(),
+        )
+
+    def _list_itself(self, own: Instance) -> None:
+        """Register in the own registry and renew there, as a client: the peers hear as of any."""
+        if self._settings.mode == "shadow":
+            return
+        namespace = self._local.namespace
+        listed = namespace.instance(own.app, own.id)
+        if listed is None or listed.last_dirty_ms < own.last_dirty_ms:
+            namespace.register(own)
+        else:
+            namespace.renew(own.app, own.id)
+
+    def _report(self) -> None:
+        peers = [link.report() for link in self._all()]
+        told = {
+            "mode": self._settings.mode,
+            "worker": os.getpid(),
+            "at_ms": self._registry.clock.wall_ms(),
+            "peers": peers,
+            "verdict": verdict(peers),
+        }
+        self._registry.coordination.set_note(_REPORT_NOTE, orjson.dumps(told))
+
+
+class _Local:
+    """The registry, as the exchange with peers sees it."""
+
+    def __init__(self, registry: Registry, settings: PeersSettings) -> None:
+        self.namespace = registry.in_namespace(DEFAULT_NAMESPACE)
+        self.clock = registry.clock
+        self._settings = settings
+
+    def goes_out(self, instance: Instance) -> bool:
+        """Whether peers are told of instances of this source."""
+        if instance.source == "eureka":
+            return True
+        if instance.source == "native":
+            return self._settings.sends_native
+        return self._settings.sends_catalogs
+
+    def news_of(self, change: Change) -> tuple[InstanceKey, Pending] | None:
+        """What a change is to peers; None where it is none of theirs, or they know."""
+        instance = change.instance
+        if instance is None or instance.peers_know or change.evicted:
+            return None
+        if not self.goes_out(instance):
+            return None
+        if change.removed:
+            return instance.key, Pending.CANCEL
+        if change.override is not None:
+            return instance.key, Pending.REGISTER | Pending.OVERRIDE
+        return instance.key, Pending.REGISTER
+
+    def outgoing(self, key: InstanceKey) -> tuple[Instance, InstanceStatus | None] | None:
+        """See ``link.Local``."""
+        view = self.namespace.view()
+        with view.lock:
+            instance = view.get(key)
+            override = view.overrides.get(key.id)
+        if instance is None or not self.goes_out(instance):
+            return None
+        return instance, override
+
+    def adopt(self, entity: Instance) -> None:
+        """See ``link.Local``. Source: protocol section 9.4."""
+        if entity.overridden_status is not InstanceStatus.UNKNOWN:
+            self.namespace.store_override(
+                entity.app,
+                entity.id,
+                entity.overridden_status,
+                last_dirty_ms=entity.last_dirty_ms,
+            )
+        self.take(entity)
+
+    def take(self, instance: Instance, age_ms: int = 0) -> bool:
+        """List a peer's instance whose last renewal was so long ago; whether it was taken."""
+        try:
+            self.namespace.register(instance, is_replication=True, age_ms=age_ms)
+        except StoreError:
+            raise
+        except RegistryError as error:
+            log.warning("a peer's %s/%s is not taken: %s", instance.app, instance.id, error)
+            return False
+        return True
+
+    def take_override(self, theirs: Instance) -> None:
+        """Set or remove an override as a peer has it."""
+        if theirs.overridden_status is InstanceStatus.UNKNOWN:
+            self.namespace.remove_override(
+                theirs.app, theirs.id, theirs.status, is_replication=True
+            )
+        else:
+            self.namespace.set_override(
+                theirs.app, theirs.id, theirs.overridden_status, is_replication=True
+            )
+
+    def listed(self) -> dict[InstanceKey, Instance]:
+        """All that peers may have as well: what registered somewhere, and what goes out."""
+        view = self.namespace.view()
+        with view.lock:
+            return {
+                instance.key: instance
+                for application in view.applications.values()
+                for instance in application.values()
+                if instance.is_leased or self.goes_out(instance)
+            }
+
+    def removed_lately(self) -> dict[InstanceKey, Change]:
+        """What was cancelled or evicted within the delta's window."""
+        view = self.namespace.view()
+        with view.lock:
+            changes = view.recent(self.clock.mono_ms())
+        return {
+            change.instance.key: change
+            for change in changes
+            if change.removed and change.instance is not None
+        }
+
+    def renewed_here(self) -> dict[InstanceKey, int]:
+        """When each client last renewed at this server (monotonic milliseconds)."""
+        return dict(self.namespace.renewed_by_clients(0))
+
+
+class _Following:
+    """A peer with the thread that sees to it."""
+
+    def __init__(
+        self,
+        peer: Peer,
+        settings: PeersSettings,
+        local: _Local,
+        answered: Callable[[int], None],
+    ) -> None:
+        self.link = Link(peer, settings, local)
+        self.was_asked = False
+        """Whether the peer was asked for everything, answered or not."""
+        self._settings = settings
+        self._local = local
+        self._answered = answered
+        self._stopping = threading.Event()
+        self._something = threading.Event()
+        self._next_comparison = 0.0
+        self._healed: dict[InstanceKey, object] = {}
+        self._heals = 0
+        self._comparison: dict[str, Any] | None = None
+        self._thread = threading.Thread(target=self._work, name=f"peer {peer.name}", daemon=True)
+        self._thread.start()
+
+    def put(self, key: InstanceKey, what: Pending) -> None:
+        """Tell the peer, soon."""
+        if self._settings.mode != "shadow":
+            self.link.outbox.put(key, what)
+            self._something.set()
+
+    def stop(self) -> None:
+        """Begin to stop."""
+        self._stopping.set()
+        self._something.set()
+
+    def _work(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                waits = self._turn(time.monotonic())
+            except Exception:
+                log.exception(
+                    "the exchange with %s failed, and is tried again", self.link.peer.name
+                )
+                waits = 1.0
+            if waits:
+                self._something.wait(waits)
+                self._something.clear()
+                self._stopping.wait(_GATHER_SECS)  # what comes together is told together
+        self.link.close()
+
+    def _turn(self, now: float) -> float:
+        """Compare or send, whatever is due; how long to wait for the next turn."""
+        link = self.link
+        if link.state(now) is Circuit.OPEN:
+            self._stopping.wait(min(_IDLE_SECS, max(0.0, link.retry_at - now)))
+            return 0.0
+        if link.needs_comparison or now >= self._next_comparison:
+            self._compare()
+        if link.run_once(now):
+            return 0.0
+        return _IDLE_SECS
+
+    def _compare(self) -> None:
+        link, local = self.link, self._local
+        is_first = link.needs_comparison
+        link.needs_comparison = False
+        now_ms = local.clock.wall_ms()
+        try:
+            theirs, skew = link.fetch(now_ms)
+        except PeerError as error:
+            self.was_asked = True
+            link.needs_comparison = is_first
+            link.exchanged(error)
+            return
+        self._next_comparison = time.monotonic() + self._settings.compare_interval_ms / 1000
+        found = compared(local.listed(), theirs, skew_ms=skew)
+        removed = local.removed_lately()
+        told = [
+            each for each in found.differences if not self._settles(each, theirs, removed, skew)
+        ]
+        if self._settings.mode != "shadow" or self._comparison is None:
+            renewed = local.renewed_here()
+            for each in found.differences if is_first else told:
+                self._heal(each, theirs.get(each.key), removed.get(each.key), renewed, skew)
+        self._note_comparison(found, told, now_ms)
+        self.was_asked = True
+        link.exchanged(None)
+        self._answered(found.theirs)
+
+    def _settles(
+        self,
+        difference: Difference,
+        theirs: dict[InstanceKey, Instance],
+        removed: dict[InstanceKey, Change],
+        skew_ms: int,
+    ) -> bool:
+        """Whether a difference is so young that it may be a cached answer's, or under way."""
+        since = self._local.clock.wall_ms() - _SETTLED_MS
+        gone = removed.get(difference.key)
+        there = theirs.get(difference.key)
+        found = self._local.outgoing(difference.key)
+        return (
+            (
+                gone is not None
+                and gone.instance is not None
+                and gone.instance.last_updated_ms > since
+            )
+            or (there is not None and there.last_updated_ms - skew_ms > since)
+            or (found is not None and found[0].last_updated_ms > since)
+        )
+
+    def _heal(
+        self,
+        difference: Difference,
+        theirs: Instance | None,
+        gone: Change | None,
+        renewed: dict[InstanceKey, int],
+        skew_ms: int,
+    ) -> None:
+        """Do about a difference what the newer state asks for, once for the same two states."""
+        key, link, local = difference.key, self.link, self._local
+        found = local.outgoing(key)
+        mine = None if found is None else found[0]
+        states = (
+            None if mine is None else (mine.last_dirty_ms, mine.last_updated_ms),
+            None if theirs is None else (theirs.last_dirty_ms, theirs.last_updated_ms),
+        )
+        if difference.kind is Kind.DIFFERS and self._healed.get(key) == states:
+            return
+        sends = self._settings.mode != "shadow"
+        if difference.kind is Kind.MISSING or (
+            difference.kind is Kind.DIFFERS and difference.ours_wins
+        ):
+            if not sends or mine is None or not self._lives_here(mine, renewed):
+                return
+            what = Pending.REGISTER
+            if "overriddenStatus" in difference.fields or "status" in difference.fields:
+                what |= Pending.OVERRIDE
+            link.outbox.put(key, what)
+        elif theirs is None or not self._settings.fetch:
+            return
+        elif difference.kind is Kind.EXTRA:
+            if not self._take(theirs, gone, skew_ms, sends=sends):
+                return
+        else:
+            if "overriddenStatus" in difference.fields:
+                local.take_override(theirs)
+            local.take(theirs)
+        self._healed[key] = states
+        self._heals += 1
+
+    def _lives_here(self, instance: Instance, renewed: dict[InstanceKey, int]) -> bool:
+        """Whether this server knows of its own that an instance lives: it may tell others then.
+
+        What only peers renew is theirs to tell of. Otherwise two servers would keep a dead one
+        alive, each by the other's word.
+        """
+        if not instance.is_leased or not instance.peers_know:
+            return True
+        at = renewed.get(instance.key)
+        return at is not None and self._local.clock.mono_ms() - at < instance.lease_secs * 1000
+
+    def _take(self, theirs: Instance, gone: Change | None, skew_ms: int, *, sends: bool) -> bool:
+        """Take what only the peer lists, for the rest of its lease; or tell it of a cancel."""
+        now_ms = self._local.clock.wall_ms() + skew_ms
+        age_ms = max(0, now_ms - (theirs.last_renewal_ms or now_ms))
+        if gone is not None and gone.instance is not None:
+            left = gone.instance
+            if gone.evicted:
+                if theirs.last_renewal_ms - skew_ms <= left.last_updated_ms:
+                    return False
+            elif theirs.last_dirty_ms <= left.last_dirty_ms:
+                if sends and not left.peers_know:
+                    self.link.outbox.put(theirs.key, Pending.CANCEL)
+                return False
+        if age_ms >= theirs.duration_secs * 1000:
+            return False
+        return self._local.take(theirs, age_ms)
+
+    def _note_comparison(self, found: Comparison, told: list[Difference], now_ms: int) -> None:
+        self._comparison = {
+            "at_ms": now_ms,
+            "ours": found.ours,
+            "theirs": found.theirs,
+            "settling": len(found.differences) - len(told),
+            **{str(kind): sum(each.kind is kind for each in told) for kind in Kind},
+            "examples": [
+                {
+                    "app": each.key.app,
+                    "id": each.key.id,
+                    "kind": str(each.kind),
+                    "fields": {name: list(values) for name, values in each.fields.items()},
+                }
+                for each in told[:_EXAMPLES]
+            ],
+        }
+
+    def report(self) -> dict[str, Any]:
+        """How this peer is, as JSON values."""
+        link, now = self.link, time.monotonic()
+        answered = link.answered_at
+        clock = self._local.clock.wall_ms()
+        return {
+            "url": link.peer.name,
+            "state": "up"
+            if link.is_up and answered is not None
+            else "starting"
+            if link.is_up
+            else "down",
+            "last_exchange_ms": None if answered is None else clock - int((now - answered) * 1000),
+            "pending": len(link.outbox),
+            "lag_ms": 0
+            if not len(link.outbox) or answered is None
+            else int((now - answered) * 1000),
+            "problem": link.problem,
+            "failures": link.failures,
+            "healed": self._heals,
+            **asdict(link.tally),
+            "comparison": self._comparison,
+        }
+
+
+def verdict(peers: list[dict[str, Any]]) -> str:
+    """One sentence for whoever wonders whether clients may be pointed at this server."""
+    if not peers:
+        return "Not known: there is no peer."
+    for peer in peers:
+        if peer["state"] != "up":
+            reason = peer["problem"] or "it was not asked yet"
+            return f"Not known: {peer['url']} is {peer['state']} ({reason})."
+        if peer["comparison"] is None:
+            return f"Not known: {peer['url']} was not compared yet."
+    differing = []
+    for peer in peers:
+        counts = {str(kind): peer["comparison"][str(kind)] for kind in Kind}
+        if any(counts.values()):
+            told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+            differing.append(f"{peer['url']}: {told}")
+    if differing:
+        return f"Not yet: this server and its peers differ ({'; '.join(differing)})."
+    count = peers[0]["comparison"]["ours"]
+    return f"Safe to switch: {count} instances, the same here and at each of {len(peers)} peers."
+
+
+def _own_address(host: str) -> str:
+    """An address at which others may reach this machine."""
+    for target in (host, socket.gethostname()):
+        with contextlib.suppress(OSError):
+            return str(socket.getaddrinfo(target, None, socket.AF_INET)[0][4][0])
+    return "127.0.0.1"
+
+
+def _server_run() -> bytes:
+    """What all workers of one start of the server have in common, and no other start has."""
+    parent = os.getppid()
+    with contextlib.suppress(OSError, IndexError):
+        with open(f"/proc/{parent}/stat", "rb") as file:
+            began = file.read().rpartition(b")")[2].split()[19]
+        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+            return b"%d-%s-%s" % (parent, began, file.read().strip())
+    return b"%d" % parent
