@@ -8,6 +8,7 @@ many of them in a batch (``batch``). Source: protocol sections 2.4 to 2.6, 2.8 a
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from eureka_compat import codecs, wire
 from eureka_compat.refusals import parse_failure, plain, refusal
@@ -107,7 +108,7 @@ class Actions:
                 found = registry.instance(app, instance_id)
                 is_known = found is not None and found.status is not InstanceStatus.UNKNOWN
                 return (400 if is_known else 404), None
-        instance = registry.renew(app, instance_id)
+        instance = registry.renew(app, instance_id, is_replication=is_replication)
         if instance is None:
             return 404, None
         if told is None or not self._compares_timestamps:
@@ -125,25 +126,46 @@ class Actions:
             return 409, registry.instance(app, instance_id) or instance
         return 200, None
 
-    def cancel(self, app: str, instance_id: str) -> int:
+    def cancel(self, app: str, instance_id: str, *, is_replication: bool) -> int:
         """Take it out."""
-        return 200 if self._registry.cancel(app, instance_id) else 404
+        gone = self._registry.cancel(app, instance_id, is_replication=is_replication)
+        return 200 if gone else 404
 
     def update_status(
-        self, app: str, instance_id: str, value: str | None, dirty: str | None
+        self,
+        app: str,
+        instance_id: str,
+        value: str | None,
+        dirty: str | None,
+        *,
+        is_replication: bool,
     ) -> int:
         """Override its status with the named one (2.8)."""
-        return self._override(app, instance_id, value, dirty, removes=False)
+        change = self._registry.set_override
+        return self._override(change, app, instance_id, value, dirty, is_replication)
 
     def delete_override(
-        self, app: str, instance_id: str, value: str | None, dirty: str | None
+        self,
+        app: str,
+        instance_id: str,
+        value: str | None,
+        dirty: str | None,
+        *,
+        is_replication: bool,
     ) -> int:
         """Remove the override; the named status is what it has until its next heartbeat (2.8)."""
+        change = self._registry.remove_override
         value = "UNKNOWN" if value is None else value
-        return self._override(app, instance_id, value, dirty, removes=True)
+        return self._override(change, app, instance_id, value, dirty, is_replication)
 
     def _override(
-        self, app: str, instance_id: str, value: str | None, dirty: str | None, *, removes: bool
+        self,
+        change: Callable[..., Instance | None],
+        app: str,
+        instance_id: str,
+        value: str | None,
+        dirty: str | None,
+        is_replication: bool,
     ) -> int:
         registry = self._registry
         if registry.instance(app, instance_id) is None:
@@ -152,8 +174,10 @@ class Actions:
         told = 0 if dirty is None else _java_long(dirty)
         if status is None or told is None:
             return 400
-        change = registry.remove_override if removes else registry.set_override
-        return 404 if change(app, instance_id, status, last_dirty_ms=told) is None else 200
+        changed = change(
+            app, instance_id, status, last_dirty_ms=told, is_replication=is_replication
+        )
+        return 404 if changed is None else 200
 
     def update_metadata(self, app: str, instance_id: str, metadata: dict[str, str]) -> int:
         """Add these entries to its metadata. No peer passes this on."""

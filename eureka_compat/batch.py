@@ -93,11 +93,13 @@ class Batches:
                 override = item.get("overriddenStatus")
                 return actions.renew(app, instance_id, told, override, is_replication=True)
             case "Cancel":
-                return actions.cancel(app, instance_id), None
+                return actions.cancel(app, instance_id, is_replication=True), None
             case "StatusUpdate":
-                return actions.update_status(app, instance_id, status, told), None
+                code = actions.update_status(app, instance_id, status, told, is_replication=True)
+                return code, None
             case "DeleteStatusOverride" if told is not None:
-                return actions.delete_override(app, instance_id, status, told), None
+                code = actions.delete_override(app, instance_id, status, told, is_replication=True)
+                return code, None
         return 500, None
 
     def _register(self, app: str, candidate: wire.Candidate | None) -> int:

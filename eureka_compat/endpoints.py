@@ -18,6 +18,7 @@ from eureka_compat.negotiation import (
     Form,
     ListFields,
     is_json_body,
+    is_peers_fetch,
     is_replication,
     list_fields,
     list_form,
@@ -25,8 +26,17 @@ from eureka_compat.negotiation import (
     read_body,
     takes_gzip,
 )
+from eureka_compat.peers.seen import ALONE, PeersSeen
 from eureka_compat.pieces import EncodedAnswer
-from eureka_compat.refusals import NOT_FOUND, REFUSALS, bodiless, refusal, wrong_method
+from eureka_compat.refusals import (
+    NOT_FOUND,
+    NOT_OPEN,
+    REFUSALS,
+    RefusalError,
+    bodiless,
+    refusal,
+    wrong_method,
+)
 from eureka_compat.server_status import ServerStatus, status_overrides
 from eureka_compat.settings import EurekaSettings
 from eureka_http.cache import Cache
@@ -50,14 +60,20 @@ class EurekaApi:
     for ``EurekaLane``, which knows what most requests ask for without a ``Request``.
     """
 
-    def __init__(self, registry: NamespaceRegistry, settings: EurekaSettings) -> None:
-        """Serve what is in that namespace."""
+    def __init__(
+        self,
+        registry: NamespaceRegistry,
+        settings: EurekaSettings,
+        peers: PeersSeen = ALONE,
+    ) -> None:
+        """Serve what is in that namespace, once ``peers`` says that there is something to serve."""
+        self._peers = peers
         self._registry = registry
         self.settings = settings
         self._answers = EncodedAnswers(registry)
         self._actions = Actions(registry, settings)
         self._batches = Batches(registry, self._actions, settings.max_batch_bytes)
-        self._server_status = ServerStatus(settings)
+        self._server_status = ServerStatus(settings, peers)
         self.list_readers: Cache[tuple[str, ListFields], ListReader] = Cache(
             _MOST_READERS, most_bytes=_MOST_READERS_BYTES, size_of=_size_of
         )
@@ -119,6 +135,8 @@ class EurekaApi:
 
     def instance(self, app: str, instance_id: str, media: str | None) -> Answer:
         """One instance (2.7), in the media type that was negotiated."""
+        if not self._peers.is_open():
+            raise RefusalError(NOT_OPEN)
         return self._entity(media, self._registry.renewed(app, instance_id))
 
     def heartbeat(
@@ -182,6 +200,8 @@ class EurekaApi:
         self, request: Request, path: str, fetch: Callable[..., EncodedAnswer | None]
     ) -> Answer:
         """Answer with a list, and keep how for the next request that asks for it so."""
+        if not self._peers.is_open() and not is_peers_fetch(request.headers):
+            raise RefusalError(NOT_OPEN)
         form = list_form(request.headers)
         zipped = takes_gzip(request.headers)
 
@@ -225,7 +245,13 @@ class EurekaApi:
                 return _coded(actions.update_metadata(app, instance_id, metadata))
             change = actions.update_status if method == "PUT" else actions.delete_override
             return _coded(
-                change(app, instance_id, told.get("value"), told.get("lastDirtyTimestamp"))
+                change(
+                    app,
+                    instance_id,
+                    told.get("value"),
+                    told.get("lastDirtyTimestamp"),
+                    is_replication=is_replication(request.headers),
+                )
             )
         instance_id = unquote("/".join(rest))
         if method in _READING:
@@ -233,7 +259,9 @@ class EurekaApi:
         if method == "PUT":
             return self._heartbeat(request, app, instance_id)
         if method == "DELETE":
-            return _coded(actions.cancel(app, instance_id))
+            return _coded(
+                actions.cancel(app, instance_id, is_replication=is_replication(request.headers))
+            )
         return wrong_method(*_READING, "PUT", "DELETE")
 
     def _heartbeat(self, request: Request, app: str, instance_id: str) -> Answer:

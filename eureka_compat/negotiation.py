@@ -122,6 +122,11 @@ def list_fields(headers: Mapping[str, str]) -> ListFields:
 # Requests
 
 
+def is_peers_fetch(headers: Mapping[str, str]) -> bool:
+    """Whether another server asks, to compare: it can tell an empty answer from the truth."""
+    return headers.get("user-agent", "").startswith("Java-EurekaClient-Replication")
+
+
 def is_replication(headers: Mapping[str, str]) -> bool:
     """Whether a peer passes on what a client told it."""
     told = headers.get("x-netflix-discovery-replication")

@@ -13,6 +13,8 @@ log = logging.getLogger("eureka")
 
 PARSE_FAILURE = "cannot parse request body"
 NOT_FOUND = Answer(404)
+NOT_OPEN = Answer(503, headers={"Retry-After": "1"})
+"""While an empty server waits for its peers: an empty answer would be taken for the truth."""
 
 
 class RefusalError(Exception):

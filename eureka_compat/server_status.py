@@ -7,6 +7,7 @@ import time
 
 from eureka_compat import codecs
 from eureka_compat.negotiation import JSON, XML
+from eureka_compat.peers.seen import PeersSeen
 from eureka_compat.settings import EurekaSettings
 from eureka_http.exchange import Answer
 from registry import View
@@ -17,7 +18,8 @@ _MEGABYTE = 1024 * 1024
 class ServerStatus:
     """The status of this process since it was made."""
 
-    def __init__(self, settings: EurekaSettings) -> None:
+    def __init__(self, settings: EurekaSettings, peers: PeersSeen) -> None:
+        self._peers = peers
         self._environment = settings.environment
         self._started = time.monotonic()
 
@@ -27,16 +29,27 @@ class ServerStatus:
             return Answer(406)
         tree = {
             "generalStats": self._general_stats(),
-            "applicationStats": {
-                "registered-replicas": "",
-                "available-replicas": "",
-                "unavailable-replicas": "",
-            },
+            "applicationStats": self._replicas(),
         }
         if media == JSON:
             return Answer(200, codecs.to_json({**tree, "healthy": True}), JSON)
         body = codecs.to_xml("com.netflix.eureka.util.StatusInfo", tree)
         return Answer(200, body.rstrip("\n").encode(), XML)
+
+    def _replicas(self) -> dict[str, str]:
+        """The peers, in the original's words and with its commas.
+
+        It calls those available that are listed in the registry; here, those that answer.
+        """
+        peers = self._peers.report().get("peers", [])
+        named = dict.fromkeys(("available", "unavailable"), "")
+        for peer in peers:
+            named["available" if peer["state"] == "up" else "unavailable"] += f"{peer['url']},"
+        return {
+            "registered-replicas": ", ".join(peer["url"] for peer in peers),
+            "available-replicas": named["available"],
+            "unavailable-replicas": named["unavailable"],
+        }
 
     def _general_stats(self) -> dict[str, str]:
         page = os.sysconf("SC_PAGE_SIZE")

@@ -19,6 +19,7 @@ from werkzeug.exceptions import HTTPException
 
 from catalogs import Runner
 from catalogs.metrics import exposition
+from eureka_compat.peers import Replicator
 from eureka_http.exchange import LoopHooks
 from eureka_server import health
 from eureka_server.access import Access
@@ -81,6 +82,9 @@ def _assembled(environment: Environment, parts: ExitStack) -> Application:
     )
     parts.callback(runner.stop)
     runner.start()
+    replicator = Replicator(registry, environment.peers)
+    parts.callback(replicator.stop)
+    replicator.start()
     app = Application(__name__, static_folder=None)
     app.url_map.merge_slashes = False
     gateway = Gateway(
@@ -89,9 +93,12 @@ def _assembled(environment: Environment, parts: ExitStack) -> Application:
         environment.native,
         access,
         lambda: [asdict(report) for report in runner.reports()],
+        replicator,
     )
     app.register_blueprint(blueprint(gateway, environment.threads))
-    app.register_blueprint(health.blueprint(registry, actuator=environment.actuator))
+    app.register_blueprint(
+        health.blueprint(registry, actuator=environment.actuator, is_open=replicator.is_open)
+    )
     _add_errors(app)
     _add_metrics(app, runner)
     app.loop_hooks = LoopHooks(

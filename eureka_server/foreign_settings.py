@@ -84,6 +84,10 @@ class ForeignSettings:
 # Spring Cloud's server
 
 _SERVER, _INSTANCE = "EUREKA_SERVER_", "EUREKA_INSTANCE_REGISTRY_"
+_CLIENT, _OWN_ENTRY = "EUREKA_CLIENT_", "EUREKA_INSTANCE_"
+_ZONES = f"{_CLIENT}SERVICEURL"
+DEFAULT_ZONE = f"{_ZONES}DEFAULTZONE"
+"""The property that names the other servers, as ``reduced`` has it."""
 
 
 def reduced(name: str) -> str:
@@ -92,14 +96,22 @@ def reduced(name: str) -> str:
     ``EUREKA_SERVER_DISABLE_DELTA`` and ``EUREKA_SERVER_DISABLEDELTA`` are one property.
     """
     upper = name.upper()
-    for prefix in (_INSTANCE, _SERVER):
+    for prefix in (_INSTANCE, _SERVER, _CLIENT, _OWN_ENTRY):
         if upper.startswith(prefix):
             return prefix + upper[len(prefix) :].replace("_", "")
     return name
 
 
+def is_zone(name: str) -> bool:
+    """Whether a reduced name is the property of a zone's service URLs."""
+    return name.startswith(_ZONES) and name != _ZONES
+
+
 _NO_CACHE = "answers always come from the current registry, so there is no cache to set"
-_NO_PEERS = "this server does not replicate to peers"
+_ASKED = "peers are asked until one answers, for PEERS_START_WAIT_MS at most"
+_ONE_BATCH = "each peer has one connection and one batch under way"
+_RETRIED = "a peer that does not answer is tried again, at growing intervals"
+_BY_ANSWERS = "whether a peer is available its last answer says"
 _NO_REGIONS = "remote regions are not fetched"
 _OF_SERVER: dict[str, str] = {
     "RESPONSECACHEAUTOEXPIRATIONINSECONDS": _NO_CACHE,
@@ -107,29 +119,22 @@ _OF_SERVER: dict[str, str] = {
     "USEREADONLYRESPONSECACHE": _NO_CACHE,
     "SHOULDUSEREADONLYRESPONSECACHE": _NO_CACHE,
     "INITIALCAPACITYOFRESPONSECACHE": _NO_CACHE,
-    "WAITTIMEINMSWHENSYNCEMPTY": "the store is loaded before the first answer",
-    "NUMBERREGISTRYSYNCRETRIES": _NO_PEERS,
-    "REGISTRYSYNCRETRIES": _NO_PEERS,
-    "REGISTRYSYNCRETRYWAITMS": _NO_PEERS,
-    "PEEREUREKANODESUPDATEINTERVALMS": _NO_PEERS,
-    "PEEREUREKASTATUSREFRESHTIMEINTERVALMS": _NO_PEERS,
-    "NUMBEROFREPLICATIONRETRIES": _NO_PEERS,
-    "PEERNODECONNECTTIMEOUTMS": _NO_PEERS,
-    "PEERNODEREADTIMEOUTMS": _NO_PEERS,
-    "PEERNODETOTALCONNECTIONS": _NO_PEERS,
-    "PEERNODETOTALCONNECTIONSPERHOST": _NO_PEERS,
-    "PEERNODECONNECTIONIDLETIMEOUTSECONDS": _NO_PEERS,
-    "MAXELEMENTSINPEERREPLICATIONPOOL": _NO_PEERS,
-    "MAXELEMENTSINSTATUSREPLICATIONPOOL": _NO_PEERS,
-    "MAXTHREADSFORPEERREPLICATION": _NO_PEERS,
-    "MAXTHREADSFORSTATUSREPLICATION": _NO_PEERS,
-    "MAXTIMEFORREPLICATION": _NO_PEERS,
-    "BATCHREPLICATION": _NO_PEERS,
-    "SHOULDBATCHREPLICATION": _NO_PEERS,
-    "ENABLEREPLICATEDREQUESTCOMPRESSION": _NO_PEERS,
-    "MINAVAILABLEINSTANCESFORPEERREPLICATION": _NO_PEERS,
+    "NUMBERREGISTRYSYNCRETRIES": _ASKED,
+    "REGISTRYSYNCRETRIES": _ASKED,
+    "REGISTRYSYNCRETRYWAITMS": _ASKED,
+    "PEEREUREKASTATUSREFRESHTIMEINTERVALMS": _BY_ANSWERS,
+    "NUMBEROFREPLICATIONRETRIES": _RETRIED,
+    "PEERNODETOTALCONNECTIONS": _ONE_BATCH,
+    "PEERNODETOTALCONNECTIONSPERHOST": _ONE_BATCH,
+    "PEERNODECONNECTIONIDLETIMEOUTSECONDS": _ONE_BATCH,
+    "MAXELEMENTSINSTATUSREPLICATIONPOOL": _ONE_BATCH,
+    "MAXTHREADSFORPEERREPLICATION": _ONE_BATCH,
+    "MAXTHREADSFORSTATUSREPLICATION": _ONE_BATCH,
+    "MAXTIMEFORREPLICATION": _RETRIED,
+    "BATCHREPLICATION": "replication always comes in batches",
+    "SHOULDBATCHREPLICATION": "replication always comes in batches",
+    "MINAVAILABLEINSTANCESFORPEERREPLICATION": _BY_ANSWERS,
     "PRIMEAWSREPLICACONNECTIONS": "nothing here is bound to AWS",
-    "MYURL": _NO_PEERS,
     "REMOTEREGIONURLSWITHNAME": _NO_REGIONS,
     "REMOTEREGIONCONNECTTIMEOUTMS": _NO_REGIONS,
     "REMOTEREGIONREADTIMEOUTMS": _NO_REGIONS,
@@ -147,7 +152,10 @@ _OF_SERVER: dict[str, str] = {
 }
 SPRING = ForeignSettings(
     prefixes=(_SERVER, _INSTANCE),
-    meant={"SERVER_PORT": ("PORT", str)},
+    meant={
+        "SERVER_PORT": ("PORT", str),
+        f"{_SERVER}WAITTIMEINMSWHENSYNCEMPTY": ("PEERS_START_WAIT_MS", str),
+    },
     without_meaning={
         f"{_INSTANCE}EXPECTEDNUMBEROFCLIENTSSENDINGRENEWS": (
             "the number comes from the registry itself"

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from eureka_compat import EurekaApi, EurekaLane, EurekaSettings
+from eureka_compat.peers.seen import ALONE, PeersSeen
 from eureka_http.exchange import UNREAD_BODY_BYTES, Answer, Lane, Request, Stream
 from eureka_http.shown import caller
 from eureka_server.access import Access, Grant
@@ -44,11 +45,13 @@ class Gateway:
         native: NativeSettings,
         access: Access,
         catalogs: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
+        peers: PeersSeen = ALONE,
     ) -> None:
         """Serve the registry's namespaces to those whom ``access`` lets in.
 
         ``catalogs`` tells how each catalog is, as JSON values.
         """
+        self._peers = peers
         self._catalogs = catalogs
         self._registry = registry
         self._eureka_settings = eureka
@@ -104,6 +107,8 @@ class Gateway:
             grant = self._access.grant(request, quick=True)
             if not isinstance(grant, Grant):
                 return grant
+            if self._is_waiting(request):
+                return _not_open()
             native = self._native_api(grant.namespace)
             if native.is_watch(request):
                 return self._watch(native, request, grant)
@@ -194,12 +199,20 @@ class Gateway:
         grant = self._access.grant(request)
         if not isinstance(grant, Grant):
             return grant
+        if self._is_waiting(request):
+            return _not_open()
         native = self._native_api(grant.namespace)
         if native.is_watch(request):
             return native.watched(request, self._holds(request, grant))
         answer = _as(grant, lambda: native.answer(request, is_admin=grant.is_admin))
         assert answer is not None  # only a quick one may take too long
         return answer
+
+    def _is_waiting(self, request: Request) -> bool:
+        """Whether a native read asks what this server does not know before a peer has answered."""
+        if self._peers.is_open() or request.method not in ("GET", "HEAD"):
+            return False
+        return not request.path.startswith((f"{api.BASE}/peers", f"{api.BASE}/catalogs"))
 
     def _holds(self, request: Request, grant: Grant) -> Callable[[], bool]:
         """Whether what was granted for a request that goes on still holds, whenever it is asked."""
@@ -223,7 +236,7 @@ class Gateway:
         """The protocol over a namespace; ``StoreError`` where the store does not tell of it."""
         found = self._eureka_apis.get(namespace)
         if found is None:
-            found = EurekaApi(self._registry.in_namespace(namespace), self._eureka_settings)
+            found = EurekaApi(self._registry.in_namespace(namespace), self._eureka_settings, self._peers)
             found = self._kept(self._eureka_apis, namespace, found)
         return found
 
@@ -234,6 +247,7 @@ class Gateway:
                 self._registry.in_namespace(namespace),
                 self._native_settings,
                 self._catalogs,
+                self._peers.report,
                 self._access.origin,
             )
             found = self._kept(self._native_apis, namespace, found)
@@ -272,6 +286,11 @@ def is_cross_site(request: Request) -> bool:
 
 # Without a body: clients decode the bodies of error pages.
 _ELSEWHERE = Answer(403, headers={"X-Refused": "cross-site"})
+
+
+def _not_open() -> Answer:
+    text = "this server has just started empty and waits for its peers"
+    return problem(503, text, headers={"Retry-After": "1"})
 
 
 def _elsewhere() -> Answer:

@@ -42,17 +42,20 @@ _PAGE_HEADERS = {
 }
 
 
-def blueprint(registry: Registry, *, actuator: bool) -> Blueprint:
+def blueprint(registry: Registry, *, actuator: bool, is_open: Callable[[], bool]) -> Blueprint:
     """Probes; with ``actuator`` Spring's too, ``/health``, and a page at ``/``."""
     routes = Blueprint("health", __name__)
 
-    def failure() -> StoreError | None:
-        """Why the store takes no writes: the evictor's own note is one."""
+    def failure() -> str | None:
+        """Why this server is not to be asked: its store, or that it knows nothing as yet.
+
+        Whether the store takes writes is tried: the evictor's own note is one.
+        """
         try:
             registry.check()
         except StoreError as error:
-            return error
-        return None
+            return str(error)
+        return None if is_open() else "it started empty, and no peer has answered yet"
 
     @routes.get("/health/live")
     def live() -> Response:
@@ -61,10 +64,10 @@ def blueprint(registry: Registry, *, actuator: bool) -> Blueprint:
 
     @routes.get("/health/ready")
     def ready() -> tuple[Response, int]:
-        """Whether the store takes writes."""
+        """Whether the store takes writes, and there is something to serve."""
         error = failure()
         if error is not None:
-            return jsonify(status="DOWN", reason=str(error)), 503
+            return jsonify(status="DOWN", reason=error), 503
         return jsonify(status="UP"), 200
 
     began = time.monotonic()

@@ -6,12 +6,14 @@ A reader raises ``ValueError`` for any other text; its message says what was exp
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from catalogs import read_catalogs
+from eureka_compat.peers.addresses import read_url
 from eureka_server.access import Network
 
 
@@ -110,6 +112,25 @@ def _store_url(text: str) -> str:
     raise ValueError("memory: or lmdb:PATH")
 
 
+def _urls(text: str) -> tuple[str, ...]:
+    """Service URLs, or the file that holds them: they may hold passwords."""
+    path = Path(text)
+    if text.startswith(("/", ".")) and path.is_file():
+        text = path.read_text()
+    urls = tuple(url for url in re.split(r"[\s,]+", text) if url)
+    for url in urls:
+        _url(url)
+    return urls
+
+
+def _url(text: str) -> str:
+    try:
+        read_url(text)
+    except ValueError as error:
+        raise ValueError(f"http:// or https:// service URLs ({error})") from None
+    return text
+
+
 def _interval(text: str) -> int:
     """Seconds; the original takes 30 for a value that is not positive."""
     value: int = whole(-(2**31), 2**31).read(text)
@@ -124,6 +145,8 @@ WORDS = Reader("TEXT", _words)
 FILE = Reader("FILE", _file)
 PATH = Reader("PATH", _path)
 NETWORKS = Reader("NETWORK,…", _networks)
+URL = Reader("URL", _url)
+URLS = Reader("URL,…", _urls)
 STORE_URL = Reader("memory:|lmdb:PATH", _store_url)
 CATALOGS = Reader("YAML|FILE", read_catalogs)
 INTERVAL = Reader("SECONDS", _interval)

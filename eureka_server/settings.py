@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from catalogs import CatalogSettings
+from eureka_compat.peers.settings import PeersSettings
 from eureka_compat.settings import EurekaSettings
 from eureka_http.shown import escaped, masked
 from eureka_server import amalgam8, readers
 from eureka_server.access import AccessSettings
 from eureka_server.amalgam8 import AMALGAM8
-from eureka_server.foreign_settings import SPRING, reduced
+from eureka_server.foreign_settings import DEFAULT_ZONE, SPRING, is_zone, reduced
 from eureka_server.readers import Reader, choice, whole
 from native_api.settings import NativeSettings
 from registry.settings import RegistrySettings
@@ -61,6 +62,7 @@ class Environment:
     registry: RegistrySettings
     eureka: EurekaSettings
     native: NativeSettings
+    peers: PeersSettings
     access: AccessSettings
     tls: TlsSettings
     catalogs: tuple[CatalogSettings, ...] = ()
@@ -129,7 +131,9 @@ class Setting:
         return self.field.startswith(("access.", "tls."))
 
 
-_PREFIX = re.compile(r"\A(?:REGISTRY|EUREKA_SERVER|EUREKA_INSTANCE_REGISTRY|EUREKA)_")
+_PREFIX = re.compile(
+    r"\A(?:REGISTRY|EUREKA_(?:SERVER|CLIENT|INSTANCE_REGISTRY|INSTANCE)|EUREKA|SPRING)_"
+)
 
 # A table: a row has two or three lines, not one for each of its words.
 # fmt: off
@@ -195,6 +199,42 @@ SUBJECTS: dict[str, tuple[Setting, ...]] = {
             "whether a heartbeat's dirty timestamp is compared with the registered one"),
         Setting("EUREKA_ENVIRONMENT", "eureka.environment", readers.TEXT, "test",
             "the environment's name in the status"),
+    ),
+    "Peers": (
+        Setting("EUREKA_CLIENT_SERVICE_URL_DEFAULT_ZONE", "peers.urls", readers.URLS, "",
+            "the other servers' service URLs, parted by commas; this server's own is left out",
+            is_secret=True, may_be_file=True),
+        Setting("EUREKA_SERVER_MY_URL", "peers.my_url", readers.URL, "",
+            "which of these is this server's; otherwise host and port tell"),
+        Setting("EUREKA_INSTANCE_HOSTNAME", "peers.host_name", readers.WORDS, "",
+            "the host under which the others know this server"),
+        Setting("SPRING_APPLICATION_NAME", "peers.app_name", readers.WORDS, "EUREKA",
+            "the application under which it lists itself there"),
+        Setting("EUREKA_CLIENT_REGISTER_WITH_EUREKA", "peers.register", readers.BOOLEAN, "true",
+            "whether it lists itself there"),
+        Setting("EUREKA_CLIENT_FETCH_REGISTRY", "peers.fetch", readers.BOOLEAN, "true",
+            "whether it takes what they have and it lacks"),
+        Setting("PEERS_MODE", "peers.mode", choice("replicate", "shadow"), "replicate",
+            "shadow: receive and compare, send nothing"),
+        Setting("PEERS_SEND_NATIVE", "peers.sends_native", readers.BOOLEAN, "true",
+            "whether they are told of instances of the native API"),
+        Setting("PEERS_SEND_CATALOGS", "peers.sends_catalogs", readers.BOOLEAN, "false",
+            "whether they are told of what catalogs list"),
+        Setting("EUREKA_SERVER_PEER_NODE_CONNECT_TIMEOUT_MS", "peers.connect_timeout_ms",
+            readers.POSITIVE_MILLISECONDS, "1000", "how long a connection to a peer may take"),
+        Setting("EUREKA_SERVER_PEER_NODE_READ_TIMEOUT_MS", "peers.read_timeout_ms",
+            readers.POSITIVE_MILLISECONDS, "5000", "how long its answer to a batch may take"),
+        Setting("EUREKA_SERVER_PEER_EUREKA_NODES_UPDATE_INTERVAL_MS", "peers.resolve_interval_ms",
+            readers.POSITIVE_MILLISECONDS, "600000", "how often names are looked up again"),
+        Setting("EUREKA_SERVER_MAX_ELEMENTS_IN_PEER_REPLICATION_POOL", "peers.most_pending",
+            whole(1, 2**31), "10000",
+            "instances that a peer may lag behind; beyond, the two registries are compared"),
+        Setting("EUREKA_SERVER_ENABLE_REPLICATED_REQUEST_COMPRESSION", "peers.gzip",
+            readers.BOOLEAN, "false", "whether batches are compressed; Spring cannot read those"),
+        Setting("PEERS_START_WAIT_MS", "peers.start_wait_ms", readers.MILLISECONDS, "30000",
+            "how long a server with an empty store waits for a peer before it serves"),
+        Setting("PEERS_COMPARE_INTERVAL_MS", "peers.compare_interval_ms",
+            readers.POSITIVE_MILLISECONDS, "60000", "the time between two comparisons"),
     ),
     "Limits": (
         Setting("REGISTRY_MAX_INSTANCES", "registry.max_instances", whole(1, 2**31), "100000",
@@ -267,6 +307,7 @@ _PARTS = {
     "registry": RegistrySettings,
     "eureka": EurekaSettings,
     "native": NativeSettings,
+    "peers": PeersSettings,
     "access": AccessSettings,
     "tls": TlsSettings,
 }
@@ -300,6 +341,7 @@ def load(environ: Mapping[str, str]) -> Environment:
             values[part][name] = _value(setting, *given[setting.key])
         elif not part and setting.default:
             values[part][name] = setting.reader.read(setting.default)
+    values["peers"]["urls"] = values["peers"].get("urls", ()) + _urls_of_zones(own)
     server = values[""]
     is_shared = server["store_url"] != "memory:"
     workers = server.setdefault("workers", (os.cpu_count() or 1) if is_shared else 1)
@@ -326,11 +368,21 @@ def load(environ: Mapping[str, str]) -> Environment:
         registry=RegistrySettings(**values["registry"]),
         eureka=EurekaSettings(**values["eureka"]),
         native=native,
+        peers=PeersSettings(port=server["port"], **values["peers"]),
         access=access,
         tls=tls,
         catalogs=catalogs,
         warnings=_warnings(environ, own),
     )
+
+
+def _urls_of_zones(own: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:
+    """The service URLs of all zones but the default one: all of them are peers."""
+    urls: tuple[str, ...] = ()
+    for name in sorted(own):
+        if is_zone(name) and name not in _KNOWN:
+            urls += _value(_KNOWN[DEFAULT_ZONE], *own[name])
+    return urls
 
 
 def _value(setting: Setting, variable: str, text: str) -> Any:
@@ -366,7 +418,9 @@ def _warnings(environ: Mapping[str, str], own: Mapping[str, tuple[str, str]]) ->
     unknown = {
         variable: value
         for variable, value in environ.items()
-        if reduced(variable) not in _KNOWN and not _is_link(variable)
+        if reduced(variable) not in _KNOWN
+        and not is_zone(reduced(variable))
+        and not _is_link(variable)
     }
     mistyped = (_mistyped(variable) for variable in sorted(unknown))
     return (

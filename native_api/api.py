@@ -43,6 +43,7 @@ _NAMEABLE = frozenset((*COLUMNS, "links"))
 _FILTERS = frozenset({"id", "service_name", "status", "tags", "fields"})
 _LONG = 64 * 1024
 _MOST_DIGITS = 20
+_ALONE = "This server has no peers."
 _DEFAULT_WAIT_SECS, _MAX_WAIT_SECS = 30, 300
 
 
@@ -54,14 +55,17 @@ class NativeApi:
         registry: NamespaceRegistry,
         settings: NativeSettings,
         catalogs: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
+        peers: Callable[[], Mapping[str, Any]] = dict,
         origin: Callable[[Request], str] = lambda _: "",
     ) -> None:
         """Serve ``namespace``.
 
-        ``catalogs`` tells how each catalog is, as JSON values; ``origin`` what the URLs of a
+        ``catalogs`` tells how each catalog is, and ``peers`` how each peer, as JSON values;
+        ``origin`` what the URLs of a
         request begin with, or nothing where that is not known.
         """
         self._catalogs = catalogs
+        self._peers = peers
         self._origin = origin
         self._registry = registry
         self._settings = settings
@@ -177,6 +181,8 @@ class NativeApi:
                 handlers = {"GET": self._service}
             case ["catalogs"]:
                 handlers = {"GET": self._show_catalogs if is_admin else self._show_own_catalogs}
+            case ["peers"]:
+                handlers = {"GET": self._show_peers if is_admin else self._hide_peers}
             case ["watch"]:
                 handlers = {}
             case _:
@@ -331,6 +337,12 @@ class NativeApi:
 
     def _show_catalogs(self, request: Request, name: str) -> Answer:
         return _json({"catalogs": [_without_secrets(report) for report in self._catalogs()]})
+
+    def _show_peers(self, request: Request, name: str) -> Answer:
+        return _json(self._peers() or {"mode": "alone", "peers": [], "verdict": _ALONE})
+
+    def _hide_peers(self, request: Request, name: str) -> Answer:
+        raise ProblemError(problem(403, "only an administrator sees the peers"))
 
     def _show_own_catalogs(self, request: Request, name: str) -> Answer:
         """What concerns this namespace: the catalogs that bring something to it, no one's names."""

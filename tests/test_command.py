@@ -236,6 +236,7 @@ def _samples(folder: Path) -> dict[str, str]:
         "BYTES": "17",
         "SHARE": "0.25",
         "TEXT": "::1",
+        "URL": "http://one:8761/eureka",
         "CLASS": "gthread",
         "FILE": str(file),
         "PATH": str(folder),
@@ -260,7 +261,11 @@ def test_a_flag_and_its_variable_mean_the_same(tmp_path: Path, setting: Setting)
             context["REGISTRY_JWT_KEY"] = "k" * 32
     elif setting.variable == "REGISTRY_MAX_TTL":
         context = {"REGISTRY_DEFAULT_TTL": "12"}
-    if setting.form in samples:
+    if setting.variable == "EUREKA_CLIENT_SERVICE_URL_DEFAULT_ZONE":
+        urls = tmp_path / "urls"
+        urls.write_text("http://user:password@one:8761/eureka\n")
+        value = str(urls)
+    elif setting.form in samples:
         value = samples[setting.form]
     else:
         words = setting.form.split("|")

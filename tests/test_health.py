@@ -29,11 +29,11 @@ class Broken(MemoryStore):
             raise StoreError("no room")
 
 
-def client_of(store: MemoryStore, *, actuator: bool = True) -> FlaskClient:
+def client_of(store: MemoryStore, *, actuator: bool = True, is_open: bool = True) -> FlaskClient:
     registry = Registry(store, ManualClock(), RegistrySettings())
     registry.start()
     app = Flask(__name__)
-    app.register_blueprint(health.blueprint(registry, actuator=actuator))
+    app.register_blueprint(health.blueprint(registry, actuator=actuator, is_open=lambda: is_open))
     return app.test_client()
 
 
@@ -108,3 +108,15 @@ def test_the_amalgam8_registrys_uptime_is_answered(actuator: bool) -> None:
     told = client_of(MemoryStore(), actuator=actuator).get("/uptime").json["UPTIME"]
     assert told["healthy"] is True
     assert re.fullmatch(r"\d+\.\d+s", told["properties"]["uptime"])
+
+
+def test_a_server_that_knows_nothing_yet_is_not_ready() -> None:
+    client = client_of(MemoryStore(), is_open=False)
+
+    answer = client.get("/health/ready")
+
+    assert (answer.status_code, answer.json) == (
+        503,
+        {"status": "DOWN", "reason": "it started empty, and no peer has answered yet"},
+    )
+    assert client.get("/health/live").status_code == 200

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from eureka_compat import wire
-from eureka_compat.peers import addresses, batch, comparison
+from eureka_compat.peers import addresses, comparison, items
 from eureka_compat.peers.addresses import Peer, others, read_url
-from eureka_compat.peers.batch import Action, Item, Reply
 from eureka_compat.peers.circuit import Breaker, Circuit
 from eureka_compat.peers.comparison import Kind, compared
+from eureka_compat.peers.items import Action, Item, Reply
 from eureka_compat.peers.outbox import Outbox, Pending
 from eureka_compat.wire import ParseError
 from registry import Instance, InstanceKey, InstanceStatus
@@ -95,7 +95,7 @@ class TestOutbox:
 class TestBatch:
     def test_a_batch_is_spelled_as_a_genuine_sender_does(self) -> None:
         one = instance(status=InstanceStatus.UP)
-        body = batch.encoded(
+        body = items.encoded(
             [
                 Item(Action.REGISTER, KEY, one),
                 Item(Action.HEARTBEAT, KEY, one, InstanceStatus.OUT_OF_SERVICE),
@@ -116,9 +116,9 @@ class TestBatch:
             {**told, "status": "UP", "action": "DeleteStatusOverride"},
             {**name, "action": "Cancel"},
         ]
-        items = json.loads(body)["replicationList"]
-        assert items == expected
-        assert [list(item) for item in items] == [list(item) for item in expected]
+        sent = json.loads(body)["replicationList"]
+        assert sent == expected
+        assert [list(item) for item in sent] == [list(item) for item in expected]
 
     def test_replies_are_read_with_the_newer_instance_of_a_conflict(self) -> None:
         theirs = instance(last_dirty_ms=2000)
@@ -127,7 +127,7 @@ class TestBatch:
             {"responseList": [{"statusCode": 404}, {"statusCode": 409, "responseEntity": entity}]}
         ).encode()
 
-        first, second = batch.read_replies(body, 2, 5)
+        first, second = items.read_replies(body, 2, 5)
 
         assert first == Reply(404)
         assert second.status == 409
@@ -149,7 +149,7 @@ class TestBatch:
     )
     def test_what_is_no_list_of_replies_is_not_guessed_at(self, body: bytes) -> None:
         with pytest.raises(ParseError):
-            batch.read_replies(body, 1, 5)
+            items.read_replies(body, 1, 5)
 
 
 class TestBreaker:

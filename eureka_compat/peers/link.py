@@ -18,10 +18,10 @@ from typing import Any, Protocol
 import urllib3
 
 from eureka_compat import codecs, wire
-from eureka_compat.peers import batch
+from eureka_compat.peers import items as wire_items
 from eureka_compat.peers.addresses import Peer
-from eureka_compat.peers.batch import Action, Item, Reply
 from eureka_compat.peers.circuit import Breaker, Circuit
+from eureka_compat.peers.items import Action, Item, Reply
 from eureka_compat.peers.outbox import Outbox, Pending
 from eureka_compat.peers.settings import PeersSettings
 from eureka_compat.wire import ParseError
@@ -278,18 +278,18 @@ class Link:
         return items
 
     def _post(self, items: Sequence[Item]) -> list[Reply]:
-        body = batch.encoded(items)
+        body = wire_items.encoded(items)
         extra = {}
         if self._settings.gzip:
             body = gzip.compress(body, 1)
             extra["Content-Encoding"] = "gzip"
-        answer, _ = self._transport.send("POST", batch.PATH, body, extra=extra)
+        answer, _ = self._transport.send("POST", wire_items.PATH, body, extra=extra)
         self.tally.batches += 1
         self.tally.bytes_sent += len(body)
         for item in items:
             self.tally.items[item.action] += 1
         try:
-            return batch.read_replies(answer, len(items), time.time_ns() // 1_000_000)
+            return wire_items.read_replies(answer, len(items), time.time_ns() // 1_000_000)
         except ParseError as error:
             raise RefusedError(f"its reply cannot be read: {error}") from None
 

@@ -111,7 +111,11 @@ class Replicator:
                 found = orjson.loads(stored)
                 if isinstance(found, dict):
                     return found
-        return {"mode": self._settings.mode, "peers": [], "verdict": "No worker has begun yet."}
+        return {
+            "mode": self._settings.mode,
+            "peers": [],
+            "verdict": "Not known: nothing is compared.",
+        }
 
     def _supervise(self) -> None:
         problem = ""

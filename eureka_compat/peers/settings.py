@@ -54,13 +54,9 @@ class PeersSettings:
     gzip: bool = False
     """Whether batches are compressed; a Spring server cannot read those that are."""
 
-    sync_retries: int = 5
-    sync_retry_wait_ms: int = 1000
-    """How often peers are asked at the start. The genuine server waits 30 s in between, and is
-    empty meanwhile; this one says that it is not ready, so it had better ask soon."""
-
     start_wait_ms: int = 30_000
-    """How long a server with an empty store is not ready while no peer answers."""
+    """How long a server with an empty store is not ready while no peer answers. The genuine server
+    has five minutes, in which its clients have nothing."""
 
     compare_interval_ms: int = 60_000
     """Between two comparisons with each peer."""
