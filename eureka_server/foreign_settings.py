@@ -151,7 +151,7 @@ _OF_SERVER: dict[str, str] = {
     "LOGIDENTITYHEADERS": "identity headers are not logged",
 }
 SPRING = ForeignSettings(
-    prefixes=(_SERVER, _INSTANCE),
+    prefixes=(_SERVER, _CLIENT, _OWN_ENTRY),
     meant={
         "SERVER_PORT": ("PORT", str),
         f"{_SERVER}WAITTIMEINMSWHENSYNCEMPTY": ("PEERS_START_WAIT_MS", str),

@@ -101,13 +101,15 @@ def test_a_property_without_meaning_is_named_with_the_reason() -> None:
     warnings = load(
         {
             "EUREKA_SERVER_USE_READ_ONLY_RESPONSE_CACHE": "true",
-            "EUREKA_SERVER_MYURL": "http://x/",
+            "EUREKA_SERVER_PEER_NODE_TOTAL_CONNECTIONS": "9",
             "EUREKA_SERVER_TYPO": "1",
-            "EUREKA_CLIENT_SERVICEURL_DEFAULTZONE": "not ours",
+            "EUREKA_CLIENT_EUREKA_SERVER_READ_TIMEOUT_SECONDS": "8",
         }
     ).warnings
     assert warnings == (
-        "EUREKA_SERVER_MYURL has no effect here: this server does not replicate to peers",
+        "EUREKA_CLIENT_EUREKA_SERVER_READ_TIMEOUT_SECONDS has no effect here: it is not known",
+        "EUREKA_SERVER_PEER_NODE_TOTAL_CONNECTIONS has no effect here: each peer has one connection"
+        " and one batch under way",
         "EUREKA_SERVER_TYPO has no effect here: it is not known",
         "EUREKA_SERVER_USE_READ_ONLY_RESPONSE_CACHE has no effect here: answers always come from"
         " the current registry, so there is no cache to set",
@@ -330,7 +332,11 @@ def test_a_flag_counts_before_every_spelling_of_the_variable() -> None:
 
 def test_no_secret_has_a_flag_that_shows_it() -> None:
     flags = {setting.variable: setting.flag for setting in SETTINGS if setting.is_secret}
-    assert flags == {"REGISTRY_JWT_KEY": "", "REGISTRY_CATALOGS": "--catalogs-file"}
+    assert flags == {
+        "EUREKA_CLIENT_SERVICE_URL_DEFAULT_ZONE": "--service-url-default-zone-file",
+        "REGISTRY_JWT_KEY": "",
+        "REGISTRY_CATALOGS": "--catalogs-file",
+    }
 
 
 def test_where_another_servers_variable_counts_behind_ours_that_is_said() -> None:

@@ -33,7 +33,7 @@ class Breaker:
         self,
         *,
         first_secs: float = 0.1,
-        longest_secs: float = 10.0,
+        longest_secs: float = 5.0,
         jitter: random.Random | None = None,
     ) -> None:
         """A closed circuit: nothing has been tried yet."""

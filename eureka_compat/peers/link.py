@@ -141,14 +141,14 @@ class Transport:
 
 def _reason(error: Exception) -> str:
     """What is wrong, in words that hold no address of an object and no password."""
-    if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
-        return "no connection in time"
-    if isinstance(error, urllib3.exceptions.ReadTimeoutError):
-        return "no answer in time"
     if isinstance(error, urllib3.exceptions.NameResolutionError):
         return "its name has no address"
     if isinstance(error, urllib3.exceptions.NewConnectionError):
         return "it cannot be connected to"
+    if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
+        return "no connection in time"
+    if isinstance(error, urllib3.exceptions.ReadTimeoutError):
+        return "no answer in time"
     if isinstance(error, urllib3.exceptions.SSLError):
         return f"TLS fails: {error}"
     return f"the connection broke ({type(error).__name__})"

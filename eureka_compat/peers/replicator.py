@@ -208,6 +208,8 @@ class _Run:
             # A list that is empty may be a resolver's fault: the old one stays.
             if found or not self._links:
                 self._change_links(found)
+            if not self._links:
+                self._opened()  # it is alone: there is nobody to wait for
             self._stopping.wait(self._settings.resolve_interval_ms / 1000 if found else 5.0)
 
     def _change_links(self, found: Iterable[Peer]) -> None:
@@ -665,7 +667,7 @@ def verdict(peers: list[dict[str, Any]]) -> str:
             differing.append(f"{peer['url']}: {told}")
     if differing:
         return f"Not yet: this server and its peers differ ({'; '.join(differing)})."
-    count = peers[0]["comparison"]["ours"]
+    count = max(peer["comparison"]["ours"] for peer in peers)
     return f"Safe to switch: {count} instances, the same here and at each of {len(peers)} peers."
 
 

@@ -1,0 +1,342 @@
+"""Servers that replicate: two of this project's and a genuine one, as processes."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance.programs import built_jar, free_port
+from tests.servers import JSON, ROOT, RegistryServer, instance_body, send, wait_until
+
+SHORT = {"renewalIntervalInSecs": 2, "durationInSecs": 8}
+Listed = dict[str, dict[str, Any]]
+
+
+def urls(*ports: int) -> str:
+    return ",".join(f"http://127.0.0.1:{port}/eureka/" for port in ports)
+
+
+def listed(port: int) -> Listed:
+    """Every instance but the servers' own, by id; ``OSError`` where the server does not answer."""
+    answer = send(port, "GET", "/eureka/apps", None, JSON)
+    if answer.status != 200:
+        raise OSError(answer.status)
+    return {
+        instance["instanceId"]: instance
+        for application in answer.json()["applications"]["application"]
+        for instance in application["instance"]
+        if application["name"] != "EUREKA"
+    }
+
+
+def register(port: int, name: str, **fields: Any) -> None:
+    body = instance_body("WEB", name, **fields)
+    assert send(port, "POST", "/eureka/apps/WEB", body, JSON).status == 204
+
+
+def has(port: int, name: str, **fields: Any) -> bool:
+    try:
+        found = listed(port).get(name)
+    except OSError:
+        return False
+    return found is not None and all(found[key] == value for key, value in fields.items())
+
+
+class Peers:
+    """Several servers of this project that name each other."""
+
+    def __init__(self, folder: Path, count: int, *others: int, **settings: str) -> None:
+        self.servers = []
+        for number in range(count):
+            home = folder / f"server-{number}"
+            home.mkdir()
+            self.servers.append(RegistryServer(home))
+        self.ports = [server.port for server in self.servers]
+        for number, server in enumerate(self.servers):
+            server.environment |= {
+                "EUREKA_CLIENT_SERVICEURL_DEFAULTZONE": urls(*self.ports, *others),
+                "EUREKA_INSTANCE_HOSTNAME": f"server-{number}",
+                "PEERS_COMPARE_INTERVAL_MS": "2000",
+                **settings,
+            }
+
+    def __enter__(self) -> Peers:
+        for server in self.servers:
+            server.launch()
+        for server in self.servers:
+            wait_until(lambda server=server: is_ready(server), "readiness of all")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for server in self.servers:
+            server.kill9()
+
+
+def is_ready(server: RegistryServer) -> bool:
+    try:
+        return server.send("GET", "/health/ready").status == 200
+    except OSError:
+        return False
+
+
+def report(port: int) -> dict[str, Any]:
+    found: dict[str, Any] = send(port, "GET", "/api/v1/peers").json()
+    return found
+
+
+class Genuine:
+    """A genuine server that has these as its peers."""
+
+    def __init__(self, port: int, *peers: int) -> None:
+        self.port = port
+        options = {
+            "server.port": str(port),
+            "spring.application.name": "EUREKA",
+            "eureka.instance.hostname": "genuine",
+            "eureka.client.register-with-eureka": "true",
+            "eureka.client.fetch-registry": "true",
+            "eureka.client.service-url.defaultZone": urls(*peers),
+            "eureka.server.enable-self-preservation": "false",
+            "eureka.server.eviction-interval-timer-in-ms": "1000",
+            "eureka.server.response-cache-update-interval-ms": "500",
+        }
+        jar = built_jar(ROOT / "conformance" / "oracle")
+        command = ["java", "-Xmx300m", "-jar", str(jar)]
+        self._process = subprocess.Popen(
+            [*command, *(f"--{name}={value}" for name, value in options.items())],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def wait(self) -> None:
+        wait_until(lambda: answers(self.port), "the genuine server")
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def answers(port: int) -> bool:
+    try:
+        return send(port, "GET", "/eureka/apps").status == 200
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[int]]:
+    """The ports of two of this project's servers, and of a genuine one."""
+    port = free_port()
+    peers = Peers(tmp_path_factory.mktemp("cluster"), 2, port)
+    genuine = Genuine(port, *peers.ports)
+    with ExitStack() as running:
+        running.callback(genuine.kill)
+        running.enter_context(peers)
+        genuine.wait()
+        yield [*peers.ports, port]
+
+
+@pytest.mark.parametrize("at", [0, 1, 2], ids=["ours", "another of ours", "genuine"])
+def test_what_one_server_is_told_all_of_them_list(cluster: list[int], at: int) -> None:
+    name, path = f"told:{at}", f"/eureka/apps/WEB/told:{at}"
+    here = cluster[at]
+
+    register(here, name)
+    for port in cluster:
+        wait_until(lambda port=port: has(port, name, status="UP"), f"a registration at {port}")
+
+    assert send(here, "PUT", f"{path}/status?value=OUT_OF_SERVICE").status == 200
+    for port in cluster:
+        told = {"status": "OUT_OF_SERVICE", "overriddenStatus": "OUT_OF_SERVICE"}
+        wait_until(lambda port=port, told=told: has(port, name, **told), f"an override at {port}")
+
+    assert send(here, "DELETE", f"{path}/status?value=UP").status == 200
+    for port in cluster:
+        told = {"status": "UP", "overriddenStatus": "UNKNOWN"}
+        wait_until(lambda port=port, told=told: has(port, name, **told), f"its end at {port}")
+
+    assert send(here, "PUT", f"{path}/metadata?version=2").status == 200
+    metadata = {"zone": "a", "version": "2"}
+    for port in cluster:
+        wait_until(lambda port=port: has(port, name, metadata=metadata), f"metadata at {port}")
+
+    assert send(here, "DELETE", path).status == 200
+    for port in cluster:
+        wait_until(lambda port=port: not has(port, name), f"a cancel at {port}")
+
+
+def test_who_renews_at_one_server_is_kept_by_all(cluster: list[int]) -> None:
+    """Over several leases; a server that is told of no renewal would evict it."""
+    renewing = {f"renewing:{port}": port for port in cluster}
+    for name, here in renewing.items():
+        register(here, name, leaseInfo=SHORT)
+    for port in cluster:
+        wait_until(lambda port=port: renewing.keys() <= listed(port).keys(), "registrations")
+
+    query = "status=UP&lastDirtyTimestamp=1700000000000"
+    until = time.monotonic() + 3 * SHORT["durationInSecs"]
+    while time.monotonic() < until:
+        for name, here in renewing.items():
+            assert send(here, "PUT", f"/eureka/apps/WEB/{name}?{query}").status == 200
+        assert [renewing.keys() - listed(port).keys() for port in cluster] == [set()] * 3
+        time.sleep(1)
+    for name, here in renewing.items():
+        assert send(here, "DELETE", f"/eureka/apps/WEB/{name}").status == 200
+
+
+def test_no_message_goes_round(cluster: list[int]) -> None:
+    name = "once"
+    before = [_sent(port) for port in cluster[:2]]
+    register(cluster[2], name)
+    for port in cluster:
+        wait_until(lambda port=port: has(port, name), f"a registration at {port}")
+    query = "status=UP&lastDirtyTimestamp=1700000000000"
+    assert send(cluster[2], "PUT", f"/eureka/apps/WEB/{name}?{query}").status == 200
+    assert send(cluster[2], "DELETE", f"/eureka/apps/WEB/{name}").status == 200
+    for port in cluster:
+        wait_until(lambda port=port: not has(port, name), f"a cancel at {port}")
+    # A report is as old as a second; by then whatever was to go out has gone.
+    for port in cluster[:2]:
+        at_ms = report(port)["at_ms"]
+        wait_until(lambda port=port, at=at_ms: report(port)["at_ms"] > at + 1500, "two reports")
+    assert [_sent(port) for port in cluster[:2]] == before
+
+
+def _sent(port: int) -> list[dict[str, int]]:
+    """What a server has sent to each peer, renewals of its own entry aside."""
+    peers = report(port)["peers"]
+    return [{k: v for k, v in peer["items"].items() if k != "Heartbeat"} for peer in peers]
+
+
+def test_each_server_says_how_its_peers_are(cluster: list[int]) -> None:
+    def agree() -> bool:
+        return report(cluster[0])["verdict"].startswith("Safe to switch:")
+
+    wait_until(agree, "equal registries")
+    found = report(cluster[0])
+    assert [peer["state"] for peer in found["peers"]] == ["up", "up"]
+    assert [peer["url"] for peer in found["peers"]] == urls(*cluster[1:]).split(",")
+    status = send(cluster[0], "GET", "/eureka/status", None, JSON).json()["applicationStats"]
+    assert status["available-replicas"] == f"{urls(*cluster[1:])},"
+    assert status["unavailable-replicas"] == ""
+
+
+def test_each_server_is_listed_by_the_others(cluster: list[int]) -> None:
+    def hosts(port: int) -> set[str]:
+        answer = send(port, "GET", "/eureka/apps/EUREKA", None, JSON)
+        found = answer.json()["application"]["instance"] if answer.status == 200 else []
+        return {instance["hostName"] for instance in found}
+
+    for port in cluster:
+        everybody = {"server-0", "server-1", "genuine"}
+        wait_until(lambda port=port, all=everybody: hosts(port) == all, f"all servers at {port}")
+
+
+def test_a_server_that_starts_empty_says_nothing_before_a_peer_has_answered(
+    tmp_path: Path,
+) -> None:
+    with Peers(tmp_path, 1, PEERS_START_WAIT_MS="600000") as alone:
+        (server,) = alone.servers
+    # Its only peer is itself, so there was nothing to wait for. Now there is one that is away.
+    assert "no peer" not in server.log()
+    server.environment |= {
+        "EUREKA_CLIENT_SERVICEURL_DEFAULTZONE": urls(free_port()),
+        "STORE_URL": f"lmdb:{tmp_path / 'empty'}",
+    }
+    server.launch()
+    with server_stopped(server):
+        wait_until(lambda: server_answers(server), "the server")
+        assert server.send("GET", "/health/ready").status == 503
+        for path in ("/eureka/apps", "/eureka/apps/delta", "/eureka/apps/WEB/one"):
+            answer = server.send("GET", path, None, JSON)
+            assert (answer.status, answer.headers["retry-after"]) == (503, "1"), path
+        assert server.send("GET", "/api/v1/instances").status == 503
+        register(server.port, "early")
+        wait_until(
+            lambda: [peer["state"] for peer in report(server.port)["peers"]] == ["down"],
+            "a peer that is away",
+        )
+
+
+def test_an_empty_server_whose_peers_stay_away_serves_in_the_end(tmp_path: Path) -> None:
+    settings = {
+        "EUREKA_CLIENT_SERVICEURL_DEFAULTZONE": urls(free_port()),
+        "PEERS_START_WAIT_MS": "500",
+    }
+    server = RegistryServer(tmp_path, env=settings)
+    server.launch()
+    with server_stopped(server):
+        wait_until(lambda: answers(server.port), "an answer")
+        assert listed(server.port) == {}
+
+
+def test_a_server_that_lost_its_store_is_filled_by_its_peers(tmp_path: Path) -> None:
+    with Peers(tmp_path, 2) as peers:
+        first, second = peers.servers
+        for number in range(20):
+            register(first.port, f"kept:{number}")
+        assert send(first.port, "PUT", "/eureka/apps/WEB/kept:3/status?value=DOWN").status == 200
+        wait_until(lambda: has(second.port, "kept:3", status="DOWN"), "replication")
+        second.kill9()
+        second.environment["STORE_URL"] = f"lmdb:{tmp_path / 'another'}"
+        second.launch()
+        wait_until(lambda: is_ready(second), "readiness")
+
+        found = listed(second.port)
+        assert sorted(found) == sorted(f"kept:{number}" for number in range(20))
+        assert found["kept:3"]["overriddenStatus"] == "DOWN"
+
+
+def test_what_came_while_a_server_was_away_it_has_soon_after(tmp_path: Path) -> None:
+    with Peers(tmp_path, 2) as peers:
+        first, second = peers.servers
+        register(first.port, "leaves")
+        register(first.port, "stays")
+        wait_until(lambda: len(listed(second.port)) == 2, "replication")
+        second.kill(signal.SIGSTOP)
+        register(first.port, "comes")
+        assert send(first.port, "DELETE", "/eureka/apps/WEB/leaves").status == 200
+        wait_until(lambda: report(first.port)["peers"][0]["state"] == "down", "an open circuit")
+        # Who is stopped holds up nobody else.
+        assert sorted(listed(first.port)) == ["comes", "stays"]
+        second.kill(signal.SIGCONT)
+
+        wait_until(lambda: sorted(listed(second.port)) == ["comes", "stays"], "all of it")
+
+
+def test_a_shadow_takes_everything_and_sends_nothing(tmp_path: Path) -> None:
+    with Peers(tmp_path, 2) as peers:
+        first, second = peers.servers
+        second.kill9()
+        second.environment["PEERS_MODE"] = "shadow"
+        second.start()
+        register(first.port, "seen")
+        wait_until(lambda: has(second.port, "seen"), "replication")
+        wait_until(
+            lambda: report(second.port)["verdict"].startswith("Safe to switch: "), "a verdict"
+        )
+        register(second.port, "own")
+        at_ms = report(second.port)["at_ms"]
+        wait_until(lambda: report(second.port)["at_ms"] > at_ms + 3000, "time to send in")
+        assert not has(first.port, "own")
+        assert {n for peer in report(second.port)["peers"] for n in peer["items"].values()} == {0}
+
+
+def server_stopped(server: RegistryServer) -> ExitStack:
+    stack = ExitStack()
+    stack.callback(server.kill9)
+    return stack
+
+
+def server_answers(server: RegistryServer) -> bool:
+    try:
+        return server.send("GET", "/health/live").status == 200
+    except OSError:
+        return False
