@@ -236,7 +236,9 @@ class Gateway:
         """The protocol over a namespace; ``StoreError`` where the store does not tell of it."""
         found = self._eureka_apis.get(namespace)
         if found is None:
-            found = EurekaApi(self._registry.in_namespace(namespace), self._eureka_settings, self._peers)
+            found = EurekaApi(
+                self._registry.in_namespace(namespace), self._eureka_settings, self._peers
+            )
             found = self._kept(self._eureka_apis, namespace, found)
         return found
 

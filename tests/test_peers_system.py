@@ -193,6 +193,9 @@ def test_who_renews_at_one_server_is_kept_by_all(cluster: list[int]) -> None:
 
 def test_no_message_goes_round(cluster: list[int]) -> None:
     name = "once"
+    for port in cluster[:2]:
+        # What the servers tell of themselves when they begin has been told then.
+        wait_until(lambda port=port: _is_settled(port), "equal registries")
     before = [_sent(port) for port in cluster[:2]]
     register(cluster[2], name)
     for port in cluster:
@@ -215,11 +218,12 @@ def _sent(port: int) -> list[dict[str, int]]:
     return [{k: v for k, v in peer["items"].items() if k != "Heartbeat"} for peer in peers]
 
 
-def test_each_server_says_how_its_peers_are(cluster: list[int]) -> None:
-    def agree() -> bool:
-        return report(cluster[0])["verdict"].startswith("Safe to switch:")
+def _is_settled(port: int) -> bool:
+    return bool(report(port)["verdict"].startswith("Safe to switch: "))
 
-    wait_until(agree, "equal registries")
+
+def test_each_server_says_how_its_peers_are(cluster: list[int]) -> None:
+    wait_until(lambda: _is_settled(cluster[0]), "equal registries")
     found = report(cluster[0])
     assert [peer["state"] for peer in found["peers"]] == ["up", "up"]
     assert [peer["url"] for peer in found["peers"]] == urls(*cluster[1:]).split(",")
@@ -319,9 +323,7 @@ def test_a_shadow_takes_everything_and_sends_nothing(tmp_path: Path) -> None:
         second.start()
         register(first.port, "seen")
         wait_until(lambda: has(second.port, "seen"), "replication")
-        wait_until(
-            lambda: report(second.port)["verdict"].startswith("Safe to switch: "), "a verdict"
-        )
+        wait_until(lambda: _is_settled(second.port), "a verdict")
         register(second.port, "own")
         at_ms = report(second.port)["at_ms"]
         wait_until(lambda: report(second.port)["at_ms"] > at_ms + 3000, "time to send in")
