@@ -162,6 +162,20 @@ def test_the_drawing_shows_the_packages_on_the_floors_that_the_imports_keep() ->
     assert {name for _, _, name in packages} == set(settings["root_packages"])
 
 
+def test_each_module_that_the_architecture_names_is_in_its_package() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    paragraphs = re.findall(r"^\*\*`(\w+)`\*\* (.*?)\n\n", text, re.DOTALL | re.MULTILINE)
+
+    named = [
+        ROOT / package / name
+        for package, paragraph in paragraphs
+        for name in re.findall(r"`(\w+(?:\.py|/))`", paragraph)
+    ]
+
+    assert [path for path in named if not path.exists()] == []
+    assert len(named) > 30
+
+
 # Blocks
 
 
