@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from registry import DEFAULT_NAMESPACE, Instance, Namespace
+from registry import Instance, Namespace
 
 
 class SourceError(Exception):
@@ -30,7 +30,7 @@ class Entry:
     """
 
     instance: Instance
-    namespace: Namespace = DEFAULT_NAMESPACE
+    namespace: Namespace
 
 
 Groups = Mapping[str, Sequence[Entry] | None]

@@ -12,7 +12,7 @@ from catalogs.bounds import shortened
 from catalogs.catalog import Entry
 from native_api import form
 from native_api.settings import NativeSettings
-from registry import DEFAULT_DURATION_SECS, DEFAULT_NAMESPACE, Namespace
+from registry import DEFAULT_DURATION_SECS, Namespace
 
 LIMITS = NativeSettings(max_endpoint=2048, max_metadata_bytes=65_536)
 """A source may have longer endpoints and more metadata than a client may register."""
@@ -28,10 +28,10 @@ def entry(
     service_name: str,
     endpoint_type: str,
     endpoint_value: str,
+    namespace: Namespace,
     status: str = "UP",
     tags: Sequence[str] = (),
     metadata: Any = None,
-    namespace: Namespace = DEFAULT_NAMESPACE,
 ) -> Entry:
     """A complete Eureka instance for an endpoint; raises ``EntryError``.
 

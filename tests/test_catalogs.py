@@ -43,7 +43,13 @@ SOURCE = "file:test"
 
 
 def catalog_instance(host: str = "10.9.9.9:80") -> Instance:
-    told = entry(SOURCE, service_name="outside", endpoint_type="http", endpoint_value=host)
+    told = entry(
+        SOURCE,
+        service_name="outside",
+        endpoint_type="http",
+        endpoint_value=host,
+        namespace=DEFAULT_NAMESPACE,
+    )
     return told.instance
 
 
@@ -286,8 +292,8 @@ class Running:
 
 
 def an_entry(source: str, name: str = "web", **more: Any) -> Entry:
-    told = {"endpoint_type": "http", "endpoint_value": "10.0.0.1:80", **more}
-    return entry(source, service_name=name, **told)
+    told = {"endpoint_type": "http", "endpoint_value": "10.0.0.1:80"} | more
+    return entry(source, service_name=name, **({"namespace": DEFAULT_NAMESPACE} | told))
 
 
 def test_a_catalog_that_cannot_be_made_is_told_and_tried_again_and_touches_no_other() -> None:
@@ -351,10 +357,12 @@ def test_an_unforeseen_error_is_logged_once_and_reported(caplog: pytest.LogCaptu
 def test_what_cannot_be_listed_is_told_by_its_name_and_holds_up_nothing() -> None:
     source = "fake:odd"
     good = an_entry(source, "good")
-    long = Entry(good.instance._replace(app="LONG" * 500))
-    half = Entry(good.instance._replace(app="HALF", metadata={"a": "\ud800"}))
-    tagged = Entry(good.instance._replace(app="TAGGED", tags=("\udfff",)))
-    wrong = Entry(good.instance._replace(app="WRONG", port=2**70, last_dirty_ms=2**70))
+    long = Entry(good.instance._replace(app="LONG" * 500), DEFAULT_NAMESPACE)
+    half = Entry(good.instance._replace(app="HALF", metadata={"a": "\ud800"}), DEFAULT_NAMESPACE)
+    tagged = Entry(good.instance._replace(app="TAGGED", tags=("\udfff",)), DEFAULT_NAMESPACE)
+    wrong = Entry(
+        good.instance._replace(app="WRONG", port=2**70, last_dirty_ms=2**70), DEFAULT_NAMESPACE
+    )
     with Running(FakeCatalog(source, long, half, tagged, wrong, good)) as running:
         until(lambda: running.apps() >= {"GOOD"})
         problems = until(lambda: len(p := running.report(source).problems) >= 3 and p)
