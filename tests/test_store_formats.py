@@ -28,7 +28,9 @@ from registry.model import (
     Revision,
 )
 from registry.store import Commit
+from registry.stores import folder as folder_of_store
 from registry.stores import formats
+from registry.stores import lmdb as lmdb_store
 from registry.stores.leases import LeaseFile
 from registry.stores.lmdb import LmdbStore
 
@@ -209,7 +211,7 @@ def steps_of_a_start(folder: Path, at_most: int) -> int:
     child = os.fork()
     if child == 0:
         count, this = 0, os.getpid()
-        watched = {formats.__file__, sys.modules[LmdbStore.__module__].__file__}
+        watched = {formats.__file__, folder_of_store.__file__, lmdb_store.__file__}
 
         def trace(frame: FrameType, event: str, _: object) -> Any:
             nonlocal count

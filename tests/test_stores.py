@@ -25,11 +25,13 @@ from registry import StoreError, open_store
 from registry.errors import ConflictError, StoreGoneError
 from registry.model import DEFAULT_NAMESPACE, Instance, Lease, Revision
 from registry.store import Commit, Store
+from registry.stores import folder as store_folder
 from registry.stores import lmdb as lmdb_store
 from registry.stores.files import damage
 from registry.stores.leases import LeaseFile, Place
-from registry.stores.lmdb import LmdbStore, decode_instance, encode_instance
+from registry.stores.lmdb import LmdbStore
 from registry.stores.memory import MemoryStore
+from registry.stores.records import decode_instance, encode_instance
 from registry.testing import LEASE, Failing, StoreSuite, put, sample_instance
 
 NS = DEFAULT_NAMESPACE
@@ -904,7 +906,7 @@ def test_files_that_nobody_changed_since_they_were_looked_through_are_not_looked
         looks.clear()
         return LmdbStore(tmp_path, boot_id="one"), bool(looks)
 
-    monkeypatch.setattr(lmdb_store, "damage", counting)
+    monkeypatch.setattr(store_folder, "damage", counting)
     stored(tmp_path)
     store, has_looked = opened()
     assert has_looked
@@ -935,6 +937,65 @@ def test_files_that_nobody_changed_since_they_were_looked_through_are_not_looked
         LmdbStore(tmp_path, boot_id="two")
 
 
+def test_the_example_that_opens_the_lease_file(tmp_path: Path) -> None:
+    """The version's values as ``leases.py`` tells them, from 8 on."""
+    evictor, renewer = LeaseFile(tmp_path / "leases"), LeaseFile(tmp_path / "leases")
+    place, renewed = Place(3, 5), Lease(95_000, 90_000, 5_000)
+
+    def change(place: Place | None = None) -> tuple[int, int]:
+        """The version within a change, and after it."""
+        assert not evictor.lock()
+        evictor.begin_change()
+        within = evictor.version
+        if place is not None:
+            evictor.write(place, Lease(0, 0, 0))
+        evictor.end_change()
+        evictor.unlock()
+        return within, evictor.version
+
+    evictor.skip_to(8)
+    evictor.write(place, Lease(90_000, 90_000, 0))
+    # 1. A renewal.
+    assert renewer.renew(place, renewed) is True
+    assert (renewer.version, evictor.deadline(3, 5, 0)) == (8, 95_000)
+
+    # 2. and 3. Another that is held up after its look at the slot, and an eviction meanwhile.
+    class HeldUp:
+        """The mapped words; before the first store into slot 3 the others have their turn."""
+
+        def __init__(self, words: Any) -> None:
+            self._words, self.is_over = words, None
+
+        def __getitem__(self, at: Any) -> Any:
+            return self._words[at]
+
+        def __setitem__(self, at: int, value: int) -> None:
+            if self.is_over is None and at >= 2_048 + 3 * 4:
+                assert self._words[512 + renewer.owner] == 9
+                assert change(place.next()) == (9, 10)
+                self.is_over = evictor.is_over(9)
+                assert change() == (11, 12)
+            self._words[at] = value
+
+    held_up = HeldUp(renewer._words)
+    renewer._words = held_up  # type: ignore[assignment]
+    assert renewer.renew(place, renewed) is False
+    assert (held_up.is_over, evictor.is_over(9), renewer.version) == (False, True, 12)
+
+    # 4. A worker is killed in the middle of a change.
+    evictor.lock()
+    evictor.begin_change()
+    evictor.unlock()  # as the system does it
+    assert renewer.version == 13
+    assert renewer.renew(place, renewed) is None
+    assert renewer.lock()
+    renewer.end_change()
+    assert renewer.version == 14
+    renewer.unlock()
+    renewer.close()
+    evictor.close()
+
+
 def test_a_pause_that_several_notice_is_made_good_once(tmp_path: Path) -> None:
     """As all workers do at a start; here threads, since LMDB opens a file once in a process."""
     store = LmdbStore(tmp_path, boot_id="one")
@@ -942,19 +1003,19 @@ def test_a_pause_that_several_notice_is_made_good_once(tmp_path: Path) -> None:
     store.commit(NS, put(sample_instance()))
     is_waiting = threading.Event()
     at_once = ThreadPoolExecutor(1)
-    extend_all, locked = store._extend_all, store._locked
+    extend_all, locked = store._extend_all, store._files.locked
     others = []
 
     def slowly(now_mono_ms: int) -> int:
-        store._locked = waiting  # type: ignore[method-assign]
+        store._files.locked = waiting  # type: ignore[method-assign]
         others.append(at_once.submit(store.resume, 50_100))
         assert is_waiting.wait(60)
         return extend_all(now_mono_ms)
 
     @contextmanager
-    def waiting(name: str) -> Iterator[None]:
+    def waiting(name: str, *, waits: bool = True) -> Iterator[None]:
         is_waiting.set()
-        with locked(name):
+        with locked(name, waits=waits):
             yield
 
     store._extend_all = slowly  # type: ignore[method-assign]

@@ -1,31 +1,53 @@
 """Live leases in a file that all worker processes map: a renewal is three stores into memory.
 
 Which lease has which slot is said elsewhere, in the store's transactions; the file holds only what
-renewals change, so losing it loses no more than the time since the last registration. It belongs to
-one boot of the machine, since deadlines do.
+renewals change. Its ``version`` is that of a seqlock (a counter that is odd while a writer is at
+work, and by which a reader knows that nothing happened meanwhile), with the difference that
+renewers, who play the reader's part, write too.
 
-Two things make plain stores safe between processes that may be killed anywhere:
+**An example.** The lease of *web:1* has slot 3, where it is generation 5. The version is 8.
 
-* ``version`` is odd while someone changes which lease has which slot. Who stores a deadline and
-  then finds another version than before looks again; who changes leases makes the version odd and
-  then reads deadlines. So of a renewal and an eviction at the same instant one sees the other.
-* A slot that a lease left, by its end or by another registration, is nobody's until no process can
-  be amid a renewal that found it in use: each says, for the time of its three stores, at which
-  version it began. Whoever is held up there, for however long, writes late into a slot that is
-  nobody's. (So slots are used up meanwhile, 32 bytes for each registration.)
+1. *A renewal.* The renewer notes ``began = 9``, the version and one. It finds the version even and
+   generation 5 in the slot, stores when it renewed and then, in one word, the deadline and the 5,
+   notes ``began = 0`` and finds the version to be 8 still. The lease is renewed.
+2. *An evictor at the same instant.* It takes the lock, makes the version 9, and then reads the
+   deadline. If the renewer stored its deadline before that, the evictor sees it, and leaves the
+   lease. If not, the evictor writes the eviction into the store, makes the slot generation 6, which
+   is nobody's, and the version 10. The renewer, whose last look finds 9 or 10 instead of 8, takes
+   the lock and asks the store: the lease is gone, and the client is told so. One of the two sees
+   the other.
+3. *The next registration* would take slot 3, which was let go of at version 9. But the renewer was
+   held up before its stores: it still says ``began = 9``, and slot 3 waits until nobody says 10 or
+   less. The registration takes slot 4, and the version goes to 11 and to 12. When the renewer goes
+   on, it writes into a slot that is nobody's, and then finds 12. If it was killed instead, the
+   system has taken back the lock on its place among the openers, and its word counts no more.
+4. *A worker is killed in the middle of a change*, after its transaction, before it brought the
+   slots in line: the version stays 13. Renewers find it odd, and wait for the lock. Whoever has it
+   next finds the version odd under the lock, so somebody died: it brings all slots to what the
+   store says, and makes the version 14.
 
-A deadline and the generation of its lease are one word, so a reader knows whose deadline it is.
+**Format**, in words of eight bytes: a header (word 0 is the version; 1 when it was last noted that
+the server runs and 2 how long it did not, for running time; 3 how many openers there were at once
+at most; 4 the number of the store's format; from 512 on ``began`` of each opener), then slots of
+four words: deadline and generation, duration, last renewal, last renewal by the client itself. A
+slot may instead count renewals: words 0 and 1 are the windows of even and odd number, the window's
+number and its count in one word.
 
-What remains: someone held up amid the stores for the *same* lease puts back a deadline that others
-have moved on meanwhile. It renews again as soon as it goes on (``Registry``), so that matters only
-where it is held up for longer than the lease lasts, and killed or outrun at that very instant.
+**Validity.** The file belongs to one boot of the machine, since deadlines do. A slot's words are of
+the lease that the store gives this slot and the generation in word 0; of no lease where the
+generations differ. A slot counts as free once the store says so and nobody is amid a renewal that
+found it in use. So slots are used up meanwhile, 32 bytes for each registration.
 
-Layout, in words of eight bytes: a header (word 0 is the version; 1 when it was last noted that the
-server runs and 2 how long it did not, for running time; 3 how many openers there were at once at
-most; 4 the number of the store's format; from 512 on the version at which each opener began a
-renewal), then slots of four words: generation and deadline, duration, last renewal, last renewal by
-the client itself. A slot may instead count renewals: words 0 and 1 are the windows of even and odd
-number, the window's number and its count in one word.
+**Reading** (``read``, ``renew``). Look at the version, at the slot, and at the version again. If it
+is even and the same, what was found in between is of one state. If not, take the lock, under which
+nobody changes places, and look into the store.
+
+**Crashes.** A killed process leaves single words, each of them whole, and at worst an odd version
+(4). Losing the file loses no more than the renewals since the last registration: every lease gets
+its whole duration then. What remains: someone held up amid the stores for the *same* lease puts
+back a deadline that others have moved on meanwhile. It renews again as soon as it goes on
+(``Registry``), so that matters only where it is held up for longer than the lease lasts, and killed
+or outrun at that very instant.
 """
 
 from __future__ import annotations

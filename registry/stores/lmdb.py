@@ -1,32 +1,46 @@
 """One machine, many workers: an LMDB environment that all processes map.
 
-What it promises beyond the contract:
+**Format** (its number, and what becomes of older ones: ``formats.py``). The databases of
+``data.mdb``; parts of a key are joined by NUL, which no part can hold:
 
-* It grows with its content: a full map is doubled, and other processes follow.
-* A killed process leaves no lock and no half write behind; its reader slot is cleared.
-* Commits are not flushed one by one (the kernel keeps them through any kill). Once a second a
-  consistent copy goes to the disk (``checkpoint.mdb``, written beside and renamed). After a power
-  cut the machine boots with another boot id, the working file is not trusted then, and the store
-  starts from the last copy: never damaged, short by at most the last second (or, where copying
-  takes longer than 50 ms, by twenty times what one copy takes).
+| database | key | value |
+| --- | --- | --- |
+| ``record`` | namespace, application, id | revision, instance |
+| ``leased`` | the same | the lease's place in the lease file, and the lease as registered |
+| ``free`` | version of the lease file, slot | generation: a slot that was let go of then |
+| ``override`` | namespace, id | status |
+| ``log`` | namespace, revision | the key of the instance that was listed or changed so |
+| ``removal`` | namespace, revision | a removed instance's last state; or whose override changed |
+| ``removed`` | namespace, application, id | the revision of its removal |
+| ``meta`` | a name, often with a namespace | counters, locks, notes |
 
-Layout: ``record`` (namespace, key → revision, instance), ``leased`` (→ the lease's place in the
-lease file, and the lease as registered), ``free`` (slots of the lease file, by when they were let
-go of), ``override``, ``meta`` (counters, locks) and the last change of each instance: ``log``
-(namespace, revision → which listed instance), ``removal`` (→ a removed one, with its last state;
-also where only an override changed) and ``removed`` (namespace, key → the revision of its removal).
-Parts of a key are joined by NUL, which no part can hold; instances stand behind their checksums.
-Renewals are in the lease file alone (``leases.py``).
+``log`` and ``removal`` have the last change of each instance alone. Renewals are in the lease file
+(``leases.py``), and nowhere else.
+
+**Validity.** ``data.mdb`` is trusted on the boot of the machine that wrote it, since commits are
+not flushed one by one: the kernel keeps them through any kill, not through a power cut. Once a
+second a consistent copy goes to the disk (``checkpoint.mdb``), from which another boot starts. So a
+power cut costs the last second at most; where copying takes longer than 50 ms, twenty times what
+one copy takes. Instances stand behind their checksums, and a start has every file looked through by
+another process before it maps it (``files.py``, ``folder.py``).
+
+**Reading.** A transaction sees one state, whatever is committed meanwhile. What is kept in memory
+(places, revisions) is kept with the lease file's version before it was read, and counts as long as
+that version stands. Another process may have made the map larger: then it is mapped anew.
+
+**Writing.** Under the lease file's lock: its version odd, one transaction, the slots in line, its
+version even. A full map is doubled.
+
+**Crashes.** A killed process leaves no half transaction; its locks are taken back by the system,
+its reader slot is cleared by the next who looks, and where it left the version odd the next writer
+brings the slots in line with what was committed.
 """
 
 from __future__ import annotations
 
-import fcntl
-import functools
 import logging
 import operator
 import os
-import shutil
 import struct
 import threading
 import time
@@ -34,16 +48,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import lmdb
 import orjson
 
 from registry.errors import ConflictError, LockLostError, StoreError, StoreGoneError
 from registry.model import (
-    ActionType,
     Change,
-    DataCenter,
     Instance,
     InstanceKey,
     InstanceStatus,
@@ -55,28 +67,30 @@ from registry.model import (
 )
 from registry.store import PAUSE_MS, Commit, Due, Fence, another_life
 from registry.stores import formats
-from registry.stores.files import damage, sealed, unsealed
+from registry.stores.files import sealed, unsealed
+from registry.stores.folder import INITIAL_MAP_BYTES, Folder
 from registry.stores.leases import LeaseFile, Place
+from registry.stores.records import (
+    ENTRY,
+    EVICTED,
+    KIND,
+    LEASED,
+    OF_OVERRIDE,
+    U64,
+    Entry,
+    decode_instance,
+    decode_record,
+    encode_instance,
+    packed_entry,
+)
 
 log = logging.getLogger("registry")
 
 _T = TypeVar("_T")
-_INITIAL_MAP_BYTES = 16 * 1024 * 1024
-_LEASED = struct.Struct(">QQQQQ")  # slot, generation; deadline, duration, last renewal
 _PLACE = struct.Struct(">QQ")
 _FREED = struct.Struct(">QQ")  # at which version, slot
 _DUE = struct.Struct(">QQQ")
-_U64 = struct.Struct(">Q")
-_PLACE_OF = {name: place for place, name in enumerate(Instance._fields)}
-_DATA_CENTER, _TAGS = _PLACE_OF["data_center"], _PLACE_OF["tags"]
-_STATUS, _OVERRIDDEN = _PLACE_OF["status"], _PLACE_OF["overridden_status"]
-_ACTION, _REVISION = _PLACE_OF["action_type"], _PLACE_OF["revision"]
-_STATUSES = {str(status): status for status in InstanceStatus}
-_ACTIONS = {str(action): action for action in ActionType}
-_ENTRY = struct.Struct(">qBH")  # the instant, kind, length of the key
-_KIND = 8
 _I64 = struct.Struct(">q")
-_EVICTED, _OF_OVERRIDE = 1, 2
 _REMOVED_BYTES = 16 * 1024 * 1024
 _CHECKPOINT_EVERY_SECS = 1.0
 _CHECKPOINT_DUTY = 20.0
@@ -90,96 +104,6 @@ _PAUSE_SECS = 0.002
 _MINIMUM_FREE_BYTES = 128 * 1024
 _PROBED_SECS = 1.0
 _FAILURES = (lmdb.Error, OSError, ValueError, LookupError, TypeError, struct.error)
-_REMOVED_KEPT_BYTES = 128 * 1024
-_SPARE_BYTES = 32 * 1024 * 1024
-
-
-def encode_instance(instance: Instance) -> bytes:
-    """An instance as the store keeps it; its revision stands beside it."""
-    values: list[Any] = list(instance)
-    center = instance.data_center
-    values[_DATA_CENTER] = (center.name, center.amazon_metadata)
-    return orjson.dumps(values)
-
-
-def decode_instance(data: bytes | list[Any], revision: int) -> Instance:
-    """The instance that ``encode_instance`` wrote, at this revision."""
-    values = orjson.loads(data) if isinstance(data, bytes) else data
-    name, amazon_metadata = values[_DATA_CENTER]
-    values[_DATA_CENTER] = (
-        _data_center(name) if amazon_metadata is None else DataCenter(name, amazon_metadata)
-    )
-    values[_TAGS] = tuple(values[_TAGS])
-    values[_STATUS] = _STATUSES[values[_STATUS]]
-    values[_OVERRIDDEN] = _STATUSES[values[_OVERRIDDEN]]
-    values[_ACTION] = _ACTIONS[values[_ACTION]]
-    values[_REVISION] = revision
-    return Instance._make(values)
-
-
-# Most are in one of three that have nothing but their name.
-_data_center = functools.lru_cache(maxsize=64)(DataCenter)
-
-
-class _Entry(NamedTuple):
-    """A change as the log has it: what it refers to, and a removed instance's last state."""
-
-    at_running_ms: int
-    kind: int
-    key: bytes
-    encoded: bytes = b""
-
-    @classmethod
-    def unpack(cls, data: bytes) -> _Entry:
-        at, kind, length = _ENTRY.unpack_from(data)
-        end = _ENTRY.size + length
-        return cls(at, kind, data[_ENTRY.size : end], data[end:])
-
-
-def _packed_entry(at_running_ms: int, kind: int, key: bytes, encoded: bytes = b"") -> bytes:
-    return _ENTRY.pack(at_running_ms, kind, len(key)) + key + encoded
-
-
-def _decode_record(value: bytes) -> Instance:
-    return decode_instance(unsealed(value, _U64.size), _U64.unpack_from(value)[0])
-
-
-def _check_record(value: bytes) -> None:
-    unsealed(value, _U64.size)
-
-
-def _check_removal(value: bytes) -> None:
-    entry = _Entry.unpack(value)
-    if entry.encoded:
-        unsealed(entry.encoded)
-
-
-_CHECKS: dict[bytes, Callable[[bytes], object]] = {
-    b"record": _check_record,
-    b"removal": _check_removal,
-    b"log": _Entry.unpack,
-    b"leased": _LEASED.unpack,
-}
-
-
-def _look_through(env: Any) -> None:
-    """Raise an error where something in a file is not what this version wrote."""
-    try:
-        meta = env.open_db(b"meta", create=False)
-        with env.begin() as txn:
-            if txn.get(formats.KEY, db=meta) != formats.STATED:
-                return  # its checksums, if it has any, are elsewhere
-        for name, check in _CHECKS.items():
-            database = env.open_db(name, create=False)
-            with env.begin() as txn:
-                for _, value in txn.cursor(database):
-                    check(value)
-    except lmdb.NotFoundError:
-        return  # it is of another version, or its making was interrupted
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 class _Written:
@@ -245,21 +169,22 @@ class LmdbStore:
         self._gone: str | None = None
         self._probed = 0.0
         try:
+            self._files = Folder(folder, None if boot_id is None else boot_id.encode())
             folder.mkdir(parents=True, exist_ok=True)
-            with self._locked("opening.lock"):
-                self._start((boot_id or _boot_id()).encode())
+            with self._files.locked("opening.lock"):
+                self._start()
         except (OSError, lmdb.Error) as error:
             raise StoreError(f"cannot open the store in {folder}: {error}") from error
 
-    def _start(self, boot_id: bytes) -> None:
+    def _start(self) -> None:
         """Open what is there, or what can be made of it; alone among those who open."""
-        boot, leases = self._folder / "boot", self._folder / "leases"
-        is_known = boot.exists() and boot.read_bytes() == boot_id
-        is_as_left = self._is_as_left() and is_known
+        files, leases = self._files, self._files.leases
+        is_known = files.is_of_this_boot()
+        is_as_left = files.is_as_left() and is_known
         if not is_known:
             leases.unlink(missing_ok=True)
         is_alone = not LeaseFile.is_open(leases)
-        begins_again = self._choose(is_known, is_alone, is_as_left)
+        begins_again = files.choose(is_known=is_known, is_alone=is_alone, is_as_left=is_as_left)
         self._live = LeaseFile(leases)
         try:
             self._open()
@@ -280,105 +205,14 @@ class LmdbStore:
             self._read(self._show_clock)
             if self._live.is_alone():
                 self._live.skip_to(self._read(self._last_freed))
-            data = os.stat(self._folder / "data.mdb")
+            data = os.stat(files.data)
             self._identity = (data.st_dev, data.st_ino)
-            self._whole = _state(data) if is_alone else ""
+            self._whole = files.state_of_data() if is_alone else ""
         except BaseException:
             self._live.close()
             raise
         if not is_known:
-            draft = self._folder / "boot.draft"
-            draft.write_bytes(boot_id)
-            draft.replace(boot)
-
-    def _is_as_left(self) -> bool:
-        """Whether the files are those that the last opener had looked through, and left alone."""
-        note = self._folder / "whole"
-        with suppress(OSError):
-            told = note.read_text()
-            note.unlink()  # it counts once: who opens the store now may be killed at any time
-            return told == self._states()
-        return False
-
-    def _leave_whole(self) -> None:
-        """Spare the next opener the look at files in which nothing changed since this one's.
-
-        A start looks through them before any worker does, and the first worker need not again.
-        """
-        if not self._live.is_alone() or self._whole != _state(os.stat(self._folder / "data.mdb")):
-            return
-        (self._folder / "whole").write_text(self._states())
-
-    def _states(self) -> str:
-        states = [_state(os.stat(self._folder / name)) for name in ("data.mdb", "leases")]
-        return "\n".join([f"format {formats.FORMAT}", *states])
-
-    def _choose(self, is_known: bool, is_alone: bool, is_as_left: bool) -> bool:
-        """Put the file in place that the store starts from; whether something may be lost by it."""
-        may_be_lost = self._restore(is_known, is_alone, is_as_left)
-        data = self._folder / "data.mdb"
-        if is_alone and data.exists() and data.stat().st_size > 0:
-            formats.migrate(self._folder)
-        return may_be_lost
-
-    def _restore(self, is_known: bool, is_alone: bool, is_as_left: bool) -> bool:
-        data, checkpoint = self._folder / "data.mdb", self._folder / "checkpoint.mdb"
-        is_there = data.exists() and data.stat().st_size > 0
-        if is_alone:
-            # It is of processes that are no more, and made anew.
-            (self._folder / "lock.mdb").unlink(missing_ok=True)
-        if not is_there and not checkpoint.exists():
-            return False  # the store is new
-        reason: str | None = "it is of another boot"
-        if is_known:
-            if not is_alone:
-                # They read it, and change it while it would be looked through.
-                if not is_there:
-                    raise StoreError(f"{data} is missing, while another process has it open")
-                return False
-            if is_as_left:
-                return False
-            reason = damage(data, _look_through) if is_there else "it is missing"
-            if reason is None:
-                formats.check(data)
-                self._give_space_back(data, checkpoint)
-                return False
-        if not checkpoint.exists():
-            if not is_known:
-                # The machine went down before the first one, or somebody left it behind.
-                if (more := damage(data, _look_through)) is None:
-                    formats.check(data)
-                    log.warning("%s: %s, without a checkpoint; all of it is whole", data, reason)
-                    return True
-                reason = f"{reason}, {more}"
-            raise StoreError(
-                f"{data}: {reason}, and there is no checkpoint.mdb beside it; "
-                "move the folder away, and clients register again"
-            )
-        if (more := damage(checkpoint, _look_through)) is not None:
-            raise StoreError(
-                f"{checkpoint}: {more}, and {data} cannot be used: {reason}; "
-                "move the folder away, and clients register again"
-            )
-        formats.check(checkpoint)
-        if is_known:
-            log.error("%s: %s; the store starts from its last checkpoint", data, reason)
-        restored = self._folder / "restored.mdb"
-        shutil.copyfile(checkpoint, restored)
-        formats.have_begin_again(restored)
-        restored.replace(data)
-        return True
-
-    def _give_space_back(self, data: Path, checkpoint: Path) -> None:
-        """Make a file small again that a storm made large: LMDB gives no page back."""
-        needed = checkpoint.stat().st_size if checkpoint.exists() else 0
-        if not needed or data.stat().st_size < 2 * needed + _SPARE_BYTES:
-            return
-        draft = self._folder / "compact.mdb"
-        draft.unlink(missing_ok=True)
-        with lmdb.open(str(data), subdir=False, readonly=True, lock=False, max_dbs=8) as env:
-            env.copy(str(draft), compact=True)
-        draft.replace(data)
+            files.note_boot()
 
     def _renewals_are_whole(self) -> bool:
         """Whether the lease file says of each lease what can be; not looked at beside others."""
@@ -389,22 +223,15 @@ class LmdbStore:
         with self._alone():
             return self._read(
                 lambda txn: all(
-                    is_plausible(*_LEASED.unpack(value)[:4])
+                    is_plausible(*LEASED.unpack(value)[:4])
                     for value in txn.cursor(self._leased).iternext(keys=False)
                 )
             )
 
-    @contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        """Keep other processes, and other threads, from doing the same meanwhile."""
-        with (self._folder / name).open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
     def _open(self) -> None:
         self._env = lmdb.open(
             str(self._folder),
-            map_size=_INITIAL_MAP_BYTES,
+            map_size=INITIAL_MAP_BYTES,
             max_dbs=8,
             max_readers=1024,
             sync=False,
@@ -428,20 +255,20 @@ class LmdbStore:
         found = txn.get(formats.KEY, db=self._meta)
         if found is None and txn.stat(self._record)["entries"] == 0:
             txn.put(formats.KEY, formats.STATED, db=self._meta)
-            txn.put(b"life", _U64.pack(self._life), db=self._meta)
+            txn.put(b"life", U64.pack(self._life), db=self._meta)
         elif found != formats.STATED:
             raise StoreError(f"the store in {self._folder} is in use by another version")
         return txn.get(formats.BEGINS, db=self._meta) is not None
 
     def _map_is_smaller(self) -> bool:
         size: int = self._env.info()["map_size"]
-        return (self._folder / "data.mdb").stat().st_size > size
+        return self._files.data.stat().st_size > size
 
     def _forget_clock(self, txn: Any) -> None:
         """After a reboot the monotonic clock begins again: nothing written by it holds."""
         for key, value in list(txn.cursor(self._leased)):
-            slot, generation, _, duration, renewed = _LEASED.unpack(value)
-            packed = _LEASED.pack(slot, generation, 0, duration, renewed)
+            slot, generation, _, duration, renewed = LEASED.unpack(value)
+            packed = LEASED.pack(slot, generation, 0, duration, renewed)
             txn.put(key, packed, db=self._leased)
         for key, _ in list(txn.cursor(self._meta)):
             if key.startswith((b"lock\0", b"window\0")):
@@ -451,19 +278,19 @@ class LmdbStore:
         alive = self._signed(txn, b"alive")
         ran = alive - (self._signed(txn, b"outages") or 0) if alive is not None else None
         if ran is None:
-            ran = max([_ENTRY.unpack_from(v)[0] for _, v in txn.cursor(self._log)], default=0)
+            ran = max([ENTRY.unpack_from(v)[0] for _, v in txn.cursor(self._log)], default=0)
         txn.put(b"alive", _I64.pack(-PAUSE_MS - 1), db=self._meta)
         txn.put(b"outages", _I64.pack(-1 - ran), db=self._meta)
 
     def _begin_again(self, txn: Any) -> None:
         """Begin another life, in which all that is listed counts as just changed."""
         revisions = [
-            (key, _U64.unpack(value)[0])
+            (key, U64.unpack(value)[0])
             for key, value in txn.cursor(self._meta)
             if key.startswith(b"revision\0")
         ]
         before = max([self._number(txn, self._meta, b"life") or 0, *(r for _, r in revisions)])
-        life = _U64.pack(another_life(Revision(before)))
+        life = U64.pack(another_life(Revision(before)))
         txn.put(b"life", life, db=self._meta)
         for key, _ in revisions:
             txn.put(key, life, db=self._meta)
@@ -471,7 +298,7 @@ class LmdbStore:
         at = (self._signed(txn, b"alive") or 0) + PAUSE_MS - (self._signed(txn, b"outages") or 0)
         for key, value in txn.cursor(self._record):
             namespace, _, name = key.partition(b"\0")
-            txn.put(namespace + b"\0" + value[:8], _packed_entry(at, 0, name), db=self._log)
+            txn.put(namespace + b"\0" + value[:8], packed_entry(at, 0, name), db=self._log)
         txn.delete(formats.BEGINS, db=self._meta)
 
     def _last_freed(self, txn: Any) -> int:
@@ -522,7 +349,7 @@ class LmdbStore:
         if isinstance(error, (lmdb.Error, OSError)):
             return StoreError(f"cannot {what} the store in {self._folder}: {error}")
         # What was written is not what is read.
-        return StoreError(f"{self._folder / 'data.mdb'} is damaged: {error}")
+        return StoreError(f"{self._files.data} is damaged: {error}")
 
     def _check_files(self) -> None:
         """``StoreGoneError``, now and from now on, where the files are no longer in their place."""
@@ -550,7 +377,7 @@ class LmdbStore:
     @staticmethod
     def _number(txn: Any, db: Any, key: bytes) -> int | None:
         value = txn.get(key, db=db)
-        return None if value is None else _U64.unpack(value)[0]
+        return None if value is None else U64.unpack(value)[0]
 
     def _signed(self, txn: Any, key: bytes) -> int | None:
         value = txn.get(key, db=self._meta)
@@ -581,27 +408,27 @@ class LmdbStore:
         listed: Callable[[bytes], Instance],
     ) -> list[Change]:
         """The changes after a revision, with ``listed`` to tell what stands under a key."""
-        last = None if after == 0 else _U64.pack(after)
+        last = None if after == 0 else U64.pack(after)
         found = []
         for _, value in self._items(txn, self._log, namespace, last):
-            at_running_ms, kind, _ = _ENTRY.unpack_from(value)
-            name = value[_ENTRY.size :]
+            at_running_ms, kind, _ = ENTRY.unpack_from(value)
+            name = value[ENTRY.size :]
             instance = listed(name)
             change = Change(instance.revision, at_running_ms, instance)
             if kind:
                 change = change._replace(override=self._override_of(txn, namespace, name))
             found.append(change)
         for key, value in self._items(txn, self._removal, namespace, last):
-            entry = _Entry.unpack(value)
-            revision = _U64.unpack(key)[0]
-            of_override = entry.kind & _OF_OVERRIDE
+            entry = Entry.unpack(value)
+            revision = U64.unpack(key)[0]
+            of_override = entry.kind & OF_OVERRIDE
             found.append(
                 Change(
                     Revision(revision),
                     entry.at_running_ms,
                     decode_instance(unsealed(entry.encoded), revision) if entry.encoded else None,
                     bool(entry.encoded),
-                    bool(entry.kind & _EVICTED),
+                    bool(entry.kind & EVICTED),
                     self._override_of(txn, namespace, entry.key) if of_override else None,
                 )
             )
@@ -618,7 +445,7 @@ class LmdbStore:
     def load(self, namespace: Namespace) -> Snapshot:
         def load(txn: Any) -> Snapshot:
             instances = {
-                key: _decode_record(value)
+                key: decode_record(value)
                 for key, value in self._items(txn, self._record, namespace)
             }
             return Snapshot(
@@ -653,7 +480,7 @@ class LmdbStore:
         def read(txn: Any) -> list[Change] | None:
             def listed(key: bytes) -> Instance:
                 value = txn.get(prefix + key, db=self._record)
-                return _decode_record(value)
+                return decode_record(value)
 
             if not self._trimmed(txn, namespace) <= after <= self._revision(txn, namespace):
                 return None
@@ -714,7 +541,7 @@ class LmdbStore:
         deadline = commit.expected_deadline_mono_ms
         if (
             # The revision leads the record, so that the guard costs no decoding.
-            (_U64.unpack_from(stored)[0] if stored is not None else 0) != commit.expected
+            (U64.unpack_from(stored)[0] if stored is not None else 0) != commit.expected
             or (None if override is None else InstanceStatus(override.decode()))
             != commit.expected_override
             or (
@@ -731,11 +558,11 @@ class LmdbStore:
             return
         revision = written.take()
         instance, lease, change = commit.instance, commit.lease, commit.override
-        packed_revision = _U64.pack(revision)
+        packed_revision = U64.pack(revision)
         place = written.prefix
         kind = 0
         if change is not None:
-            kind = _OF_OVERRIDE
+            kind = OF_OVERRIDE
             written.has_overrides = True
             if change.status is None:
                 txn.delete(override_key, db=self._override)
@@ -747,19 +574,19 @@ class LmdbStore:
         if stored is not None and instance is not None:
             superseded = txn.pop(place + stored[:8], db=self._log)
             if superseded is not None:  # it was not trimmed
-                kind |= superseded[_KIND] & _OF_OVERRIDE
+                kind |= superseded[KIND] & OF_OVERRIDE
         else:
             kind |= self._supersede_removal(txn, place, removed_key, written)
         at = self.running_ms(commit.at_mono_ms)
         if instance is None or commit.remove:
-            kind |= _EVICTED if commit.evicted else 0
+            kind |= EVICTED if commit.evicted else 0
             encoded = b"" if instance is None else sealed(encode_instance(instance))
-            entry = _packed_entry(at, kind, name, encoded)
+            entry = packed_entry(at, kind, name, encoded)
             txn.put(place + packed_revision, entry, db=self._removal)
             txn.put(removed_key, packed_revision, db=self._removed)
             written.removed_bytes += _size_of_removal(entry)
         else:
-            txn.put(place + packed_revision, _packed_entry(at, kind, name), db=self._log)
+            txn.put(place + packed_revision, packed_entry(at, kind, name), db=self._log)
         if instance is not None and commit.remove:
             txn.delete(key, db=record)
             if leased is not None:
@@ -791,7 +618,7 @@ class LmdbStore:
             return 0
         superseded = txn.pop(place + revision, db=self._removal)
         written.removed_bytes -= _size_of_removal(superseded)
-        kind: int = superseded[_KIND] & _OF_OVERRIDE
+        kind: int = superseded[KIND] & OF_OVERRIDE
         return kind
 
     def _has_room(self, txn: Any, namespace: Namespace, commit: Commit, written: _Written) -> bool:
@@ -815,7 +642,7 @@ class LmdbStore:
             for key, value in cursor:
                 if not key.startswith(b"size\0"):
                     break
-                found[Namespace(key[5:].decode())] = _U64.unpack(value)[0]
+                found[Namespace(key[5:].decode())] = U64.unpack(value)[0]
         return found
 
     def _count(self, txn: Any, namespace: Namespace, written: _Written) -> None:
@@ -823,15 +650,15 @@ class LmdbStore:
         name = namespace.encode()
         if not written.last:
             return
-        txn.put(b"revision\0" + name, _U64.pack(written.last), db=self._meta)
+        txn.put(b"revision\0" + name, U64.pack(written.last), db=self._meta)
         if written.size is not None:
-            txn.put(b"size\0" + name, _U64.pack(written.size), db=self._meta)
+            txn.put(b"size\0" + name, U64.pack(written.size), db=self._meta)
         if written.steps:
             count = self._number(txn, self._meta, b"expected\0" + name)
             for step, opening in written.steps:
                 count = opening if count is None else count
                 count = max(0, count + step) if count else 0
-            txn.put(b"expected\0" + name, _U64.pack(count or 0), db=self._meta)
+            txn.put(b"expected\0" + name, U64.pack(count or 0), db=self._meta)
         if written.evicted_at:
             seconds = Counter(self._evicted(txn, namespace))
             seconds.update(at // 1000 for at in written.evicted_at)
@@ -851,14 +678,14 @@ class LmdbStore:
             cursor.set_range(name + b"\0")
             last = cursor.key()[-8:]
             size -= self._forget_removal(txn, name, last)
-        txn.put(key, _U64.pack(size), db=self._meta)
+        txn.put(key, U64.pack(size), db=self._meta)
         if last is not None:
             self._note_trimmed(txn, name, last)
 
     def _forget_removal(self, txn: Any, name: bytes, revision: bytes) -> int:
         """Forget a removal; its size."""
         value = txn.pop(name + b"\0" + revision, db=self._removal)
-        entry = _Entry.unpack(value)
+        entry = Entry.unpack(value)
         key = name + b"\0" + entry.key
         txn.delete(key if entry.encoded else key + b"\0", db=self._removed)
         return _size_of_removal(value)
@@ -883,7 +710,7 @@ class LmdbStore:
         """Let go of a lease's slot; the place is nobody's, and the slot not yet another's."""
         place = _place(leased).next()
         freed = _FREED.pack(self._live.version, place.slot)
-        txn.put(freed, _U64.pack(place.generation), db=self._free)
+        txn.put(freed, U64.pack(place.generation), db=self._free)
         return place
 
     def _new_place(self, txn: Any) -> Place:
@@ -891,17 +718,17 @@ class LmdbStore:
         if cursor.first():
             version, slot = _FREED.unpack(cursor.key())
             if self._live.is_over(version):
-                generation = _U64.unpack(cursor.value())[0]
+                generation = U64.unpack(cursor.value())[0]
                 cursor.delete()
                 return Place(slot, generation).next()
         slot = self._number(txn, self._meta, b"slots") or 0
         self._live.reserve(slot)
-        txn.put(b"slots", _U64.pack(slot + 1), db=self._meta)
+        txn.put(b"slots", U64.pack(slot + 1), db=self._meta)
         return Place(slot, 1)
 
     def _as_renewed(self, leased: bytes) -> Lease:
         """A lease as it is now; as it was registered where no slot was written since."""
-        return self._live.read(_place(leased)) or Lease(*_LEASED.unpack(leased)[2:])
+        return self._live.read(_place(leased)) or Lease(*LEASED.unpack(leased)[2:])
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -923,9 +750,9 @@ class LmdbStore:
         for _, value in txn.cursor(self._leased):
             place = _place(value)
             if not self._live.holds(place):
-                self._live.write(place, Lease(*_LEASED.unpack(value)[2:]))
+                self._live.write(place, Lease(*LEASED.unpack(value)[2:]))
         for key, value in txn.cursor(self._free):
-            self._live.write(Place(_FREED.unpack(key)[1], _U64.unpack(value)[0]), _NO_LEASE)
+            self._live.write(Place(_FREED.unpack(key)[1], U64.unpack(value)[0]), _NO_LEASE)
 
     def renew(
         self, namespace: Namespace, key: InstanceKey, lease: Lease, window: int | None
@@ -1018,15 +845,15 @@ class LmdbStore:
         """The slot in which this process counts the renewals of a namespace."""
         slot = self._counters.get(namespace)
         if slot is None:
-            key = b"counter\0" + namespace.encode() + b"\0" + _U64.pack(self._live.owner)
+            key = b"counter\0" + namespace.encode() + b"\0" + U64.pack(self._live.owner)
 
             def write(txn: Any) -> int:
                 stored = self._number(txn, self._meta, key)
                 if stored is None:
                     stored = self._number(txn, self._meta, b"slots") or 0
                     self._live.reserve(stored)
-                    txn.put(b"slots", _U64.pack(stored + 1), db=self._meta)
-                    txn.put(key, _U64.pack(stored), db=self._meta)
+                    txn.put(b"slots", U64.pack(stored + 1), db=self._meta)
+                    txn.put(key, U64.pack(stored), db=self._meta)
                 return stored
 
             slot = self._counters[namespace] = self._write(write)
@@ -1042,7 +869,7 @@ class LmdbStore:
                 for key, value in cursor:
                     if not key.startswith(prefix):
                         break
-                    found.append(_U64.unpack(value)[0])
+                    found.append(U64.unpack(value)[0])
             return found
 
         return sum(self._live.counted(slot, window) for slot in self._read(slots))
@@ -1097,7 +924,7 @@ class LmdbStore:
 
     def set_expected_clients(self, namespace: Namespace, count: int) -> None:
         key = b"expected\0" + namespace.encode()
-        self._write(lambda txn: txn.put(key, _U64.pack(count), db=self._meta))
+        self._write(lambda txn: txn.put(key, U64.pack(count), db=self._meta))
 
     def trim(self, namespace: Namespace, before_mono_ms: int) -> int:
         name = namespace.encode()
@@ -1105,7 +932,7 @@ class LmdbStore:
         def old(txn: Any, db: Any, before: int) -> list[bytes]:
             found: list[bytes] = []
             for key, value in self._items(txn, db, namespace):
-                if _ENTRY.unpack_from(value)[0] >= before or len(found) == _TRIMMED_AT_ONCE:
+                if ENTRY.unpack_from(value)[0] >= before or len(found) == _TRIMMED_AT_ONCE:
                     break
                 found.append(key)
             return found
@@ -1147,7 +974,7 @@ class LmdbStore:
             token = self._token(txn, name)
             if holder != owner:
                 token += 1
-                txn.put(b"token\0" + name.encode(), _U64.pack(token), db=self._meta)
+                txn.put(b"token\0" + name.encode(), U64.pack(token), db=self._meta)
             return token
 
         return self._write(write)
@@ -1192,7 +1019,7 @@ class LmdbStore:
 
     def _make_good(self, now_mono_ms: int) -> int | None:
         """Make good a pause, unless another process just did: they all notice it at once."""
-        with self._locked("resume.lock"):
+        with self._files.locked("resume.lock"):
             alive = self._read(lambda txn: self._signed(txn, b"alive"))
             if alive is not None and now_mono_ms - alive <= PAUSE_MS:
                 return None
@@ -1242,7 +1069,7 @@ class LmdbStore:
                 self._live.begin_change()
                 try:
                     for _, value in portion:
-                        extended += self._live.extend(now_mono_ms, *_LEASED.unpack(value))
+                        extended += self._live.extend(now_mono_ms, *LEASED.unpack(value))
                 finally:
                     self._live.end_change()
             if len(portion) < _EXTENDED_AT_ONCE:
@@ -1271,7 +1098,7 @@ class LmdbStore:
             self._make_room()
         except OSError as error:
             raise StoreError(f"the store in {self._folder} cannot grow: {error}") from error
-        stamp = _U64.pack(time.monotonic_ns())
+        stamp = U64.pack(time.monotonic_ns())
         self._write(lambda txn: txn.put(b"probe", stamp, db=self._meta))
         self._probed = time.monotonic()
 
@@ -1281,7 +1108,7 @@ class LmdbStore:
         with self._lock:
             self._live.reserve(slots)
             used = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
-        with open(self._folder / "data.mdb", "r+b") as file:
+        with open(self._files.data, "r+b") as file:
             os.posix_fallocate(file.fileno(), used, _MINIMUM_FREE_BYTES)
 
     def flush(self) -> None:
@@ -1301,18 +1128,17 @@ class LmdbStore:
             revisions = removed = 0
             for key, value in txn.cursor(self._meta):
                 if key.startswith(b"revision\0"):
-                    revisions += _U64.unpack(value)[0]
+                    revisions += U64.unpack(value)[0]
                 elif key.startswith(b"removed\0"):
-                    removed += _U64.unpack(value)[0]
+                    removed += U64.unpack(value)[0]
             return revisions, removed
 
         total, removed = self._read(read)
         if total == written:
             return
         try:
-            with (self._folder / "checkpoint.lock").open("w") as file:
-                fcntl.flock(file, fcntl.LOCK_EX if at_once else fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._write_checkpoint(removed)
+            with self._files.locked("checkpoint.lock", waits=at_once):
+                self._files.write_checkpoint(self._copy, removed, self._check_files)
         except BlockingIOError:
             return  # another process is at it
         except (OSError, lmdb.Error) as error:
@@ -1321,66 +1147,27 @@ class LmdbStore:
         self._checkpoint_cost = time.monotonic() - now
         self._checkpointed = (time.monotonic(), total)
 
-    def _write_checkpoint(self, removed: int) -> None:
-        """Copy what is listed, and nothing else of size; only one process at a time does.
-
-        What was removed is left out: a store that starts from here begins another life, and who
-        follows its delta misses nothing by that.
-        """
-        draft, smaller = self._folder / "checkpoint", self._folder / "checkpoint.smaller"
-        for left in (*self._folder.glob("checkpoint.*[0-9]"), draft, smaller):
-            shutil.rmtree(left, ignore_errors=True)  # of a process that was killed at it
+    def _copy(self, draft: Path) -> None:
+        """Copy all that is in use into an empty folder."""
+        with self._lock:
+            env = self._env
+            env.reader_check()  # what a killed process was reading is free again
         try:
-            draft.mkdir()
+            env.copy(str(draft), compact=True)
+        except lmdb.MapResizedError:  # another process has grown the file since the last read
             with self._lock:
-                env = self._env
-                env.reader_check()  # what a killed process was reading is free again
-            try:
-                env.copy(str(draft), compact=True)
-            except lmdb.MapResizedError:  # another process has grown the file since the last read
-                with self._lock:
-                    env.set_mapsize(0)
-                (draft / "data.mdb").unlink(missing_ok=True)
-                env.copy(str(draft), compact=True)
-            if removed > max(_REMOVED_KEPT_BYTES, (draft / "data.mdb").stat().st_size // 10):
-                smaller.mkdir()
-                self._leave_removed_out(draft, smaller)
-                draft, smaller = smaller, draft
-            with (draft / "data.mdb").open("rb") as copied:
-                os.fsync(copied.fileno())
-            self._check_files()
-            (draft / "data.mdb").replace(self._folder / "checkpoint.mdb")
-            descriptor = os.open(self._folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-            shutil.rmtree(smaller, ignore_errors=True)
-
-    @staticmethod
-    def _leave_removed_out(draft: Path, smaller: Path) -> None:
-        size = 2 * (draft / "data.mdb").stat().st_size + _INITIAL_MAP_BYTES
-        with lmdb.open(str(draft), map_size=size, max_dbs=8, lock=False, sync=False) as env:
-            for name in (b"removal", b"removed"):
-                database = env.open_db(name)
-                with env.begin(write=True) as txn:
-                    txn.drop(database, delete=False)
-            meta = env.open_db(b"meta")
-            with env.begin(write=True) as txn:
-                for key, _ in list(txn.cursor(meta)):
-                    if key.startswith(b"removed\0"):
-                        txn.delete(key, db=meta)
-            env.copy(str(smaller), compact=True)
+                env.set_mapsize(0)
+            (draft / "data.mdb").unlink(missing_ok=True)
+            env.copy(str(draft), compact=True)
 
     def close(self) -> None:
         """Write what is not yet in the checkpoint, and let go."""
         try:
             with suppress(StoreGoneError):  # what is there now is not of this store
                 self._flush(at_once=True)
-                with suppress(OSError), self._locked("opening.lock"):
-                    self._leave_whole()
+                with suppress(OSError), self._files.locked("opening.lock"):
+                    if self._live.is_alone():
+                        self._files.leave_whole(self._whole)
         finally:
             with self._lock:
                 self._env.close()
@@ -1392,13 +1179,8 @@ _NO_LEASE = Lease(0, 0, 0)
 _NO_PLACES: dict[InstanceKey, Place] = {}
 
 
-def _state(file: os.stat_result) -> str:
-    """What is another as soon as anybody writes to a file, or puts another in its place."""
-    return f"{file.st_dev} {file.st_ino} {file.st_size} {file.st_mtime_ns} {file.st_ctime_ns}"
-
-
 def _pack(place: Place, lease: Lease) -> bytes:
-    return _LEASED.pack(*place, lease.deadline_mono_ms, lease.duration_ms, lease.last_renewal_ms)
+    return LEASED.pack(*place, lease.deadline_mono_ms, lease.duration_ms, lease.last_renewal_ms)
 
 
 def _size_of_removal(entry: bytes) -> int:
