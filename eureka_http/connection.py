@@ -68,8 +68,10 @@ Under TLS no connection is half-closed.
 
 Nothing is read while an answer is due or the client does not read: what arrives then waits in the
 stash, and soon the transport is told to stop reading. What can be read is taken by shares: one
-request, or a piece of a body. The worker's loop gives each of its turns so many shares to all
-connections together, so that those who send much do not hold up those who send little.
+request, or a piece of a body. Whoever has more than a share waits in a queue, and so does whoever
+comes when this turn of the worker's loop has spent a few milliseconds on others that came in it.
+The next turns serve the queue, for a few milliseconds each. So neither those who send much, nor
+many who come at once, hold up those who send little, and least of all those whom a lane answers.
 """
 
 from __future__ import annotations
@@ -161,6 +163,8 @@ class Host(answers.Host, Protocol):
     recent_since: float
     """When the worker stops: a deadline before this one is of a client that has long been idle."""
     is_tls: bool
+    is_crowded: bool
+    """Whether this turn of the loop has no time left for what is not answered by a lane."""
     is_quick: bool
     """Whether known requests may be answered without gunicorn hearing of each."""
     nr: int
@@ -184,6 +188,12 @@ class Host(answers.Host, Protocol):
 
     def take_turns(self, connection: Connection) -> None:
         """Call ``share`` when the connections before it had theirs."""
+
+    def spend(self, seconds: float) -> None:
+        """Count what a request has cost that did not wait in the queue."""
+
+    def discard_soon(self, connection: Connection) -> None:
+        """Call ``share`` when it may read again what is only thrown away."""
 
     def send_soon(self, connection: Connection) -> None:
         """Call ``flush`` when all that has arrived by now was read."""
@@ -275,15 +285,16 @@ class Connection(asyncio.Protocol):
             stash += data
             if self._is_queued:
                 self._hold()
-            elif self._dear_until > self._host.now:
+            elif self._dear_until > self._host.now or self._host.is_crowded:
                 self._await_turn()
             else:
-                self._take()
+                self._host.spend(self._take())
         elif self.reading is _DEAF:
-            # Thrown away, but no faster than others are heard.
+            # Thrown away, but slowly: reading it takes time that others need.
             self._hold()
-            if self._current is None:
-                self._queue_up()
+            if self._current is None and not self._is_queued:
+                self._is_queued = True
+                self._host.discard_soon(self)
         else:
             stash += data
             if self._current is None or not self._current.reads_on:
@@ -474,19 +485,18 @@ class Connection(asyncio.Protocol):
         """Read a share of the stash when it is this connection's turn."""
         if not self._is_queued:
             self._hold()
-            self._queue_up()
-            self._rearm()
-
-    def _queue_up(self) -> None:
-        if not self._is_queued:
             self._is_queued = True
             self._host.take_turns(self)
+            self._rearm()
 
     def _can_take(self) -> bool:
         return bool(self._stash) and self.writing is _READY
 
-    def _take(self) -> None:
-        """Read a share of the stash, and begin to answer the request that it completes."""
+    def _take(self) -> float:
+        """Read a share of the stash, and begin to answer the request that it completes.
+
+        How many seconds of the processor that took.
+        """
         began = time.thread_time()
         stash, reader = self._stash, self._reader
         is_alone = len(stash) <= PIECE and not reader.is_amid
@@ -515,16 +525,19 @@ class Connection(asyncio.Protocol):
                     self._partial_since = self._host.now
                 if reader.is_unasked:
                     self._ask_first()
-        self._note_cost(began)
+        spent = self._cost_since(began)
         if not reader.starves and self._can_take():
             self._await_turn()
         else:
             self._listen()
+        return spent
 
-    def _note_cost(self, began: float) -> None:
-        """Have a connection wait in the queue whose share was dear; ``began`` is thread time."""
-        if time.thread_time() - began > _DEAR_SECS:
+    def _cost_since(self, began: float) -> float:
+        """The thread's time since ``began``. Whoever costs much waits in the queue for a while."""
+        spent = time.thread_time() - began
+        if spent > _DEAR_SECS:
             self._dear_until = self._host.now + _DEAR_FOR_SECS
+        return spent
 
     def _listen(self) -> None:
         """Wait for what comes next, if anything may."""
@@ -618,13 +631,13 @@ class Connection(asyncio.Protocol):
                 else:
                     self._reply(answer)
                 return True
-        if self._dear_until > host.now:
+        if self._dear_until > host.now or host.is_crowded:
             return False
         message = Message(method, target, "1.1", known.headers, True, body)
         message.is_alone = True
         began = time.thread_time()
         self._begin(message)
-        self._note_cost(began)
+        host.spend(self._cost_since(began))
         return True
 
     def _ask_first(self) -> None:

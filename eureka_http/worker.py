@@ -13,7 +13,6 @@ access log and the hooks. Of HTTP there are versions 1.0 and 1.1; no PROXY proto
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
@@ -35,9 +34,15 @@ from eureka_http.recall import FieldNames, known_fields, known_requests
 
 # All bodies of a worker that lie in files, together.
 _MAX_SPOOLED_BYTES = 256 * 1024 * 1024
-# For how long one turn of the loop gives shares to connections that wait for theirs.
+# For how long one turn of the loop reads requests as they come; those after them wait in the queue.
+_AS_THEY_COME_SECS = 0.004
+# For how long one turn of the loop gives shares to connections that wait in the queue.
 _TURN_SECS = 0.004
-_SEND_BUFFER_BYTES = 256 * 1024
+# How often a piece of what is only thrown away is read, on all connections together.
+_DISCARD_SECS = 0.001
+# What the kernel holds of one connection, either way. Copying much at once holds the others up, and
+# so does freeing it when a connection ends.
+_SOCKET_BUFFER_BYTES = 256 * 1024
 _TICK_SECS = 0.02
 _SWEEP_SECS = 0.5
 # How long a client has to read the last answer.
@@ -62,6 +67,9 @@ class EventLoopWorker(GunicornWorker):
         loop.add_signal_handler(signal.SIGUSR1, self._reopen_logs)
         for listener in self.sockets:
             listener.setblocking(False)
+            # The connections inherit them.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER_BYTES)
         self._choose_accepting()
         loop.call_soon(self._sweep)
         try:
@@ -115,6 +123,11 @@ class EventLoopWorker(GunicornWorker):
         # Connections with more to be read than a share.
         self._queued: deque[Connection] = deque()
         self._gives_turns = False
+        # The time that this turn of the loop has spent on reading requests as they come.
+        self._spent = 0.0
+        self.is_crowded = False
+        # Connections with something to be thrown away.
+        self._discarding: deque[Connection] = deque()
         # What is done at the end of a turn of the loop.
         self._sends_soon = False
         self._to_send: list[Connection] = []
@@ -212,10 +225,6 @@ class EventLoopWorker(GunicornWorker):
         if self._accepted >= self.cfg.worker_connections:
             self._choose_accepting()
         client.setblocking(False)
-        with contextlib.suppress(OSError):
-            # Copying to the kernel holds the other connections up, and what a client does not read
-            # stays there.
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         server = listener.getsockname()
         if self._ssl_context is None:
             self._welcome_soon(client, peer, server)
@@ -307,6 +316,26 @@ class EventLoopWorker(GunicornWorker):
             self._gives_turns = bool(queued)
             if queued:
                 self.loop.call_soon(self._give_turns)
+
+    def spend(self, seconds: float) -> None:
+        if not self._spent:
+            self.loop.call_soon(self._begin_turn)
+        self._spent += seconds
+        self.is_crowded = self._spent >= _AS_THEY_COME_SECS
+
+    def _begin_turn(self) -> None:
+        self._spent = 0.0
+        self.is_crowded = False
+
+    def discard_soon(self, connection: Connection) -> None:
+        self._discarding.append(connection)
+        if len(self._discarding) == 1:
+            self.loop.call_later(_DISCARD_SECS, self._discard)
+
+    def _discard(self) -> None:
+        self._discarding.popleft().share()
+        if self._discarding:
+            self.loop.call_later(_DISCARD_SECS, self._discard)
 
     def send_soon(self, connection: Connection) -> None:
         # A client on this machine that sleeps is then woken for many answers at once, not for each.

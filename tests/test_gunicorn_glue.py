@@ -79,6 +79,12 @@ def test_the_version_is_one_that_pyproject_allows() -> None:
     assert int(found[1]) <= gunicorn.version_info[0] < int(found[2])
 
 
+def test_no_other_module_of_the_loop_imports_it() -> None:
+    imports = re.compile(r"^\s*(?:from|import) gunicorn\b", re.MULTILINE)
+    found = {p.name for p in (ROOT / "eureka_http").glob("*.py") if imports.search(p.read_text())}
+    assert found == {"gunicorn_glue.py"}
+
+
 class TestWorker:
     def test_it_is_made_as_the_arbiter_does(self) -> None:
         made = list(inspect.signature(GunicornWorker.__init__).parameters)

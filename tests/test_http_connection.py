@@ -32,8 +32,9 @@ State = tuple[str, str]
 
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody is dear because this machine is slow."""
+    """Nobody is dear, and no turn too short, because this machine is slow."""
     monkeypatch.setattr("eureka_http.connection._DEAR_SECS", 100.0)
+    monkeypatch.setattr("eureka_http.worker._AS_THEY_COME_SECS", 100.0)
 
 
 QUICK = "X-Quick: 1\r\n"
@@ -516,3 +517,47 @@ def test_what_follows_a_promise_waits_for_it(ends: bool) -> None:
     assert bodies[1] == b"kept /second"
     assert transport.is_closed is ends
     assert transport.reads
+
+
+def test_many_who_come_at_once_wait_for_later_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is cheap; all together they would hold up everybody else. A lane's client is heard."""
+    monkeypatch.setattr("eureka_http.worker._AS_THEY_COME_SECS", 0.0)
+    monkeypatch.setattr("eureka_http.worker._TURN_SECS", 0.0)
+    application = Laned()
+    worker, loop = a_worker(application)
+    beating, _ = connected(worker)
+    for _ in "ab":
+        beating.data_received(request("/laned"))
+        loop.run()
+    application.asked.clear()
+    several = [connected(worker)[0] for _ in range(5)]
+    for number, connection in enumerate(several):
+        connection.data_received(request(f"/{number}", "X-Other: fields\r\n"))
+    assert application.asked == ["/0"]
+    beating.data_received(request("/laned"))
+    assert application.asked == ["/0", "/laned"]
+    for number in range(1, 5):
+        loop.turn()
+        assert application.asked[2:] == [f"/{each}" for each in range(1, number + 1)]
+    again, _ = connected(worker)
+    loop.run()
+    again.data_received(request("/again", "X-Other: fields\r\n"))
+    assert application.asked[-1] == "/again"
+
+
+def test_what_is_thrown_away_is_read_a_piece_at_a_time_on_all_connections_together() -> None:
+    worker, loop = a_worker(Counting())
+    several = [connected(worker) for _ in range(4)]
+    for connection, transport in several:
+        connection.data_received(b"nonsense\r\n\r\n")
+        assert transport.reads
+        connection.data_received(bytes(250_000))
+        connection.data_received(bytes(250_000))
+        assert not transport.reads
+    for number in range(4):
+        assert [transport.reads for _, transport in several] == [n < number for n in range(4)]
+        ((_, discard),) = loop.later
+        loop.later.clear()
+        discard()
+    assert all(transport.reads for _, transport in several)
+    assert loop.later == []
