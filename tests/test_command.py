@@ -142,6 +142,24 @@ def test_a_start_that_cannot_succeed_is_one_line(tmp_path: Path) -> None:
     assert "cannot start: 3 workers: expected 1" in refused.stderr
 
 
+def test_what_only_a_worker_finds_out_is_told_once_and_ends_it(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import registry.registry as r\n"
+        "from registry import StoreError\n"
+        "def start(self): raise StoreError('the store went away')\n"
+        "r.Registry.start = start\n"
+    )
+    ended = run(
+        tmp_path,
+        *("serve", "--host", "127.0.0.1", "--port", str(free_port()), "--workers", "2"),
+        env={"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )
+    assert ended.returncode == 3
+    assert [line for line in ended.stderr.splitlines() if "cannot start" in line] == [
+        "cannot start: the store went away"
+    ]
+
+
 # Words
 
 
