@@ -6,6 +6,7 @@ A reader raises ``ValueError`` for any other text; its message says what was exp
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,17 +78,16 @@ def _words(text: str) -> str:
 
 
 def _file(text: str) -> Path:
-    path = Path(text)
-    if not path.is_file():
+    # Unlike Path's own, this knows an answer where the system refuses to look.
+    if not os.path.isfile(text):
         raise ValueError("a file that can be read")
-    return path
+    return Path(text)
 
 
 def _path(text: str) -> Path:
-    path = Path(text)
-    if not text or not path.exists():
+    if not os.path.exists(text):
         raise ValueError("a file, or a folder of files, that can be read")
-    return path
+    return Path(text)
 
 
 def _networks(text: str) -> tuple[Network, ...]:
@@ -114,9 +114,11 @@ def _store_url(text: str) -> str:
 
 def _urls(text: str) -> tuple[str, ...]:
     """Service URLs, or the file that holds them: they may hold passwords."""
-    path = Path(text)
-    if text.startswith(("/", ".")) and path.is_file():
-        text = path.read_text()
+    if text.startswith(("/", ".")) and os.path.isfile(text):
+        try:
+            text = Path(text).read_text()
+        except (OSError, UnicodeDecodeError):
+            raise ValueError("service URLs, or a file of them that can be read") from None
     urls = tuple(url for url in re.split(r"[\s,]+", text) if url)
     for url in urls:
         _url(url)

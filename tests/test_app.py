@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from catalogs import Runner
+from eureka_compat.peers import Replicator
 from eureka_server import app
 from eureka_server.access import Access
 from eureka_server.settings import load
@@ -94,6 +95,8 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     note(Evictor, "stop", "evictor closed")
     note(Runner, "start", "catalogs opened")
     note(Runner, "stop", "catalogs closed")
+    note(Replicator, "start", "peers opened")
+    note(Replicator, "stop", "peers closed")
     note(MemoryStore, "close", "store closed")
 
     def opened(url: str) -> object:
@@ -112,8 +115,9 @@ OPENED = [
     "evicted once",
     "evictor opened",
     "catalogs opened",
+    "peers opened",
 ]
-CLOSED = ["catalogs closed", "evictor closed", "store closed", "access closed"]
+CLOSED = ["peers closed", "catalogs closed", "evictor closed", "store closed", "access closed"]
 IN_MEMORY = load({"STORE_URL": "memory:"})
 
 
@@ -133,12 +137,13 @@ class _BrokenError(Exception):
 @pytest.mark.parametrize(
     ("part", "verb", "closed"),
     [
-        (Access, "start", CLOSED[3:]),
-        (app, "open_store", CLOSED[3:]),
-        (Registry, "start", CLOSED[2:]),
-        (Evictor, "run_once", CLOSED[1:]),
-        (Evictor, "start", CLOSED[1:]),
-        (Runner, "start", CLOSED),
+        (Access, "start", CLOSED[4:]),
+        (app, "open_store", CLOSED[4:]),
+        (Registry, "start", CLOSED[3:]),
+        (Evictor, "run_once", CLOSED[2:]),
+        (Evictor, "start", CLOSED[2:]),
+        (Runner, "start", CLOSED[1:]),
+        (Replicator, "start", CLOSED),
         (app, "Gateway", CLOSED),
         (app, "Application", CLOSED),
     ],

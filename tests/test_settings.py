@@ -180,6 +180,17 @@ def test_a_value_is_shown_without_its_secrets() -> None:
     assert str(caught.value) == "STORE_URL='redis://…@h/0': expected memory: or lmdb:PATH"
 
 
+@pytest.mark.parametrize(
+    "variable", [s.variable for s in SETTINGS if s.form in ("FILE", "PATH") or s.is_secret]
+)
+def test_a_path_that_the_system_refuses_to_look_at_is_refused_in_one_line(variable: str) -> None:
+    if variable == "REGISTRY_JWT_KEY":
+        return  # not a path, however long
+    with pytest.raises(SettingError) as caught:
+        load({variable: "/" + "x" * 5000})
+    assert str(caught.value).startswith(f"{variable}=")
+
+
 @given(
     st.dictionaries(
         st.sampled_from([setting.variable for setting in SETTINGS]),
