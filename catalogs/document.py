@@ -76,7 +76,7 @@ class _Open:
     """The mappings merged by ``<<``; the first one takes precedence."""
 
 
-def read_yaml(text: str) -> Document:
+def yaml_document(text: str) -> Document:
     """Read a YAML document, and so a JSON one; raises ``DocumentError``."""
     loader = None
     try:
@@ -265,7 +265,7 @@ class _RefusedError(ValueError):
     """Valid JSON that is refused here."""
 
 
-def read_json(text: str) -> Document:
+def json_document(text: str) -> Document:
     """Read a JSON document; raises ``DocumentError``."""
 
     def line_of(item: int) -> int:

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 from catalogs.bounds import readable, shortened
 from catalogs.catalog import QUIET_SECS, Entry, Groups, RelistError, SourceError
-from catalogs.document import DocumentError, decoded, read_json
+from catalogs.document import DocumentError, decoded, json_document
 from catalogs.entries import LIMITS, entry_of
 from catalogs.http import Client, Quiet, StatusError, Url, checked_files, documents
 from native_api.schemas import Schemas, WrongFieldsError
@@ -217,7 +217,7 @@ class EtcdCatalog:
         if len(parts) != 3 or not all(parts):
             raise ValueError(f"expected a key {self._prefix}namespace/service/id")
         try:
-            document = read_json(decoded(value)).value
+            document = json_document(decoded(value)).value
         except DocumentError as error:
             raise ValueError(f"not JSON: {error}") from None
         if not isinstance(document, dict):

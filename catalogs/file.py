@@ -19,7 +19,7 @@ import watchfiles
 
 from catalogs.bounds import shortened
 from catalogs.catalog import QUIET_SECS, Entry, Groups, SourceError
-from catalogs.document import DocumentError, decoded, read_json, read_yaml
+from catalogs.document import DocumentError, decoded, json_document, yaml_document
 from catalogs.entries import LIMITS, entry_of
 from native_api.form import ENDPOINT_TYPES
 from native_api.schemas import Schemas
@@ -28,7 +28,12 @@ from registry import NAMESPACE, Namespace
 log = logging.getLogger("catalogs")
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
-_READERS = {".yaml": read_yaml, ".yml": read_yaml, ".json": read_json, ".conf": read_json}
+_READERS = {
+    ".yaml": yaml_document,
+    ".yml": yaml_document,
+    ".json": json_document,
+    ".conf": json_document,
+}
 _LOOK_MS = 500
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from catalogs.bounds import shortened
 from catalogs.catalog import Catalog, SourceError
-from catalogs.document import DocumentError, decoded, read_json, read_yaml
+from catalogs.document import DocumentError, decoded, json_document, yaml_document
 from catalogs.http import AccountUrl, Url, checked_url
 from catalogs.runner import Terms
 from eureka_http.shown import escaped, masked
@@ -82,11 +82,11 @@ def read_catalogs(text: str) -> tuple[CatalogSettings, ...]:
 
 def _document(text: str) -> Any:
     try:
-        return read_json(text).value
+        return json_document(text).value
     except DocumentError:
         pass  # YAML is a superset, and its error is the more useful one
     try:
-        return read_yaml(text).value
+        return yaml_document(text).value
     except DocumentError as error:
         raise ValueError(f"YAML or JSON: {error}") from None
 

@@ -31,9 +31,9 @@ def to_json(value: Any) -> bytes:
 
 
 def read_json(body: bytes) -> Any:
-    """The JSON document that a body begins with, whatever comes after it; ``ParseError`` else.
+    """The JSON document that a body begins with; ``ParseError`` where it begins with none.
 
-    What no other document may hold, half of a surrogate pair, is read as a question mark.
+    What comes after the document is ignored. Half of a surrogate pair is read as a question mark.
     """
     try:
         return orjson.loads(body)
@@ -52,7 +52,7 @@ def instance_tree_from_json(body: bytes) -> Any:
 
 
 def batch_from_json(body: bytes) -> Any:
-    """The document of a peer's batch, with the digits of what stands for texts in it."""
+    """The document of a peer's batch; numbers in the place of texts keep their digits."""
     document = read_json(body)
     items = document.get("replicationList") if isinstance(document, dict) else None
     for item in items if isinstance(items, list) else ():
@@ -71,11 +71,11 @@ def as_read_from_json(tree: Any) -> Any:
 
 
 def _kept_digits(tree: Any, body: bytes) -> bool:
-    """Whether each number of an instance that stands for a text still has the digits of the body.
+    """Whether the fast parser lost no digits of numbers that a client sent in the place of texts.
 
-    The fast parser makes a float of what has a fraction, an exponent or more than 64 bits, and 0 of
-    -0; as a text, the original keeps ``1.50`` and each digit of a number of any length. What is
-    looked at is where texts stand, since every registration comes by here.
+    The original keeps such a number as it was written: ``1.50``, ``-0``, any length. The fast
+    parser makes a float of a fraction, an exponent or more than 64 bits, and 0 of ``-0``. Every
+    registration is checked here, so only fields that are texts are looked at.
     """
     if type(tree) is not dict:
         return True
@@ -99,7 +99,7 @@ _JSON_BLANKS = " \t\r\n"
 
 
 def _read_exactly(body: bytes) -> Any:
-    """As ``read_json``, by a slower parser that keeps all numbers as they were written."""
+    """As ``read_json``, by a slower parser, which keeps all numbers as they were written."""
     text, reason = _json_text(body)
     try:
         document, _ = _exact_decoder.raw_decode(text.lstrip(_JSON_BLANKS))
@@ -131,7 +131,7 @@ def _json_text(body: bytes) -> tuple[str, str]:
     try:
         return body.decode(encoding, "surrogatepass"), ""
     except UnicodeDecodeError as error:
-        # What comes after the document is nobody's business.
+        # The document may have ended before; what comes after it is ignored.
         return body[: error.start].decode(encoding, "surrogatepass"), str(error)
 
 
@@ -286,7 +286,7 @@ def _write(out: list[str], name: str, value: Any, depth: int, indent: bool) -> N
 # Larger bodies are read bit by bit, so that one that is too deep is not read to its end.
 _XML_CHUNK = 4096
 _DECLARED = re.compile(r"""<\?xml\s[^>]*?encoding\s*=\s*["']([A-Za-z0-9._:-]+)["']""")
-# Encodings of Python's that are none of XML, or say other characters than they show.
+# Python has these encodings and XML has not, or their bytes look like other characters.
 _NO_XML_ENCODINGS = frozenset(
     {"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape", "utf-7"}
 )
@@ -294,7 +294,7 @@ _EBCDIC_DECLARATION = "<?xm".encode("cp037")
 
 
 class _Expat:
-    """expat as xmltodict uses it, with what it does not ask for: no document types."""
+    """expat as xmltodict uses it, but refusing document types, and elements that are too deep."""
 
     def __init__(self) -> None:
         self._parser: Any = None
@@ -309,7 +309,7 @@ class _Expat:
         raise ParseError("XML: a document type is not accepted")
 
     def chunks(self, body: bytes) -> Generator[bytes, None, None]:
-        """The body, as long as what was read of it is not too deep."""
+        """The body, piece by piece; ``ParseError`` once an element is too deep."""
         for start in range(0, len(body), _XML_CHUNK):
             yield body[start : start + _XML_CHUNK]
             # The path is that of xmltodict's handler, which is asked for each element.
@@ -322,9 +322,9 @@ def _too_deep() -> ParseError:
 
 
 def read_xml(body: bytes) -> Tree:
-    """A document as xmltodict spells it, blanks kept; ``ParseError``.
+    """A document as xmltodict spells it, with its blanks.
 
-    That is where it is none, is too deep or has a document type.
+    ``ParseError`` where it is not XML, is too deep, or has a document type.
     """
     source = _xml_source(body)
     parser = _Expat()

@@ -1,12 +1,19 @@
 """Encoded answers, made once per change.
 
-Each instance is encoded once per format when it changes. Each portion of a listing (some 64
-instances: several applications, or a part of a large one) is a piece of the body with its
-compressed form, so that a change costs the joining and compressing of one portion. A whole answer
-is put together from them, plain or compressed, and kept until something changes: a request on an
-unchanged registry costs a look-up. What is kept lies with what it was made of, which forgets it
-when it changes, or beside the view's version, which never comes back; so nothing stale is found.
-Delta, hash code and version come from one moment, because all is read under the view's lock.
+An answer is made in three steps, and what each step makes is kept::
+
+    fragment   one instance, encoded               made anew when the instance changes
+    piece      one portion of a listing: some 64   made anew when an instance in it changes:
+               instances, plain and compressed     fragments are joined, and compressed
+    answer     the pieces of a list, put together  made anew when anything in the list changes
+
+So one change encodes one instance and compresses one piece, however many there are, and a request
+on an unchanged registry costs a look-up. A portion is several applications, or a part of a large
+one.
+
+Nothing stale is found: a piece or an answer lies in the ``kept`` of what it was made of, which is
+emptied by each change, or beside the version of the view, which never comes again. Delta, hash code
+and version are of one moment, because all of them are read under the view's lock.
 """
 
 from __future__ import annotations
@@ -30,6 +37,7 @@ from registry import (
     View,
 )
 
+# Stands for the instant of the last renewal, to find where it is in an encoded instance.
 _MARK = 7_046_029_254_386_353_131
 _KEPT_ANSWERS = 256
 # Beside what is shown, the encoded forms of so many instances that went are kept for a while.
@@ -40,9 +48,11 @@ _CLOSING = Piece([b"}"])
 
 
 class _Cell(NamedTuple):
-    """A portion, and how a piece is made of it: form, depth, and whether it opens and closes.
+    """A portion, and how a piece is made of it.
 
-    ``application`` is the one that the portion is a part of; None where it has whole ones.
+    ``name`` is what the piece is kept by: its form, its depth in the document, and whether it opens
+    and closes its application. ``application`` is the one that the portion is a part of, None where
+    the portion has whole applications.
     """
 
     portion: Portion[Any]
@@ -51,7 +61,7 @@ class _Cell(NamedTuple):
 
     @property
     def opens(self) -> bool:
-        """Whether an application begins with it."""
+        """Whether the beginning of an application is in it."""
         return self.name[2]
 
 
@@ -74,12 +84,14 @@ class EncodedAnswers:
     def __init__(self, registry: NamespaceRegistry) -> None:
         """Nothing is encoded before it is asked for."""
         self._registry = registry
-        # At which version of the view, and until when, each is what changed lately.
+        # The delta by form; before it the version of the view that it is of, and the instant at
+        # which its oldest change leaves the window (None where it has none).
         self._deltas: dict[Form, tuple[int, int | None, EncodedAnswer]] = {}
         self._vips: Cache[tuple[str, bool, Form], tuple[int, EncodedAnswer]] = Cache(_KEPT_ANSWERS)
-        # Where the answers with single applications are kept, so that they are not all kept.
+        # The answers with single applications, oldest first: each lies in this ``kept``, and goes
+        # from there when there are too many.
         self._kept: deque[tuple[dict[Any, Any], Form]] = deque()
-        # What each instance was encoded to, by how; beside it the instance that this is of.
+        # By application and id: an instance, and the bytes that it was encoded to, by form.
         self._fragments: Cache[tuple[str, str], tuple[Instance, dict[Any, Any]]]
         self._fragments = Cache(_FRAGMENTS_BEYOND)
 
@@ -88,9 +100,10 @@ class EncodedAnswers:
     ) -> EncodedAnswer:
         """Everything: ``GET apps``.
 
-        ``zipped`` says that the answer is wanted compressed, or is not. What it takes is then made
-        little by little, with room for other threads; where ``is_quick`` it raises ``NotYetError``
-        instead. So do the other lists.
+        ``zipped`` tells whether the answer is wanted compressed; None: both forms, when they are
+        asked for. Where it is told and many pieces are to be made first, that is done a little at a
+        time, with room for other threads. Where ``is_quick`` it is not done: ``NotYetError``. The
+        other lists do the same.
         """
         view = self._registry.view()
         kept: EncodedAnswer | None = view.listing.kept.get(form)
@@ -161,7 +174,7 @@ class EncodedAnswers:
         zipped: bool | None,
         is_quick: bool,
     ) -> None:
-        """Make the pieces that an answer takes of these cells."""
+        """Make the pieces of these cells that are missing, without holding the lock throughout."""
         self._make_room(view)
         if zipped is None:
             return
@@ -246,15 +259,15 @@ class EncodedAnswers:
     def instance(self, instance: Instance, last_renewal_ms: int, form: Form) -> bytes:
         """A single instance that was last renewed then: ``GET apps/APP/ID``.
 
-        Only the instant of the renewal changes between two registrations, so what stands before and
-        after it is kept.
+        Between two registrations only the instant of the renewal changes, so the bytes before it
+        and after it are kept.
         """
         variants = self._variants(instance)
         around: tuple[bytes, ...] | None = variants.get(("alone", form))
         if around is None:
             marked = encode_single(instance._replace(last_renewal_ms=_MARK), form)
             around = tuple(marked.split(b"%d" % _MARK))
-            if len(around) != 2:  # a client has this number somewhere, of all numbers
+            if len(around) != 2:  # the client sent this very number in a field
                 return encode_single(instance._replace(last_renewal_ms=last_renewal_ms), form)
             variants["alone", form] = around
         return b"%b%d%b" % (around[0], last_renewal_ms, around[1])
@@ -295,9 +308,10 @@ class EncodedAnswers:
         opens: bool = True,
         closes: bool = True,
     ) -> list[bytes]:
-        """An application's parts, its instances' among them as they are kept.
+        """The bytes of an application, in parts: the fragments of these instances among them.
 
-        A portion of a large one ``opens`` it, ``closes`` it, or stands between.
+        Of a large application these may be one portion: the first ``opens`` it, the last ``closes``
+        it.
         """
         fragments = [self._fragment(instance, form, depth + 1) for instance in instances]
         parts: list[bytes] = []
@@ -327,8 +341,8 @@ class EncodedAnswers:
         if fragment is None:
             tree = wire.compact_tree(instance) if form.is_compact else wire.instance_tree(instance)
             if form.is_json:
-                # A copy, since the encoder's own bytes keep the buffer that they were written to,
-                # eight times their size.
+                # A copy: the encoder's bytes keep the buffer they were written to, of eight times
+                # their size.
                 fragment = bytes(memoryview(codecs.to_json(tree)))
             else:
                 indent = form is Form.XML

@@ -13,22 +13,22 @@ from isal import isal_zlib
 
 from eureka_http.exchange import Answer
 
-# The fastest level that still finds repetitions: a third more bytes than zlib's best, at a tenth
-# of the time.
+# The fastest level that finds repetitions: a third more bytes than zlib's best, in a tenth of the
+# time.
 _LEVEL = 1
 _RAW_DEFLATE = -15
 _HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 _GZIP = {"Content-Encoding": "gzip"}
-# What is longer is not copied together.
+# A longer body is sent in its parts, without joining them.
 _LONG = 1024 * 1024
 _END = b"\x03\x00"  # an empty last block
 
 
 class Piece:
-    """Some bytes of a body; the whole, the compressed form and the checksum are made once.
+    """Some bytes of a body, their compressed form and its checksum, each made once when asked for.
 
-    The bytes stay in the parts that they came in: what every list shows is kept once, and copied
-    only where somebody takes no compressed form.
+    The bytes stay in the parts that they came in, which other pieces share. They are joined to a
+    copy only where somebody asks for them uncompressed.
     """
 
     __slots__ = ("_crc", "_deflated", "_raw", "_size", "parts")
@@ -66,7 +66,7 @@ class Piece:
             self.raw()
 
     def joined_to(self, crc: int, size: int) -> tuple[int, int]:
-        """Checksum and size of what has these, with this piece after it; ``deflated`` first."""
+        """CRC and size after appending this piece to what has these. Call ``deflated`` first."""
         return isal_zlib.crc32_combine(crc, self._crc, self._size), size + self._size
 
 

@@ -37,7 +37,7 @@ class ParseError(ValueError):
 
 
 class Digits(str):
-    """A number of JSON as it was written, which is what it is where a text is expected."""
+    """A number of JSON as it was written, for fields that are texts."""
 
     __slots__ = ()
 
@@ -109,7 +109,7 @@ def compact_tree(instance: Instance) -> Tree:
 
 
 def _shown_id(instance: Instance) -> str:
-    """The id; where the client told none, what stands for it in paths."""
+    """The id; where the client sent none, the one that paths have."""
     return instance.id if instance.instance_id is None else instance.instance_id
 
 
@@ -216,7 +216,7 @@ def _id_from_metadata(value: str, host_name: str | None) -> str:
 
 
 def scalar(value: Any, path: str) -> str:
-    """The text that a value of JSON is; ``ParseError`` for an array or an object."""
+    """A value of JSON as a text; ``ParseError`` for an array or an object."""
     if isinstance(value, str):
         return str(value)
     if isinstance(value, bool):
@@ -255,10 +255,10 @@ _LONGEST_NUMBER = 1000
 
 
 def number_in(text: str, bits: int) -> int | None:
-    """The number that a text of JSON is to the original, None where it is none.
+    """The number that the original reads from a text of JSON, None where it reads none.
 
-    Blanks around it, a fraction and an exponent are taken, as Java's ``parseDouble`` takes them;
-    what they say is cut to a whole number of so many bits. Source: Jackson's ``NumberInput``.
+    Blanks around it, a fraction and an exponent are allowed, as in Java's ``parseDouble``; the
+    value is cut to a whole number of so many bits. Source: Jackson's ``NumberInput``.
     """
     text = text.strip(_BLANKS)
     if len(text) > _LONGEST_NUMBER:
@@ -313,9 +313,9 @@ _LONG = re.compile(r"[+-]?[0-9]{1,100}")
 
 
 def long_number(value: Any, path: str) -> int | None:
-    """A number as peers tell it, None where there is none; ``ParseError`` for what is no number.
+    """A number of a peer's batch, None where it is null or blank; ``ParseError`` otherwise.
 
-    It is read by another part of the original than an instance is, and more strictly.
+    Another part of the original reads it than reads instances, and it is stricter.
     """
     if isinstance(value, str) and not isinstance(value, Digits):
         text = value.strip(_BLANKS)
@@ -393,7 +393,7 @@ def _flag(value: Any, path: str) -> bool:
 
 
 def _bare_port(value: Any, name: str) -> int:
-    """A port that is no object, as some clients' documentation has it."""
+    """A port that is a number instead of an object, as one client's documentation shows it."""
     number = None
     if type(value) is int or isinstance(value, Digits):
         number = _whole(value, 32, f"instance.{name}")
@@ -405,7 +405,7 @@ def _bare_port(value: Any, name: str) -> int:
 
 
 def _read_lease(value: Any, fields: dict[str, Any]) -> None:
-    # What is no object says nothing; PHP writes an empty one as [].
+    # Anything but an object is ignored; PHP writes an empty one as [].
     if not isinstance(value, dict):
         return
     for name, attribute in (
@@ -444,7 +444,7 @@ def _read_data_center(tree: Tree, candidate: Candidate) -> None:
         metadata = {}
     if not isinstance(metadata, dict):
         raise ParseError(f"{path}.metadata: expected an object for an Amazon data center")
-    # Helidon's stand beside the name.
+    # Helidon writes them beside the name.
     flat = {key: item for key, item in value.items() if key not in _CENTER_KEYS}
     if kind == AMAZON_CLASS or (name == "Amazon" and (flat or metadata)):
         amazon = {
@@ -534,7 +534,8 @@ class Told:
 def read_applications(document: Any) -> Told:
     """What a server answers to ``apps`` and ``apps/delta`` in JSON; ``ParseError``.
 
-    An instance that cannot be read is told of and holds up no other; nor does an application.
+    An instance or an application that cannot be read is among the results as ``Unreadable``, and
+    the others are read.
     """
     root = document.get("applications") if isinstance(document, dict) else None
     if not isinstance(root, dict):

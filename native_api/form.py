@@ -59,7 +59,7 @@ class Endpoint:
 
     @property
     def canonical(self) -> str:
-        """The same text for every spelling of the same place, such as with and without scheme."""
+        """One text for all spellings of the same endpoint, such as with and without a scheme."""
         if self.type == "user":
             return self.value
         return f"{_in_url(self.host)}:{self.port}{self.path.rstrip('/')}"
@@ -69,7 +69,7 @@ class Endpoint:
 def parsed_endpoint(kind: str, value: str) -> Endpoint:
     """Take a value such as ``host:port``, ``host`` or a URL apart; ``EndpointError``.
 
-    Of type ``user`` anything goes (a socket's path, say): nobody but its users understands it.
+    A value of type ``user`` may be anything (the path of a socket, say).
     """
     if kind == "user":
         return Endpoint(kind, value, "", 0, "", None)
@@ -124,7 +124,7 @@ def _in_url(host: str) -> str:
 
 
 def instance_id(service_name: str, endpoint: Endpoint) -> str:
-    """The same for the same service and endpoint, so that registering twice is once."""
+    """The id of an instance: registering the same service and endpoint again gives the same."""
     text = "\0".join((service_name, endpoint.type, endpoint.canonical))
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -180,7 +180,7 @@ def complete(
     is_secure = endpoint.type == "https"
     is_plain = not is_secure and endpoint.port > 0
     word, custom = _status(status)
-    # A comma would part it into two.
+    # Eureka would take a comma for the end of one VIP and the beginning of another.
     vip = service_name.lower().replace(",", "_")
     host = _in_url(endpoint.host or address)
     home = endpoint.url or f"http://{host}:{endpoint.port or 80}/"

@@ -1,8 +1,9 @@
-"""The instances of a namespace as the native API spells them, kept with what they are of.
+"""The instances of a namespace in the form of the native API, encoded once per change.
 
-A list is made of a piece for each portion of the view's listing, and so is a watch's snapshot. A
-change spells one portion anew, and whoever asks is sent the same bytes. What an instance's
-``last_heartbeat`` is in a list is therefore as of its last change; a renewal is none.
+A list is made of pieces, one for each portion of the view's listing, and so is a watch's snapshot.
+A piece lies in its portion's ``kept``, which a change empties: so a change encodes one portion, and
+everybody is sent the same bytes. A renewal is no change, so ``last_heartbeat`` in a list is as of
+the instance's last change.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ COLUMNS = (
     *("id", "service_name", "endpoint", "status", "tags", "metadata", "ttl"),
     *("source", "last_heartbeat", "revision"),
 )
-# So many instances may be looked at for one caller where the answer is to be quick.
+# A filtered list is made for one caller. Where the answer is to be quick, it may look at so many.
 _LOOKED_AT_AT_ONCE = 500
 _KEPT_STATUSES = frozenset({None, "ALL", *InstanceStatus})
 _NAMES = "native names"
@@ -37,9 +38,9 @@ _NOTHING = Application("")
 
 
 class Wanted(NamedTuple):
-    """Which instances are asked for, and what of them: those that are usable, unless it says more.
+    """Which instances a list has, and which of their fields.
 
-    ``status`` is in upper case.
+    Without ``status`` (in upper case) and the other filters: those that can be used.
     """
 
     service: str | None = None
@@ -50,7 +51,7 @@ class Wanted(NamedTuple):
 
     @property
     def is_usual(self) -> bool:
-        """Whether others may ask for the same, so that it is worth being kept."""
+        """Whether others are likely to ask for the same, so that it is kept."""
         return (
             self.id is None
             and self.tags is None
@@ -72,7 +73,7 @@ class Wanted(NamedTuple):
         return self.tags is None or self.tags <= set(form.shown_tags(instance))
 
     def spelled(self, instances: Iterable[Instance]) -> bytes:
-        """Those among these, each with a comma before it."""
+        """Those of the instances that are wanted, encoded, each with a comma before it."""
         columns = self.columns
         found = [form.shown(instance) for instance in instances if self.has(instance)]
         if columns != COLUMNS:
@@ -88,7 +89,7 @@ class Lists:
         self._registry = registry
 
     def spelled(self, wanted: Wanted, *, is_quick: bool) -> tuple[Revision, Sequence[bytes]]:
-        """The instances with commas between them, in pieces, and the revision that they are of.
+        """The revision, and the wanted instances as of it: pieces, to be sent one after the other.
 
         ``NotYetError`` where it is to be quick, and takes long.
         """
@@ -151,7 +152,10 @@ _Cell = tuple[Portion[Any], Iterable[Instance]]
 
 
 def _is_spelled_so(view: View, service: str | None) -> bool:
-    """Whether instances have this name, letter for letter: there are only so many of these."""
+    """Whether a service has this name, letter for letter.
+
+    Only lists of such names are kept, since anybody may ask for any other spelling.
+    """
     if service is None:
         return True
     application = _application(view, service)

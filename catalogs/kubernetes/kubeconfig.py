@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from catalogs.catalog import SourceError
-from catalogs.document import DocumentError, decoded, read_yaml
+from catalogs.document import DocumentError, decoded, yaml_document
 from catalogs.http import checked_url
 
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -75,7 +75,7 @@ def from_kubeconfig(path: Path, context: str | None, scratch: Path) -> Cluster:
     Unsupported entries that say which server to trust, or as whom to act, are refused by name.
     """
     try:
-        document = _Part(str(path), read_yaml(decoded(path.read_bytes())).value)
+        document = _Part(str(path), yaml_document(decoded(path.read_bytes())).value)
         name = context or document.text("current-context")
         if name is None:
             raise SourceError(f"{path} is no kubeconfig: no current-context, and no context is set")

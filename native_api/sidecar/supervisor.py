@@ -1,4 +1,4 @@
-"""Children, signals and zombies: what a container's first process has to take care of."""
+"""Children, signals and zombies: what the first process of a container is responsible for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from native_api.sidecar.settings import ChildSettings
 log = logging.getLogger("sidecar.supervisor")
 
 _POLL_SECS = 0.05
-_LAST_WAIT_SECS = 5.0  # for what does not even end when killed, as in a hung file system
+_LAST_WAIT_SECS = 5.0  # a process in a hung file system does not end even when it is killed
 _FAR_TOO_MANY_SPINS = 10_000
 
 
@@ -33,7 +33,7 @@ class Supervisor:
         grace_secs: float,
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        """``environ`` is what all processes are given; its own where there is none."""
+        """``environ`` is the environment of all processes; None: this process's own."""
         self._settings = children
         self._grace = grace_secs
         self._environ = environ
@@ -96,7 +96,8 @@ class Supervisor:
 
     def forward(self, number: int) -> None:
         """Pass a signal on to all children and what they started."""
-        with self._lock:  # or one could be reaped meanwhile, and its number be another's
+        # Under the lock, or one could be reaped meanwhile and its pid be another process's.
+        with self._lock:
             for pid in self._children:
                 _signal_group(pid, number)
 
@@ -105,7 +106,7 @@ class Supervisor:
         for _ in range(_FAR_TOO_MANY_SPINS):
             with self._lock:
                 try:
-                    # Looked at and left there: a known process is asked through its own object.
+                    # The end is not taken here: a known process is asked by its ``Popen``.
                     found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 except ChildProcessError:
                     return
@@ -115,7 +116,7 @@ class Supervisor:
 
     def _note(self, pid: int) -> None:
         if pid in self._spawned:
-            # Whoever waits for it learns of it; None where it is just being told by the kernel.
+            # Whoever waits for it learns of its end from the ``Popen``.
             self._spawned[pid].poll()
             return
         if pid not in self._children:
