@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -40,8 +41,10 @@ def documents(file: Path) -> list[Object]:
 
 
 def of_kind(kind: str) -> Object:
-    (found,) = [each for each in documents(REGISTRY) if each["kind"] == kind]
-    return found
+    """The one object of this kind; of the Services, the one for clients."""
+    found = [each for each in documents(REGISTRY) if each["kind"] == kind]
+    (one,) = [each for each in found if each["metadata"]["name"] == "registry"]
+    return one
 
 
 def test_all_that_deploys_names_one_version() -> None:
@@ -221,17 +224,26 @@ def test_the_pod_asks_for_what_there_is() -> None:
 
 
 def test_what_is_switched_off_in_the_pod_can_be_switched_on() -> None:
-    """The catalog of the cluster: the variable, and the account's token."""
-    text = REGISTRY.read_text()
-    assert text.count("            # - {") == 1
-    stateful = yaml.safe_load(
-        text.replace("            # - {", "            - {").split("\n---\n")[3]
-    )
+    """The catalog of the cluster, and peers where there are more replicas than one."""
+    text = re.sub(r"# (- \{ name: [A-Z_]+, value)", r"\1", REGISTRY.read_text())
+    objects = list(yaml.safe_load_all(text))
+    (stateful,) = [each for each in objects if each["kind"] == "StatefulSet"]
+    (headless,) = [each for each in objects if each.get("spec", {}).get("clusterIP") == "None"]
     (container,) = stateful["spec"]["template"]["spec"]["containers"]
     environ = {each["name"]: each["value"] for each in container["env"]}
-    (catalog,) = yaml.safe_load(environ["REGISTRY_CATALOGS"])
+    environ.pop("REGISTRY_USERS_FILE")
+    (catalog,) = yaml.safe_load(environ.pop("REGISTRY_CATALOGS"))  # it is read in a Pod alone
+    environment = load(environ | {"REGISTRY_AUTH": "trusted"})
+    assert environment.warnings == ()
     assert catalog == {"kind": "kubernetes", "name": "main"}
-    assert stateful["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
+    (url,) = environment.peers.urls
+    assert urlsplit(str(url)).hostname == headless["metadata"]["name"]
+    assert stateful["spec"]["serviceName"] == headless["metadata"]["name"]
+    assert headless["spec"]["ports"] == of_kind("Service")["spec"]["ports"]
+    assert headless["spec"]["selector"] == of_kind("Service")["spec"]["selector"]
+    # Who asks each other at the start finds each other before one is ready, and none waits.
+    assert headless["spec"]["publishNotReadyAddresses"] is True
+    assert stateful["spec"]["podManagementPolicy"] == "Parallel"
 
 
 # Compose
