@@ -284,7 +284,7 @@ class Terminal:
     """A shell in an empty folder, with the command that the wheel installs.
 
     The documents' ports are free ones here, and servers listen on loopback alone. A server stands
-    for one in another terminal: it runs until the document starts another, or ends.
+    for one in another terminal: it runs until the document starts another on its port, or ends.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -293,7 +293,7 @@ class Terminal:
         self._folder.mkdir()
         self._home.mkdir()
         (self._home / ".curlrc").write_text("no-progress-meter\n")  # as at a terminal
-        self._ports = {shown: str(free_port()) for shown in ("8761", "9080")}
+        self._ports = {shown: str(free_port()) for shown in ("8761", "8762", "9080")}
         self._environment = {
             "PATH": f"{self._command()}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HOME": str(self._home),
@@ -303,7 +303,7 @@ class Terminal:
             "WORKERS": "2",
             **ANOTHER_WORKER,
         }
-        self._servers: list[subprocess.Popen[bytes]] = []
+        self._running: list[tuple[str, subprocess.Popen[bytes]]] = []
         self._shell = subprocess.Popen(
             ["bash", "--norc"],
             cwd=self._folder,
@@ -332,7 +332,7 @@ class Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop_servers()
+        self._stop()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._shell.pid, signal.SIGKILL)
         self._shell.wait()
@@ -374,18 +374,19 @@ class Terminal:
         return int(status), printed.replace("\r", "")
 
     def _serve(self, command: str) -> None:
-        self._stop_servers()
-        process = self._start(command)
-        port = int(self._ports["8761"])
+        told = re.search(r"--port (\d+)", command)
+        port = told[1] if told else self._ports["8761"]
+        self._stop(port)
+        process = self._start(command, port)
 
         def listens() -> bool:
-            assert process.poll() is None, f"it ended: {command}"
+            assert process.poll() is None, f"it ended: {command}\n{self.log()}"
             with socket.socket() as tried:
-                return tried.connect_ex(("127.0.0.1", port)) == 0
+                return tried.connect_ex(("127.0.0.1", int(port))) == 0
 
         wait_until(listens, 60, command)
 
-    def _start(self, command: str) -> subprocess.Popen[bytes]:
+    def _start(self, command: str, port: str = "") -> subprocess.Popen[bytes]:
         with (self._home / "log").open("ab") as log:
             process = subprocess.Popen(
                 ["bash", "-c", command],
@@ -396,19 +397,21 @@ class Terminal:
                 stderr=log,
                 start_new_session=True,
             )
-        self._servers.append(process)
+        self._running.append((port, process))
         return process
 
-    def _stop_servers(self) -> None:
-        for process in reversed(self._servers):
+    def _stop(self, port: str | None = None) -> None:
+        """End what listens on this port; without one, all that was left running."""
+        ending = [(p, process) for p, process in self._running if port in (None, p)]
+        for _, process in reversed(ending):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
-        for process in self._servers:
+        for each in ending:
             try:
-                process.wait(30)
+                each[1].wait(30)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-        self._servers.clear()
+                os.killpg(each[1].pid, signal.SIGKILL)
+            self._running.remove(each)
 
     def log(self) -> str:
         log = self._home / "log"
