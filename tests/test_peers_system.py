@@ -15,6 +15,7 @@ import pytest
 from conformance.programs import built_jar, free_port
 from tests.servers import JSON, ROOT, RegistryServer, instance_body, send, wait_until
 
+pytestmark = pytest.mark.programs
 SHORT = {"renewalIntervalInSecs": 2, "durationInSecs": 8}
 Listed = dict[str, dict[str, Any]]
 
