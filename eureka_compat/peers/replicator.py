@@ -159,6 +159,7 @@ class Replicator:
             self._is_open = True
         elif time.monotonic() > self._waits_until:
             log.warning("no peer has answered; this server serves what it has")
+            self._opened()  # the other workers need not come to it by themselves
             self._is_open = True
 
 
