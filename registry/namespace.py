@@ -71,6 +71,8 @@ MAX_IDENTITY_BYTES = 400
 # A thread that took longer from one step to the next was not running; others were, meanwhile.
 _HELD_UP_MS = 1_000
 _T = TypeVar("_T")
+# Makes a named tuple without the Python function that its class would call: for each heartbeat.
+_new = tuple.__new__
 
 
 class Registering(NamedTuple):
@@ -511,7 +513,7 @@ class NamespaceRegistry:
         That is where there is no lease, where the instance belongs to another source, and where its
         status is UNKNOWN. ``is_replication``: another server says that the client renewed there.
         """
-        key = InstanceKey(app.upper(), instance_id)
+        key = _new(InstanceKey, (app.upper(), instance_id))
         view = self._synced()
         with view.lock:
             instance = view.get(key)
@@ -563,11 +565,14 @@ class NamespaceRegistry:
             mono = self.clock.mono_ms()
             now = self.clock.wall_ms()
             duration = instance.lease_secs * 1000
-            lease = Lease(
-                deadline_after_renewal(mono, duration, doubled=self._doubled),
-                duration,
-                now + duration if self._doubled else now,
-                mono if by_client else 0,
+            lease = _new(
+                Lease,
+                (
+                    deadline_after_renewal(mono, duration, doubled=self._doubled),
+                    duration,
+                    now + duration if self._doubled else now,
+                    mono if by_client else 0,
+                ),
             )
             window = renewal_window(mono) if counts else None
             if self._records.renew(self.namespace, key, lease, window):
