@@ -139,6 +139,11 @@ class _Written:
         # How much more there is of what was removed.
         self.removed_bytes = 0
 
+    @property
+    def revision(self) -> Revision:
+        """That of the last change, of these commits or before them."""
+        return Revision(self._next - 1)
+
     def take(self) -> Revision:
         """The next revision."""
         revision = self.last = Revision(self._next)
@@ -501,27 +506,32 @@ class LmdbStore:
             if fence is not None and self._token(txn, fence.lock) > fence.token:
                 raise LockLostError
             has_overrides = txn.stat(self._override)["entries"] > 0
-            written = _Written(namespace, self._revision(txn, namespace), has_overrides)
+            revision = known[1] if is_known else self._revision(txn, namespace)
+            written = _Written(namespace, revision, has_overrides)
             for commit in commits:
                 self._apply(txn, namespace, commit, written)
             self._count(txn, namespace, written)
             return written
 
         with self._alone():
+            known = self._revisions.get(namespace, _UNKNOWN)
+            is_known = known[0] == self._live.version
             self._live.begin_change()
             try:
                 written = self._write(write)
             except BaseException:
                 self._live.end_change()  # nothing was written
                 raise
-            known = self._places.setdefault(namespace, {})
+            places = self._places.setdefault(namespace, {})
             for key, place, lease in written.places:
                 self._live.write(place, lease or _NO_LEASE)
                 if lease is None:
-                    known.pop(key, None)
+                    places.pop(key, None)
                 else:
-                    known[key] = place
+                    places[key] = place
             self._live.end_change()
+            # The next look at the revision needs no transaction.
+            self._revisions[namespace] = (self._live.version, written.revision)
             if written.last:
                 # Nobody else can have written since, so whoever reads next need not ask.
                 self._revisions[namespace] = (self._live.version, Revision(written.last))
@@ -1176,6 +1186,7 @@ class LmdbStore:
 
 _BY_REVISION = operator.attrgetter("revision")
 _NO_LEASE = Lease(0, 0, 0)
+_UNKNOWN = (-1, Revision(0))
 _NO_PLACES: dict[InstanceKey, Place] = {}
 
 
