@@ -1026,6 +1026,17 @@ def test_a_pause_that_several_notice_is_made_good_once(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_pause_that_cannot_be_made_good_is_an_error_of_the_store(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path, boot_id="one")
+    store.resume(1_000)
+    (tmp_path / "resume.lock").mkdir()
+    with pytest.raises(StoreError, match=r"resume\.lock"):
+        store.resume(50_000)
+    (tmp_path / "resume.lock").rmdir()
+    assert store.resume(50_000) == 0
+    store.close()
+
+
 def test_what_makes_a_pause_good_for_long_is_no_other_pause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1029,16 +1029,22 @@ class LmdbStore:
 
     def _make_good(self, now_mono_ms: int) -> int | None:
         """Make good a pause, unless another process just did: they all notice it at once."""
-        with self._files.locked("resume.lock"):
-            alive = self._read(lambda txn: self._signed(txn, b"alive"))
-            if alive is not None and now_mono_ms - alive <= PAUSE_MS:
-                return None
-            began = time.monotonic()
-            extended = self._extend_all(now_mono_ms)
-            took_ms = int(1000 * (time.monotonic() - began))
-            # What takes that long is not to look like another pause.
-            self._note_running(now_mono_ms + (took_ms if took_ms > PAUSE_MS // 2 else 0))
-            return extended
+        try:
+            with self._files.locked("resume.lock"):
+                return self._make_good_alone(now_mono_ms)
+        except OSError as error:
+            raise StoreError(f"cannot use the store in {self._folder}: {error}") from error
+
+    def _make_good_alone(self, now_mono_ms: int) -> int | None:
+        alive = self._read(lambda txn: self._signed(txn, b"alive"))
+        if alive is not None and now_mono_ms - alive <= PAUSE_MS:
+            return None
+        began = time.monotonic()
+        extended = self._extend_all(now_mono_ms)
+        took_ms = int(1000 * (time.monotonic() - began))
+        # What takes that long is not to look like another pause.
+        self._note_running(now_mono_ms + (took_ms if took_ms > PAUSE_MS // 2 else 0))
+        return extended
 
     def _note_running(self, now_mono_ms: int) -> None:
         def write(txn: Any) -> None:
