@@ -436,6 +436,7 @@ def report_of(server: RegistryServer) -> dict[str, Any]:
     return dict(report)
 
 
+@pytest.mark.slow
 def test_a_killed_workers_catalog_goes_on_in_another(folder: Path, tmp_path: Path) -> None:
     write(folder, outside(5))
     with server_with(folder, tmp_path) as server:
@@ -451,6 +452,7 @@ def test_a_killed_workers_catalog_goes_on_in_another(folder: Path, tmp_path: Pat
         assert len(told) == 7, "the unchanged are told of once"
 
 
+@pytest.mark.slow
 def test_everything_killed_comes_back_without_a_change(folder: Path, tmp_path: Path) -> None:
     write(folder, outside(5))
     with server_with(folder, tmp_path) as server:

@@ -108,6 +108,7 @@ def test_the_model_answers_as_the_server_where_one_client_calls_alone(
         assert player.play(seed, "alone").unexplained() is None
 
 
+@pytest.mark.slow
 def test_some_order_explains_what_clients_of_several_workers_were_answered(
     server: RegistryServer,
 ) -> None:

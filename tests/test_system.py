@@ -73,6 +73,7 @@ def _owner(server: RegistryServer, connection: http.client.HTTPConnection) -> in
     raise AssertionError("no worker holds the connection")
 
 
+@pytest.mark.slow
 def test_what_one_worker_accepted_is_in_the_next_answer_of_the_other(tmp_path: Path) -> None:
     """Thousands of tries, none stale, in every kind of read."""
     with RegistryServer(tmp_path) as server:
@@ -163,6 +164,7 @@ def renew_for_longer_than_a_lease(server: RegistryServer, app: str, ids: list[st
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_no_acknowledged_registration_is_lost_when_everything_is_killed(tmp_path: Path) -> None:
     """Killed under load and started again: all there, renewing goes on, nobody is evicted."""
     with RegistryServer(tmp_path) as server:
@@ -179,6 +181,7 @@ def test_no_acknowledged_registration_is_lost_when_everything_is_killed(tmp_path
         assert {f"short:{number}" for number in range(20)} <= set(server.apps())
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_the_requests_in_flight_and_nothing_else(tmp_path: Path) -> None:
     with RegistryServer(tmp_path) as server:
         with Load(server) as load:
@@ -202,6 +205,7 @@ def test_a_killed_worker_costs_the_requests_in_flight_and_nothing_else(tmp_path:
         wait_until(lambda: "gone:1" not in server.apps(), "the eviction")
 
 
+@pytest.mark.slow
 def test_an_instance_is_evicted_when_its_lease_has_ended_and_a_renewing_one_never(
     tmp_path: Path,
 ) -> None:
@@ -221,6 +225,7 @@ def test_an_instance_is_evicted_when_its_lease_has_ended_and_a_renewing_one_neve
         assert set(server.apps()) == {f"live:{number}" for number in range(10)}
 
 
+@pytest.mark.slow
 def test_the_genuine_timing_doubles_a_renewed_lease(tmp_path: Path) -> None:
     env = {"LEASE_EXPIRY": "genuine", "EUREKA_SERVER_EVICTIONINTERVALTIMERINMS": "500"}
     short = {"leaseInfo": {"renewalIntervalInSecs": 1, "durationInSecs": 2}}
@@ -236,6 +241,7 @@ def test_the_genuine_timing_doubles_a_renewed_lease(tmp_path: Path) -> None:
         assert time.monotonic() >= sent + 4
 
 
+@pytest.mark.slow
 def test_ten_thousand_instances_come_back_in_every_format(tmp_path: Path) -> None:
     """How long and how large is measured in ``bench``; here, that nothing is missing."""
     count = 10_000
@@ -273,6 +279,7 @@ def test_overrides_survive_a_kill(tmp_path: Path) -> None:
         assert server.apps()["web:1"]["status"] == "OUT_OF_SERVICE"
 
 
+@pytest.mark.slow
 def test_a_paused_server_evicts_nobody_for_it(tmp_path: Path) -> None:
     with RegistryServer(tmp_path) as server:
         for number in range(5):
@@ -332,6 +339,7 @@ def test_a_full_disk_refuses_writes_answers_reads_and_recovers(tmp_path: Path) -
         assert set(server.apps()) == written | {"web:again"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_drains_and_exits_cleanly(number: signal.Signals, tmp_path: Path) -> None:
     with RegistryServer(tmp_path) as server:
@@ -380,6 +388,7 @@ def test_one_process_serves_from_memory(tmp_path: Path) -> None:
         assert list(server.apps()) == ["web:1"]
 
 
+@pytest.mark.slow
 def test_a_delta_follower_never_needs_a_second_full_fetch(tmp_path: Path) -> None:
     """Changes through all workers; after each delta the follower's hash code is the server's."""
     with RegistryServer(tmp_path) as server:
