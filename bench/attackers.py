@@ -541,7 +541,7 @@ def serving(root: Path, workers: int, over_tls: bool) -> Iterator[Target]:
             preexec_fn=lambda: preferred(-15),
         )
         try:
-            wait_until(lambda: _answers(target), 30, "the server")
+            wait_until(lambda: _answers(target), "the server")
             fill(target)
             yield target
         finally:

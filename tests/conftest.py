@@ -29,8 +29,6 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 EVERYWHERE = frozenset(["git", "sh", "true", "false", "sleep", "ps", "mount", "umount", "unshare"])
-# Of the event loop's suite, until it has certificates of its own making.
-EVERYWHERE |= {"openssl", "pkill"}
 WITH_GENUINE_SOURCES = frozenset(
     f"test_catalog_{kind}" for kind in ("consul", "etcd", "eureka", "kubernetes")
 )

@@ -34,7 +34,7 @@ class Reply(NamedTuple):
         return json.loads(self.body)
 
 
-def wait_until(condition: Callable[[], Any], what: str = "the condition", *_: object) -> Any:
+def wait_until(condition: Callable[[], Any], what: str = "the condition") -> Any:
     """Poll until the condition holds, and return what it gave.
 
     There is an end to the waiting only so that what hangs is told by its name.

@@ -381,9 +381,9 @@ def test_the_unit_is_told_when_the_server_is_ready_and_ends_it_well(
             assert service["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
             before = children(process.pid)
             process.send_signal(signal.SIGHUP)
-            wait_until(lambda: not before & children(process.pid), 60, "other workers")
+            wait_until(lambda: not before & children(process.pid), "other workers")
             assert service["KillMode"] == ["mixed"]  # SIGTERM for the main process alone
-            wait_until(lambda: send(port, "GET", "/health/ready").status == 200, 60, "readiness")
+            wait_until(lambda: send(port, "GET", "/health/ready").status == 200, "readiness")
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0
         finally:
@@ -420,13 +420,13 @@ def test_the_unit_lets_through_each_system_call_that_a_server_makes(
     server.runs_in = tmp_path
     process = server.launch()
     try:
-        wait_until(lambda: trace.exists() and answers(server), 120, "readiness")
+        wait_until(lambda: trace.exists() and answers(server), "readiness")
         assert server.register("SHOP", "shop:1") == 204
         assert server.send("GET", "/api/v1/docs").status == 200
         (main,) = children(process.pid)
         before = children(int(main))
         os.kill(int(main), signal.SIGHUP)
-        wait_until(lambda: not before & children(int(main)), 120, "other workers")
+        wait_until(lambda: not before & children(int(main)), "other workers")
         os.kill(int(main), signal.SIGTERM)
         assert process.wait(120) == 0
     finally:

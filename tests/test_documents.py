@@ -384,7 +384,7 @@ class Terminal:
             with socket.socket() as tried:
                 return tried.connect_ex(("127.0.0.1", int(port))) == 0
 
-        wait_until(listens, 60, command)
+        wait_until(listens, command)
 
     def _start(self, command: str, port: str = "") -> subprocess.Popen[bytes]:
         with (self._home / "log").open("ab") as log:

@@ -44,7 +44,7 @@ class Container:
         self.process = image.start(self.variables)
 
     def __enter__(self) -> Container:
-        wait_until(self.is_ready, 60, "readiness")
+        wait_until(self.is_ready, "readiness")
         return self
 
     def __exit__(self, *_: object) -> None:
