@@ -1,4 +1,4 @@
-.PHONY: run test test-fast test-rest check docs conformance conformance-compare oracle bench attackers clean help check-settings bounds wheel
+.PHONY: run test coverage test-fast test-rest check docs conformance conformance-compare oracle bench attackers clean help check-settings bounds wheel
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
@@ -22,6 +22,10 @@ check-settings: $(VENV)/run ## say what is wrong with settings, users, keys, cat
 
 test-fast: $(VENV)/dev ## what needs no program but Python and no network: a minute or two
 	$(VENV)/bin/python -m pytest -m "not programs and not slow"
+
+coverage: $(VENV)/dev ## the quick tests, the lines that they reach, and whether those are enough
+	mkdir -p build/coverage
+	$(VENV)/bin/python -m pytest -m "not programs and not slow" --cov --cov-config=pyproject.toml
 
 test-rest: $(VENV)/dev ## the others: genuine sources, real clients, and what takes long
 	scripts/system-packages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -20,6 +21,8 @@ from conformance.programs import free_port
 ROOT = Path(__file__).parent.parent
 # ``WORKER_CLASS=gthread make test`` has everything served by another worker than the default.
 ANOTHER_WORKER = {k: v for k, v in os.environ.items() if k == "WORKER_CLASS"}
+# What has processes tell which lines they ran, while that is measured.
+MEASURED = {k: v for k, v in os.environ.items() if k.startswith("COVERAGE_")}
 # What takes longer hangs. No verdict on how fast anything is: the machine may be slow, and busy.
 HANG_SECS = 180
 JSON = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -58,6 +61,14 @@ def counted(patch: pytest.MonkeyPatch, owner: Any, name: str) -> list[None]:
 
     patch.setattr(owner, name, call)
     return calls
+
+
+def ended_gently(process: subprocess.Popen[bytes]) -> None:
+    """Where lines are counted, have it end so that it can tell of them; or else do nothing."""
+    if MEASURED and process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10)
 
 
 def send(
@@ -127,6 +138,7 @@ class RegistryServer:
             "STORE_URL": f"lmdb:{folder / 'store'}",
             "EUREKA_SERVER_ENABLE_SELF_PRESERVATION": "false",
             **ANOTHER_WORKER,
+            **MEASURED,
             **(env or {}),
         }
 
@@ -135,7 +147,10 @@ class RegistryServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.kill9()
+        if self._process is not None:
+            ended_gently(self._process)
+        with contextlib.suppress(ProcessLookupError):
+            self.kill9()
 
     def launch(self) -> subprocess.Popen[bytes]:
         """Start the processes without waiting for them."""

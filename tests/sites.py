@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from conformance.programs import free_port
-from tests.servers import HANG_SECS, ROOT, wait_until
+from tests.servers import HANG_SECS, MEASURED, ROOT, ended_gently, wait_until
 from tests.turned import request
 
 LOOP = "eureka_http.worker.EventLoopWorker"
@@ -54,6 +54,7 @@ class Site:
         environment = {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(ROOT),
+            **MEASURED,
             **(env or {}),
         }
         with self._log.open("wb") as log:
@@ -79,6 +80,7 @@ class Site:
         return self
 
     def __exit__(self, *_: object) -> None:
+        ended_gently(self.process)
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(timeout=HANG_SECS)

@@ -19,6 +19,7 @@ from registry import Instance, Namespace
 from tests.sources.files import FolderSource
 
 
+@pytest.mark.slow
 class TestFileCatalog(CatalogSuite):
     @pytest.fixture
     def source(self, tmp_path: Path) -> FolderSource:
