@@ -615,6 +615,7 @@ class TestStops:
                 assert slow.reply().body == b"at last"
 
 
+@pytest.mark.slow
 class TestTime:
     """When exactly is tested in ``test_http_connection.py``, where time is turned by hand."""
 
