@@ -36,11 +36,11 @@ from eureka_server.credentials import (
     Credentials,
     Grant,
     Judge,
-    Known,
     NamedNamespaces,
     Passwords,
     RefusedError,
     SignedTokens,
+    Verified,
 )
 from registry import DEFAULT_NAMESPACE, NAMESPACE, Namespace
 
@@ -118,7 +118,7 @@ class Access:
         self._lock = threading.Lock()
         # What is remembered is keyed so that a core dump shows no password.
         self._salt = secrets.token_bytes(32)
-        self._remembered: Cache[bytes, Known] = Cache(_MOST_REMEMBERED)
+        self._remembered: Cache[bytes, Verified] = Cache(_MOST_REMEMBERED)
         self._lines = Allowances(*_LINES)
         self._unlogged = 0
         self._stopping = threading.Event()
@@ -278,7 +278,7 @@ class Access:
         else:
             self._unlogged += 1
 
-    def _remember(self, judge: Judge, mark: bytes, found: Known) -> None:
+    def _remember(self, judge: Judge, mark: bytes, found: Verified) -> None:
         """Know these credentials from now on; ``RefusedError`` where they do not hold any more."""
         with self._lock:
             if not judge.still_holds(found):

@@ -51,7 +51,7 @@ class Grant:
         return f"{self.user}@{self.namespace}" if self.user else ""
 
 
-class Known(NamedTuple):
+class Verified(NamedTuple):
     """Credentials that were found good: what they grant, and what that rests on."""
 
     grant: Grant
@@ -93,14 +93,14 @@ class Judge(Protocol):
     may_change: bool
     """Whether ``refresh`` is worth calling."""
 
-    def judge(self, credentials: Credentials, *, quick: bool) -> Known | None:
+    def judge(self, credentials: Credentials, *, quick: bool) -> Verified | None:
         """What they grant; ``RefusedError`` or ``BusyError`` otherwise.
 
         With ``quick``, None where finding out takes long.
         """
         ...
 
-    def still_holds(self, known: Known) -> bool:
+    def still_holds(self, known: Verified) -> bool:
         """Whether what somebody was let in for is there as it was."""
         ...
 
@@ -119,7 +119,7 @@ class _Tokens:
     challenge = "Bearer"
     may_change = False
 
-    def judge(self, credentials: Credentials, *, quick: bool) -> Known | None:
+    def judge(self, credentials: Credentials, *, quick: bool) -> Verified | None:
         """See ``Judge``."""
         if credentials.authorization is None:
             return self._judged(credentials.path_token or "")
@@ -131,7 +131,7 @@ class _Tokens:
             raise RefusedError("neither a bearer's token nor a Basic account")
         return self._judged(self._of_account(*account))
 
-    def still_holds(self, known: Known) -> bool:
+    def still_holds(self, known: Verified) -> bool:
         return True
 
     def refresh(self) -> bool:
@@ -140,7 +140,7 @@ class _Tokens:
     def stop(self) -> None:
         pass
 
-    def _judged(self, token: str) -> Known:
+    def _judged(self, token: str) -> Verified:
         raise NotImplementedError
 
     def _of_account(self, name: str, password: str) -> str:
@@ -151,10 +151,10 @@ class _Tokens:
 class NamedNamespaces(_Tokens):
     """Mode ``trusted``: the token is the namespace's name."""
 
-    def _judged(self, token: str) -> Known:
+    def _judged(self, token: str) -> Verified:
         if not NAMESPACE.match(token):
             raise RefusedError("the token is no name of a namespace")
-        return Known(Grant(Namespace(token)), None)
+        return Verified(Grant(Namespace(token)), None)
 
     def _of_account(self, name: str, password: str) -> str:
         return name
@@ -179,7 +179,7 @@ class SignedTokens(_Tokens):
     def _keys(self) -> Keys:
         return self._source.value if isinstance(self._source, WatchedFile) else self._source
 
-    def still_holds(self, known: Known) -> bool:
+    def still_holds(self, known: Verified) -> bool:
         return known.rests_on in self._keys.marks()
 
     def refresh(self) -> bool:
@@ -188,7 +188,7 @@ class SignedTokens(_Tokens):
     def _of_account(self, name: str, password: str) -> str:
         return password or name
 
-    def _judged(self, token: str) -> Known:
+    def _judged(self, token: str) -> Verified:
         problem: Exception | None = None
         try:
             keys = self._keys.candidates(token)
@@ -214,7 +214,7 @@ class SignedTokens(_Tokens):
                 raise RefusedError("the token's namespace is none")
             until = float(min(int(claims["exp"]), _LATEST)) if "exp" in claims else float("inf")
             name = user[:64] if isinstance(user, str) and user else "token"
-            return Known(Grant(Namespace(namespace), role == "admin", name, until), key.mark)
+            return Verified(Grant(Namespace(namespace), role == "admin", name, until), key.mark)
         reason = "no key of its kid and algorithm" if problem is None else type(problem).__name__
         raise RefusedError(f"the token does not hold: {reason}")
 
@@ -243,7 +243,7 @@ class Passwords:
         # Changes with the users: a password that was wrong may be right by now.
         self._edition = 0
 
-    def judge(self, credentials: Credentials, *, quick: bool) -> Known | None:
+    def judge(self, credentials: Credentials, *, quick: bool) -> Verified | None:
         """See ``Judge``. What takes long is a password that was not seen before."""
         name, password = self._account(credentials)
         wrong_until = self._wrong.get(credentials.mark)
@@ -266,9 +266,9 @@ class Passwords:
             self._of_name.take(name)
             self._remember_wrong(credentials.mark, edition)
             raise RefusedError(self._wrong_password(name))
-        return Known(Grant(user.namespace, user.is_admin, user.name), user)
+        return Verified(Grant(user.namespace, user.is_admin, user.name), user)
 
-    def still_holds(self, known: Known) -> bool:
+    def still_holds(self, known: Verified) -> bool:
         user = known.rests_on
         return isinstance(user, User) and self._users.value.get(user.name) == user
 
