@@ -226,6 +226,9 @@ NOT_RUN = {
         ("docs/reference/catalogs.md", "$ etcdctl"),
         ("docs/reference/sidecar.md", "ENTRYPOINT"),
     },
+    "needs two more machines; tests/test_peers_system.py does it on one": {
+        ("docs/operate/peers.md", "$ EUREKA_CLIENT"),
+    },
     "tags this very checkout": {
         ("docs/releasing.md", "$ git tag"),
     },
