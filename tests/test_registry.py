@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import gc
+import inspect
 import random
 import shutil
 import threading
@@ -850,6 +851,14 @@ def test_all_who_have_a_namespace_at_once_have_the_same_of_it(world: World) -> N
     )
     assert held.view().size() == 1
     assert whole.keeps(late)
+
+
+def test_no_verb_has_a_namespace_among_its_arguments() -> None:
+    """It is bound once, so that none can be left out and write into another tenant's space."""
+    verbs = [m for n, m in vars(NamespaceRegistry).items() if not n.startswith("_") and callable(m)]
+    assert {"register", "renew", "cancel", "evict", "view"} <= {verb.__name__ for verb in verbs}
+    for verb in verbs:
+        assert "namespace" not in inspect.signature(verb).parameters
 
 
 def test_nothing_is_kept_of_a_namespace_for_being_asked_for(world: World) -> None:
