@@ -26,6 +26,7 @@ from typing import Any
 
 from conformance.programs import built
 from tests.parcel import wheelhouse
+from tests.servers import HANG_SECS
 
 _READERS = Path(__file__).parent / "containers"
 # An absolute path, in a word of its own or after what parts words; no URL.
@@ -47,7 +48,9 @@ def as_read(kind: str, path: Path) -> Any:
 
     ``ValueError`` with what they find wrong.
     """
-    read = subprocess.run([readers(), kind, path], capture_output=True, text=True, timeout=60)
+    read = subprocess.run(
+        [readers(), kind, path], capture_output=True, text=True, timeout=HANG_SECS
+    )
     if read.returncode != 0:
         raise ValueError(read.stderr)
     return json.loads(read.stdout)
@@ -167,7 +170,7 @@ def _lay_base(image: Image, base: str) -> None:
     common = Path(f"/usr/bin/python{version}")  # root's own may lie where nobody else may look
     if common.exists():
         making = [str(common), "-m", "venv", "--without-pip", str(environment)]
-        subprocess.run(making, check=True, timeout=60)
+        subprocess.run(making, check=True, timeout=HANG_SECS)
     else:
         venv.create(environment, symlinks=True)
     pip = f'exec "{sys.executable}" -m pip --python "{environment}/bin/python" "$@"'

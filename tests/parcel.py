@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conformance.programs import built
-from tests.servers import ROOT
+from tests.servers import HANG_SECS, ROOT
 
 LOCKS = ("requirements.lock", "requirements-build.lock")
 # What the extra ``conformance`` brings beside that.
@@ -28,7 +28,7 @@ def build(source: Path, folder: Path, *targets: str) -> None:
         cwd=source,
         check=True,
         capture_output=True,
-        timeout=120,
+        timeout=HANG_SECS,
     )
 
 

@@ -27,7 +27,7 @@ from eureka_server.settings import SettingError, load
 from registry import Namespace
 from registry.stores.memory import MemoryStore
 from tests.in_process import InProcess
-from tests.servers import JSON, instance_body
+from tests.servers import HANG_SECS, JSON, instance_body
 
 KEY = "a key of more than thirty-two characters"
 QUICK_HASH = "pbkdf2:sha256:1"
@@ -731,7 +731,7 @@ def test_guesses_hold_half_of_the_threads_at_most(
 
     def check(password_hash: str, password: str) -> bool:
         began.release()
-        goes_on.wait(60)
+        goes_on.wait(HANG_SECS)
         return False
 
     access = Access(AccessSettings(mode="basic", users_file=users), threads=4)
@@ -744,7 +744,7 @@ def test_guesses_hold_half_of_the_threads_at_most(
     for each in guessing:
         each.start()
     for _ in guessing:
-        assert began.acquire(timeout=60)
+        assert began.acquire(timeout=HANG_SECS)
     assert status_of(access, basic("bob", "p:w")) == 429
     goes_on.set()
     for each in guessing:

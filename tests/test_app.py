@@ -16,7 +16,7 @@ from eureka_server.access import Access
 from eureka_server.settings import load
 from registry import Evictor, Registry, open_store
 from registry.stores.memory import MemoryStore
-from tests.servers import ROOT
+from tests.servers import HANG_SECS, ROOT
 
 # Imports every module of every package, and tells what that did to the process.
 PROBE = """
@@ -66,7 +66,7 @@ def test_importing_anything_but_the_entry_point_starts_nothing(tmp_path: Path) -
         env={"PYTHONPATH": str(ROOT), "PORT": "none", "STORE_URL": "lmdb:data"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_SECS,
     )
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout)

@@ -35,7 +35,7 @@ from registry import (
     open_store,
 )
 from registry.testing import sample_instance
-from tests.servers import JSON, RegistryServer, instance_body, wait_until
+from tests.servers import HANG_SECS, JSON, RegistryServer, instance_body, wait_until
 from tests.sources.kubernetes import KubernetesSource
 from tests.test_native_api import World
 
@@ -258,7 +258,7 @@ class FakeCatalog:
 
     def watch(self, stopping: threading.Event) -> Iterator[Groups]:
         while not stopping.wait(0.02):
-            self.hang.wait(60)
+            self.hang.wait(HANG_SECS)
             yield {}
 
     def close(self) -> None:
@@ -319,7 +319,7 @@ def test_a_catalog_whose_making_hangs_holds_up_no_other() -> None:
     may = threading.Event()
 
     def make() -> FakeCatalog:
-        may.wait(30)
+        may.wait(HANG_SECS)
         return FakeCatalog("fake:slow")
 
     good = FakeCatalog("fake:good", an_entry("fake:good", "good"))

@@ -19,7 +19,7 @@ import pytest
 from conformance.programs import free_port
 from eureka_server.command import COMMANDS, parsed_flags
 from eureka_server.settings import SETTINGS, Environment, Setting, load, with_flags
-from tests.servers import ROOT, RegistryServer, wait_until
+from tests.servers import HANG_SECS, ROOT, RegistryServer, wait_until
 
 COMMAND = (sys.executable, "-m", "eureka_server")
 
@@ -34,7 +34,7 @@ def run(
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **(env or {})},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_SECS,
     )
 
 

@@ -26,7 +26,7 @@ from conformance.programs import free_port
 from eureka_server.settings import load
 from tests.image import as_read
 from tests.parcel import Installed
-from tests.servers import ROOT, RegistryServer, send, wait_until
+from tests.servers import HANG_SECS, ROOT, RegistryServer, send, wait_until
 from tests.sources.kubernetes import KubernetesSource, Object
 
 DEPLOY = ROOT / "deploy"
@@ -119,12 +119,12 @@ def test_the_pod_fits_the_strictest_profile(cluster: KubernetesSource) -> None:
     answer = cluster.session.post(
         f"{cluster.url}/api/v1/namespaces/registry/pods?dryRun=All&fieldValidation=Strict",
         json=pod,
-        timeout=10,
+        timeout=HANG_SECS,
     )
     assert (answer.status_code, answer.headers.get("Warning")) == (201, None), answer.text
     # It is asked for at all: the same Pod with one right more is refused.
     del pod["spec"]["containers"][0]["securityContext"]["capabilities"]
-    refused = cluster.session.post(answer.url, json=pod, timeout=10)
+    refused = cluster.session.post(answer.url, json=pod, timeout=HANG_SECS)
     assert refused.status_code == 403
     assert "PodSecurity" in refused.text
 
@@ -134,7 +134,7 @@ def as_account(cluster: KubernetesSource, token: str, path: str, spec: Object) -
         f"{cluster.url}/apis/authorization.k8s.io/v1/{path}",
         json={"spec": spec},
         headers={"Authorization": f"Bearer {token}"},
-        timeout=10,
+        timeout=HANG_SECS,
     )
     assert answer.status_code == 201, answer.text
     status: Object = answer.json()["status"]
@@ -320,7 +320,7 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
     # The command need not be installed here.
     file.write_text(UNIT.read_text().replace("/opt/eureka-registry/bin/eureka-registry", "/bin/sh"))
     words = ["systemd-analyze", "verify", "--man=no", str(file)]
-    verified = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    verified = subprocess.run(words, capture_output=True, text=True, timeout=HANG_SECS)
     # It looks at others' units, too.
     assert [line for line in verified.stderr.splitlines() if UNIT.stem in line] == []
 
@@ -329,7 +329,7 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
 @needs_systemd
 def test_systemd_thinks_the_unit_well_closed() -> None:
     words = ["systemd-analyze", "security", "--offline=true", "--threshold=20", str(UNIT)]
-    judged = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    judged = subprocess.run(words, capture_output=True, text=True, timeout=HANG_SECS)
     assert judged.returncode == 0, judged.stdout
 
 
@@ -385,7 +385,7 @@ def test_the_unit_is_told_when_the_server_is_ready_and_ends_it_well(
             assert service["KillMode"] == ["mixed"]  # SIGTERM for the main process alone
             wait_until(lambda: send(port, "GET", "/health/ready").status == 200, "readiness")
             process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0
+            assert process.wait(HANG_SECS) == 0
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -399,7 +399,9 @@ def children(pid: int) -> set[str]:
 def calls_of(group: str) -> set[str]:
     """The system calls of one of systemd's groups, those of the groups in it among them."""
     words = ["systemd-analyze", "syscall-filter", "--no-pager", group]
-    told = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+    told = subprocess.run(
+        words, capture_output=True, text=True, timeout=HANG_SECS, check=True
+    ).stdout
     names = [line.strip() for line in told.splitlines()[1:] if line.strip()]
     inside = [calls_of(name) if name[0] == "@" else {name} for name in names if name[0] != "#"]
     return set().union(*inside)
@@ -428,7 +430,7 @@ def test_the_unit_lets_through_each_system_call_that_a_server_makes(
         os.kill(int(main), signal.SIGHUP)
         wait_until(lambda: not before & children(int(main)), "other workers")
         os.kill(int(main), signal.SIGTERM)
-        assert process.wait(120) == 0
+        assert process.wait(HANG_SECS) == 0
     finally:
         if process.poll() is None:
             server.kill9()

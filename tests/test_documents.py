@@ -25,7 +25,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from conformance.programs import free_port, named
-from tests.servers import ANOTHER_WORKER, ROOT, wait_until
+from tests.servers import ANOTHER_WORKER, HANG_SECS, ROOT, wait_until
 
 DOCUMENTS = [
     *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/**/*.md")),
@@ -411,7 +411,7 @@ class Terminal:
                 os.killpg(process.pid, signal.SIGTERM)
         for each in ending:
             try:
-                each[1].wait(30)
+                each[1].wait(HANG_SECS)
             except subprocess.TimeoutExpired:
                 os.killpg(each[1].pid, signal.SIGKILL)
             self._running.remove(each)

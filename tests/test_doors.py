@@ -18,7 +18,7 @@ from conformance.cases.recorded import masked
 from conformance.differential import TAIL, Request, requests
 from conformance.documents import Form
 from conformance.http import Connection, Exchange
-from tests.servers import RegistryServer, instance_body
+from tests.servers import HANG_SECS, RegistryServer, instance_body
 
 LISTS = (
     "/eureka/apps",
@@ -197,7 +197,7 @@ def door(
 
 def spoken(server: RegistryServer, data: bytes, *, ends: bool = False) -> tuple[int, bool]:
     """The status of the answer to these bytes, and whether the body was asked for before."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=HANG_SECS) as connection:
         connection.sendall(data)
         if ends:
             connection.shutdown(socket.SHUT_WR)

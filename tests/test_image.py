@@ -16,7 +16,7 @@ import pytest
 from conformance.programs import free_port
 from tests.image import Image, as_read, performed
 from tests.parcel import Parcel, contents
-from tests.servers import JSON, ROOT, Reply, instance_body, send, wait_until
+from tests.servers import HANG_SECS, JSON, ROOT, Reply, instance_body, send, wait_until
 
 pytestmark = [
     pytest.mark.programs,  # Go, for the engine's own reader, and packages
@@ -63,7 +63,7 @@ class Container:
         return send(self.port, method, path, body, JSON)
 
     def health(self) -> int:
-        return self.image.start(self.variables, self.image.health).wait(60)
+        return self.image.start(self.variables, self.image.health).wait(HANG_SECS)
 
 
 def test_the_image_has_the_wheel_and_what_is_locked_and_nothing_else(
@@ -86,7 +86,7 @@ def test_the_image_serves_stops_and_keeps_its_data(stages: dict[str, Image]) -> 
         assert container.ask("POST", "/eureka/apps/SHOP", body).status == 204
         assert container.ask("GET", "/api/v1/docs").status == 200
         container.process.send_signal(signal.SIGTERM)
-        assert container.process.wait(60) == 0, image.log()
+        assert container.process.wait(HANG_SECS) == 0, image.log()
     with Container(image) as container:
         assert container.ask("GET", "/eureka/apps/SHOP/shop:1").status == 200
 
@@ -95,7 +95,7 @@ def test_the_image_tells_whether_it_is_healthy(stages: dict[str, Image]) -> None
     with Container(stages[""]) as container:
         assert container.health() == 0
         container.process.send_signal(signal.SIGTERM)
-        container.process.wait(60)
+        container.process.wait(HANG_SECS)
         assert container.health() != 0
 
 
@@ -111,7 +111,7 @@ def test_the_images_user_can_write_to_the_data_alone(stages: dict[str, Image]) -
     assert image.root / "data" in theirs
     writable = "find -L . -writable -not -path './data*'"
     found = image.start({}, ["/bin/sh", "-c", f'cd {image.root}; test -z "$({writable})"'])
-    assert found.wait(60) == 0
+    assert found.wait(HANG_SECS) == 0
 
 
 def test_the_engines_reader_finds_nothing_wrong() -> None:

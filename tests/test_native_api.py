@@ -31,7 +31,7 @@ from registry import (
 from registry.stores.memory import MemoryStore
 from registry.testing import ManualClock, registry_on, sample_instance
 from tests.in_process import InProcess
-from tests.servers import JSON, instance_body
+from tests.servers import HANG_SECS, JSON, instance_body
 
 BASE = "/api/v1"
 
@@ -1104,7 +1104,7 @@ def test_many_watchers_that_come_at_once_share_one_snapshot(spelled: list[str]) 
         api.tick()
         for thread in threading.enumerate():
             if thread.name == "snapshot":
-                thread.join(30)
+                thread.join(HANG_SECS)
         for reader in readers[1:]:
             reader.unread = 0
         if all(reader.written.endswith(b"\n\n") for reader in readers[1:]):

@@ -16,7 +16,7 @@ import yaml
 
 from conformance.programs import free_port
 from tests.parcel import Installed, Parcel, build, contents, extra, locked, pip, wheelhouse
-from tests.servers import ROOT, RegistryServer
+from tests.servers import HANG_SECS, ROOT, RegistryServer
 
 PACKAGES = {
     "catalogs",
@@ -169,7 +169,11 @@ def test_a_commit_is_checked_by_what_checks_the_tree() -> None:
 def asked(installed: Installed, folder: Path, code: str) -> str:
     """What a program prints in the environment of the wheel, away from the sources."""
     done = subprocess.run(
-        [installed.python, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120
+        [installed.python, "-c", code],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECS,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -27,6 +27,7 @@ from registry import (
 from registry import view as view_module
 from registry.stores.memory import MemoryStore
 from registry.testing import ManualClock, registry_on, sample_instance
+from tests.servers import HANG_SECS
 
 
 @given(parts=st.lists(st.binary(max_size=300), max_size=8))
@@ -196,7 +197,7 @@ def test_the_first_answer_with_a_fleet_holds_nobody_up(
 
     def others_turn(_: float) -> None:
         def take() -> None:
-            turns.append(registry.view().lock.acquire(timeout=30))
+            turns.append(registry.view().lock.acquire(timeout=HANG_SECS))
             registry.view().lock.release()
 
         other = threading.Thread(target=take)

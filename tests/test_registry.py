@@ -47,6 +47,7 @@ from registry.model import Revision, at_revision, registered
 from registry.stores.lmdb import LmdbStore
 from registry.stores.memory import MemoryStore
 from registry.testing import ManualClock, put, registry_on, sample_instance
+from tests.servers import HANG_SECS
 
 KEY = InstanceKey("WEB", "web:1")
 
@@ -633,7 +634,7 @@ def test_an_error_of_ours_does_not_end_the_evictors_thread(
     monkeypatch.setattr(world.store, "due", failing_twice)
     world.registry.register(sample_instance())
     world.evictor.start()
-    assert goes_on.wait(10)
+    assert goes_on.wait(HANG_SECS)
     world.evictor.stop()
     assert [record.exc_info[1] for record in caplog.records if record.exc_info] == [wrong]
 
@@ -1143,7 +1144,7 @@ def test_a_worker_whose_store_is_gone_leaves_and_answers_nothing_until_then(
     left = threading.Event()
     evictor = Evictor(world.whole, world.store, leave=left.set)
     evictor.start()
-    assert left.wait(10)
+    assert left.wait(HANG_SECS)
     with pytest.raises(StoreError, match="gone"):
         world.registry.view()
     evictor.stop()

@@ -279,7 +279,8 @@ def test_a_watch_ends_with_its_account(tmp_path: Path, worker_class: str, accept
             connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=HANG_SECS)
             connection.request("GET", f"/api/v1/watch?wait=300&since={revision}", headers=headers)
             watches[name] = connection
-        time.sleep(0.2)
+        for _ in range(50):  # what comes later is answered later: both are watching by now
+            assert server.send("GET", "/health/live").status == 200
         users.write_text(lines[1])
         # It ends, well before anything else would end it, and the other does not.
         body = watches["ann"].getresponse().read()

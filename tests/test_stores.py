@@ -33,6 +33,7 @@ from registry.stores.lmdb import LmdbStore
 from registry.stores.memory import MemoryStore
 from registry.stores.records import decode_instance, encode_instance
 from registry.testing import LEASE, Failing, StoreSuite, put, sample_instance
+from tests.servers import HANG_SECS
 
 NS = DEFAULT_NAMESPACE
 
@@ -146,7 +147,7 @@ def test_the_map_grows_and_other_processes_follow(tmp_path: Path) -> None:
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(timeout=60)
+        writer.join(timeout=HANG_SECS)
 
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert (folder / "data.mdb").stat().st_size > 16 * 1024 * 1024
@@ -284,7 +285,7 @@ class Elsewhere:
 
     def leave(self) -> None:
         self._calls.send(())
-        self._process.join(timeout=30)
+        self._process.join(timeout=HANG_SECS)
         assert self._process.exitcode == 0
 
 
@@ -425,7 +426,7 @@ def test_a_writer_killed_before_it_published_a_lease_hides_nothing(
     spawn = multiprocessing.get_context("spawn")
     dying = spawn.Process(target=commit_and_die, args=(tmp_path / "store", again))
     dying.start()
-    dying.join(timeout=30)
+    dying.join(timeout=HANG_SECS)
     assert dying.exitcode == -signal.SIGKILL
 
     left = {neighbour.key: Lease(1_500, 90_000, 1)}
@@ -482,8 +483,8 @@ def test_of_a_renewal_and_an_eviction_at_once_one_sees_the_other(tmp_path: Path)
             except ConflictError:
                 continue
         believed = lease.deadline_mono_ms
-        assert told.get(timeout=30) in (believed, believed - 1)
-    renewing.join(timeout=30)
+        assert told.get(timeout=HANG_SECS) in (believed, believed - 1)
+    renewing.join(timeout=HANG_SECS)
     assert renewing.exitcode == 0
     store.close()
 
@@ -509,7 +510,7 @@ def test_a_renewal_that_comes_while_time_is_given_back_stands(tmp_path: Path) ->
     begun, enough = spawn.Event(), spawn.Event()
     pausing = spawn.Process(target=give_time_back, args=(tmp_path / "store", begun, enough))
     pausing.start()
-    assert begun.wait(30)
+    assert begun.wait(HANG_SECS)
     lost = 0
     for turn in range(400):
         short, long = Lease(1, 1, turn), Lease(1 << 43, 1, turn)
@@ -518,7 +519,7 @@ def test_a_renewal_that_comes_while_time_is_given_back_stands(tmp_path: Path) ->
                 assert store.renew(NS, key, lease, None)
         lost += sum(store.lease(NS, key) != long for key in keys)
     enough.set()
-    pausing.join(timeout=30)
+    pausing.join(timeout=HANG_SECS)
     assert lost == 0, f"{lost} renewals"
     assert pausing.exitcode == 0
     store.close()
@@ -880,7 +881,7 @@ def test_a_store_that_cannot_grow_is_not_ready(tmp_path: Path) -> None:
     limited = spawn.Process(target=register_under_a_limit, args=(tmp_path / "store", told))
     limited.start()
     registered, said = told.get()
-    limited.join(timeout=30)
+    limited.join(timeout=HANG_SECS)
     assert 0 < registered < 2_000
     assert "cannot grow" in said
 
@@ -917,7 +918,7 @@ def test_files_that_nobody_changed_since_they_were_looked_through_are_not_looked
     # Of one that is killed nobody can say what it left.
     killed = multiprocessing.get_context("spawn").Process(target=open_and_die, args=(tmp_path,))
     killed.start()
-    killed.join(timeout=30)
+    killed.join(timeout=HANG_SECS)
     assert killed.exitcode == -signal.SIGKILL
     store, has_looked = opened()
     assert has_looked
@@ -1009,7 +1010,7 @@ def test_a_pause_that_several_notice_is_made_good_once(tmp_path: Path) -> None:
     def slowly(now_mono_ms: int) -> int:
         store._files.locked = waiting  # type: ignore[method-assign]
         others.append(at_once.submit(store.resume, 50_100))
-        assert is_waiting.wait(60)
+        assert is_waiting.wait(HANG_SECS)
         return extend_all(now_mono_ms)
 
     @contextmanager
