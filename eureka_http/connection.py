@@ -705,7 +705,9 @@ class Connection(asyncio.Protocol):
         answer = WsgiAnswer(host, self, message, wsgi_request)
         self._answer_by(answer)
         body = message.body
-        host.submit(answer.run, not isinstance(body, bytes) or len(body) > _MAX_FAST_BODY)
+        is_long = not isinstance(body, bytes) or len(body) > _MAX_FAST_BODY
+        # What is compressed may be long once it is not.
+        host.submit(answer.run, is_long or (bool(body) and "content-encoding" in message.headers))
 
     def _answer_by(self, current: Answering) -> None:
         """Have an answer made that takes its time."""

@@ -482,12 +482,21 @@ def test_long_bodies_have_one_thread_of_their_own() -> None:
     assert worker.long_pool._max_workers == 1
     pool, long_pool = Pool(), Pool()
     worker.pool, worker.long_pool = cast(Any, pool), cast(Any, long_pool)
-    for size in (0, 16 * 1024, 16 * 1024 + 1, 100_000):
+    zipped = "Content-Encoding: gzip\r\n"
+    for size, fields in (
+        (0, ""),
+        (16384, ""),
+        (16385, ""),
+        (100_000, ""),
+        (0, zipped),
+        (9, zipped),
+    ):
         connection, _ = connected(worker)
-        connection.data_received(request("/", f"Content-Length: {size}\r\n", "POST", bytes(size)))
+        fields += f"Content-Length: {size}\r\n"
+        connection.data_received(request("/", fields, "POST", bytes(size)))
         while connection._is_queued:
             connection.share()
-    assert (len(pool.submitted), len(long_pool.submitted)) == (2, 2)
+    assert (len(pool.submitted), len(long_pool.submitted)) == (3, 3)
 
 
 @pytest.mark.parametrize("ends", [False, True])

@@ -148,3 +148,15 @@ def test_what_comes_by_the_thousand_takes_its_lane() -> None:
 )
 def test_where_it_matters_who_asks_there_is_no_lane(settings: AccessSettings) -> None:
     assert InProcess(access=Access(settings)).gateway.lane({}) is None
+
+
+@pytest.mark.parametrize("path", ["/eureka/apps/WEB", "/eureka/peerreplication/batch"])
+def test_a_compressed_body_is_not_read_in_the_loop(path: str) -> None:
+    """Some bytes of it may be tens of thousands of heartbeats."""
+    gateway = InProcess().gateway
+    for coding, is_left in ((None, False), ("gzip", True), ("identity", True)):
+        body = b'{"replicationList":[]}'
+        fields = {"content-type": "application/json", "content-length": str(len(body))}
+        fields |= {"content-encoding": coding} if coding else {}
+        found = gateway.fast_lane(Request("POST", path, "", fields, lambda limit, body=body: body))
+        assert (found is None) is is_left
