@@ -52,7 +52,7 @@ CATALOGS = "its catalogs"
 """Stands for what ``REGISTRY_CATALOGS`` would hold, which may be set beside it."""
 
 _ONE_STORE = "the store is this server's own: STORE_URL"
-_NO_PEERS = "this server does not replicate to peers; all its workers share one store"
+_NO_PEERS = "servers replicate as Eureka's do here, see EUREKA_CLIENT_SERVICE_URL_DEFAULT_ZONE"
 _SIDECAR = "it is a sidecar's, not a registry's"
 _WITHOUT_MEANING: dict[str, str] = {
     "A8_LOG_FORMAT": "the log has one form",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from catalogs import read_catalogs
-from eureka_compat.peers.addresses import read_url
+from eureka_compat.peers.membership import read_url
 from eureka_server.access import Network
 
 

@@ -135,8 +135,8 @@ def test_this_servers_own_variables_count_and_what_has_no_meaning_is_named() -> 
         "A8_COLOUR has no effect here: it is not known",
         "A8_K8S_TOKEN has no effect here: it belongs to A8_K8S_URL, which is not set",
         "A8_REGISTRY_URL has no effect here: it is a sidecar's, not a registry's",
-        "A8_REPLICATION has no effect here: this server does not replicate to peers; all its "
-        "workers share one store",
+        "A8_REPLICATION has no effect here: servers replicate as Eureka's do here, see "
+        "EUREKA_CLIENT_SERVICE_URL_DEFAULT_ZONE",
         "A8_STORE_PASSWORD has no effect here: the store is this server's own: STORE_URL",
     )
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from eureka_compat import wire
-from eureka_compat.peers import addresses, comparison, items
-from eureka_compat.peers.addresses import Peer, others, read_url
+from eureka_compat.peers import comparison, items, membership
 from eureka_compat.peers.circuit import Breaker, Circuit
-from eureka_compat.peers.comparison import Kind, compared
+from eureka_compat.peers.comparison import DifferenceKind, compared
 from eureka_compat.peers.items import Action, Item, Reply
+from eureka_compat.peers.membership import Peer, others, read_url
 from eureka_compat.peers.outbox import Outbox, Pending
 from eureka_compat.wire import ParseError
 from registry import Instance, InstanceKey, InstanceStatus
@@ -264,8 +264,8 @@ class TestAddresses:
         assert [peer.address for peer in peers] == [None]
 
     def test_an_address_is_this_machines_where_one_can_bind_to_it(self) -> None:
-        assert addresses.is_local("127.0.0.1")
-        assert not addresses.is_local("192.0.2.1")
+        assert membership.is_local("127.0.0.1")
+        assert not membership.is_local("192.0.2.1")
 
 
 class TestComparison:
@@ -282,10 +282,10 @@ class TestComparison:
         found = compared({KEY: instance()}, {OTHER: instance(OTHER)})
 
         assert [(each.key, each.kind) for each in found.differences] == [
-            (KEY, Kind.MISSING),
-            (OTHER, Kind.EXTRA),
+            (KEY, DifferenceKind.MISSING),
+            (OTHER, DifferenceKind.EXTRA),
         ]
-        assert found.count(Kind.MISSING) == 1
+        assert found.count(DifferenceKind.MISSING) == 1
 
     @pytest.mark.parametrize(
         ("mine", "other", "ours_wins"),

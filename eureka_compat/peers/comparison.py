@@ -21,7 +21,7 @@ _OWN_WORD = frozenset(
 )
 
 
-class Kind(StrEnum):
+class DifferenceKind(StrEnum):
     """How the two differ about an instance."""
 
     MISSING = "missing"
@@ -40,7 +40,7 @@ class Difference(NamedTuple):
     """
 
     key: InstanceKey
-    kind: Kind
+    kind: DifferenceKind
     fields: Mapping[str, tuple[Any, Any]] = {}
     ours_wins: bool = True
 
@@ -53,7 +53,7 @@ class Comparison:
     theirs: int
     differences: list[Difference] = field(default_factory=list)
 
-    def count(self, kind: Kind) -> int:
+    def count(self, kind: DifferenceKind) -> int:
         """How many differences there are of a kind."""
         return sum(each.kind is kind for each in self.differences)
 
@@ -69,15 +69,17 @@ def compared(
     for key, mine in ours.items():
         other = theirs.get(key)
         if other is None:
-            result.differences.append(Difference(key, Kind.MISSING))
+            result.differences.append(Difference(key, DifferenceKind.MISSING))
             continue
         fields = differing_fields(mine, other)
         if fields:
             here = (mine.last_dirty_ms, mine.last_updated_ms)
             there = (other.last_dirty_ms, other.last_updated_ms - skew_ms)
-            result.differences.append(Difference(key, Kind.DIFFERS, fields, here >= there))
+            result.differences.append(
+                Difference(key, DifferenceKind.DIFFERS, fields, here >= there)
+            )
     result.differences.extend(
-        Difference(key, Kind.EXTRA, ours_wins=False) for key in theirs if key not in ours
+        Difference(key, DifferenceKind.EXTRA, ours_wins=False) for key in theirs if key not in ours
     )
     return result
 

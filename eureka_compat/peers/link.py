@@ -19,9 +19,9 @@ import urllib3
 
 from eureka_compat import codecs, wire
 from eureka_compat.peers import items as wire_items
-from eureka_compat.peers.addresses import Peer
 from eureka_compat.peers.circuit import Breaker, Circuit
 from eureka_compat.peers.items import Action, Item, Reply
+from eureka_compat.peers.membership import Peer
 from eureka_compat.peers.outbox import Outbox, Pending
 from eureka_compat.peers.settings import PeersSettings
 from eureka_compat.wire import ParseError
@@ -49,11 +49,11 @@ class PeerError(Exception):
     """The peer did not do what it was asked for; the text says why, without secrets."""
 
 
-class BusyError(PeerError):
+class PeerBusyError(PeerError):
     """Not reached, too slow, or busy (503): the same again later."""
 
 
-class RefusedError(PeerError):
+class PeerRefusedError(PeerError):
     """Understood and refused: the same again would be refused again."""
 
 
@@ -70,7 +70,7 @@ class Local(Protocol):
 
 
 @dataclass(slots=True)
-class Tally:
+class Exchanges:
     """What was exchanged with a peer since this worker took it up."""
 
     batches: int = 0
@@ -81,7 +81,7 @@ class Tally:
     registered_again: int = 0
 
 
-class Transport:
+class PeerConnection:
     """Requests to one peer, over connections that are kept."""
 
     def __init__(self, peer: Peer, settings: PeersSettings) -> None:
@@ -115,7 +115,7 @@ class Transport:
         secs: float | None = None,
         extra: Mapping[str, str] | None = None,
     ) -> tuple[bytes, Mapping[str, str]]:
-        """The body and header fields of a 2xx answer; ``BusyError``, ``RefusedError``."""
+        """The body and header fields of a 2xx answer; ``PeerBusyError``, ``PeerRefusedError``."""
         options: dict[str, Any] = {} if secs is None else {"timeout": secs}
         try:
             answer = self._pool.request(
@@ -127,12 +127,12 @@ class Transport:
                 **options,
             )
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise BusyError(_reason(error)) from error
+            raise PeerBusyError(_reason(error)) from error
         if 200 <= answer.status < 300:
             return answer.data, answer.headers
         if answer.status in (401, 403, 404, 408, 429, 502, 503, 504):
-            raise BusyError(f"it answers {answer.status}")
-        raise RefusedError(f"it answers {answer.status}")
+            raise PeerBusyError(f"it answers {answer.status}")
+        raise PeerRefusedError(f"it answers {answer.status}")
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -162,13 +162,13 @@ class Link:
         peer: Peer,
         settings: PeersSettings,
         local: Local,
-        transport: Transport | None = None,
+        transport: PeerConnection | None = None,
         breaker: Breaker | None = None,
     ) -> None:
         """Nothing is sent before ``run_once``."""
         self.peer = peer
         self.outbox = Outbox(settings.most_pending)
-        self.tally = Tally()
+        self.tally = Exchanges()
         self.problem = ""
         """Why the last exchange failed; empty after one that did not."""
         self.answered_at: float | None = None
@@ -177,7 +177,7 @@ class Link:
         """Whether something may have been missed, so that both registries are to be compared."""
         self._settings = settings
         self._local = local
-        self._transport = transport or Transport(peer, settings)
+        self._transport = transport or PeerConnection(peer, settings)
         self._breaker = breaker or Breaker()
 
     def state(self, now: float) -> Circuit:
@@ -210,7 +210,7 @@ class Link:
             return False
         try:
             self._deliver(entries)
-        except BusyError as error:
+        except PeerBusyError as error:
             self.outbox.put_back(entries)
             self._failed(error)
             return False
@@ -226,7 +226,7 @@ class Link:
             body, headers = self._transport.send("GET", "apps/", secs=_FETCH_SECS)
             told = wire.read_applications(codecs.read_json(body))
         except ParseError as error:
-            raise RefusedError(f"its registry cannot be read: {error}") from None
+            raise PeerRefusedError(f"its registry cannot be read: {error}") from None
         found = [each for each in told.instances if not isinstance(each, wire.Unreadable)]
         return {instance.key: instance for _, instance in found}, _skew(headers, now_ms)
 
@@ -248,7 +248,7 @@ class Link:
             return
         try:
             replies = self._post(items)
-        except RefusedError as error:
+        except PeerRefusedError as error:
             if len(entries) == 1:
                 self.tally.refused += 1
                 app, instance_id = entries[0][0]
@@ -291,7 +291,7 @@ class Link:
         try:
             return wire_items.read_replies(answer, len(items), time.time_ns() // 1_000_000)
         except ParseError as error:
-            raise RefusedError(f"its reply cannot be read: {error}") from None
+            raise PeerRefusedError(f"its reply cannot be read: {error}") from None
 
     def _react(self, item: Item, reply: Reply) -> None:
         if 200 <= reply.status < 300:

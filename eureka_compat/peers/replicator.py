@@ -23,10 +23,10 @@ from typing import Any
 
 import orjson
 
-from eureka_compat.peers.addresses import Peer, others
 from eureka_compat.peers.circuit import Circuit
-from eureka_compat.peers.comparison import Comparison, Difference, Kind, compared
+from eureka_compat.peers.comparison import Comparison, Difference, DifferenceKind, compared
 from eureka_compat.peers.link import Link, PeerError
+from eureka_compat.peers.membership import Peer, others
 from eureka_compat.peers.outbox import Pending
 from eureka_compat.peers.settings import PeersSettings
 from registry import (
@@ -43,8 +43,8 @@ from registry import (
 
 log = logging.getLogger("peers")
 
-LOCK = "peers"
-LOCK_TTL_MS = 3_000
+_LOCK = "peers"
+_LOCK_TTL_MS = 3_000
 _FOLLOW_SECS = 0.05
 _LOCK_SECS = 0.5
 _REPORT_SECS = 1.0
@@ -134,11 +134,11 @@ class Replicator:
         if self._run is not None:
             self._run.stop()
         with contextlib.suppress(StoreError):
-            self._registry.coordination.release(LOCK, self._owner)
+            self._registry.coordination.release(_LOCK, self._owner)
 
     def _take_lock(self) -> None:
         now = self._registry.clock.mono_ms()
-        held = self._registry.coordination.acquire(LOCK, self._owner, now, LOCK_TTL_MS)
+        held = self._registry.coordination.acquire(_LOCK, self._owner, now, _LOCK_TTL_MS)
         if held is None and self._run is not None:
             log.warning("the peers are left to another worker")
             self._run.stop()
@@ -555,11 +555,11 @@ class _Following:
             None if mine is None else (mine.last_dirty_ms, mine.last_updated_ms),
             None if theirs is None else (theirs.last_dirty_ms, theirs.last_updated_ms),
         )
-        if difference.kind is Kind.DIFFERS and self._healed.get(key) == states:
+        if difference.kind is DifferenceKind.DIFFERS and self._healed.get(key) == states:
             return
         sends = self._settings.mode != "shadow"
-        if difference.kind is Kind.MISSING or (
-            difference.kind is Kind.DIFFERS and difference.ours_wins
+        if difference.kind is DifferenceKind.MISSING or (
+            difference.kind is DifferenceKind.DIFFERS and difference.ours_wins
         ):
             if not sends or mine is None or not self._lives_here(mine, renewed):
                 return
@@ -569,7 +569,7 @@ class _Following:
             link.outbox.put(key, what)
         elif theirs is None or not self._settings.fetch:
             return
-        elif difference.kind is Kind.EXTRA:
+        elif difference.kind is DifferenceKind.EXTRA:
             if not self._take(theirs, gone, skew_ms, sends=sends):
                 return
         else:
@@ -613,7 +613,7 @@ class _Following:
             "ours": found.ours,
             "theirs": found.theirs,
             "settling": len(found.differences) - len(told),
-            **{str(kind): sum(each.kind is kind for each in told) for kind in Kind},
+            **{str(kind): sum(each.kind is kind for each in told) for kind in DifferenceKind},
             "examples": [
                 {
                     "app": each.key.app,
@@ -662,7 +662,7 @@ def verdict(peers: list[dict[str, Any]]) -> str:
             return f"Not known: {peer['url']} was not compared yet."
     differing = []
     for peer in peers:
-        counts = {str(kind): peer["comparison"][str(kind)] for kind in Kind}
+        counts = {str(kind): peer["comparison"][str(kind)] for kind in DifferenceKind}
         if any(counts.values()):
             told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
             differing.append(f"{peer['url']}: {told}")
