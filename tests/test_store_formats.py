@@ -236,6 +236,7 @@ def steps_of_a_start(folder: Path, at_most: int) -> int:
     return int((folder / "lines").read_text())
 
 
+@pytest.mark.slow  # and it traces lines itself, as whoever measures the quick tests does
 @pytest.mark.parametrize("number", OLDER)
 def test_a_start_that_is_killed_anywhere_begins_again_from_what_was_there(
     tmp_path: Path, number: int
