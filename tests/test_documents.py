@@ -169,7 +169,7 @@ def test_each_module_that_the_architecture_names_is_in_its_package() -> None:
     named = [
         ROOT / package / name
         for package, paragraph in paragraphs
-        for name in re.findall(r"`(\w+(?:\.py|/))`", paragraph)
+        for name in re.findall(r"`((?:\w+/)*\w+(?:\.py|/))`", paragraph)
     ]
 
     assert [path for path in named if not path.exists()] == []
