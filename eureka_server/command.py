@@ -191,6 +191,16 @@ def _unknown(word: str) -> str:
     return f"no flag {flag}" + (f"; is {near[0]} meant?" if near else "; --help lists them")
 
 
+# Asking a server that runs
+
+
+def peers(arguments: Sequence[str]) -> int:
+    """Say how a server's peers are, and what differs between them."""
+    from eureka_server.peers_command import main as run
+
+    return run(arguments, os.environ)
+
+
 # Programs that ship with the server
 
 
@@ -219,6 +229,7 @@ def sidecar(arguments: Sequence[str]) -> int:
 
 COMMANDS = {
     "serve": _Command("serve; a flag for each setting", serve),
+    "peers": _Command("say how a server's peers are; with diff, what differs", peers),
     "conformance": _Command(
         "say what the Eureka server at a URL does and does not do", conformance
     ),

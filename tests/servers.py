@@ -166,7 +166,13 @@ class RegistryServer:
         return self._process
 
     def start(self) -> None:
-        process = self.launch()
+        self.launch()
+        self.await_ready()
+
+    def await_ready(self) -> None:
+        """Until it serves, with all of its workers."""
+        process = self._process
+        assert process is not None
 
         def ready() -> bool:
             assert process.poll() is None, self.log()

@@ -369,13 +369,16 @@ def _imported(*arguments: str) -> set[str]:
     return set(told)
 
 
-@pytest.mark.parametrize("words", [["--version"], ["--help"], ["sidecar", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--version"], ["--help"], ["sidecar", "--help"], ["peers", "--user=a"]]
+)
 def test_what_does_not_serve_is_light(words: list[str]) -> None:
     imported = _imported(*words)
     heavy = {"flask", "gunicorn", "registry", "eureka_compat", "catalogs", "jwt", "lmdb"}
     assert imported & heavy == set()
     own = {name for name in imported if name.startswith("eureka_server.")}
-    assert own == {"eureka_server.command"}
+    module = ["eureka_server.peers_command"] if words[0] == "peers" else []
+    assert own == {"eureka_server.command", *module}
     if words[0] == "sidecar":
         assert "native_api.sidecar.settings" in imported
         assert not [name for name in imported if name.startswith("native_api.api")]
