@@ -29,6 +29,9 @@ class ForeignSettings:
     without_meaning: Mapping[str, str]
     """Its variable → why it has no effect here."""
 
+    families: Mapping[str, str] = field(default_factory=dict)
+    """What several of its variables begin with → why none of them has an effect here."""
+
     several: Callable[[Mapping[str, str]], tuple[Understood, frozenset[str]]] = field(
         default=lambda _: ({}, frozenset())
     )
@@ -64,11 +67,16 @@ class ForeignSettings:
                 if value and meant in own:
                     found.append(f"{variable} has no effect here: {meant} is set too")
             elif value and name.startswith(self.prefixes) and name not in counted:
-                reason = self.without_meaning.get(name) or self._unknown(name, known)
-                found.append(f"{variable} has no effect here: {reason}")
+                found.append(f"{variable} has no effect here: {self.reason(name, known)}")
         return tuple(found)
 
-    def _unknown(self, name: str, known: Collection[str]) -> str:
+    def reason(self, name: str, known: Collection[str]) -> str:
+        """Why one of its variables (as ``reduced``) has no effect here."""
+        if name in self.without_meaning:
+            return self.without_meaning[name]
+        for beginning, reason in self.families.items():
+            if name.startswith(beginning):
+                return reason
         meant = difflib.get_close_matches(name, [*known, *self.meant], n=1, cutoff=_ALMOST)
         return f"it is not known; is {meant[0]} meant?" if meant else "it is not known"
 
@@ -85,8 +93,9 @@ class ForeignSettings:
 
 _SERVER, _INSTANCE = "EUREKA_SERVER_", "EUREKA_INSTANCE_REGISTRY_"
 _CLIENT, _OWN_ENTRY = "EUREKA_CLIENT_", "EUREKA_INSTANCE_"
-_ZONES = f"{_CLIENT}SERVICEURL"
-DEFAULT_ZONE = f"{_ZONES}DEFAULTZONE"
+ZONES = f"{_CLIENT}SERVICEURL"
+"""What the properties that name other servers begin with, each with a zone behind it."""
+DEFAULT_ZONE = f"{ZONES}DEFAULTZONE"
 """The property that names the other servers, as ``reduced`` has it."""
 
 
@@ -104,7 +113,7 @@ def reduced(name: str) -> str:
 
 def is_zone(name: str) -> bool:
     """Whether a reduced name is the property of a zone's service URLs."""
-    return name.startswith(_ZONES) and name != _ZONES
+    return name.startswith(ZONES) and name != ZONES
 
 
 _NO_CACHE = "answers always come from the current registry, so there is no cache to set"
@@ -112,6 +121,7 @@ _ASKED = "peers are asked until one answers, for PEERS_START_WAIT_MS at most"
 _ONE_BATCH = "each peer has one connection and one batch under way"
 _RETRIED = "a peer that does not answer is tried again, at growing intervals"
 _BY_ANSWERS = "whether a peer is available its last answer says"
+_EACH_ZONE = "each zone that has service URLs is a peer"
 _NO_REGIONS = "remote regions are not fetched"
 _OF_SERVER: dict[str, str] = {
     "RESPONSECACHEAUTOEXPIRATIONINSECONDS": _NO_CACHE,
@@ -135,11 +145,6 @@ _OF_SERVER: dict[str, str] = {
     "SHOULDBATCHREPLICATION": "replication always comes in batches",
     "MINAVAILABLEINSTANCESFORPEERREPLICATION": _BY_ANSWERS,
     "PRIMEAWSREPLICACONNECTIONS": "nothing here is bound to AWS",
-    "REMOTEREGIONURLSWITHNAME": _NO_REGIONS,
-    "REMOTEREGIONCONNECTTIMEOUTMS": _NO_REGIONS,
-    "REMOTEREGIONREADTIMEOUTMS": _NO_REGIONS,
-    "REMOTEREGIONREGISTRYFETCHINTERVAL": _NO_REGIONS,
-    "REMOTEREGIONAPPWHITELIST": _NO_REGIONS,
     "DISABLETRANSPARENTFALLBACKTOOTHERREGION": _NO_REGIONS,
     "DISABLEDELTAFORREMOTEREGIONS": _NO_REGIONS,
     "RATELIMITERENABLED": "requests are not limited by rate",
@@ -150,10 +155,38 @@ _OF_SERVER: dict[str, str] = {
     "XMLCODECNAME": "there is one codec, the original's default",
     "LOGIDENTITYHEADERS": "identity headers are not logged",
 }
+_NO_CLIENT = "this server is nobody's client but its peers', which it asks in its own time"
+_OF_CLIENT: dict[str, str] = {
+    "REGION": _EACH_ZONE,
+    "PREFERSAMEZONEEUREKA": _EACH_ZONE,
+    "USEDNSFORFETCHINGSERVICEURLS": "peers are named by service URLs",
+    "HEALTHCHECKENABLED": "its own entry is UP while it runs",
+    "REGISTRYFETCHINTERVALSECONDS": _NO_CLIENT,
+    "INSTANCEINFOREPLICATIONINTERVALSECONDS": _NO_CLIENT,
+    "INITIALINSTANCEINFOREPLICATIONINTERVALSECONDS": _NO_CLIENT,
+    "EUREKASERVERCONNECTTIMEOUTSECONDS": _NO_CLIENT,
+    "EUREKASERVERREADTIMEOUTSECONDS": _NO_CLIENT,
+}
+_OWN = "its own entry is made of its host, port and application"
+_OF_OWN_ENTRY = (
+    "PREFERIPADDRESS",
+    "IPADDRESS",
+    "INSTANCEID",
+    "APPNAME",
+    "NONSECUREPORT",
+    "SECUREPORT",
+    "VIRTUALHOSTNAME",
+    "LEASERENEWALINTERVALINSECONDS",
+    "LEASEEXPIRATIONDURATIONINSECONDS",
+    "STATUSPAGEURL",
+    "HEALTHCHECKURL",
+    "HOMEPAGEURL",
+)
 SPRING = ForeignSettings(
     prefixes=(_SERVER, _CLIENT, _OWN_ENTRY),
     meant={
         "SERVER_PORT": ("PORT", str),
+        "SERVER_ADDRESS": ("HOST", str),
         f"{_SERVER}WAITTIMEINMSWHENSYNCEMPTY": ("PEERS_START_WAIT_MS", str),
     },
     without_meaning={
@@ -161,6 +194,13 @@ SPRING = ForeignSettings(
             "the number comes from the registry itself"
         ),
         **{_SERVER + name: reason for name, reason in _OF_SERVER.items()},
+        **{_CLIENT + name: reason for name, reason in _OF_CLIENT.items()},
+    },
+    families={
+        f"{_SERVER}REMOTEREGION": _NO_REGIONS,
+        f"{_CLIENT}AVAILABILITYZONES": _EACH_ZONE,
+        f"{_OWN_ENTRY}METADATAMAP": _OWN,
+        **{_OWN_ENTRY + name: _OWN for name in _OF_OWN_ENTRY},
     },
     reduced=reduced,
 )

@@ -16,6 +16,7 @@ from typing import Any
 from catalogs import read_catalogs
 from eureka_compat.peers.membership import read_url
 from eureka_server.access import Network
+from eureka_server.spring_config import locations
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,10 @@ def _url(text: str) -> str:
     return text
 
 
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
 def _interval(text: str) -> int:
     """Seconds; the original takes 30 for a value that is not positive."""
     value: int = whole(-(2**31), 2**31).read(text)
@@ -147,6 +152,8 @@ WORDS = Reader("TEXT", _words)
 FILE = Reader("FILE", _file)
 PATH = Reader("PATH", _path)
 NETWORKS = Reader("NETWORK,…", _networks)
+NAMES = Reader("NAME,…", _list)
+SPRING_CONFIG = Reader("FILE,…", locations)
 URL = Reader("URL", _url)
 URLS = Reader("URL,…", _urls)
 STORE_URL = Reader("memory:|lmdb:PATH", _store_url)

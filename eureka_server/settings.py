@@ -4,7 +4,8 @@ Each row is a variable of the environment and a flag of ``eureka-registry serve`
 Spring Cloud Eureka server configures this one: its properties that have a meaning here are rows,
 and are read in both spellings that Spring accepts (``EUREKA_SERVER_DISABLEDELTA`` and
 ``EUREKA_SERVER_DISABLE_DELTA``). Source: protocol section 10. Variables of other servers are
-understood too (``foreign_settings``), and what has no effect is named in a warning, not ignored.
+understood too (``foreign_settings``), and so is the file that configured a Spring server
+(``spring_config``). What has no effect is named in a warning, not ignored.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from catalogs import CatalogSettings
 from eureka_compat.peers.settings import PeersSettings
 from eureka_compat.settings import EurekaSettings
 from eureka_http.shown import escaped, masked
-from eureka_server import amalgam8, readers
+from eureka_server import amalgam8, readers, spring_config
 from eureka_server.access import AccessSettings
 from eureka_server.amalgam8 import AMALGAM8
 from eureka_server.foreign_settings import DEFAULT_ZONE, SPRING, is_zone, reduced
@@ -66,6 +67,8 @@ class Environment:
     access: AccessSettings
     tls: TlsSettings
     catalogs: tuple[CatalogSettings, ...] = ()
+    spring_config: tuple[str, ...] = ()
+    spring_profiles: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -96,9 +99,14 @@ class Setting:
     may_be_file: bool = False
     """Whether a secret may also be the path of the file that holds it: that a flag may take."""
 
+    flag_name: str = ""
+    """What the command line calls it where that is not what the variable's name says."""
+
     @property
     def flag(self) -> str:
         """What the command line calls it; empty for a secret that only the environment may hold."""
+        if self.flag_name:
+            return self.flag_name
         name = _PREFIX.sub("", self.variable).lower().replace("_", "-")
         if self.is_secret:
             return f"--{name}-file" if self.may_be_file else ""
@@ -140,7 +148,8 @@ _PREFIX = re.compile(
 SUBJECTS: dict[str, tuple[Setting, ...]] = {
     "Listening and processes": (
         Setting("HOST", "host", readers.TEXT, "0.0.0.0",
-            "the address to listen on; :: for all of IPv4 and IPv6"),
+            "the address to listen on; :: for all of IPv4 and IPv6 (SERVER_ADDRESS counts where"
+            " HOST is not set)"),
         Setting("PORT", "port", whole(1, 65535), "8761",
             "the port to listen on (SERVER_PORT counts where PORT is not set)"),
         Setting("WORKERS", "workers", whole(1, 256), "",
@@ -299,6 +308,13 @@ SUBJECTS: dict[str, tuple[Setting, ...]] = {
             "sources to follow, as YAML or JSON, or the path of a file",
             is_secret=True, may_be_file=True),
     ),
+    "From a Spring Cloud server": (
+        Setting("SPRING_CONFIG_LOCATION", "spring_config", readers.SPRING_CONFIG, "",
+            "its application.yml or .properties, or the folder of it; several parted by commas",
+            flag_name="--spring-config"),
+        Setting("SPRING_PROFILES_ACTIVE", "spring_profiles", readers.NAMES, "",
+            "the profiles that count there", flag_name="--spring-profiles"),
+    ),
 }
 # fmt: on
 SETTINGS = tuple(setting for rows in SUBJECTS.values() for setting in rows)
@@ -333,7 +349,8 @@ def with_flags(environ: Mapping[str, str], flags: Mapping[str, str]) -> dict[str
 def load(environ: Mapping[str, str]) -> Environment:
     """Read and check every setting; ``SettingError`` with one line for the first that is wrong."""
     own = {reduced(name): (name, value) for name, value in sorted(environ.items())}
-    given = SPRING.understood(environ) | AMALGAM8.understood(environ) | own
+    config = _spring_config(environ, own)
+    given = config.given | SPRING.understood(environ) | AMALGAM8.understood(environ) | own
     values: dict[str, dict[str, Any]] = {part: {} for part in ("", *_PARTS)}
     for setting in SETTINGS:
         part, _, name = setting.field.rpartition(".")
@@ -341,7 +358,7 @@ def load(environ: Mapping[str, str]) -> Environment:
             values[part][name] = _value(setting, *given[setting.key])
         elif not part and setting.default:
             values[part][name] = setting.reader.read(setting.default)
-    values["peers"]["urls"] = values["peers"].get("urls", ()) + _urls_of_zones(own)
+    values["peers"]["urls"] = values["peers"].get("urls", ()) + _urls_of_zones(config.given | own)
     server = values[""]
     is_shared = server["store_url"] != "memory:"
     workers = server.setdefault("workers", (os.cpu_count() or 1) if is_shared else 1)
@@ -372,16 +389,30 @@ def load(environ: Mapping[str, str]) -> Environment:
         access=access,
         tls=tls,
         catalogs=catalogs,
-        warnings=_warnings(environ, own),
+        warnings=(*_warnings(environ, own), *config.warnings),
     )
 
 
-def _urls_of_zones(own: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:
+def _spring_config(
+    environ: Mapping[str, str], own: Mapping[str, tuple[str, str]]
+) -> spring_config.SpringConfig:
+    """What the files of the server that is replaced say."""
+    words: dict[str, tuple[str, ...]] = {}
+    for variable in ("SPRING_CONFIG_LOCATION", "SPRING_PROFILES_ACTIVE"):
+        words[variable] = _value(_KNOWN[variable], *own[variable]) if variable in own else ()
+    places, profiles = words.values()
+    try:
+        return spring_config.read_config(places, profiles, environ, own, _KNOWN)
+    except ValueError as error:
+        raise SettingError(escaped(masked(str(error)))) from None
+
+
+def _urls_of_zones(given: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:
     """The service URLs of all zones but the default one: all of them are peers."""
     urls: tuple[str, ...] = ()
-    for name in sorted(own):
+    for name in sorted(given):
         if is_zone(name) and name not in _KNOWN:
-            urls += _value(_KNOWN[DEFAULT_ZONE], *own[name])
+            urls += _value(_KNOWN[DEFAULT_ZONE], *given[name])
     return urls
 
 

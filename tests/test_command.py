@@ -247,6 +247,8 @@ def _samples(folder: Path) -> dict[str, str]:
     """By the form of a value: one that is no default."""
     file = folder / "file"
     file.write_text("[]")
+    spring = folder / "application.yml"
+    spring.write_text("")
     return {
         "N": "17",
         "MS": "1700",
@@ -258,6 +260,8 @@ def _samples(folder: Path) -> dict[str, str]:
         "CLASS": "gthread",
         "FILE": str(file),
         "PATH": str(folder),
+        "NAME,…": "peer1,test",
+        "FILE,…": str(spring),
         "NETWORK,…": "10.0.0.0/8",
         "memory:|lmdb:PATH": "lmdb:elsewhere",
     }

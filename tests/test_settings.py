@@ -69,6 +69,7 @@ def test_the_defaults_are_those_of_the_original_but_for_the_end_of_a_lease() -> 
 def test_springs_port_is_read_where_ours_is_not_set() -> None:
     assert load({"SERVER_PORT": "9000"}).port == 9000
     assert load({"SERVER_PORT": "9000", "PORT": "9001"}).port == 9001
+    assert load({"SERVER_ADDRESS": "127.0.0.1"}).host == "127.0.0.1"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,8 @@ def test_a_property_without_meaning_is_named_with_the_reason() -> None:
         }
     ).warnings
     assert warnings == (
-        "EUREKA_CLIENT_EUREKA_SERVER_READ_TIMEOUT_SECONDS has no effect here: it is not known",
+        "EUREKA_CLIENT_EUREKA_SERVER_READ_TIMEOUT_SECONDS has no effect here: this server is"
+        " nobody's client but its peers', which it asks in its own time",
         "EUREKA_SERVER_PEER_NODE_TOTAL_CONNECTIONS has no effect here: each peer has one connection"
         " and one batch under way",
         "EUREKA_SERVER_TYPO has no effect here: it is not known",
