@@ -26,6 +26,7 @@ from eureka_compat.negotiation import (
     read_body,
     takes_gzip,
 )
+from eureka_compat.peers import leases
 from eureka_compat.peers.seen import ALONE, PeersSeen
 from eureka_compat.pieces import EncodedAnswer
 from eureka_compat.refusals import (
@@ -325,6 +326,12 @@ class EurekaApi:
         return Answer(400) if request.method == "PUT" else wrong_method("PUT")
 
     def _peer_replication(self, request: Request, _: str, rest: list[str]) -> Answer:
+        if rest == ["leases"]:
+            if request.method not in _READING:
+                return wrong_method(*_READING)
+            if request.is_quick:
+                raise NotYetError
+            return leases.answer(self._registry)
         if rest != ["batch"]:
             return NOT_FOUND
         if request.method != "POST":

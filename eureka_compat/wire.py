@@ -554,14 +554,19 @@ def read_applications(document: Any) -> Told:
                 instance = validated(read_candidate(tree), name, 0)
                 updated = _timestamp(tree.get("lastUpdatedTimestamp"), "lastUpdatedTimestamp")
                 lease = tree.get("leaseInfo")
-                renewed = lease.get("lastRenewalTimestamp") if isinstance(lease, dict) else None
-                renewed = _timestamp(renewed, "leaseInfo.lastRenewalTimestamp")
+                instants = lease if isinstance(lease, dict) else {}
+                renewed, began = [
+                    _timestamp(instants.get(name), f"leaseInfo.{name}")
+                    for name in ("lastRenewalTimestamp", "registrationTimestamp")
+                ]
             except (ParseError, InvalidInstanceError) as error:
                 shown = tree.get("instanceId", "?") if isinstance(tree, dict) else "?"
                 found.append(Unreadable(f"{name}/{shown}", str(error)))
                 continue
             action = str(tree.get("actionType") or "ADDED")
-            listed = instance._replace(last_updated_ms=updated, last_renewal_ms=renewed)
+            listed = instance._replace(
+                last_updated_ms=updated, registration_ms=began, last_renewal_ms=renewed
+            )
             found.append((action, listed))
     hash_code = root.get("apps__hashcode")
     return Told(found, hash_code if isinstance(hash_code, str) else None)

@@ -244,6 +244,8 @@ SUBJECTS: dict[str, tuple[Setting, ...]] = {
             "how long a server with an empty store waits for a peer before it serves"),
         Setting("PEERS_COMPARE_INTERVAL_MS", "peers.compare_interval_ms",
             readers.POSITIVE_MILLISECONDS, "60000", "the time between two comparisons"),
+        Setting("PEERS_HOLD_MS", "peers.hold_ms", readers.MILLISECONDS, "600000",
+            "how long who was renewed at a peer that does not answer is kept beyond the lease"),
     ),
     "Limits": (
         Setting("REGISTRY_MAX_INSTANCES", "registry.max_instances", whole(1, 2**31), "100000",

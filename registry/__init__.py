@@ -10,7 +10,7 @@ from registry.errors import (
     StoreError,
 )
 from registry.evictor import Evictor
-from registry.lease import Clock, SystemClock
+from registry.lease import Clock, SystemClock, duration_ms
 from registry.listing import Application, Listing, Portion, Portions
 from registry.model import (
     DEFAULT_DURATION_SECS,
@@ -71,5 +71,6 @@ __all__ = [
     "StoreError",
     "SystemClock",
     "View",
+    "duration_ms",
     "open_store",
 ]

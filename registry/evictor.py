@@ -24,7 +24,6 @@ from registry.model import InstanceKey, Lease, Namespace
 from registry.namespace import NamespaceRegistry
 from registry.registry import Registry
 from registry.store import Fence, Records
-from registry.view import View
 
 log = logging.getLogger("registry")
 
@@ -35,6 +34,8 @@ _LOCK = "evictor"
 _EVICTED_AT_ONCE = 50
 _PAUSE_SECS = 0.002
 _NEVER = 1 << 62
+# Who is held back is looked at again after so long.
+_HELD_BACK_MS = 1_000
 # Other workers' views follow the log, so it is kept for so long even where the delta tells of less.
 _FOLLOWED_MS = 60_000
 
@@ -161,7 +162,7 @@ class Evictor:
             return 0
         namespace = registry.namespace
         found = self._records.due(namespace, now)
-        due = _evictable(registry.view(), found.expired)
+        due, held_back = _evictable(registry, found.expired)
         gone = self._records.evictions(namespace, now - BUDGET_WINDOW_MS)
         limit = eviction_limit(found.leases + gone, registry.settings.renewal_percent_threshold)
         evicted = self._evict_some(registry, due, limit - gone)
@@ -169,7 +170,10 @@ class Evictor:
             self._next_due.pop(namespace, None)
         else:
             following = found.next_deadline_mono_ms
-            self._next_due[namespace] = (now, _NEVER if following is None else following)
+            earliest = _NEVER if following is None else following
+            if held_back:
+                earliest = min(earliest, now + _HELD_BACK_MS)
+            self._next_due[namespace] = (now, earliest)
         return evicted
 
     def _something_due(self, registry: NamespaceRegistry, now: int) -> bool:
@@ -203,7 +207,7 @@ class Evictor:
             if not self._may_evict(registry):
                 continue
             found = self._records.due(registry.namespace, now - extra)
-            due = _evictable(registry.view(), found.expired)
+            due, _ = _evictable(registry, found.expired)
             limit = eviction_limit(found.leases, registry.settings.renewal_percent_threshold)
             evicted += self._evict_some(registry, due, limit)
         return evicted
@@ -274,9 +278,22 @@ class Evictor:
 
 
 def _evictable(
-    view: View, ended: list[tuple[InstanceKey, Lease]]
-) -> list[tuple[InstanceKey, Lease]]:
-    """Of the ended leases, those whose instances are to go (see ``Instance.expires``)."""
+    registry: NamespaceRegistry, ended: list[tuple[InstanceKey, Lease]]
+) -> tuple[list[tuple[InstanceKey, Lease]], int]:
+    """Of the ended leases, those whose instances are to go; and how many are held back.
+
+    See ``Instance.expires`` and ``NamespaceRegistry.hold_back``.
+    """
+    view = registry.view()
     with view.lock:
         found = [(view.get(key), key, lease) for key, lease in ended]
-    return [(key, lease) for instance, key, lease in found if instance is None or instance.expires]
+    going, held_back = [], 0
+    for instance, key, lease in found:
+        if instance is None:
+            going.append((key, lease))
+        elif instance.expires:
+            if registry.is_held_back(instance, lease):
+                held_back += 1
+            else:
+                going.append((key, lease))
+    return going, held_back

@@ -70,6 +70,7 @@ log = logging.getLogger("registry")
 MAX_IDENTITY_BYTES = 400
 # A thread that took longer from one step to the next was not running; others were, meanwhile.
 _HELD_UP_MS = 1_000
+_NEVER = 1 << 61
 _T = TypeVar("_T")
 # Makes a named tuple without the Python function that its class would call: for each heartbeat.
 _new = tuple.__new__
@@ -121,6 +122,7 @@ class NamespaceRegistry:
         self._view = View(records, namespace, settings.delta_retention_ms)
         self._moved = moved
         self._doubled = settings.lease_expiry == "genuine"
+        self._held_back: Callable[[Instance, Lease], bool] | None = None
 
     def _synced(self) -> View:
         """The view, after it caught up with the store; ``StoreError`` where it cannot."""
@@ -128,6 +130,18 @@ class NamespaceRegistry:
         if view.sync():
             self._moved(self)
         return view
+
+    def hold_back(self, decision: Callable[[Instance, Lease], bool]) -> None:
+        """Let ``decision`` say which instances stay though their leases ended.
+
+        Others may know that such an instance lives. It is asked of each before its eviction, again
+        and again, so it must be cheap; for as long as it says so, the instance counts as alive.
+        """
+        self._held_back = decision
+
+    def is_held_back(self, instance: Instance, lease: Lease) -> bool:
+        """Whether an instance whose lease ended stays all the same."""
+        return self._held_back is not None and self._held_back(instance, lease)
 
     @property
     def is_blank(self) -> bool:
@@ -212,6 +226,7 @@ class NamespaceRegistry:
                 found.expires
                 and self.clock.mono_ms() > lease.deadline_mono_ms
                 and self.self_preservation().expiration_enabled
+                and not self.is_held_back(found, lease)
             ):
                 return None
         except StoreError:
@@ -248,6 +263,10 @@ class NamespaceRegistry:
         A registration does not count: it is a change, and is in the log.
         """
         return self._records.renewed_by_clients(self.namespace, after_mono_ms)
+
+    def leases(self) -> dict[InstanceKey, Lease]:
+        """All leases as they are now, those that ended too; ``StoreError``. It takes a while."""
+        return dict(self._records.due(self.namespace, _NEVER).expired)
 
     # Writes
 
@@ -593,6 +612,26 @@ class NamespaceRegistry:
             ):
                 return False
             instance = listed
+
+    def extend_lease(self, key: InstanceKey, deadline_mono_ms: int) -> bool:
+        """Give a lease until then, where it would end before; whether it did. ``StoreError``.
+
+        For what another server knows of a renewal: it is no renewal of this moment, is not counted,
+        and leaves no change. A lease never gets longer than its duration from now.
+        """
+        view = self._synced()
+        with view.lock:
+            instance = view.get(key)
+        lease = None if instance is None else self._records.lease(self.namespace, key)
+        if instance is None or lease is None:
+            return False
+        now, mono = self._now()
+        deadline = min(deadline_mono_ms, mono + lease.duration_ms)
+        if deadline <= lease.deadline_mono_ms:
+            return False
+        renewed = max(lease.last_renewal_ms, now - (mono + lease.duration_ms - deadline))
+        extended = Lease(deadline, lease.duration_ms, renewed)
+        return self._records.renew(self.namespace, key, extended, None)
 
     def _update(
         self,

@@ -9,14 +9,26 @@ from typing import Any
 import pytest
 
 from eureka_compat import wire
-from eureka_compat.peers import comparison, items, membership
+from eureka_compat.peers import comparison, hold, items, leases, membership
 from eureka_compat.peers.circuit import Breaker, Circuit
 from eureka_compat.peers.comparison import DifferenceKind, compared
+from eureka_compat.peers.hold import Asked, Hold
 from eureka_compat.peers.items import Action, Item, Reply
 from eureka_compat.peers.membership import Peer, others, read_url
 from eureka_compat.peers.outbox import Outbox, Pending
 from eureka_compat.wire import ParseError
-from registry import Instance, InstanceKey, InstanceStatus
+from registry import (
+    DEFAULT_NAMESPACE,
+    Instance,
+    InstanceKey,
+    InstanceStatus,
+    NamespaceRegistry,
+    Registry,
+    RegistrySettings,
+)
+from registry.evictor import Evictor
+from registry.stores.memory import MemoryStore
+from registry.testing import ManualClock, registry_on
 
 KEY = InstanceKey("APP", "one")
 OTHER = InstanceKey("APP", "two")
@@ -316,3 +328,112 @@ class TestComparison:
 
         assert difference.ours_wins
         assert comparison.differing_fields(here, there) == {"status": ("UP", "DOWN")}
+
+
+class TestHold:
+    """Who outlives the lease because a peer may know better; in one worker of this server."""
+
+    LEASE_MS = 90_000
+    HOLD_MS = 600_000
+
+    def server(self) -> tuple[NamespaceRegistry, Evictor, ManualClock]:
+        store, clock = MemoryStore(), ManualClock()
+        whole = Registry(store, clock, RegistrySettings(self_preservation=False))
+        whole.start()
+        registry = whole.in_namespace(DEFAULT_NAMESPACE)
+        registry.hold_back(Hold(whole, self.HOLD_MS, doubled=False))
+        self.whole = whole
+        return registry, Evictor(whole, store), clock
+
+    def evicted(self, clock: ManualClock, evictor: Evictor, ms: int) -> int:
+        """How many go while so much time passes."""
+        until, count = clock.mono + ms, 0
+        while clock.mono < until:
+            clock.advance(500)
+            count += evictor.run_once()
+        return count
+
+    def test_who_a_peer_renewed_goes_when_all_peers_were_asked_since(self) -> None:
+        registry, evictor, clock = self.server()
+        began = clock.mono
+        hold.tell(self.whole, {"one": Asked(began), "two": Asked(began)})
+        registry.register(instance(), is_replication=True)
+
+        assert self.evicted(clock, evictor, self.LEASE_MS + 2000) == 0
+        assert hold.wanted_at(self.whole) > began + self.LEASE_MS
+        # Until it is evicted it is told to everybody.
+        assert registry.instance(*KEY) is not None
+        hold.tell(self.whole, {"one": Asked(clock.mono), "two": Asked(began)})
+        assert self.evicted(clock, evictor, 2000) == 0
+        hold.tell(self.whole, {"one": Asked(clock.mono), "two": Asked(clock.mono)})
+        assert self.evicted(clock, evictor, 2000) == 1
+
+    def test_a_peer_that_is_away_holds_for_a_while_and_no_longer(self) -> None:
+        registry, evictor, clock = self.server()
+        registry.register(instance(), is_replication=True)
+        hold.tell(self.whole, {"one": Asked(clock.mono, away_mono_ms=clock.mono + 1)})
+
+        assert self.evicted(clock, evictor, self.HOLD_MS) == 0
+        assert self.evicted(clock, evictor, self.LEASE_MS) == 1
+        # One that has been away for so long holds nobody any more.
+        registry.register(instance(), is_replication=True)
+        assert self.evicted(clock, evictor, self.LEASE_MS + 1000) == 1
+
+    def test_whose_client_renewed_here_last_is_held_by_nobody(self) -> None:
+        registry, evictor, clock = self.server()
+        registry.register(instance(), is_replication=True)
+        clock.advance(1000)
+        assert registry.renew(*KEY) is not None
+        registry.register(instance(OTHER))
+        hold.tell(self.whole, {"one": Asked(away_mono_ms=clock.mono)})
+
+        # One of two a minute: more the cap forbids.
+        assert self.evicted(clock, evictor, self.LEASE_MS + 62_000) == 2
+
+    def test_a_client_that_moved_to_a_peer_is_held(self) -> None:
+        registry, evictor, clock = self.server()
+        registry.register(instance())
+        clock.advance(1000)
+        assert registry.renew(*KEY) is not None
+        clock.advance(5000)
+        assert registry.renew(*KEY, is_replication=True) is not None
+        hold.tell(self.whole, {"one": Asked(away_mono_ms=clock.mono)})
+
+        assert self.evicted(clock, evictor, self.LEASE_MS + 10_000) == 0
+
+    def test_what_was_noted_in_another_boot_of_the_machine_is_forgotten(self) -> None:
+        note = b'{"one":[900,0],"two":[50,0]}'
+        assert hold.asked(note, 100) == {"two": Asked(50)}
+
+    def test_a_lease_is_extended_to_an_instant_and_never_shortened(self) -> None:
+        registry, _, clock = self.server()
+        registry.register(instance(), is_replication=True)
+        began = registry.leases()[KEY]
+        clock.advance(60_000)
+        assert not registry.extend_lease(KEY, began.deadline_mono_ms - 1)
+        assert registry.extend_lease(KEY, began.deadline_mono_ms + 10_000)
+        extended = registry.leases()[KEY]
+        assert extended.deadline_mono_ms == began.deadline_mono_ms + 10_000
+        assert extended.last_renewal_ms == began.last_renewal_ms + 10_000
+        assert registry.extend_lease(KEY, clock.mono + 10 * self.LEASE_MS)
+        assert registry.leases()[KEY].deadline_mono_ms == clock.mono + self.LEASE_MS
+        assert not registry.extend_lease(OTHER, clock.mono)
+
+
+class TestLeases:
+    def test_what_one_tells_the_other_reads(self) -> None:
+        store, clock = MemoryStore(), ManualClock()
+        registry = registry_on(store, clock)
+        registry.register(instance())
+        clock.advance(100_000)
+        registry.register(instance(OTHER))
+
+        assert leases.read(bytes(leases.answer(registry).body)) == {KEY: -10_000, OTHER: 90_000}
+
+    @pytest.mark.parametrize(
+        "body",
+        [b"", b"[]", b"{}", b'{"leases":[]}', b'{"leases":{"A":1}}', b'{"leases":{"A":{"b":"1"}}}'],
+    )
+    def test_what_is_none_is_not_guessed_at(self, body: bytes) -> None:
+        with pytest.raises(ParseError):
+            leases.read(body)

@@ -19,6 +19,7 @@ import urllib3
 
 from eureka_compat import codecs, wire
 from eureka_compat.peers import items as wire_items
+from eureka_compat.peers import leases
 from eureka_compat.peers.circuit import Breaker, Circuit
 from eureka_compat.peers.items import Action, Item, Reply
 from eureka_compat.peers.membership import Peer
@@ -42,7 +43,10 @@ _HEADERS = {
 }
 # A fetch of everything is long; a batch's reply is not.
 _FETCH_SECS = 30.0
-_LONGEST_ANSWER = 1 << 30
+_LONGEST_LIST = 192 << 20
+_LONGEST_REPLY = 16 << 20
+_MOST_LOGGED = 100
+_READ_AT_ONCE = 256 << 10
 
 
 class PeerError(Exception):
@@ -50,11 +54,19 @@ class PeerError(Exception):
 
 
 class PeerBusyError(PeerError):
-    """Not reached, too slow, or busy (503): the same again later."""
+    """Not reached, too slow, or not in order: the same again later."""
 
 
 class PeerRefusedError(PeerError):
-    """Understood and refused: the same again would be refused again."""
+    """Understood and refused (400, 500): the same again would be refused again."""
+
+
+class PeerRefusedAllError(PeerBusyError):
+    """Of several items it took none, each by itself."""
+
+
+class PeerUnknownError(PeerBusyError):
+    """There is nothing of the kind (404, 405), at present or at such a server."""
 
 
 class Local(Protocol):
@@ -96,6 +108,7 @@ class PeerConnection:
         if peer.address is not None:
             shown = f"[{peer.host}]" if ":" in peer.host else peer.host
             headers["Host"] = f"{shown}:{peer.port}"
+        self._secs = settings.read_timeout_ms / 1000
         self._headers = headers
         self._path = peer.path
         host = peer.address or peer.host
@@ -117,6 +130,8 @@ class PeerConnection:
     ) -> tuple[bytes, Mapping[str, str]]:
         """The body and header fields of a 2xx answer; ``PeerBusyError``, ``PeerRefusedError``."""
         options: dict[str, Any] = {} if secs is None else {"timeout": secs}
+        until = time.monotonic() + (self._secs if secs is None else secs)
+        most = _LONGEST_REPLY if secs is None else _LONGEST_LIST
         try:
             answer = self._pool.request(
                 method,
@@ -124,19 +139,45 @@ class PeerConnection:
                 body=body,
                 headers={**self._headers, **(extra or {})},
                 redirect=False,
+                preload_content=False,
                 **options,
             )
+            try:
+                if 200 <= answer.status < 300:
+                    return _body(answer, most, until), answer.headers
+            except BaseException:
+                answer.close()
+                raise
+            # What an error has to say is not read: the connection is given up with it.
+            answer.close()
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise PeerBusyError(_reason(error)) from error
-        if 200 <= answer.status < 300:
-            return answer.data, answer.headers
-        if answer.status in (401, 403, 404, 408, 429, 502, 503, 504):
-            raise PeerBusyError(f"it answers {answer.status}")
-        raise PeerRefusedError(f"it answers {answer.status}")
+        if answer.status in (404, 405):
+            raise PeerUnknownError(f"it answers {answer.status}")
+        if answer.status in (400, 413, 500):
+            raise PeerRefusedError(f"it answers {answer.status}")
+        raise PeerBusyError(f"it answers {answer.status}")
 
     def close(self) -> None:
         """Let go of the connections."""
         self._pool.close()
+
+
+def _body(answer: urllib3.BaseHTTPResponse, most: int, until: float) -> bytes:
+    """The whole body; ``PeerBusyError`` where it is longer, or has not ended by then.
+
+    A peer may send a byte now and then, or no end; neither memory nor time are the peer's to take.
+    """
+    parts, size = [], 0
+    while part := answer.read1(_READ_AT_ONCE):
+        parts.append(part)
+        size += len(part)
+        if size > most:
+            raise PeerBusyError(f"its answer has more than {most >> 20} MB")
+        if time.monotonic() > until:
+            raise PeerBusyError("no end of its answer in time")
+    answer.release_conn()
+    return b"".join(parts)
 
 
 def _reason(error: Exception) -> str:
@@ -179,6 +220,7 @@ class Link:
         self._local = local
         self._transport = transport or PeerConnection(peer, settings)
         self._breaker = breaker or Breaker()
+        self._refused: set[InstanceKey] = set()  # what was logged
 
     def state(self, now: float) -> Circuit:
         """Whether the peer is asked at present."""
@@ -210,6 +252,10 @@ class Link:
             return False
         try:
             self._deliver(entries)
+        except PeerRefusedAllError as error:
+            self.needs_comparison = True
+            self._failed(error)
+            return False
         except PeerBusyError as error:
             self.outbox.put_back(entries)
             self._failed(error)
@@ -226,9 +272,22 @@ class Link:
             body, headers = self._transport.send("GET", "apps/", secs=_FETCH_SECS)
             told = wire.read_applications(codecs.read_json(body))
         except ParseError as error:
-            raise PeerRefusedError(f"its registry cannot be read: {error}") from None
+            raise PeerBusyError(f"its registry cannot be read: {error}") from None
         found = [each for each in told.instances if not isinstance(each, wire.Unreadable)]
         return {instance.key: instance for _, instance in found}, _skew(headers, now_ms)
+
+    def leases(self) -> dict[InstanceKey, int] | None:
+        """What each lease has left there, in milliseconds; ``PeerError``.
+
+        None from a genuine server, whose list tells when each was renewed.
+        """
+        try:
+            body, _ = self._transport.send("GET", leases.PATH, secs=_FETCH_SECS)
+            return leases.read(body)
+        except PeerUnknownError:
+            return None
+        except ParseError as error:
+            raise PeerBusyError(f"its leases cannot be read: {error}") from None
 
     def exchanged(self, error: PeerError | None) -> None:
         """Note how an exchange beside the batches went."""
@@ -242,24 +301,36 @@ class Link:
         self._transport.close()
 
     def _deliver(self, entries: Sequence[tuple[InstanceKey, Pending]]) -> None:
-        """Send entries, in parts where the whole is refused: one bad item spoils no other."""
+        """Send entries, in parts where the whole is refused: one bad item spoils no other.
+
+        ``PeerBusyError``; where it says ``PeerRefusedAllError`` there is nothing to be sent again.
+        """
+        if not self._delivered(entries) and len(entries) > 1:
+            raise PeerRefusedAllError("it refuses everything")
+
+    def _delivered(self, entries: Sequence[tuple[InstanceKey, Pending]]) -> bool:
+        """As ``_deliver``; whether any of it was taken."""
         items = [item for entry in entries for item in self._items(*entry)]
         if not items:
-            return
+            return True
         try:
             replies = self._post(items)
         except PeerRefusedError as error:
             if len(entries) == 1:
-                self.tally.refused += 1
-                app, instance_id = entries[0][0]
-                log.warning("%s refuses %s/%s: %s", self.peer.name, app, instance_id, error)
-                return
+                self._note_refused(entries[0][0], error)
+                return False
             middle = len(entries) // 2
-            self._deliver(entries[:middle])
-            self._deliver(entries[middle:])
-            return
+            first = self._delivered(entries[:middle])
+            return self._delivered(entries[middle:]) or first
         for item, reply in zip(items, replies, strict=True):
             self._react(item, reply)
+        return True
+
+    def _note_refused(self, key: InstanceKey, error: PeerRefusedError) -> None:
+        self.tally.refused += 1
+        if key not in self._refused and len(self._refused) < _MOST_LOGGED:
+            self._refused.add(key)
+            log.warning("%s refuses %s/%s: %s", self.peer.name, key.app, key.id, error)
 
     def _items(self, key: InstanceKey, what: Pending) -> list[Item]:
         """What an entry means now: a state that is no more is not told of."""
@@ -291,7 +362,7 @@ class Link:
         try:
             return wire_items.read_replies(answer, len(items), time.time_ns() // 1_000_000)
         except ParseError as error:
-            raise PeerRefusedError(f"its reply cannot be read: {error}") from None
+            raise PeerBusyError(f"its reply cannot be read: {error}") from None
 
     def _react(self, item: Item, reply: Reply) -> None:
         if 200 <= reply.status < 300:

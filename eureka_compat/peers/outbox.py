@@ -82,10 +82,10 @@ class Outbox:
             told, self._overflowed = self._overflowed, False
             return told
 
-    def clear(self) -> None:
-        """Forget all entries: a comparison is about to say the same and more."""
+    def says(self, key: InstanceKey) -> Pending:
+        """What the peer is still to be told of an instance."""
         with self._lock:
-            self._entries.clear()
+            return self._entries.get(key, Pending(0))
 
 
 def _later(earlier: Pending, later: Pending) -> Pending:

@@ -17,14 +17,16 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import orjson
 
+from eureka_compat.peers import hold
 from eureka_compat.peers.circuit import Circuit
 from eureka_compat.peers.comparison import Comparison, Difference, DifferenceKind, compared
+from eureka_compat.peers.hold import Asked, Hold
 from eureka_compat.peers.link import Link, PeerError
 from eureka_compat.peers.membership import Peer, others
 from eureka_compat.peers.outbox import Pending
@@ -39,6 +41,7 @@ from registry import (
     RegistryError,
     Revision,
     StoreError,
+    duration_ms,
 )
 
 log = logging.getLogger("peers")
@@ -55,6 +58,13 @@ _STOP_SECS = 5.0
 # says nothing.
 _SETTLED_MS = 35_000
 _EXAMPLES = 5
+_MOST_LOGGED = 100
+# A difference that is still there after so many attempts is left; the report tells of it.
+_HEALED_AT_MOST = 3
+# A list may lie in a cache, so there is no use in asking for it much more often.
+_ASKED_AGAIN_SECS = 3.0
+# Whose lease ends so much later at a peer gets that time here.
+_LATER_MS = 1_000
 _RENEW_SECS = 30.0
 _OPEN_NOTE, _REPORT_NOTE = "peers-open", "peers"
 
@@ -82,6 +92,8 @@ class Replicator:
         """Run in the background until ``stop``; ``StoreError`` where the store does not answer."""
         if not self._settings.active():
             return
+        doubled = self._registry.settings.lease_expiry == "genuine"
+        self._namespace.hold_back(Hold(self._registry, self._settings.hold_ms, doubled=doubled))
         view = self._namespace.view()
         self._is_open = view.size() > 0
         self._thread = threading.Thread(target=self._supervise, name="peers", daemon=True)
@@ -175,6 +187,10 @@ class _Run:
         self._local = _Local(registry, settings)
         self._stopping = threading.Event()
         self._links: dict[Peer, _Following] = {}
+        # How the peers stood when another worker saw to them, or before a restart.
+        self._left: dict[str, Asked] = {}
+        with contextlib.suppress(StoreError):
+            self._left = hold.known(registry)
         self._threads = [
             threading.Thread(target=self._follow, name="peers: changes", daemon=True),
             threading.Thread(target=self._resolve, name="peers: names", daemon=True),
@@ -221,7 +237,10 @@ class _Run:
         for peer in wanted:
             if peer not in self._links and not self._stopping.is_set():
                 log.info("%s is a peer", peer.name)
-                self._links[peer] = _Following(peer, self._settings, self._local, self._answered)
+                left = self._left.get(peer.name, Asked())
+                self._links[peer] = _Following(
+                    peer, self._settings, self._local, self._answered, left
+                )
 
     # What they are told
 
@@ -242,6 +261,7 @@ class _Run:
                     next_beat = now + self._settings.heartbeat_interval_ms / 1000
                 if now >= next_report:
                     self._report()
+                    self._tell_whom_was_asked()
                     next_report = now + _REPORT_SECS
             except StoreError as error:
                 log.debug("the store does not answer, peers are told later: %s", error)
@@ -316,6 +336,16 @@ class _Run:
         else:
             namespace.renew(own.app, own.id)
 
+    def _tell_whom_was_asked(self) -> None:
+        """For ``Hold`` in all workers; and ask anew where one of them wants that."""
+        if not self._links:
+            return
+        hold.tell(self._registry, {each.link.peer.name: each.asked() for each in self._all()})
+        wanted = hold.wanted_at(self._registry)
+        for each in self._all():
+            if each.asked().asked_mono_ms <= wanted:
+                each.compare_soon()
+
     def _report(self) -> None:
         peers = [link.report() for link in self._all()]
         told = {
@@ -335,6 +365,7 @@ class _Local:
         self.namespace = registry.in_namespace(DEFAULT_NAMESPACE)
         self.clock = registry.clock
         self._settings = settings
+        self._untaken: set[InstanceKey] = set()  # what was logged
 
     def goes_out(self, instance: Instance) -> bool:
         """Whether peers are told of instances of this source."""
@@ -385,7 +416,9 @@ class _Local:
         except StoreError:
             raise
         except RegistryError as error:
-            log.warning("a peer's %s/%s is not taken: %s", instance.app, instance.id, error)
+            if instance.key not in self._untaken and len(self._untaken) < _MOST_LOGGED:
+                self._untaken.add(instance.key)
+                log.warning("a peer's %s/%s is not taken: %s", instance.app, instance.id, error)
             return False
         return True
 
@@ -422,6 +455,13 @@ class _Local:
             if change.removed and change.instance is not None
         }
 
+    def extend(self, ends: Mapping[InstanceKey, int]) -> None:
+        """Give leases that end later at a peer that time here (monotonic milliseconds)."""
+        for key, lease in self.namespace.leases().items():
+            end = ends.get(key)
+            if end is not None and end > lease.deadline_mono_ms + _LATER_MS:
+                self.namespace.extend_lease(key, end)
+
     def renewed_here(self) -> dict[InstanceKey, int]:
         """When each client last renewed at this server (monotonic milliseconds)."""
         return dict(self.namespace.renewed_by_clients(0))
@@ -436,8 +476,10 @@ class _Following:
         settings: PeersSettings,
         local: _Local,
         answered: Callable[[int], None],
+        left: Asked,
     ) -> None:
         self.link = Link(peer, settings, local)
+        self._asked = left
         self.was_asked = False
         """Whether the peer was asked for everything, answered or not."""
         self._settings = settings
@@ -446,8 +488,10 @@ class _Following:
         self._stopping = threading.Event()
         self._something = threading.Event()
         self._next_comparison = 0.0
-        self._healed: dict[InstanceKey, object] = {}
+        # What was done about differences that are still there: the two states, and how often.
+        self._healed: dict[InstanceKey, tuple[object, int]] = {}
         self._heals = 0
+        self._compared_at = -_ASKED_AGAIN_SECS
         self._comparison: dict[str, Any] | None = None
         self._thread = threading.Thread(target=self._work, name=f"peer {peer.name}", daemon=True)
         self._thread.start()
@@ -462,6 +506,22 @@ class _Following:
         """Begin to stop."""
         self._stopping.set()
         self._something.set()
+
+    def asked(self) -> Asked:
+        """How the peer stands, as ``Hold`` is to know it."""
+        away = self._asked.away_mono_ms
+        if self.link.is_up and self.link.answered_at is not None:
+            away = 0
+        elif not self.link.is_up:
+            away = away or self._local.clock.mono_ms()
+        self._asked = self._asked._replace(away_mono_ms=away)
+        return self._asked
+
+    def compare_soon(self) -> None:
+        """Compare at the next turn, unless that was done a moment ago."""
+        if time.monotonic() - self._compared_at > _ASKED_AGAIN_SECS:
+            self._next_comparison = 0.0
+            self._something.set()
 
     def _work(self) -> None:
         while not self._stopping.is_set():
@@ -494,14 +554,23 @@ class _Following:
         link, local = self.link, self._local
         is_first = link.needs_comparison
         link.needs_comparison = False
-        now_ms = local.clock.wall_ms()
+        now_ms, began = local.clock.wall_ms(), local.clock.mono_ms()
+        self._compared_at = time.monotonic()
         try:
             theirs, skew = link.fetch(now_ms)
+            asked_ms = local.clock.mono_ms()
+            left = link.leases()
         except PeerError as error:
             self.was_asked = True
             link.needs_comparison = is_first
             link.exchanged(error)
             return
+        if self._stopping.is_set():
+            return
+        if left is None:
+            left = {key: _left_by_list(each, now_ms + skew) for key, each in theirs.items()}
+        ends = {key: asked_ms + ms for key, ms in left.items() if key in theirs}
+        local.extend(ends)
         self._next_comparison = time.monotonic() + self._settings.compare_interval_ms / 1000
         found = compared(local.listed(), theirs, skew_ms=skew)
         removed = local.removed_lately()
@@ -511,7 +580,12 @@ class _Following:
         if self._settings.mode != "shadow" or self._comparison is None:
             renewed = local.renewed_here()
             for each in found.differences if is_first else told:
-                self._heal(each, theirs.get(each.key), removed.get(each.key), renewed, skew)
+                self._heal(
+                    each, theirs.get(each.key), removed.get(each.key), renewed, ends.get(each.key)
+                )
+        differing = {each.key for each in found.differences}
+        self._healed = {key: what for key, what in self._healed.items() if key in differing}
+        self._asked = Asked(asked_mono_ms=began)
         self._note_comparison(found, told, now_ms)
         self.was_asked = True
         link.exchanged(None)
@@ -545,9 +619,12 @@ class _Following:
         theirs: Instance | None,
         gone: Change | None,
         renewed: dict[InstanceKey, int],
-        skew_ms: int,
+        ends_mono_ms: int | None,
     ) -> None:
-        """Do about a difference what the newer state asks for, once for the same two states."""
+        """Do about a difference what the newer state asks for, once for the same two states.
+
+        ``ends_mono_ms`` is when the lease ends at the peer.
+        """
         key, link, local = difference.key, self.link, self._local
         found = local.outgoing(key)
         mine = None if found is None else found[0]
@@ -555,7 +632,10 @@ class _Following:
             None if mine is None else (mine.last_dirty_ms, mine.last_updated_ms),
             None if theirs is None else (theirs.last_dirty_ms, theirs.last_updated_ms),
         )
-        if difference.kind is DifferenceKind.DIFFERS and self._healed.get(key) == states:
+        before, times = self._healed.get(key, (None, 0))
+        if difference.kind is DifferenceKind.DIFFERS and (
+            before == states or times >= _HEALED_AT_MOST
+        ):
             return
         sends = self._settings.mode != "shadow"
         if difference.kind is DifferenceKind.MISSING or (
@@ -570,13 +650,13 @@ class _Following:
         elif theirs is None or not self._settings.fetch:
             return
         elif difference.kind is DifferenceKind.EXTRA:
-            if not self._take(theirs, gone, skew_ms, sends=sends):
+            if ends_mono_ms is None or not self._take(theirs, gone, ends_mono_ms, sends=sends):
                 return
         else:
             if "overriddenStatus" in difference.fields:
                 local.take_override(theirs)
             local.take(theirs)
-        self._healed[key] = states
+        self._healed[key] = (states, times + 1)
         self._heals += 1
 
     def _lives_here(self, instance: Instance, renewed: dict[InstanceKey, int]) -> bool:
@@ -590,22 +670,25 @@ class _Following:
         at = renewed.get(instance.key)
         return at is not None and self._local.clock.mono_ms() - at < instance.lease_secs * 1000
 
-    def _take(self, theirs: Instance, gone: Change | None, skew_ms: int, *, sends: bool) -> bool:
+    def _take(
+        self, theirs: Instance, gone: Change | None, ends_mono_ms: int, *, sends: bool
+    ) -> bool:
         """Take what only the peer lists, for the rest of its lease; or tell it of a cancel."""
-        now_ms = self._local.clock.wall_ms() + skew_ms
-        age_ms = max(0, now_ms - (theirs.last_renewal_ms or now_ms))
+        local, outbox = self._local, self.link.outbox
+        now = local.clock.mono_ms()
+        age_ms = max(0, now + duration_ms(theirs.duration_secs) - ends_mono_ms)
         if gone is not None and gone.instance is not None:
             left = gone.instance
             if gone.evicted:
-                if theirs.last_renewal_ms - skew_ms <= left.last_updated_ms:
+                if local.clock.wall_ms() - age_ms <= left.last_updated_ms:
                     return False
             elif theirs.last_dirty_ms <= left.last_dirty_ms:
                 if sends and not left.peers_know:
-                    self.link.outbox.put(theirs.key, Pending.CANCEL)
+                    outbox.put(theirs.key, Pending.CANCEL)
                 return False
-        if age_ms >= theirs.duration_secs * 1000:
+        if ends_mono_ms <= now or Pending.CANCEL in outbox.says(theirs.key):
             return False
-        return self._local.take(theirs, age_ms)
+        return local.take(theirs, age_ms)
 
     def _note_comparison(self, found: Comparison, told: list[Difference], now_ms: int) -> None:
         self._comparison = {
@@ -648,6 +731,19 @@ class _Following:
             **asdict(link.tally),
             "comparison": self._comparison,
         }
+
+
+def _left_by_list(theirs: Instance, now_ms: int) -> int:
+    """What a lease has left by a genuine peer's list, whose clock says ``now_ms``; milliseconds.
+
+    What a genuine server shows as the instant of a renewal is one duration later (``Lease.renew``
+    of eureka-core), and it keeps the instance for another one. Here it ends as at any of ours.
+    """
+    duration = duration_ms(theirs.duration_secs)
+    renewed = theirs.last_renewal_ms or now_ms
+    if theirs.registration_ms and renewed > theirs.registration_ms:
+        renewed = max(theirs.registration_ms, renewed - duration)
+    return min(duration, renewed + duration - now_ms)
 
 
 def verdict(peers: list[dict[str, Any]]) -> str:

@@ -61,6 +61,11 @@ class PeersSettings:
     compare_interval_ms: int = 60_000
     """Between two comparisons with each peer."""
 
+    hold_ms: int = 600_000
+    """How long an instance that a peer renewed outlives its lease while a peer does not answer.
+    Longer than a peer's restart, or a network's fault that somebody sees to at once; an instance
+    that died meanwhile is listed for so long."""
+
     heartbeat_interval_ms: int = 1000
     """How often the peers are told who renewed: at most one heartbeat for each instance."""
 

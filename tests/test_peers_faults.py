@@ -1,0 +1,257 @@
+"""What becomes of a cluster whose network or servers fail: three of this project, as processes.
+
+``FakeNetwork`` stands between each two of them, so that a way can be cut, delayed, or lose one
+direction, while all of them run on one machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers import RegistryServer, send, wait_until
+from tests.test_peers_system import has, is_ready, listed, register, report
+
+LEASE = {"renewalIntervalInSecs": 1, "durationInSecs": 6}
+QUERY = "status=UP&lastDirtyTimestamp=1700000000000"
+
+
+class FakeWay:
+    """A fake of the network between one server and one of its peers: a TCP proxy on loopback."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.is_cut = False
+        self.delay_secs = 0.0
+        self._open: set[socket.socket] = set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                threading.Thread(target=self._carry, args=(near,), daemon=True).start()
+
+    def _carry(self, near: socket.socket) -> None:
+        with near, contextlib.suppress(OSError):
+            if self.is_cut:
+                return
+            with socket.create_connection(("127.0.0.1", self.target)) as far:
+                self._open |= {near, far}
+                back = threading.Thread(target=self._pump, args=(far, near), daemon=True)
+                back.start()
+                self._pump(near, far)
+                back.join()
+                self._open -= {near, far}
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while part := source.recv(65536):
+                time.sleep(self.delay_secs)
+                if self.is_cut:
+                    break
+                sink.sendall(part)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        """Break what is connected, and everything that comes."""
+        self.is_cut = True
+        for end in list(self._open):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def heal(self) -> None:
+        self.is_cut = False
+
+    def close(self) -> None:
+        self.cut()
+        self._listener.close()
+
+
+class FakeNetwork:
+    """Servers of this project, each of which reaches each other by a fake way."""
+
+    def __init__(self, folder: Path, count: int = 3, **settings: str) -> None:
+        self.servers: list[RegistryServer] = []
+        for number in range(count):
+            home = folder / f"server-{number}"
+            home.mkdir()
+            self.servers.append(RegistryServer(home, workers=1))
+        self.ports = [server.port for server in self.servers]
+        self.ways = {
+            (here, there): FakeWay(self.ports[there])
+            for here in range(count)
+            for there in range(count)
+            if here != there
+        }
+        for number, server in enumerate(self.servers):
+            peers = [way.port for (here, _), way in self.ways.items() if here == number]
+            server.environment |= {
+                "EUREKA_CLIENT_SERVICEURL_DEFAULTZONE": ",".join(
+                    f"http://127.0.0.1:{port}/eureka/" for port in peers
+                ),
+                "EUREKA_INSTANCE_HOSTNAME": f"server-{number}",
+                "EUREKA_CLIENT_REGISTERWITHEUREKA": "false",
+                "PEERS_COMPARE_INTERVAL_MS": "2000",
+                **settings,
+            }
+
+    def __enter__(self) -> FakeNetwork:
+        for server in self.servers:
+            server.launch()
+        for server in self.servers:
+            wait_until(lambda server=server: is_ready(server), "readiness of all")
+        for number in range(len(self.servers)):
+            wait_until(lambda number=number: self.is_whole(number), "peers")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for server in self.servers:
+            with contextlib.suppress(ProcessLookupError):
+                server.kill9()
+        for way in self.ways.values():
+            way.close()
+
+    def between(self, one: int, other: int) -> list[FakeWay]:
+        return [self.ways[one, other], self.ways[other, one]]
+
+    def is_whole(self, number: int) -> bool:
+        """Whether a server reaches all of its peers, and has compared with each."""
+        peers = report(self.ports[number])["peers"]
+        return bool(peers) and all(peer["state"] == "up" and peer["comparison"] for peer in peers)
+
+    def are_equal(self) -> bool:
+        """Whether all list the same, but for what each says for itself."""
+        found = []
+        for port in self.ports:
+            content = listed(port)
+            for instance in content.values():
+                for name in ("leaseInfo", "lastUpdatedTimestamp", "actionType"):
+                    instance.pop(name)
+            found.append(content)
+        return all(content == found[0] for content in found)
+
+
+class Clients:
+    """Clients that renew once a second, each at one server, until they are left."""
+
+    def __init__(self, *renewing: tuple[int, str]) -> None:
+        self._renewing = renewing
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Clients:
+        for port, name in self._renewing:
+            register(port, name, leaseInfo=LEASE)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(1):
+            for port, name in self._renewing:
+                with contextlib.suppress(OSError):
+                    send(port, "PUT", f"/eureka/apps/WEB/{name}?{QUERY}")
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Iterator[FakeNetwork]:
+    with FakeNetwork(tmp_path) as network:
+        yield network
+
+
+def watch(network: FakeNetwork, names: set[str], secs: float, *, at: list[int]) -> None:
+    """Nobody of these is missing at any of these servers for so long."""
+    until = time.monotonic() + secs
+    while time.monotonic() < until:
+        for number in at:
+            assert names - listed(network.ports[number]).keys() == set(), f"at server {number}"
+        time.sleep(0.2)
+
+
+def all_have(network: FakeNetwork, names: set[str]) -> None:
+    for port in network.ports:
+        wait_until(lambda port=port: names <= listed(port).keys(), f"all of them at {port}")
+
+
+def test_who_renews_beyond_a_partition_is_evicted_nowhere(three: FakeNetwork) -> None:
+    renewing = [(port, f"at:{number}") for number, port in enumerate(three.ports)]
+    names = {name for _, name in renewing}
+    with Clients(*renewing):
+        all_have(three, names)
+        for way in three.between(0, 2) + three.between(1, 2):
+            way.cut()
+        register(three.ports[2], "beyond")
+        assert send(three.ports[0], "PUT", "/eureka/apps/WEB/at:0/status?value=DOWN").status == 200
+        watch(three, names, 3 * LEASE["durationInSecs"], at=[0, 1, 2])
+        for way in three.between(0, 2) + three.between(1, 2):
+            way.heal()
+
+        all_have(three, names | {"beyond"})
+        wait_until(three.are_equal, "equal content")
+        assert has(three.ports[2], "at:0", overriddenStatus="DOWN")
+        watch(three, names, 2 * LEASE["durationInSecs"], at=[0, 1, 2])
+
+
+def test_who_renews_where_words_go_but_one_way_is_evicted_nowhere(three: FakeNetwork) -> None:
+    """The server that cannot tell its peer is asked by the peer."""
+    with Clients((three.ports[0], "renews")):
+        all_have(three, {"renews"})
+        three.ways[0, 1].cut()
+        watch(three, {"renews"}, 3 * LEASE["durationInSecs"], at=[0, 1, 2])
+
+
+def test_a_server_that_lost_its_store_takes_who_has_long_been_there(three: FakeNetwork) -> None:
+    """From its peers, whose lists show when each registered, not when it last renewed."""
+    with Clients((three.ports[0], "here"), (three.ports[1], "there")):
+        all_have(three, {"here", "there"})
+        watch(three, {"here", "there"}, 2 * LEASE["durationInSecs"], at=[0, 1, 2])
+        lost = three.servers[0]
+        lost.kill9()
+        lost.environment["STORE_URL"] = f"lmdb:{lost.folder / 'another'}"
+        lost.launch()
+        wait_until(lambda: is_ready(lost), "readiness")
+        assert set(listed(lost.port)) == {"here", "there"}
+        watch(three, {"here", "there"}, 2 * LEASE["durationInSecs"], at=[0, 1, 2])
+
+
+def test_who_renewed_while_a_server_stood_still_is_evicted_nowhere(three: FakeNetwork) -> None:
+    renewing = [(three.ports[0], "first"), (three.ports[1], "second")]
+    with Clients(*renewing):
+        all_have(three, {"first", "second"})
+        three.servers[2].kill(signal.SIGSTOP)
+        watch(three, {"first", "second"}, 2 * LEASE["durationInSecs"], at=[0, 1])
+        three.servers[2].kill(signal.SIGCONT)
+        watch(three, {"first", "second"}, 2 * LEASE["durationInSecs"], at=[0, 1, 2])
+
+
+def test_each_is_killed_in_turn_and_all_are_equal_again(three: FakeNetwork) -> None:
+    for number, server in enumerate(three.servers):
+        server.kill9()
+        other = three.ports[(number + 1) % 3]
+        register(other, f"while:{number}")
+        assert send(other, "PUT", f"/eureka/apps/WEB/while:{number}/metadata?v=2").status == 200
+        if number:
+            assert send(other, "DELETE", f"/eureka/apps/WEB/while:{number - 1}").status == 200
+        server.launch()
+        wait_until(lambda server=server: is_ready(server), "readiness")
+        expected = {f"while:{number}"}
+        for port in three.ports:
+            wait_until(
+                lambda port=port, all=expected: listed(port).keys() == all, f"{expected} at {port}"
+            )
+    wait_until(three.are_equal, "equal content")
