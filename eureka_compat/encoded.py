@@ -19,7 +19,7 @@ and version are of one moment, because all of them are read under the view's loc
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from eureka_compat import codecs, wire
@@ -32,6 +32,7 @@ from registry import (
     InstanceStatus,
     Listing,
     NamespaceRegistry,
+    NotYetError,
     Portion,
     Portions,
     View,
@@ -40,6 +41,7 @@ from registry import (
 # Stands for the instant of the last renewal, to find where it is in an encoded instance.
 _MARK = 7_046_029_254_386_353_131
 _KEPT_ANSWERS = 256
+_KEPT_SELECTIONS = 8
 # Beside what is shown, the encoded forms of so many instances that went are kept for a while.
 _FRAGMENTS_BEYOND = 1000
 _COMMA = Piece([b","])
@@ -65,6 +67,18 @@ class _Cell(NamedTuple):
         return self.name[2]
 
 
+class _Selection(NamedTuple):
+    """What is listed, and what changed, without some sources.
+
+    It is of one version of the view, and of a window that holds the same ``until`` an instant.
+    """
+
+    version: int
+    until: int | None
+    listing: Listing
+    changed: Listing
+
+
 def hash_code(counts: Iterable[tuple[InstanceStatus, int]]) -> str:
     """The apps hash code: per-status counts, sorted by name (protocol section 5)."""
     return "".join(f"{status}_{count}_" for status, count in sorted(counts) if count)
@@ -81,16 +95,18 @@ def encode_single(instance: Instance, form: Form) -> bytes:
 class EncodedAnswers:
     """The encoded answers of one namespace in one worker."""
 
-    def __init__(self, registry: NamespaceRegistry) -> None:
-        """Nothing is encoded before it is asked for."""
+    def __init__(self, registry: NamespaceRegistry, remote: Iterable[str] = ()) -> None:
+        """Nothing is encoded before it is asked for. ``remote`` are the sources of regions."""
         self._registry = registry
+        self._remote = frozenset(remote)
+        self._selections: Cache[frozenset[str], _Selection] = Cache(_KEPT_SELECTIONS)
         # The delta by form; before it the version of the view that it is of, and the instant at
         # which its oldest change leaves the window (None where it has none).
         self._deltas: dict[Form, tuple[int, int | None, EncodedAnswer]] = {}
         self._vips: Cache[tuple[str, bool, Form], tuple[int, EncodedAnswer]] = Cache(_KEPT_ANSWERS)
         # The answers with single applications, oldest first: each lies in this ``kept``, and goes
         # from there when there are too many.
-        self._kept: deque[tuple[dict[Any, Any], Form]] = deque()
+        self._kept: deque[tuple[dict[Any, Any], Hashable]] = deque()
         # By application and id: an instance, and the bytes that it was encoded to, by form.
         self._fragments: Cache[tuple[str, str], tuple[Instance, dict[Any, Any]]]
         self._fragments = Cache(_FRAGMENTS_BEYOND)
@@ -214,10 +230,54 @@ class EncodedAnswers:
             self._deltas[form] = (view.version, until, answer)
             return answer
 
+    def selected(
+        self,
+        without: frozenset[str],
+        form: Form,
+        *,
+        is_delta: bool,
+        zipped: bool | None = None,
+        is_quick: bool = False,
+    ) -> EncodedAnswer:
+        """The same two answers without the instances of some sources: ``?regions=``.
+
+        These lists are collected anew after each change, of fragments that are kept.
+        """
+        view = self._registry.view()
+        now = self._registry.clock.mono_ms()
+        with view.lock:
+            found = self._selections.get(without)
+            until = view.recent_until(now)
+            if (
+                found is None
+                or found.version != view.version
+                or (found.until is not None and now > found.until)
+            ):
+                if is_quick and view.listing.is_large:
+                    raise NotYetError
+                listing, changed = (
+                    _without(each, without) for each in (view.listing, view.changed)
+                )
+                found = _Selection(view.version, until, listing, changed)
+                self._selections.keep(without, found)
+            version = str(view.revision + 1) if is_delta else "1"
+        listing = found.changed if is_delta else found.listing
+        self._prepare(view, lambda: self._cells(listing, form), zipped, is_quick)
+        with view.lock:
+            answer: EncodedAnswer | None = listing.kept.get(form)
+            if answer is None:
+                code = hash_code(found.listing.counts.items())
+                answer = _wrapped(self._pieces(listing, form), version, code, form)
+                listing.kept[form] = answer
+            return answer
+
     def application(
         self, app: str, form: Form, *, zipped: bool | None = None, is_quick: bool = False
     ) -> EncodedAnswer | None:
-        """One application; None where nothing is registered under its name."""
+        """One application; None where nothing is registered under its name.
+
+        Of one that is here and in remote regions, the instances that are here.
+        """
         app = app.upper()
         view = self._registry.view()
 
@@ -231,6 +291,10 @@ class EncodedAnswers:
             application = view.applications.get(app)
             if application is None:
                 return None
+            if self._remote:
+                local = [each for each in application.values() if each.source not in self._remote]
+                if 0 < len(local) < len(application):
+                    return self._local_part(application, local, form)
             answer: EncodedAnswer | None = application.kept.get(form)
             if answer is not None and (zipped is None or answer.has(gzipped=zipped)):
                 return answer
@@ -245,16 +309,33 @@ class EncodedAnswers:
                     pieces = [Piece(self._join(app, application.values(), form, 0))]
                 else:
                     pieces = [self._made(cell) for cell in cells()]
-                if form.is_json:
-                    pieces = [_OPENING, *pieces, _CLOSING]
-                else:
-                    pieces[-1] = Piece([*pieces[-1].parts[:-1], pieces[-1].parts[-1].rstrip()])
-                answer = application.kept[form] = EncodedAnswer(pieces, form.media)
-                self._kept.append((application.kept, form))
-                if len(self._kept) > _KEPT_ANSWERS:
-                    kept, other = self._kept.popleft()
-                    kept.pop(other, None)
+                answer = self._keep_application(application, form, pieces, form)
             return answer
+
+    def _local_part(
+        self, application: Application, local: Sequence[Instance], form: Form
+    ) -> EncodedAnswer:
+        """The answer with those instances of an application that are of no remote region."""
+        answer: EncodedAnswer | None = application.kept.get(("local", form))
+        if answer is None:
+            pieces = [Piece(self._join(application.name, local, form, 0))]
+            answer = self._keep_application(application, ("local", form), pieces, form)
+        return answer
+
+    def _keep_application(
+        self, application: Application, name: Hashable, pieces: list[Piece], form: Form
+    ) -> EncodedAnswer:
+        """The answer with an application, of its pieces, kept with it by this name."""
+        if form.is_json:
+            pieces = [_OPENING, *pieces, _CLOSING]
+        else:
+            pieces[-1] = Piece([*pieces[-1].parts[:-1], pieces[-1].parts[-1].rstrip()])
+        answer = application.kept[name] = EncodedAnswer(pieces, form.media)
+        self._kept.append((application.kept, name))
+        if len(self._kept) > _KEPT_ANSWERS:
+            kept, other = self._kept.popleft()
+            kept.pop(other, None)
+        return answer
 
     def instance(self, instance: Instance, last_renewal_ms: int, form: Form) -> bytes:
         """A single instance that was last renewed then: ``GET apps/APP/ID``.
@@ -363,6 +444,15 @@ class EncodedAnswers:
             kept = (instance, {})
             self._fragments.keep(place, kept)
         return kept[1]
+
+
+def _without(listing: Listing, sources: frozenset[str]) -> Listing:
+    return Listing(
+        instance
+        for application in listing.applications.values()
+        for instance in application.values()
+        if instance.source not in sources
+    )
 
 
 def _wrapped(applications: list[Piece], version: str, code: str, form: Form) -> EncodedAnswer:

@@ -71,7 +71,7 @@ class EurekaApi:
         self._peers = peers
         self._registry = registry
         self.settings = settings
-        self._answers = EncodedAnswers(registry)
+        self._answers = EncodedAnswers(registry, settings.regions.values())
         self._actions = Actions(registry, settings)
         self._batches = Batches(registry, self._actions, settings.max_batch_bytes)
         self._server_status = ServerStatus(settings, peers)
@@ -100,7 +100,7 @@ class EurekaApi:
         in a thread.
         """
         try:
-            if request.method == "GET":
+            if request.method == "GET" and not (request.query and self.settings.regions):
                 read = self.list_readers.get((path, list_fields(request.headers)))
                 answer = read(request.is_quick) if read is not None else None
                 if answer is not None:
@@ -185,6 +185,11 @@ class EurekaApi:
             if rest and not self.settings.delta_enabled:
                 list_form(request.headers)  # what cannot be accepted is refused first
                 return Answer(403)
+            without = self._left_out(request)
+            if without:
+                # Kept by the whole target: what is kept by the path is the list of all regions.
+                fetch_some = functools.partial(self._answers.selected, without, is_delta=bool(rest))
+                return self._list(request, f"{path}?{request.query}", fetch_some)
             fetch = self._answers.delta if rest else self._answers.applications
             return self._list(request, path, fetch)
         app = unquote(rest[0])
@@ -196,6 +201,18 @@ class EurekaApi:
                 return self._register(request, app)
             return wrong_method(*_READING, "POST")
         return self._instance_resource(request, app, rest[1:])
+
+    def _left_out(self, request: Request) -> frozenset[str]:
+        """The sources of those remote regions that a request does not ask for (2.1).
+
+        Who asks for none is shown all of them: the original's fallback to other regions.
+        """
+        regions = self.settings.regions
+        asked = request.parameters().get("regions") if regions and request.query else None
+        if not asked:
+            return frozenset()
+        names = asked.lower().split(",")
+        return frozenset(source for name, source in regions.items() if name not in names)
 
     def _list(
         self, request: Request, path: str, fetch: Callable[..., EncodedAnswer | None]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,3 +27,7 @@ class EurekaSettings:
 
     environment: str = "test"
     """The environment's name, shown in the status."""
+
+    regions: Mapping[str, str] = field(default_factory=dict)
+    """Remote regions by name (lower case), each with the source of its instances. Who asks for some
+    of them (``?regions=``) is not shown those of the others."""

@@ -97,6 +97,8 @@ ZONES = f"{_CLIENT}SERVICEURL"
 """What the properties that name other servers begin with, each with a zone behind it."""
 DEFAULT_ZONE = f"{ZONES}DEFAULTZONE"
 """The property that names the other servers, as ``reduced`` has it."""
+_REGIONS = f"{_SERVER}REMOTEREGIONURLSWITHNAME"
+_WHITELISTS = f"{_SERVER}REMOTEREGIONAPPWHITELIST"
 
 
 def reduced(name: str) -> str:
@@ -116,13 +118,18 @@ def is_zone(name: str) -> bool:
     return name.startswith(ZONES) and name != ZONES
 
 
+def is_region(name: str) -> bool:
+    """Whether a reduced name is the property of a remote region: its URL, or its whitelist."""
+    return name.startswith((_REGIONS, _WHITELISTS))
+
+
 _NO_CACHE = "answers always come from the current registry, so there is no cache to set"
 _ASKED = "peers are asked until one answers, for PEERS_START_WAIT_MS at most"
 _ONE_BATCH = "each peer has one connection and one batch under way"
 _RETRIED = "a peer that does not answer is tried again, at growing intervals"
 _BY_ANSWERS = "whether a peer is available its last answer says"
 _EACH_ZONE = "each zone that has service URLs is a peer"
-_NO_REGIONS = "remote regions are not fetched"
+_REGION = "a remote region is followed as a catalog, which looks every five seconds"
 _OF_SERVER: dict[str, str] = {
     "RESPONSECACHEAUTOEXPIRATIONINSECONDS": _NO_CACHE,
     "RESPONSECACHEUPDATEINTERVALMS": _NO_CACHE,
@@ -145,8 +152,10 @@ _OF_SERVER: dict[str, str] = {
     "SHOULDBATCHREPLICATION": "replication always comes in batches",
     "MINAVAILABLEINSTANCESFORPEERREPLICATION": _BY_ANSWERS,
     "PRIMEAWSREPLICACONNECTIONS": "nothing here is bound to AWS",
-    "DISABLETRANSPARENTFALLBACKTOOTHERREGION": _NO_REGIONS,
-    "DISABLEDELTAFORREMOTEREGIONS": _NO_REGIONS,
+    "DISABLETRANSPARENTFALLBACKTOOTHERREGION": (
+        "who asks for no region is shown the instances of all"
+    ),
+    "DISABLEDELTAFORREMOTEREGIONS": _REGION,
     "RATELIMITERENABLED": "requests are not limited by rate",
     "RATELIMITERBURSTSIZE": "requests are not limited by rate",
     "RATELIMITERREGISTRYFETCHAVERAGERATE": "requests are not limited by rate",
@@ -197,7 +206,7 @@ SPRING = ForeignSettings(
         **{_CLIENT + name: reason for name, reason in _OF_CLIENT.items()},
     },
     families={
-        f"{_SERVER}REMOTEREGION": _NO_REGIONS,
+        f"{_SERVER}REMOTEREGION": _REGION,
         f"{_CLIENT}AVAILABILITYZONES": _EACH_ZONE,
         f"{_OWN_ENTRY}METADATAMAP": _OWN,
         **{_OWN_ENTRY + name: _OWN for name in _OF_OWN_ENTRY},

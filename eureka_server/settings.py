@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ from catalogs import CatalogSettings
 from eureka_compat.peers.settings import PeersSettings
 from eureka_compat.settings import EurekaSettings
 from eureka_http.shown import escaped, masked
-from eureka_server import amalgam8, readers, spring_config
+from eureka_server import amalgam8, readers, regions, spring_config
 from eureka_server.access import AccessSettings
 from eureka_server.amalgam8 import AMALGAM8
-from eureka_server.foreign_settings import DEFAULT_ZONE, SPRING, is_zone, reduced
+from eureka_server.foreign_settings import DEFAULT_ZONE, SPRING, is_region, is_zone, reduced
 from eureka_server.readers import Reader, choice, whole
 from native_api.settings import NativeSettings
 from registry.settings import RegistrySettings
@@ -360,6 +360,8 @@ def load(environ: Mapping[str, str]) -> Environment:
             values[part][name] = _value(setting, *given[setting.key])
         elif not part and setting.default:
             values[part][name] = setting.reader.read(setting.default)
+    of_regions = {name: told for name, told in (config.given | own).items() if is_region(name)}
+    values["eureka"]["regions"] = regions.sources_of(of_regions)
     values["peers"]["urls"] = values["peers"].get("urls", ()) + _urls_of_zones(config.given | own)
     server = values[""]
     is_shared = server["store_url"] != "memory:"
@@ -382,6 +384,7 @@ def load(environ: Mapping[str, str]) -> Environment:
     catalogs: tuple[CatalogSettings, ...] = server.pop("catalogs", ())
     if amalgam8.CATALOGS in given:
         catalogs += _value(_KNOWN["REGISTRY_CATALOGS"], *given[amalgam8.CATALOGS])
+    catalogs += _regions(of_regions, {each.source for each in catalogs})
     return Environment(
         **server,
         registry=RegistrySettings(**values["registry"]),
@@ -407,6 +410,20 @@ def _spring_config(
         return spring_config.read_config(places, profiles, environ, own, _KNOWN)
     except ValueError as error:
         raise SettingError(escaped(masked(str(error)))) from None
+
+
+def _regions(
+    given: Mapping[str, tuple[str, str]], taken: Collection[str]
+) -> tuple[CatalogSettings, ...]:
+    """The catalogs of remote regions."""
+    try:
+        found = regions.catalogs_of(given)
+    except ValueError as error:
+        raise SettingError(escaped(masked(str(error)))) from None
+    for each in found:
+        if each.source in taken:
+            raise SettingError(f"{each.source}: expected either a catalog or a remote region")
+    return found
 
 
 def _urls_of_zones(given: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:
@@ -453,6 +470,7 @@ def _warnings(environ: Mapping[str, str], own: Mapping[str, tuple[str, str]]) ->
         for variable, value in environ.items()
         if reduced(variable) not in _KNOWN
         and not is_zone(reduced(variable))
+        and not is_region(reduced(variable))
         and not _is_link(variable)
     }
     mistyped = (_mistyped(variable) for variable in sorted(unknown))

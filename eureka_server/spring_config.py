@@ -18,7 +18,14 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from eureka_server.foreign_settings import DEFAULT_ZONE, SPRING, ZONES, is_zone, reduced
+from eureka_server.foreign_settings import (
+    DEFAULT_ZONE,
+    SPRING,
+    ZONES,
+    is_region,
+    is_zone,
+    reduced,
+)
 
 Given = dict[str, tuple[str, str]]
 """A setting's key → the name that it was given under, and the text."""
@@ -344,7 +351,7 @@ def _target(name: str, known: Collection[str]) -> str | None:
         return _MEANT[name]
     if key in SPRING.meant:
         return SPRING.meant[key][0]
-    return key if key in known or is_zone(key) else None
+    return key if key in known or is_zone(key) or is_region(key) else None
 
 
 def _settings(

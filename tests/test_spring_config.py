@@ -100,9 +100,9 @@ def test_what_has_no_meaning_here_is_named_with_the_reason() -> None:
         "eureka.server.use-read-only-response-cache": (
             "answers always come from the current registry, so there is no cache to set"
         ),
-        "eureka.server.remote-region-urls-with-name.us": "remote regions are not fetched",
     }
     assert "s3cret" not in "".join(found.warnings)
+    assert found.eureka.regions == {"us": "eureka:us"}
 
 
 def test_the_properties_form() -> None:
