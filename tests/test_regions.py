@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -258,3 +259,42 @@ def test_a_server_of_another_region_is_followed(tmp_path: Path) -> None:
             body = instance_body("SHOP", "there:1", ipAddr="10.9.9.9")
             assert here.eureka("POST", "/apps/SHOP", body, JSON).status == 204
             assert shown("?regions=none") == {"here:1", "there:1"}
+
+
+def test_peers_that_follow_the_same_region_agree_and_keep_it_apart(tmp_path: Path) -> None:
+    names = ("there", "one", "two")
+    for name in names:
+        (tmp_path / name).mkdir()
+    there, *peers = (RegistryServer(tmp_path / name, workers=1) for name in names)
+    with there, ExitStack() as running:
+        there.register("SHOP", "there:1")
+        for peer in peers:
+            running.callback(peer.kill9)
+            peer.environment |= {
+                f"{URLS}_EU": there.base,
+                "EUREKA_CLIENT_SERVICEURL_DEFAULTZONE": ",".join(each.base for each in peers),
+                "EUREKA_CLIENT_REGISTERWITHEUREKA": "false",
+                "PEERS_START_WAIT_MS": "1000",
+                "PEERS_COMPARE_INTERVAL_MS": "500",
+            }
+        # The second starts empty, while the first lists the region already.
+        for peer in peers:
+            peer.start()
+            wait_until(lambda peer=peer: "there:1" in peer.apps(), "the region's instance")
+        peers[0].register("SHOP", "here:1")
+
+        def agree(peer: RegistryServer) -> bool:
+            (told,) = peer.send("GET", "/api/v1/peers").json()["peers"]
+            found = told["comparison"]
+            return found is not None and (
+                found["ours"],
+                found["theirs"],
+                found["settling"] + found["missing"] + found["extra"] + found["differs"],
+            ) == (1, 1, 0)
+
+        for peer in peers:
+            wait_until(lambda peer=peer: agree(peer), "two that list the same")
+            found = peer.eureka("GET", "/apps?regions=none", None, JSON).json()["applications"]
+            assert [i["instanceId"] for a in found["application"] for i in a["instance"]] == [
+                "here:1"
+            ]

@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -444,6 +444,27 @@ class _Local:
                 if instance.is_leased or self.goes_out(instance)
             }
 
+    def comparable(
+        self, theirs: Mapping[InstanceKey, Instance], leased: Collection[InstanceKey] | None
+    ) -> dict[InstanceKey, Instance]:
+        """What a peer lists, without what either of the two has from its own catalogs alone.
+
+        Nobody renews that: taken for a registration, it would be gone with the end of a lease, and
+        until then hide what this server's own catalog says. ``leased`` is what has a lease there,
+        None of a genuine server, which has no catalogs.
+        """
+        view = self.namespace.view()
+        with view.lock:
+            mine = {key: view.get(key) for key in theirs}
+
+        def counts(key: InstanceKey) -> bool:
+            here = mine[key]
+            if here is not None:
+                return here.is_leased or self.goes_out(here)
+            return leased is None or key in leased
+
+        return {key: each for key, each in theirs.items() if counts(key)}
+
     def removed_lately(self) -> dict[InstanceKey, Change]:
         """What was cancelled or evicted within the delta's window."""
         view = self.namespace.view()
@@ -567,11 +588,13 @@ class _Following:
             return
         if self._stopping.is_set():
             return
+        leased = None if left is None else left.keys()
         if left is None:
             left = {key: _left_by_list(each, now_ms + skew) for key, each in theirs.items()}
         ends = {key: asked_ms + ms for key, ms in left.items() if key in theirs}
         local.extend(ends)
         self._next_comparison = time.monotonic() + self._settings.compare_interval_ms / 1000
+        theirs = local.comparable(theirs, leased)
         found = compared(local.listed(), theirs, skew_ms=skew)
         removed = local.removed_lately()
         told = [
