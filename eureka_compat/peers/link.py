@@ -219,31 +219,33 @@ class Link:
         self._settings = settings
         self._local = local
         self._transport = transport or PeerConnection(peer, settings)
-        self._breaker = breaker or Breaker()
+        # Apart: a peer may serve its list and refuse batches, or the other way round. Either is to
+        # go on, and to be tried again in its own time.
+        self._sending = breaker or Breaker()
+        self._fetching = Breaker(longest_secs=_FETCH_SECS)
         self._refused: set[InstanceKey] = set()  # what was logged
-
-    def state(self, now: float) -> Circuit:
-        """Whether the peer is asked at present."""
-        return self._breaker.state(now)
 
     @property
     def is_up(self) -> bool:
-        """Whether the last exchange succeeded; so it is before the first."""
-        return not self._breaker.failures
+        """Whether the last exchanges succeeded; so it is before the first."""
+        return not self.failures
 
     @property
     def failures(self) -> int:
         """How many exchanges failed in a row."""
-        return self._breaker.failures
+        return max(self._sending.failures, self._fetching.failures)
 
-    @property
-    def retry_at(self) -> float:
-        """Before this instant (monotonic seconds) nothing is sent."""
-        return self._breaker.retry_at
+    def may_fetch(self, now: float) -> bool:
+        """Whether ``fetch`` is to be tried at an instant (monotonic seconds)."""
+        return self._fetching.state(now) is not Circuit.OPEN
+
+    def waits(self, now: float) -> float:
+        """For how many seconds nothing is sent, because the last batch failed."""
+        return max(0.0, self._sending.retry_at - now) if self._sending.failures else 0.0
 
     def run_once(self, now: float) -> bool:
         """Send one batch, if there is anything to send and the circuit lets it; whether it did."""
-        if self._breaker.state(now) is Circuit.OPEN:
+        if self._sending.state(now) is Circuit.OPEN:
             return False
         if self.outbox.overflowed():
             self.needs_comparison = True
@@ -252,15 +254,13 @@ class Link:
             return False
         try:
             self._deliver(entries)
-        except PeerRefusedAllError as error:
-            self.needs_comparison = True
-            self._failed(error)
-            return False
         except PeerBusyError as error:
-            self.outbox.put_back(entries)
-            self._failed(error)
+            if not isinstance(error, PeerRefusedAllError):
+                self.outbox.put_back(entries)
+            self._failed(self._sending, error)
             return False
-        self._succeeded()
+        if self._succeeded(self._sending):
+            self.needs_comparison = True
         return True
 
     def fetch(self, now_ms: int) -> tuple[dict[InstanceKey, Instance], int]:
@@ -289,12 +289,12 @@ class Link:
         except ParseError as error:
             raise PeerBusyError(f"its leases cannot be read: {error}") from None
 
-    def exchanged(self, error: PeerError | None) -> None:
-        """Note how an exchange beside the batches went."""
+    def fetched(self, error: PeerError | None) -> None:
+        """Note how ``fetch`` went, and what followed it."""
         if error is None:
-            self._succeeded()
+            self._succeeded(self._fetching)
         else:
-            self._failed(error)
+            self._failed(self._fetching, error)
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -379,16 +379,21 @@ class Link:
             self.tally.adopted += 1
             self._local.adopt(reply.entity)
 
-    def _succeeded(self) -> None:
+    def _succeeded(self, breaker: Breaker) -> bool:
+        """Note that an exchange succeeded; whether that closed its circuit."""
         self.answered_at = time.monotonic()
-        self.problem = ""
-        if self._breaker.succeeded():
-            self.needs_comparison = True
-            log.info("peer %s answers again", self.peer.name)
+        closed = breaker.succeeded()
+        if self.is_up:
+            self.problem = ""
+            if closed:
+                log.info("peer %s answers again", self.peer.name)
+        return closed
 
-    def _failed(self, error: PeerError) -> None:
+    def _failed(self, breaker: Breaker, error: PeerError) -> None:
         self.problem = str(error)
-        if self._breaker.failed(time.monotonic()):
+        was_up = self.is_up
+        breaker.failed(time.monotonic())
+        if was_up:
             log.warning("peer %s does not answer: %s", self.peer.name, error)
 
 

@@ -24,7 +24,6 @@ from typing import Any
 import orjson
 
 from eureka_compat.peers import hold
-from eureka_compat.peers.circuit import Circuit
 from eureka_compat.peers.comparison import Comparison, Difference, DifferenceKind, compared
 from eureka_compat.peers.hold import Asked, Hold
 from eureka_compat.peers.link import Link, PeerError
@@ -562,14 +561,15 @@ class _Following:
     def _turn(self, now: float) -> float:
         """Compare or send, whatever is due; how long to wait for the next turn."""
         link = self.link
-        if link.state(now) is Circuit.OPEN:
-            self._stopping.wait(min(_IDLE_SECS, max(0.0, link.retry_at - now)))
-            return 0.0
-        if link.needs_comparison or now >= self._next_comparison:
+        is_due = link.needs_comparison or now >= self._next_comparison
+        if is_due and link.may_fetch(now) and not self._stopping.is_set():
             self._compare()
-        if link.run_once(now):
+        if self._stopping.is_set() or link.run_once(time.monotonic()):
             return 0.0
-        return _IDLE_SECS
+        waits = link.waits(time.monotonic())
+        if waits and self._stopping.wait(min(_IDLE_SECS, waits)):
+            return 0.0
+        return _IDLE_SECS if not waits else 0.0
 
     def _compare(self) -> None:
         link, local = self.link, self._local
@@ -584,7 +584,7 @@ class _Following:
         except PeerError as error:
             self.was_asked = True
             link.needs_comparison = is_first
-            link.exchanged(error)
+            link.fetched(error)
             return
         if self._stopping.is_set():
             return
@@ -611,7 +611,7 @@ class _Following:
         self._asked = Asked(asked_mono_ms=began)
         self._note_comparison(found, told, now_ms)
         self.was_asked = True
-        link.exchanged(None)
+        link.fetched(None)
         self._answered(found.theirs)
 
     def _settles(

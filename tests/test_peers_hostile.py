@@ -1,0 +1,354 @@
+"""Peers that are broken or mean harm: ``FakePeer`` answers whatever a test has it answer."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from eureka_compat import wire
+from eureka_compat.peers import PeersSettings, Replicator, link, replicator
+from eureka_compat.peers.link import Link, PeerError
+from eureka_compat.peers.membership import read_url
+from eureka_compat.peers.outbox import Pending
+from registry import DEFAULT_NAMESPACE, Instance, InstanceKey, InstanceStatus, Registry
+from registry.settings import RegistrySettings
+from registry.stores.memory import MemoryStore
+from registry.testing import ManualClock
+from tests.servers import wait_until
+
+KEY = InstanceKey("APP", "one")
+Answer = tuple[int, dict[str, str], bytes]
+
+
+class FakePeer:
+    """A fake of a peer: an HTTP server that answers as ``lists`` and ``takes`` say."""
+
+    def __init__(self) -> None:
+        self.lists: Callable[[], Answer] = lambda: listed([])
+        self.takes: Callable[[list[dict[str, Any]]], Answer] = taken
+        self.batches: list[list[dict[str, Any]]] = []
+        self.lists_told = 0
+        self.writes: Callable[[Any], None] | None = None
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                if self.path.endswith("leases"):
+                    self._answer(404, {}, b"")
+                elif fake.writes is not None:
+                    fake.writes(self.wfile)
+                    self.close_connection = True
+                else:
+                    answer = fake.lists()
+                    fake.lists_told += 1
+                    self._answer(*answer)
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                items = json.loads(body)["replicationList"]
+                fake.batches.append(items)
+                self._answer(*fake.takes(items))
+
+            def _answer(self, status: int, fields: dict[str, str], body: bytes) -> None:
+                self.send_response_only(status)  # without a date: the test's clock is another
+                for name, value in fields.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}/eureka/"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def taken(items: list[dict[str, Any]]) -> Answer:
+    """Every item is done."""
+    replies = [{"statusCode": 200} for _ in items]
+    return 200, {}, json.dumps({"responseList": replies}).encode()
+
+
+def listed(instances: list[Instance]) -> Answer:
+    """A list of one application for each instance."""
+    applications = [
+        {"name": each.app, "instance": [wire.instance_tree(each)]} for each in instances
+    ]
+    document = {"applications": {"apps__hashcode": "", "application": applications}}
+    return 200, {}, json.dumps(document).encode()
+
+
+def instance(key: InstanceKey = KEY, **fields: Any) -> Instance:
+    made = Instance(key.app, key.id, key.id, "host", "10.0.0.1", last_dirty_ms=1000)
+    return made._replace(vip_address="app", **fields)
+
+
+class FakeLocal:
+    """A fake of this server: it lists what it is asked for, and adopts nothing."""
+
+    def outgoing(self, key: InstanceKey) -> tuple[Instance, InstanceStatus | None] | None:
+        return instance(key), None
+
+    def adopt(self, entity: Instance) -> None:
+        raise AssertionError(entity)
+
+
+@pytest.fixture
+def peer() -> Iterator[FakePeer]:
+    fake = FakePeer()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def to_peer(peer: FakePeer) -> Link:
+    return Link(read_url(peer.url), PeersSettings(urls=(peer.url,)), FakeLocal())
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (200, {}, b"garbage"),
+        (200, {}, b'{"responseList":[]}'),
+        (200, {}, b'{"responseList":[{"statusCode":200},{"statusCode":200}]}'),
+        (302, {"Location": "http://192.0.2.1/"}, b""),
+        (401, {}, b""),
+        (404, {}, b""),
+        (503, {}, b""),
+    ],
+    ids=["garbage", "fewer", "more", "redirect", "401", "404", "503"],
+)
+def test_who_is_not_in_order_gets_it_again_and_is_logged_once(
+    peer: FakePeer, to_peer: Link, caplog: pytest.LogCaptureFixture, answer: Answer
+) -> None:
+    peer.takes = lambda _: answer
+    to_peer.outbox.put(KEY, Pending.HEARTBEAT)
+    for _ in range(4):
+        assert not to_peer.run_once(time.monotonic() + 60)
+
+    assert (len(to_peer.outbox), len(peer.batches)) == (1, 4)
+    assert not to_peer.is_up
+    assert len(warnings(caplog)) == 1
+    peer.takes = taken
+    assert to_peer.run_once(time.monotonic() + 60)
+    assert to_peer.is_up
+    assert to_peer.needs_comparison
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_who_refuses_everything_is_not_asked_again_and_again(
+    peer: FakePeer, to_peer: Link, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    peer.takes = lambda _: (status, {}, b"")
+    for number in range(300):
+        to_peer.outbox.put(InstanceKey("APP", str(number)), Pending.HEARTBEAT)
+    assert not to_peer.run_once(time.monotonic())
+
+    assert len(to_peer.outbox) == 300 - link.MOST_ITEMS
+    assert to_peer.waits(time.monotonic()) > 0
+    assert len(warnings(caplog)) <= link._MOST_LOGGED + 1
+
+
+def test_what_a_peer_refuses_spoils_nothing_else(peer: FakePeer, to_peer: Link) -> None:
+    def takes(items: list[dict[str, Any]]) -> Answer:
+        return (400, {}, b"") if any(each["id"] == "7" for each in items) else taken(items)
+
+    peer.takes = takes
+    for number in range(20):
+        to_peer.outbox.put(InstanceKey("APP", str(number)), Pending.REGISTER)
+
+    assert to_peer.run_once(time.monotonic())
+    done = {each["id"] for batch in peer.batches for each in batch}
+    assert done == {str(number) for number in range(20)}
+    assert (to_peer.tally.refused, len(to_peer.outbox), to_peer.is_up) == (1, 0, True)
+
+
+def test_who_serves_lists_and_refuses_batches_is_no_flood_of_either(
+    peer: FakePeer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a server that wants a token for a POST: each success of one undid the other's circuit."""
+    lists: list[None] = []
+
+    def count() -> Answer:
+        lists.append(None)
+        return listed([])
+
+    peer.lists, peer.takes = count, lambda _: (403, {}, b"")
+    with Running(peer) as (registry, whole):
+        registry.in_namespace(DEFAULT_NAMESPACE).register(instance())
+        wait_until(lambda: len(peer.batches) >= 6, "several attempts")
+        assert len(lists) <= 2
+        (told,) = whole.report()["peers"] or [None]
+        assert told is not None
+        assert told["state"] == "down"
+    assert len([each for each in warnings(caplog) if "does not answer" in each]) == 1
+
+
+def test_who_takes_batches_and_serves_no_list_is_told_of_heartbeats(peer: FakePeer) -> None:
+    peer.lists = lambda: (500, {}, b"")
+    clock = ManualClock()
+    with Running(peer, clock) as (registry, _):
+        namespace = registry.in_namespace(DEFAULT_NAMESPACE)
+        namespace.register(instance())
+
+        def renewed() -> bool:
+            clock.advance(10)
+            return namespace.renew(*KEY) is not None and len(peer.batches) >= 3
+
+        wait_until(renewed, "heartbeats")
+
+
+def test_an_answer_without_an_end_is_given_up(
+    peer: FakePeer, to_peer: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "_LONGEST_LIST", 1 << 20)
+    ended = threading.Event()
+
+    def endless(wire: Any) -> None:
+        wire.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        with contextlib.suppress(OSError):
+            while True:
+                wire.write(b" " * 65536)
+        ended.set()
+
+    peer.writes = endless
+    with pytest.raises(PeerError, match="more than 1 MB"):
+        to_peer.fetch(0)
+    assert ended.wait(60)
+
+
+def test_an_answer_that_comes_a_byte_at_a_time_is_given_up(
+    peer: FakePeer, to_peer: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "_FETCH_SECS", 1.0)
+    ended = threading.Event()
+
+    def trickle(wire: Any) -> None:
+        wire.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        with contextlib.suppress(OSError):
+            while not ended.wait(0.05):
+                wire.write(b" ")
+
+    peer.writes = trickle
+    with pytest.raises(PeerError, match="no end"):
+        to_peer.fetch(0)
+    ended.set()
+
+
+def test_a_compressed_answer_is_bounded_by_what_it_unfolds_to(
+    peer: FakePeer, to_peer: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "_LONGEST_LIST", 4 << 20)
+    bomb = gzip.compress(b" " * (64 << 20))
+    peer.lists = lambda: (200, {"Content-Encoding": "gzip"}, bomb)
+    with pytest.raises(PeerError, match="more than 4 MB"):
+        to_peer.fetch(0)
+
+
+def test_what_cannot_be_taken_is_left_out_and_logged_once(
+    peer: FakePeer, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = ManualClock()
+    fresh = {"last_renewal_ms": clock.wall, "last_updated_ms": clock.wall}
+    bad = InstanceKey("APP", "x" * 500)
+    peer.lists = lambda: listed([instance(bad, **fresh), instance(**fresh)])
+    with Running(peer, compare_interval_ms=50) as (registry, _):
+        namespace = registry.in_namespace(DEFAULT_NAMESPACE)
+        wait_until(lambda: namespace.instance(*KEY), "the good one")
+        wait_until(lambda: peer.lists_told > 5, "more comparisons")
+        assert namespace.instance(*bad) is None
+    assert len([each for each in warnings(caplog) if "is not taken" in each]) == 1
+
+
+def test_threads_end_though_a_peer_never_answers(
+    peer: FakePeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "_FETCH_SECS", 0.5)
+    let_go = threading.Event()
+    peer.writes = lambda _: let_go.wait(60) and None
+    with Running(peer):
+        wait_until(lambda: any(each.name.startswith("peer ") for each in threads()), "a thread")
+    wait_until(lambda: not threads(), "their end")
+    let_go.set()
+
+
+def threads() -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if each.name.startswith("peer")]
+
+
+class Running:
+    """A server's exchange with a fake peer, in this process."""
+
+    def __init__(self, peer: FakePeer, clock: ManualClock | None = None, **settings: Any) -> None:
+        registry = Registry(MemoryStore(), clock or ManualClock(), RegistrySettings())
+        registry.start()
+        told = PeersSettings(urls=(peer.url,), register=False, port=1, **settings)
+        self._replicator = Replicator(registry, told)
+        self._both = registry, self._replicator
+
+    def __enter__(self) -> tuple[Registry, Replicator]:
+        self._replicator.start()
+        return self._both
+
+    def __exit__(self, *_: object) -> None:
+        self._replicator.stop()
+
+
+def test_a_cancelled_instance_that_an_old_list_still_has_stays_cancelled(peer: FakePeer) -> None:
+    """A genuine server's list lags by as much as half a minute."""
+    clock = ManualClock()
+    fresh = {"last_renewal_ms": clock.wall, "last_updated_ms": clock.wall}
+    gone, evicted = InstanceKey("APP", "cancelled"), InstanceKey("APP", "told")
+    peer.lists = lambda: listed([instance(each, **fresh) for each in (gone, evicted, KEY)])
+    with Running(peer, compare_interval_ms=50) as (registry, _):
+        namespace = registry.in_namespace(DEFAULT_NAMESPACE)
+        wait_until(lambda: namespace.view().size() == 3, "all three")
+        namespace.register(instance(gone, last_dirty_ms=1000))
+        assert namespace.cancel(*gone)
+        assert namespace.cancel(*evicted, is_replication=True)
+        lists_told = peer.lists_told
+        wait_until(lambda: peer.lists_told > lists_told + 3, "more comparisons")
+        assert [namespace.instance(*each) is None for each in (gone, evicted)] == [True, True]
+        assert namespace.instance(*KEY) is not None
+        cancels = {item["id"] for batch in peer.batches for item in batch}
+        assert "told" not in cancels
+
+
+def test_what_cannot_be_made_equal_is_not_healed_for_ever(peer: FakePeer) -> None:
+    """A peer that shows a field in its own way, and a new instant whenever it is told."""
+    clock = ManualClock()
+
+    def shows() -> Answer:
+        updated = clock.wall - 100_000 + peer.lists_told
+        fields = {"last_renewal_ms": clock.wall, "last_updated_ms": updated}
+        return listed([instance(home_page_url="/mine", **fields)])
+
+    peer.lists = shows
+    with Running(peer, compare_interval_ms=20) as (registry, _):
+        namespace = registry.in_namespace(DEFAULT_NAMESPACE)
+        namespace.register(instance(last_dirty_ms=1000, home_page_url="/ours"))
+        wait_until(lambda: peer.lists_told > 9, "many comparisons")
+    registers = [item for batch in peer.batches for item in batch if item["action"] == "Register"]
+    assert len(registers) <= replicator._HEALED_AT_MOST + 2
