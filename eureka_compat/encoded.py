@@ -95,10 +95,17 @@ def encode_single(instance: Instance, form: Form) -> bytes:
 class EncodedAnswers:
     """The encoded answers of one namespace in one worker."""
 
-    def __init__(self, registry: NamespaceRegistry, remote: Iterable[str] = ()) -> None:
-        """Nothing is encoded before it is asked for. ``remote`` are the sources of regions."""
+    def __init__(
+        self, registry: NamespaceRegistry, remote: Iterable[str] = (), *, falls_back: bool = True
+    ) -> None:
+        """Nothing is encoded before it is asked for.
+
+        ``remote`` are the sources of regions; ``falls_back`` tells whether an application or a VIP
+        that is not here is shown as it is there.
+        """
         self._registry = registry
         self._remote = frozenset(remote)
+        self._hidden = frozenset() if falls_back else self._remote
         self._selections: Cache[frozenset[str], _Selection] = Cache(_KEPT_SELECTIONS)
         # The delta by form; before it the version of the view that it is of, and the instant at
         # which its oldest change leaves the window (None where it has none).
@@ -293,6 +300,8 @@ class EncodedAnswers:
                 return None
             if self._remote:
                 local = [each for each in application.values() if each.source not in self._remote]
+                if not local and self._hidden:
+                    return None
                 if 0 < len(local) < len(application):
                     return self._local_part(application, local, form)
             answer: EncodedAnswer | None = application.kept.get(form)
@@ -372,13 +381,19 @@ class EncodedAnswers:
                 and (zipped is None or kept[1].has(gzipped=zipped))
             ):
                 return kept[1]
-            listing = view.by_vip(vip, secure=secure)
+            version, listing = view.version, self._of_vip(view, vip, secure=secure)
         if listing.is_large:
             self._prepare(view, lambda: self._cells(listing, form), zipped, is_quick)
         with view.lock:
-            answer = self._listed(view.by_vip(vip, secure=secure), "-1", form)
+            if view.version != version:
+                listing = self._of_vip(view, vip, secure=secure)
+            answer = self._listed(listing, "-1", form)
             self._vips.keep((vip, secure, form), (view.version, answer))
             return answer
+
+    def _of_vip(self, view: View, vip: str, *, secure: bool) -> Listing:
+        found = view.by_vip(vip, secure=secure)
+        return _without(found, self._hidden) if self._hidden else found
 
     def _join(
         self,

@@ -71,7 +71,9 @@ class EurekaApi:
         self._peers = peers
         self._registry = registry
         self.settings = settings
-        self._answers = EncodedAnswers(registry, settings.regions.values())
+        self._answers = EncodedAnswers(
+            registry, settings.regions.values(), falls_back=settings.falls_back
+        )
         self._actions = Actions(registry, settings)
         self._batches = Batches(registry, self._actions, settings.max_batch_bytes)
         self._server_status = ServerStatus(settings, peers)
@@ -185,12 +187,14 @@ class EurekaApi:
             if rest and not self.settings.delta_enabled:
                 list_form(request.headers)  # what cannot be accepted is refused first
                 return Answer(403)
+            fetch: Callable[..., EncodedAnswer]
+            fetch = self._answers.delta if rest else self._answers.applications
             without = self._left_out(request)
             if without:
-                # Kept by the whole target: what is kept by the path is the list of all regions.
-                fetch_some = functools.partial(self._answers.selected, without, is_delta=bool(rest))
-                return self._list(request, f"{path}?{request.query}", fetch_some)
-            fetch = self._answers.delta if rest else self._answers.applications
+                fetch = functools.partial(self._answers.selected, without, is_delta=bool(rest))
+            if request.query and self.settings.regions:
+                # What is kept by the path alone is for those who ask for no region.
+                path = f"{path}?{request.query}"
             return self._list(request, path, fetch)
         app = unquote(rest[0])
         if len(rest) == 1:
@@ -205,12 +209,12 @@ class EurekaApi:
     def _left_out(self, request: Request) -> frozenset[str]:
         """The sources of those remote regions that a request does not ask for (2.1).
 
-        Who asks for none is shown all of them: the original's fallback to other regions.
+        Who asks for none is shown all of them, unless the fallback to them is switched off.
         """
         regions = self.settings.regions
         asked = request.parameters().get("regions") if regions and request.query else None
         if not asked:
-            return frozenset()
+            return frozenset() if self.settings.falls_back else frozenset(regions.values())
         names = asked.lower().split(",")
         return frozenset(source for name, source in regions.items() if name not in names)
 

@@ -31,3 +31,7 @@ class EurekaSettings:
     regions: Mapping[str, str] = field(default_factory=dict)
     """Remote regions by name (lower case), each with the source of its instances. Who asks for some
     of them (``?regions=``) is not shown those of the others."""
+
+    falls_back: bool = True
+    """Whether who asks for no region is shown the instances of all of them, as by default by the
+    original; off: only what is here."""

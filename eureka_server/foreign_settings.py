@@ -152,9 +152,6 @@ _OF_SERVER: dict[str, str] = {
     "SHOULDBATCHREPLICATION": "replication always comes in batches",
     "MINAVAILABLEINSTANCESFORPEERREPLICATION": _BY_ANSWERS,
     "PRIMEAWSREPLICACONNECTIONS": "nothing here is bound to AWS",
-    "DISABLETRANSPARENTFALLBACKTOOTHERREGION": (
-        "who asks for no region is shown the instances of all"
-    ),
     "DISABLEDELTAFORREMOTEREGIONS": _REGION,
     "RATELIMITERENABLED": "requests are not limited by rate",
     "RATELIMITERBURSTSIZE": "requests are not limited by rate",

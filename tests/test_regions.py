@@ -211,6 +211,36 @@ def test_the_vips_are_those_of_all_regions(server: InProcess) -> None:
     assert listed(server.client, "vips/web?regions=eu")[0] == HERE | OF_EU | OF_US
 
 
+def test_without_the_fallback_only_who_asks_is_shown_other_regions() -> None:
+    server = InProcess(eureka=EurekaSettings(regions=REGIONS, falls_back=False))
+    for app, source in (("SHOP", "eureka"), ("SHOP", "eureka:eu"), ("NEWS", "eureka:us")):
+        server.registry.register(sample_instance(app, source, source=source, vip_address="web"))
+    client = server.client
+    for _ in range(2):
+        for path in ("apps", "apps?regions=", "apps?other=1", "apps/delta", "vips/web"):
+            assert listed(client, path) == ({"eureka"}, "UP_1_")
+        assert listed(client, "apps?regions=us,eu")[0] == {"eureka", "eureka:eu", "eureka:us"}
+        assert listed(client, "apps?regions=us")[0] == {"eureka", "eureka:us"}
+        assert client.get("/eureka/apps/NEWS", headers=JSON).status_code == 404
+        found = client.get("/eureka/apps/SHOP", headers=JSON).get_json()["application"]
+        assert [each["instanceId"] for each in found["instance"]] == ["eureka"]
+    # One that is asked for by its id is shown wherever it is.
+    assert client.get("/eureka/apps/NEWS/eureka:us", headers=JSON).status_code == 200
+
+
+def test_a_large_vip_has_no_hidden_regions_instances() -> None:
+    server = InProcess(eureka=EurekaSettings(regions=REGIONS, falls_back=False))
+    for number in range(300):
+        source = "eureka" if number % 3 else "eureka:us"
+        server.registry.register(
+            sample_instance("BIG", f"i{number}", source=source, vip_address="big")
+        )
+    ids, code = listed(server.client, "vips/big")
+    assert (len(ids), code) == (200, "UP_200_")
+    server.registry.cancel("BIG", "i1")
+    assert listed(server.client, "vips/big")[1] == "UP_199_"
+
+
 def test_without_regions_the_parameter_says_nothing() -> None:
     server = InProcess()
     server.registry.register(sample_instance("SHOP", "eu:1", source="eureka:eu"))
