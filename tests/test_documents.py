@@ -487,7 +487,7 @@ def test_the_program_in_node_registers(tmp_path: Path) -> None:
         terminal.write("shop.js", program("js"))
         terminal.type(f"NODE_PATH={Path(client).parent}/node_modules node shop.js > log 2>&1 &")
 
-        wait_until(lambda: is_registered(terminal), 120, "its registration")
+        wait_until(lambda: is_registered(terminal), "its registration")
 
 
 @pytest.mark.programs
@@ -505,4 +505,4 @@ def test_the_program_in_go_registers(tmp_path: Path) -> None:
         terminal.type("./shop > log 2>&1 &")
 
         assert built[0] == 0, built[1]
-        wait_until(lambda: is_registered(terminal), 120, "its registration")
+        wait_until(lambda: is_registered(terminal), "its registration")
