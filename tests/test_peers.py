@@ -320,6 +320,15 @@ class TestComparison:
         assert difference.ours_wins is ours_wins
         assert difference.fields["metadata"] == ({"v": "1"}, {"v": "2"})
 
+    def test_of_two_states_of_one_instant_both_sides_choose_the_same(self) -> None:
+        one, other = instance(metadata={"v": "1"}), instance(metadata={"v": "2", "a": "b"})
+        wins = [
+            compared({KEY: mine}, {KEY: theirs}).differences[0].ours_wins
+            for mine, theirs in ((one, other), (other, one))
+        ]
+
+        assert sorted(wins) == [False, True]
+
     def test_a_peers_clock_that_is_ahead_makes_nothing_newer(self) -> None:
         here = instance(status=InstanceStatus.UP, last_updated_ms=1000)
         there = instance(status=InstanceStatus.DOWN, last_updated_ms=60_500)

@@ -7,16 +7,19 @@ direction, while all of them run on one machine.
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.servers import RegistryServer, send, wait_until
+from tests.servers import JSON, RegistryServer, send, wait_until
 from tests.test_peers_system import has, is_ready, listed, register, report
 
 LEASE = {"renewalIntervalInSecs": 1, "durationInSecs": 6}
@@ -82,12 +85,12 @@ class FakeWay:
 class FakeNetwork:
     """Servers of this project, each of which reaches each other by a fake way."""
 
-    def __init__(self, folder: Path, count: int = 3, **settings: str) -> None:
+    def __init__(self, folder: Path, count: int = 3, workers: int = 1, **settings: str) -> None:
         self.servers: list[RegistryServer] = []
         for number in range(count):
             home = folder / f"server-{number}"
             home.mkdir()
-            self.servers.append(RegistryServer(home, workers=1))
+            self.servers.append(RegistryServer(home, workers=workers))
         self.ports = [server.port for server in self.servers]
         self.ways = {
             (here, there): FakeWay(self.ports[there])
@@ -255,3 +258,143 @@ def test_each_is_killed_in_turn_and_all_are_equal_again(three: FakeNetwork) -> N
                 lambda port=port, all=expected: listed(port).keys() == all, f"{expected} at {port}"
             )
     wait_until(three.are_equal, "equal content")
+
+
+def test_the_dead_end_everywhere_once_though_all_compare_all_the_time(tmp_path: Path) -> None:
+    """Nobody keeps a dead instance alive by another's word, and none comes back."""
+    settings = {
+        "PEERS_COMPARE_INTERVAL_MS": "300",
+        "EUREKA_SERVER_RENEWAL_PERCENT_THRESHOLD": "0.01",  # all may go at once
+    }
+    with FakeNetwork(tmp_path, **settings) as network:
+        renewing = [(port, f"at:{number}") for number, port in enumerate(network.ports)]
+        names = {name for _, name in renewing}
+        with Clients(*renewing):
+            all_have(network, names)
+            watch(network, names, 2 * LEASE["durationInSecs"], at=[0, 1, 2])
+        for port in network.ports:
+            wait_until(lambda port=port: not listed(port), f"the end of all at {port}")
+        until = time.monotonic() + 2 * LEASE["durationInSecs"]
+        while time.monotonic() < until:
+            assert [listed(port) for port in network.ports] == [{}, {}, {}]
+            time.sleep(0.2)
+        for server in network.servers:
+            log = server.log()
+            assert {name: log.count(f"evicted WEB/{name}:") for name in names} == dict.fromkeys(
+                names, 1
+            )
+
+
+def test_a_cancel_during_a_partition_ends_the_instance_everywhere(three: FakeNetwork) -> None:
+    """Though servers beyond hold it, and are compared with before they are told."""
+    names = {"cancelled", "stays"}
+    with Clients((three.ports[2], "stays")):
+        register(three.ports[0], "cancelled")
+        all_have(three, names)
+        for way in three.between(0, 1) + three.between(0, 2):
+            way.cut()
+        assert send(three.ports[0], "DELETE", "/eureka/apps/WEB/cancelled").status == 200
+        wait_until(
+            lambda: [each["state"] for each in report(three.ports[0])["peers"]] == ["down"] * 2,
+            "the partition",
+        )
+        for way in three.between(0, 1) + three.between(0, 2):
+            way.heal()
+        for port in three.ports:
+            wait_until(lambda port=port: listed(port).keys() == {"stays"}, f"its end at {port}")
+        until = time.monotonic() + LEASE["durationInSecs"]
+        while time.monotonic() < until:
+            assert [set(listed(port)) for port in three.ports] == [{"stays"}] * 3
+            time.sleep(0.2)
+
+
+@pytest.mark.parametrize("later", [0, 5], ids=["equal timestamps", "one is newer"])
+def test_one_id_that_registers_at_two_servers_at_once_is_one_instance(
+    three: FakeNetwork, later: int
+) -> None:
+    stamps = (1_700_000_000_000, 1_700_000_000_000 + later)
+    with ThreadPoolExecutor(2) as pool:
+        for name in ("a", "b", "c", "d"):
+            for number in (0, 1):
+                fields = {
+                    "metadata": {"from": str(number)},
+                    "lastDirtyTimestamp": str(stamps[number]),
+                }
+                pool.submit(register, three.ports[number], name, **fields)
+    all_have(three, {"a", "b", "c", "d"})
+    wait_until(three.are_equal, "equal content")
+    if later:
+        found = listed(three.ports[0])
+        assert {each["metadata"]["from"] for each in found.values()} == {"1"}
+
+
+def test_overrides_of_two_sides_at_once_become_one(three: FakeNetwork) -> None:
+    register(three.ports[2], "one")
+    all_have(three, {"one"})
+    with ThreadPoolExecutor(2) as pool:
+        for number, status in enumerate(("OUT_OF_SERVICE", "DOWN")):
+            path = f"/eureka/apps/WEB/one/status?value={status}"
+            pool.submit(send, three.ports[number], "PUT", path)
+
+    def is_settled() -> bool:
+        found = {listed(port)["one"]["overriddenStatus"] for port in three.ports}
+        return len(found) == 1 and "UNKNOWN" not in found and three.are_equal()
+
+    wait_until(is_settled, "one override")
+    for port in three.ports:
+        wait_until(
+            lambda port=port: report(port)["verdict"].startswith("Safe to switch"), "a verdict"
+        )
+
+
+def test_a_native_client_moves_from_one_server_to_another(three: FakeNetwork) -> None:
+    document = {
+        "service_name": "SHOP",
+        "endpoint": {"type": "tcp", "value": "10.0.0.1:80"},
+        "ttl": 10,
+    }
+    body = json.dumps(document)
+
+    answer = send(three.ports[0], "POST", "/api/v1/instances", body, JSON)
+    assert answer.status == 201
+    name = answer.json()["id"]
+
+    def at(port: int) -> bool:
+        return send(port, "GET", f"/eureka/apps/SHOP/{name}").status == 200
+
+    def heartbeat(port: int) -> int:
+        return send(port, "PUT", f"/api/v1/instances/{name}/heartbeat").status
+
+    for port in three.ports:
+        wait_until(lambda port=port: at(port), f"it at {port}")
+    if heartbeat(three.ports[1]) != 200:
+        assert send(three.ports[1], "POST", "/api/v1/instances", body, JSON).status == 201
+    until = time.monotonic() + 2 * 10
+    while time.monotonic() < until:
+        assert heartbeat(three.ports[1]) == 200
+        assert [at(port) for port in three.ports] == [True, True, True]
+        time.sleep(1)
+    assert send(three.ports[1], "DELETE", f"/api/v1/instances/{name}").status == 200
+    for port in three.ports:
+        wait_until(lambda port=port: not at(port), f"its end at {port}")
+
+
+def test_another_worker_goes_on_where_the_one_that_sees_to_the_peers_is_killed(
+    tmp_path: Path,
+) -> None:
+    with FakeNetwork(tmp_path, 2, workers=2) as network:
+        first, second = network.ports
+        names: list[str] = []
+        for _ in range(2):
+            killed = report(first)["worker"]
+            for number in range(100):
+                if number == 50:
+                    os.kill(killed, signal.SIGKILL)
+                name = f"{killed}:{number}"
+                with contextlib.suppress(OSError, AssertionError):  # it was that worker's
+                    register(first, name)
+                    names.append(name)
+            wait_until(lambda killed=killed: report(first)["worker"] != killed, "another worker")
+        assert len(names) > 100
+        wait_until(lambda: set(names) <= listed(second).keys(), "all that was acknowledged")
+        wait_until(network.are_equal, "equal content")

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+import orjson
+
 from eureka_compat import wire
 from registry import Instance, InstanceKey
 
@@ -75,9 +77,9 @@ def compared(
         if fields:
             here = (mine.last_dirty_ms, mine.last_updated_ms)
             there = (other.last_dirty_ms, other.last_updated_ms - skew_ms)
-            result.differences.append(
-                Difference(key, DifferenceKind.DIFFERS, fields, here >= there)
-            )
+            # Of the same instant, both servers must choose the same, or they would change places.
+            wins = here > there or (here == there and _shown(fields, 0) > _shown(fields, 1))
+            result.differences.append(Difference(key, DifferenceKind.DIFFERS, fields, wins))
     result.differences.extend(
         Difference(key, DifferenceKind.EXTRA, ours_wins=False) for key in theirs if key not in ours
     )
@@ -98,3 +100,9 @@ def differing_fields(mine: Instance, other: Instance) -> dict[str, tuple[Any, An
         for name in names
         if name not in _OWN_WORD and ours.get(name) != theirs.get(name)
     }
+
+
+def _shown(fields: Mapping[str, tuple[Any, Any]], side: int) -> bytes:
+    """What one side shows, as bytes that can be ordered."""
+    shown = {name: values[side] for name, values in fields.items()}
+    return orjson.dumps(shown, option=orjson.OPT_SORT_KEYS)

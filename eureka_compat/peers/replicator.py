@@ -186,6 +186,7 @@ class _Run:
         self._local = _Local(registry, settings)
         self._stopping = threading.Event()
         self._links: dict[Peer, _Following] = {}
+        self._told_renewals: dict[InstanceKey, int] = {}
         # How the peers stood when another worker saw to them, or before a restart.
         self._left: dict[str, Asked] = {}
         with contextlib.suppress(StoreError):
@@ -285,13 +286,16 @@ class _Run:
         return now
 
     def _tell_renewals(self, until_mono_ms: int) -> int:
-        renewed = self._local.namespace.renewed_by_clients(until_mono_ms)
-        for key, _ in renewed:
-            self._put(key, Pending.HEARTBEAT)
-        # A renewal that was under way may have an instant of just before; told twice, it does no
-        # harm.
-        latest = max((at for _, at in renewed), default=until_mono_ms + 5)
-        return max(until_mono_ms, latest - 5)
+        """Tell of each renewal after an instant once; returns the instant for the next time."""
+        renewed = dict(self._local.namespace.renewed_by_clients(until_mono_ms))
+        for key, at in renewed.items():
+            # Told again and again, the last renewal would keep a dead instance alive for ever.
+            if self._told_renewals.get(key) != at:
+                self._put(key, Pending.HEARTBEAT)
+        # A renewal that was under way may have an instant of just before.
+        following = max(until_mono_ms, max(renewed.values(), default=0) - 5)
+        self._told_renewals = {key: at for key, at in renewed.items() if at > following}
+        return following
 
     def _put(self, key: InstanceKey, what: Pending) -> None:
         for link in self._all():
