@@ -53,9 +53,9 @@ _REPORT_SECS = 1.0
 _GATHER_SECS = 0.05
 _IDLE_SECS = 0.5
 _STOP_SECS = 5.0
-# A genuine server lists a change after up to so long (its response cache); until then a difference
-# says nothing.
-_SETTLED_MS = 35_000
+# A genuine server may list a change as late as that (its response cache), and until then a
+# difference says nothing. A server of ours lists it at once: only what is under way is younger.
+_CACHED_MS, _UNDER_WAY_MS = 35_000, 3_000
 _EXAMPLES = 5
 _MOST_LOGGED = 100
 # A difference that is still there after so many attempts is left; the report tells of it.
@@ -593,6 +593,7 @@ class _Following:
         if self._stopping.is_set():
             return
         leased = None if left is None else left.keys()
+        young_ms = _CACHED_MS if left is None else _UNDER_WAY_MS
         if left is None:
             left = {key: _left_by_list(each, now_ms + skew) for key, each in theirs.items()}
         ends = {key: asked_ms + ms for key, ms in left.items() if key in theirs}
@@ -602,7 +603,9 @@ class _Following:
         found = compared(local.listed(), theirs, skew_ms=skew)
         removed = local.removed_lately()
         told = [
-            each for each in found.differences if not self._settles(each, theirs, removed, skew)
+            each
+            for each in found.differences
+            if not self._settles(each, theirs, removed, skew, young_ms)
         ]
         if self._settings.mode != "shadow" or self._comparison is None:
             renewed = local.renewed_here()
@@ -624,9 +627,10 @@ class _Following:
         theirs: dict[InstanceKey, Instance],
         removed: dict[InstanceKey, Change],
         skew_ms: int,
+        young_ms: int,
     ) -> bool:
         """Whether a difference is so young that it may be a cached answer's, or under way."""
-        since = self._local.clock.wall_ms() - _SETTLED_MS
+        since = self._local.clock.wall_ms() - young_ms
         gone = removed.get(difference.key)
         there = theirs.get(difference.key)
         found = self._local.outgoing(difference.key)
