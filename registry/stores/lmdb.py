@@ -530,11 +530,8 @@ class LmdbStore:
                 else:
                     places[key] = place
             self._live.end_change()
-            # The next look at the revision needs no transaction.
+            # Nobody else can have written since, so whoever reads next needs no transaction.
             self._revisions[namespace] = (self._live.version, written.revision)
-            if written.last:
-                # Nobody else can have written since, so whoever reads next need not ask.
-                self._revisions[namespace] = (self._live.version, Revision(written.last))
         return written.revisions
 
     def _apply(self, txn: Any, namespace: Namespace, commit: Commit, written: _Written) -> None:
