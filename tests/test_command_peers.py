@@ -285,6 +285,7 @@ def test_two_servers_that_run_are_asked_by_the_command(tmp_path: Path) -> None:
     urls = ",".join(f"{server.base}/" for server in servers)
     for server in servers:
         server.environment["EUREKA_CLIENT_SERVICEURL_DEFAULTZONE"] = urls
+        server.environment["PEERS_COMPARE_INTERVAL_MS"] = "1000"
 
     def asked(*words: str, at: int = 0) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -22,6 +22,8 @@ import pytest
 from tests.servers import JSON, RegistryServer, send, wait_until
 from tests.test_peers_system import has, is_ready, listed, register, report
 
+pytestmark = pytest.mark.slow
+
 LEASE = {"renewalIntervalInSecs": 1, "durationInSecs": 6}
 QUERY = "status=UP&lastDirtyTimestamp=1700000000000"
 

@@ -268,6 +268,7 @@ def test_a_large_list_of_regions_is_left_to_a_thread() -> None:
     assert asked(is_quick=True) == body
 
 
+@pytest.mark.slow
 def test_a_server_of_another_region_is_followed(tmp_path: Path) -> None:
     for name in ("there", "here"):
         (tmp_path / name).mkdir()
@@ -291,6 +292,7 @@ def test_a_server_of_another_region_is_followed(tmp_path: Path) -> None:
             assert shown("?regions=none") == {"here:1", "there:1"}
 
 
+@pytest.mark.slow
 def test_peers_that_follow_the_same_region_agree_and_keep_it_apart(tmp_path: Path) -> None:
     names = ("there", "one", "two")
     for name in names:
