@@ -267,6 +267,7 @@ class _Run:
                 log.debug("the store does not answer, peers are told later: %s", error)
             except Exception:
                 log.exception("telling the peers failed, and is tried again")
+                self._stopping.wait(1.0)  # not twenty times a second
 
     def _tell_changes(self, revision: Revision | None) -> Revision:
         view = self._local.namespace.view()
