@@ -17,8 +17,10 @@ import orjson
 from eureka_http.exchange import Answer, BodyTooLargeError, Request, Stream
 from eureka_http.shown import masked
 from native_api import form, watch
+from native_api.bodies import JSON, MAX_BODY_BYTES, json_answer, json_body
 from native_api.lists import COLUMNS, Lists, Wanted
-from native_api.problems import ProblemError, problem
+from native_api.operations import Operations
+from native_api.problems import ProblemError, gone, problem
 from native_api.schemas import Schemas
 from native_api.settings import NativeSettings
 from registry import (
@@ -33,8 +35,6 @@ from registry import (
 )
 
 BASE = "/api/v1"
-_JSON = "application/json"
-_MAX_BODY_BYTES = 64 * 1024
 
 _Handler = Callable[[Request, str], Answer]
 # Given whatever ``fields`` names; and what it may name, but no list has.
@@ -72,6 +72,17 @@ class NativeApi:
         self._schemas = Schemas(settings)
         self._lists = Lists(registry)
         self._hub = watch.Hub(registry, self._lists)
+        operations = Operations(registry, self._schemas)
+        # What answers about one instance, and about one service, by the last word of the path.
+        self._of_instance: Mapping[str, Mapping[str, _Handler]] = {
+            "": {"GET": self._show, "PUT": self._change, "DELETE": operations.remove},
+            "heartbeat": {"PUT": self._heartbeat},
+            **operations.of_instance,
+        }
+        self._of_service: Mapping[str, Mapping[str, _Handler]] = {
+            "": {"GET": self._service, "DELETE": operations.remove_all},
+            **operations.of_service,
+        }
 
     def answer(self, request: Request, *, is_admin: bool = False) -> Answer | None:
         """The answer to any request below ``/api/v1``; never raises for what a client sent.
@@ -104,9 +115,9 @@ class NativeApi:
                 self._routed(request)
         except ProblemError as refused:
             return refused.answer
-        if request.announced() > _MAX_BODY_BYTES:
+        if request.announced() > MAX_BODY_BYTES:
             return _too_long()
-        return _MAX_BODY_BYTES
+        return MAX_BODY_BYTES
 
     def is_watch(self, request: Request) -> bool:
         """Whether the request is answered by ``stream`` (or, in a thread, by ``watched``)."""
@@ -131,7 +142,7 @@ class NativeApi:
             until = time.monotonic() + wait_secs if is_poll else None
             return self._hub.join(watch.Watcher(write, end, service, until, holds), since)
 
-        return Stream(_JSON if is_poll else "text/event-stream", _NO_CACHE, subscribe)
+        return Stream(JSON if is_poll else "text/event-stream", _NO_CACHE, subscribe)
 
     def tick(self) -> None:
         """Tell the watchers of ``stream`` what has changed."""
@@ -150,7 +161,7 @@ class NativeApi:
             self._registry.view()
             if _wants_json(request):
                 body = self._hub.polled(since, service, wait_secs, holds)
-                return Answer(200, body, _JSON, _NO_CACHE)
+                return Answer(200, body, JSON, _NO_CACHE)
         except ProblemError as refused:
             return refused.answer
         except StoreError as error:
@@ -166,19 +177,23 @@ class NativeApi:
         """What answers, and whom it is about."""
         parts = [unquote(p) for p in request.path[len(BASE) :].strip("/").split("/")]
         method = "GET" if request.method == "HEAD" else request.method
+        handlers: Mapping[str, _Handler]
         match parts:
             case ["instances"]:
                 handlers = {"GET": self._list, "POST": self._register}
-            case ["instances", *identity, "heartbeat"] if identity:
-                handlers = {"PUT": self._heartbeat}
+            case ["instances", *identity, what] if identity and what in self._of_instance:
+                handlers = self._of_instance[what]
                 parts = ["instances", "/".join(identity)]
             case ["instances", *identity] if identity:
-                handlers = {"GET": self._show, "PUT": self._change, "DELETE": self._deregister}
+                handlers = self._of_instance[""]
                 parts = ["instances", "/".join(identity)]
             case ["services"]:
                 handlers = {"GET": self._services}
-            case ["services", _]:
-                handlers = {"GET": self._service}
+            case ["services", name]:
+                handlers = self._of_service[""]
+            case ["services", name, what] if what in self._of_service:
+                handlers = self._of_service[what]
+                parts = ["services", name]
             case ["catalogs"]:
                 handlers = {"GET": self._show_catalogs if is_admin else self._show_own_catalogs}
             case ["peers"]:
@@ -201,7 +216,7 @@ class NativeApi:
 
     def _register(self, request: Request, name: str) -> Answer:
         settings = self._settings
-        data = self._schemas.read_registration(_json_body(request))
+        data = self._schemas.read_registration(json_body(request))
         endpoint = form.parsed_endpoint(data["endpoint"]["type"], data["endpoint"]["value"])
         ttl = data.get("ttl", settings.default_ttl_secs)
         instance = form.complete(
@@ -219,23 +234,23 @@ class NativeApi:
         location = f"{self._origin(request)}{request.base}{BASE}/instances/{instance.id}"
         links = {"self": location, "heartbeat": f"{location}/heartbeat"}
         body = {"id": instance.id, "ttl": ttl, "links": links}
-        return Answer(201, orjson.dumps(body), _JSON, {"Location": location})
+        return Answer(201, orjson.dumps(body), JSON, {"Location": location})
 
     def _heartbeat(self, request: Request, name: str) -> Answer:
         instance = self._own(name, "error_instance_heartbeat_failure")
         renewed = self._registry.renew(instance.app, instance.id, source=form.SOURCE)
         if renewed is None:
-            raise ProblemError(_gone(name, "error_instance_heartbeat_failure"))
-        return _json({"id": instance.id, "ttl": instance.duration_secs})
+            raise ProblemError(gone(name, "error_instance_heartbeat_failure"))
+        return json_answer({"id": instance.id, "ttl": instance.duration_secs})
 
     def _show(self, request: Request, name: str) -> Answer:
         columns = _columns(request.parameters())
-        shown = form.shown(self._known(name))
-        return _json({column: shown[column] for column in columns})
+        shown = form.shown(self._known(name, service=_service(request)))
+        return json_answer({column: shown[column] for column in columns})
 
     def _change(self, request: Request, name: str) -> Answer:
-        change = self._schemas.read_change(_json_body(request))
-        instance = self._known(name)
+        change = self._schemas.read_change(json_body(request))
+        instance = self._known(name, service=_service(request))
         if not instance.is_leased:
             raise ProblemError(problem(409, _belongs(instance)))
         if instance.source != form.SOURCE:
@@ -243,34 +258,16 @@ class NativeApi:
         else:
             changed = self._replace(instance, change)
         if changed is None:
-            raise ProblemError(_gone(name))
-        return _json(form.shown(changed))
+            raise ProblemError(gone(name))
+        return json_answer(form.shown(changed))
 
     def _replace(self, instance: Instance, change: Mapping[str, Any]) -> Instance | None:
         """The instance with these fields; its status takes the place of any override."""
         now = self._registry.clock.wall_ms()
-
-        def replaced(listed: Instance) -> Instance:
-            changed = form.complete(
-                service_name=form.service_name(listed),
-                endpoint=form.parsed_endpoint(
-                    listed.endpoint_type or "", listed.endpoint_value or ""
-                ),
-                ttl_secs=listed.duration_secs,
-                address=listed.ip_addr,
-                status=change.get("status", "UP"),
-                tags=change.get("tags", form.shown_tags(listed)),
-                metadata=change.get("metadata", form.shown_metadata(listed)),
-                last_dirty_ms=max(listed.last_dirty_ms, now),
-            )
-            if "status" in change:
-                return changed
-            return changed._replace(status=listed.status, custom_status=listed.custom_status)
-
         return self._registry.amend(
             instance.app,
             instance.id,
-            replaced,
+            lambda listed: form.changed(listed, change, now),
             source=form.SOURCE,
             is_replication=True,
             drops_override="status" in change,
@@ -288,18 +285,16 @@ class NativeApi:
             raise ProblemError(problem(400, text, errors={"status": text})) from None
         return self._registry.set_override(instance.app, instance.id, status)
 
-    def _deregister(self, request: Request, name: str) -> Answer:
-        instance = self._own(name, "error_instance_deletion_failure")
-        gone = self._registry.cancel(instance.app, instance.id, source=form.SOURCE)
-        if not gone:
-            raise ProblemError(_gone(name, "error_instance_deletion_failure"))
-        return Answer(200)
+    def _known(
+        self, instance_id: str, code: str | None = None, service: str | None = None
+    ) -> Instance:
+        """The instance as lists show it: one whose eviction waits can be renewed or taken out.
 
-    def _known(self, instance_id: str, code: str | None = None) -> Instance:
-        """The instance as lists show it: one whose eviction waits can be renewed or taken out."""
-        instance = self._registry.listed_by_id(instance_id)
+        Where an id is in several services, ``service`` decides.
+        """
+        instance = self._registry.listed_by_id(instance_id, service)
         if instance is None:
-            raise ProblemError(_gone(instance_id, code))
+            raise ProblemError(gone(instance_id, code))
         return instance
 
     def _own(self, instance_id: str, code: str) -> Instance:
@@ -327,7 +322,7 @@ class NativeApi:
         return self._listed(request, b"{", query.get("service_name"))
 
     def _services(self, request: Request, name: str) -> Answer:
-        return _json({"services": self._lists.names()})
+        return json_answer({"services": self._lists.names()})
 
     def _service(self, request: Request, name: str) -> Answer:
         if not self._lists.has(name):
@@ -336,10 +331,10 @@ class NativeApi:
         return self._listed(request, b'{"service_name":%b,' % orjson.dumps(name), name)
 
     def _show_catalogs(self, request: Request, name: str) -> Answer:
-        return _json({"catalogs": [_without_secrets(report) for report in self._catalogs()]})
+        return json_answer({"catalogs": [_without_secrets(report) for report in self._catalogs()]})
 
     def _show_peers(self, request: Request, name: str) -> Answer:
-        return _json(self._peers() or {"mode": "alone", "peers": [], "verdict": _ALONE})
+        return json_answer(self._peers() or {"mode": "alone", "peers": [], "verdict": _ALONE})
 
     def _hide_peers(self, request: Request, name: str) -> Answer:
         raise ProblemError(problem(403, "only an administrator sees the peers"))
@@ -349,7 +344,7 @@ class NativeApi:
         view = self._registry.view()
         with view.lock:
             brought = Counter(i.source for a in view.applications.values() for i in a.values())
-        return _json(
+        return json_answer(
             {
                 "catalogs": [
                     {**report, "entries": brought[report["source"]], **_ONLY_ADMINS_SEE}
@@ -429,16 +424,8 @@ def _whole(name: str, text: str, low: int, high: int) -> int:
     raise ProblemError(problem(400, f"{name}: expected {expected}", errors={name: expected}))
 
 
-def _json_body(request: Request) -> bytes:
-    """The body, which has to say that it is JSON: what a web page sends unasked does not."""
-    media, *parameters = request.headers.get("content-type", "").lower().split(";")
-    told = [parameter.strip().partition("=") for parameter in parameters]
-    charsets = {value.strip('"') for name, _, value in told if name == "charset"}
-    if media.strip() != _JSON or not charsets <= {"utf-8"}:
-        text = "expected Content-Type: application/json, in UTF-8"
-        code = "Bad Content-Type or charset, expected 'application/json'"
-        raise ProblemError(problem(415, text, code=code))
-    return request.read_body(_MAX_BODY_BYTES)
+def _service(request: Request) -> str | None:
+    return request.parameters().get("service_name") or None
 
 
 def _wants_json(request: Request) -> bool:
@@ -447,11 +434,7 @@ def _wants_json(request: Request) -> bool:
 
 
 def _too_long() -> Answer:
-    return problem(413, f"the body is longer than {_MAX_BODY_BYTES} bytes")
-
-
-def _json(document: Any) -> Answer:
-    return Answer(200, orjson.dumps(document), _JSON)
+    return problem(413, f"the body is longer than {MAX_BODY_BYTES} bytes")
 
 
 def _store_failed(error: StoreError) -> Answer:
@@ -461,13 +444,8 @@ def _store_failed(error: StoreError) -> Answer:
 def _in_parts(parts: list[bytes]) -> Answer:
     """An answer that is not copied together where it is long."""
     if sum(map(len, parts)) > _LONG:
-        return Answer(200, b"", _JSON, {}, parts)
-    return Answer(200, b"".join(parts), _JSON)
-
-
-def _gone(instance_id: str, code: str | None = None) -> Answer:
-    text = f"no instance {instance_id!r} is registered; register it again"
-    return problem(410, text, code=code)
+        return Answer(200, b"", JSON, {}, parts)
+    return Answer(200, b"".join(parts), JSON)
 
 
 def _belongs(instance: Instance) -> str:

@@ -217,6 +217,26 @@ def complete(
     )
 
 
+def changed(listed: Instance, change: Mapping[str, Any], now_ms: int) -> Instance:
+    """A native instance with these fields in place of its own: status, tags and metadata.
+
+    What is not among them stays. ``now_ms`` is the time of the change (epoch milliseconds).
+    """
+    made = complete(
+        service_name=service_name(listed),
+        endpoint=parsed_endpoint(listed.endpoint_type or "", listed.endpoint_value or ""),
+        ttl_secs=listed.duration_secs,
+        address=listed.ip_addr,
+        status=change.get("status", "UP"),
+        tags=change.get("tags", shown_tags(listed)),
+        metadata=change.get("metadata", shown_metadata(listed)),
+        last_dirty_ms=max(listed.last_dirty_ms, now_ms),
+    )
+    if "status" in change:
+        return made
+    return made._replace(status=listed.status, custom_status=listed.custom_status)
+
+
 def _status(word: str) -> tuple[InstanceStatus, str | None]:
     """The protocol's status, and the word itself where the protocol has no such one.
 

@@ -46,3 +46,9 @@ def problem(
     if errors:
         body["errors"] = [{"field": name, "message": text} for name, text in errors.items()]
     return Answer(status, orjson.dumps(body), MEDIA_TYPE, headers or {})
+
+
+def gone(instance_id: str, code: str | None = None) -> Answer:
+    """Nothing is registered under this id (any more)."""
+    text = f"no instance {instance_id!r} is registered; register it again"
+    return problem(410, text, code=code)

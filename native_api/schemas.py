@@ -7,6 +7,7 @@ a ``ttl`` out of bounds is moved to the bound. Documents that an operator writes
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,9 +17,12 @@ from marshmallow import RAISE, Schema, ValidationError, fields, validate, valida
 from native_api.form import ENDPOINT_TYPES, EndpointError, parsed_endpoint
 from native_api.problems import ProblemError, problem
 from native_api.settings import NativeSettings
+from registry import InstanceStatus
 
 # Reserved for an instance that nobody has heard of; heartbeats would be refused.
 _RESERVED = ("UNKNOWN", "ALL")
+# What an operator can say. UNKNOWN would have each heartbeat refused.
+_OVERRIDES = tuple(str(s) for s in InstanceStatus if s is not InstanceStatus.UNKNOWN)
 _WORD = validate.Regexp(
     r"[A-Za-z0-9._-]+\Z", error="letters, digits, dots, dashes and underscores only"
 )
@@ -40,6 +44,7 @@ _LONGEST_KEY = 128
 _LARGEST_TTL = 2**32 - 1
 _SHOWN = 80
 _TEXT = validate.Regexp(r"[^\x00-\x1f\x7f]*\Z", error="no control characters")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class WrongFieldsError(ValueError):
@@ -71,9 +76,9 @@ class _Metadata(fields.Field[Any]):
     def _deserialize(self, value: Any, *_: object, **__: object) -> Any:
         if isinstance(value, Mapping):
             for name in value:
-                if not isinstance(name, str) or not 1 <= len(name) <= _LONGEST_KEY:
-                    raise ValidationError(f"names of 1 to {_LONGEST_KEY} characters")
-                _TEXT(name)
+                wrong = _wrong_name(name)
+                if wrong is not None:
+                    raise ValidationError(wrong)
         try:
             size = len(orjson.dumps(value))
         except TypeError as error:
@@ -81,6 +86,18 @@ class _Metadata(fields.Field[Any]):
         if size > self._limit:
             raise ValidationError(f"{self._limit} bytes as JSON{_LENGTH}{size}")
         return value
+
+
+def _wrong_name(name: Any) -> str | None:
+    """What is wrong with a name of metadata, which is an element of XML to Eureka clients."""
+    if not isinstance(name, str) or not 1 <= len(name) <= _LONGEST_KEY:
+        return f"names of 1 to {_LONGEST_KEY} characters"
+    return None if _CONTROL.search(name) is None else "no control characters"
+
+
+def _is_override(word: str) -> None:
+    if word.upper() not in _OVERRIDES:
+        raise ValidationError(f"one of {', '.join(_OVERRIDES)}")
 
 
 def _length(low: int, high: int) -> Callable[[str], None]:
@@ -140,6 +157,14 @@ class Schemas:
             tags = tags_field
             metadata = _Metadata(settings.max_metadata_bytes)
 
+        class OverrideSchema(Schema):
+            """What an operator says of an instance."""
+
+            class Meta:
+                unknown = RAISE
+
+            status = fields.String(required=True, validate=_is_override)
+
         class RegistrationSchema(ChangeSchema):
             """What an instance registers."""
 
@@ -151,6 +176,7 @@ class Schemas:
 
         self._registration = RegistrationSchema()
         self._change = ChangeSchema()
+        self._override = OverrideSchema()
 
     def read_registration(self, body: bytes) -> dict[str, Any]:
         """A registration's fields; ``ProblemError`` with a 400 that names what is wrong."""
@@ -177,6 +203,24 @@ class Schemas:
         if not change:
             raise ProblemError(problem(400, "nothing to replace: give status, tags or metadata"))
         return change
+
+    def read_override(self, body: bytes) -> InstanceStatus:
+        """The status that is to stand above an instance's own; ``ProblemError`` with a 400."""
+        return InstanceStatus(_read(self._override, _parsed(body))["status"].upper())
+
+    def read_patch(self, body: bytes) -> dict[str, Any]:
+        """Metadata to be put in (null: taken away), at least one; ``ProblemError`` with a 400."""
+        patch = _parsed(body)
+        if not patch:
+            raise ProblemError(problem(400, "nothing to change: give names and their values"))
+        wrong = {name: text for name in patch if (text := _wrong_name(name)) is not None}
+        if wrong:
+            raise ProblemError(problem(400, f"wrong: {', '.join(wrong)}", errors=wrong))
+        return dict(patch)
+
+    def checked_metadata(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """Metadata as the one field of a change, if they may be so; ``ProblemError``: a 400."""
+        return _read(self._change, {"metadata": metadata})
 
 
 def _is_free(word: str) -> None:

@@ -199,9 +199,17 @@ class NamespaceRegistry:
         """As ``instance``, looked for in every application."""
         return _as_renewed(self._with_lease(self._by_id(instance_id)))
 
-    def listed_by_id(self, instance_id: str) -> Instance | None:
-        """As ``instance_by_id``, but an expired instance is found until it is evicted."""
-        found = self._by_id(instance_id)
+    def listed_by_id(self, instance_id: str, app: str | None = None) -> Instance | None:
+        """As ``instance_by_id``, but an expired instance is found until it is evicted.
+
+        With ``app``, looked for in that application alone.
+        """
+        if app is None:
+            found = self._by_id(instance_id)
+        else:
+            view = self.view()
+            with view.lock:
+                found = view.get(InstanceKey(app.upper(), instance_id))
         if found is None:
             return None
         try:
@@ -803,11 +811,14 @@ class NamespaceRegistry:
         app: str,
         instance_id: str,
         *,
-        source: str = "eureka",
+        source: str | None = "eureka",
         is_replication: bool = False,
         fence: Fence | None = None,
     ) -> bool:
         """Remove an instance, and the override of its id (protocol 7.7); False where unknown.
+
+        Where ``source`` is None an operator says so, who may remove whatever registered itself,
+        at either door; ``SourceConflictError`` for what a catalog lists.
 
         ``StoreError``, and with a ``fence`` ``LockLostError``.
         """
@@ -817,7 +828,9 @@ class NamespaceRegistry:
             instance = view.get(key)
             override = view.overrides.get(key.id)
             if instance is not None:
-                if not _is_of(instance, source, is_replication):
+                if source is None:
+                    _check_leased(instance)
+                elif not _is_of(instance, source, is_replication):
                     return None, False
                 return self._removal(instance, override, peers_know=is_replication), True
             if override is None:

@@ -362,6 +362,10 @@ class View:
             return self.applications[app][instance_id]
         return None
 
+    def apps_with(self, instance_id: str) -> tuple[str, ...]:
+        """The applications that have an instance with this id."""
+        return tuple(self._ids.get(instance_id, ()))
+
     def by_vip(self, vip: str, *, secure: bool) -> Listing:
         """The instances that name ``vip`` (one comma part, exact) as their (secure) VIP."""
         found = self._large_vips.get((secure, vip))

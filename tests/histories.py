@@ -265,9 +265,29 @@ def _beat(state: State, call: Call) -> tuple[State, Any]:
 
 
 def _delete(state: State, call: Call) -> tuple[State, Any]:
-    if state.listed is None:
+    return (state, 410) if state.listed is None else (State(), 200)
+
+
+def _override(state: State, call: Call) -> tuple[State, Any]:
+    after, _ = _set_status(state, call)
+    return after, _shown(after.listed)
+
+
+def _lift(state: State, call: Call) -> tuple[State, Any]:
+    after, _ = _remove_status(state, call)
+    return after, _shown(after.listed)
+
+
+def _patch(state: State, call: Call) -> tuple[State, Any]:
+    """As ``_merge`` for what Eureka clients registered, and as ``_put`` for the others."""
+    listed = state.listed
+    if listed is None:
         return state, 410
-    return (State(), 200) if state.listed.source == "native" else (state, 409)
+    merged = frozenset((dict(listed.metadata) | dict(call.metadata or ())).items())
+    if listed.source == "native":
+        return _put(state, call._replace(metadata=merged))
+    after = _listed_as(state, listed._replace(metadata=merged), is_told=False)
+    return after, _shown(after.listed)
 
 
 def _shown(listed: Listed | None) -> Any:
@@ -295,6 +315,9 @@ _MODEL: dict[str, Callable[[State, Call], tuple[State, Any]]] = {
     "put": _put,
     "beat": _beat,
     "delete": _delete,
+    "override": _override,
+    "lift": _lift,
+    "patch": _patch,
     "get": lambda state, call: (state, _told(state.listed)),
     "list": lambda state, call: (state, _told(state.listed)),
     "show": lambda state, call: (state, _shown(state.listed)),
@@ -354,6 +377,9 @@ def _wire(instance: Instance, call: Call) -> tuple[str, str, Any]:
         "put": ("PUT", native, fields),
         "beat": ("PUT", f"{native}/heartbeat", None),
         "delete": ("DELETE", native, None),
+        "override": ("PUT", f"{native}/override", {"status": call.status}),
+        "lift": ("DELETE", f"{native}/override?status={call.status}", None),
+        "patch": ("PATCH", f"{native}/metadata", fields.get("metadata")),
         "get": ("GET", eureka, None),
         "list": ("GET", "/eureka/apps/" + app, None),
         "show": ("GET", native, None),
@@ -386,7 +412,7 @@ def _answer(instance: Instance, call: Call, reply: bytes) -> Any:
         return _read_eureka(found[0]) if found else 404
     if call.name == "get" and status == 200:
         return _read_eureka(document["instance"])
-    if call.name in ("show", "put") and status == 200:
+    if call.name in ("show", "put", "override", "lift", "patch") and status == 200:
         metadata = frozenset(document["metadata"].items())
         return (document["source"], document["status"], metadata, tuple(document["tags"]))
     return status
@@ -423,7 +449,9 @@ class History:
 
 
 _STATUSES = ("UP", "UP", "DOWN", "STARTING", "OUT_OF_SERVICE")
+_OPERATIONS = ("override", "lift", "patch", "delete")
 _ALIKE = ("metadata", "set status", "remove status", "heartbeat", "get", "list", "put", "show")
+_ALIKE += _OPERATIONS
 _OF_EUREKA = ("register", "peer register", "cancel", "metadata", "register", *_ALIKE)
 _OF_NATIVE = ("post", "beat", "delete", "put", "post", "register", *_ALIKE)
 _CUT_OFF = 0.02
@@ -484,9 +512,9 @@ def _any_call(chance: random.Random, instance: Instance, value: str) -> tuple[In
         return instance, Call(name, status, metadata, dirty=dirty)
     if name == "heartbeat":
         return instance, Call(name, dirty=dirty)
-    if name in ("set status", "remove status"):
+    if name in ("set status", "remove status", "override", "lift"):
         return instance, Call(name, status)
-    if name == "metadata":
+    if name in ("metadata", "patch"):
         return instance, Call(name, metadata=metadata)
     if name == "post":
         return instance, Call(name, chance.choice((*_STATUSES, "BUSY")), metadata, (value,))

@@ -728,7 +728,6 @@ def test_a_eureka_instance_is_listed_and_only_its_status_can_be_set(world: World
     problem(world.send("PUT", "/instances/shop:1", {"status": "canary"}), 400)
     problem(world.send("PUT", "/instances/shop:1", {"tags": ["x"]}), 409)
     problem(world.send("PUT", "/instances/shop:1/heartbeat"), 409)
-    problem(world.send("DELETE", "/instances/shop:1"), 409)
 
 
 def test_eureka_clients_cannot_take_a_native_instance_over(world: World) -> None:
