@@ -393,7 +393,7 @@ def load(environ: Mapping[str, str]) -> Environment:
         registry=RegistrySettings(**values["registry"]),
         eureka=EurekaSettings(**values["eureka"]),
         native=native,
-        peers=PeersSettings(port=server["port"], **values["peers"]),
+        peers=PeersSettings(listens=server["host"], port=server["port"], **values["peers"]),
         access=access,
         tls=tls,
         catalogs=catalogs,

@@ -279,6 +279,30 @@ class TestAddresses:
         assert membership.is_local("127.0.0.1")
         assert not membership.is_local("192.0.2.1")
 
+    @pytest.mark.parametrize(
+        ("listens", "own"),
+        [
+            ("0.0.0.0", ["127.0.0.1", "127.0.0.2"]),
+            ("::", ["127.0.0.1", "127.0.0.2"]),
+            ("127.0.0.2", ["127.0.0.2"]),
+            ("name", ["127.0.0.1"]),
+        ],
+    )
+    def test_servers_at_one_port_are_told_apart_by_the_addresses_that_they_listen_at(
+        self, listens: str, own: list[str]
+    ) -> None:
+        addresses = ["127.0.0.1", "127.0.0.2", "192.0.2.1"]
+
+        found = [
+            address
+            for address in addresses
+            if membership.is_reached_by(
+                address, listens, resolve={"name": ["127.0.0.1"]}.__getitem__
+            )
+        ]
+
+        assert found == own
+
 
 class TestComparison:
     def test_equal_instances_do_not_differ_by_what_each_server_says_for_itself(self) -> None:

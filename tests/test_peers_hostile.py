@@ -316,6 +316,19 @@ class Running:
         self._replicator.stop()
 
 
+def test_what_was_compared_before_a_restart_is_no_verdict_after_it(
+    peer: FakePeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer.lists = lambda: listed([])
+    with Running(peer) as (registry, running):
+        wait_until(lambda: running.report()["peers"], "a report")
+    monkeypatch.setattr(replicator, "_server_run", lambda: b"another run")
+
+    restarted = Replicator(registry, PeersSettings(urls=(peer.url,)))
+
+    assert restarted.report()["verdict"] == "Not known: nothing is compared."
+
+
 def test_a_cancelled_instance_that_an_old_list_still_has_stays_cancelled(peer: FakePeer) -> None:
     """A genuine server's list lags by as much as half a minute."""
     clock = ManualClock()

@@ -81,6 +81,17 @@ def is_local(address: str) -> bool:
     return True
 
 
+def is_reached_by(address: str, listens: str, resolve: Resolve = addresses_of) -> bool:
+    """Whether an address of this machine leads to a server that listens at ``listens``.
+
+    Servers may share a port where each listens at an address of its own.
+    """
+    bound = ipaddress.ip_address(listens) if _is_literal(listens) else None
+    if listens == "" or (bound is not None and bound.is_unspecified):
+        return is_local(address)
+    return address in ([str(bound)] if bound is not None else resolve(listens))
+
+
 def others(
     urls: Iterable[str],
     *,

@@ -27,7 +27,7 @@ from eureka_compat.peers import hold
 from eureka_compat.peers.comparison import Comparison, Difference, DifferenceKind, compared
 from eureka_compat.peers.hold import Asked, Hold
 from eureka_compat.peers.link import Link, PeerError
-from eureka_compat.peers.membership import Peer, others
+from eureka_compat.peers.membership import Peer, is_reached_by, others
 from eureka_compat.peers.outbox import Pending
 from eureka_compat.peers.settings import PeersSettings
 from registry import (
@@ -120,7 +120,8 @@ class Replicator:
             stored = self._registry.coordination.note(_REPORT_NOTE)
             if stored is not None:
                 found = orjson.loads(stored)
-                if isinstance(found, dict):
+                # That of a run before tells of what it compared: nobody is to act on it any more.
+                if isinstance(found, dict) and found.pop("run", "") == self._server.decode():
                     return found
         return {
             "mode": self._settings.mode,
@@ -156,7 +157,7 @@ class Replicator:
             self._run = None
         elif held is not None and self._run is None and not self._stopping.is_set():
             log.info("this worker sees to the peers")
-            self._run = _Run(self._registry, self._settings, self._opened)
+            self._run = _Run(self._registry, self._settings, self._opened, self._server)
 
     def _opened(self) -> None:
         """Let all workers of this server answer reads."""
@@ -178,11 +179,16 @@ class _Run:
     """The peers while this worker has the lock."""
 
     def __init__(
-        self, registry: Registry, settings: PeersSettings, opened: Callable[[], None]
+        self,
+        registry: Registry,
+        settings: PeersSettings,
+        opened: Callable[[], None],
+        server: bytes,
     ) -> None:
         self._registry = registry
         self._settings = settings
         self._opened = opened
+        self._server = server
         self._local = _Local(registry, settings)
         self._stopping = threading.Event()
         self._links: dict[Peer, _Following] = {}
@@ -221,6 +227,7 @@ class _Run:
                 my_url=self._settings.my_url,
                 host_name=self._settings.host_name,
                 port=self._settings.port,
+                is_own=lambda address: is_reached_by(address, self._settings.listens),
             )
             # A list that is empty may be a resolver's fault: the old one stays.
             if found or not self._links:
@@ -353,6 +360,7 @@ class _Run:
     def _report(self) -> None:
         peers = [link.report() for link in self._all()]
         told = {
+            "run": self._server.decode(),
             "mode": self._settings.mode,
             "worker": os.getpid(),
             "at_ms": self._registry.clock.wall_ms(),

@@ -19,8 +19,9 @@ class PeersSettings:
     host_name: str | None = None
     """The host under which others know this server."""
 
+    listens: str = "0.0.0.0"
     port: int = 8761
-    """Where this server listens."""
+    """Where this server listens: the address, or all of this machine's, and the port."""
 
     app_name: str = "EUREKA"
     """The application under which this server lists itself in its peers."""
