@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import orjson
@@ -18,10 +18,11 @@ from eureka_http.exchange import Answer, BodyTooLargeError, Request, Stream
 from eureka_http.shown import masked
 from native_api import form, watch
 from native_api.bodies import JSON, MAX_BODY_BYTES, json_answer, json_body
-from native_api.lists import COLUMNS, Lists, Wanted
+from native_api.lists import COLUMNS, DETAILS, Lists, Wanted
 from native_api.operations import Operations
 from native_api.problems import ProblemError, gone, problem
 from native_api.schemas import Schemas
+from native_api.search import DEFAULT_LIMIT, MAX_LIMIT, Pages, Search, SearchError
 from native_api.settings import NativeSettings
 from registry import (
     Instance,
@@ -36,11 +37,14 @@ from registry import (
 
 BASE = "/api/v1"
 
+_T = TypeVar("_T")
 _Handler = Callable[[Request, str], Answer]
 # Given whatever ``fields`` names; and what it may name, but no list has.
 _ALWAYS = ("id", "endpoint")
-_NAMEABLE = frozenset((*COLUMNS, "links"))
+_NAMEABLE = frozenset((*COLUMNS, *DETAILS, "links"))
 _FILTERS = frozenset({"id", "service_name", "status", "tags", "fields"})
+# With any of these a list comes page by page.
+_PAGING = frozenset({"q", "limit", "after"})
 _LONG = 64 * 1024
 _MOST_DIGITS = 20
 _ALONE = "This server has no peers."
@@ -71,6 +75,7 @@ class NativeApi:
         self._settings = settings
         self._schemas = Schemas(settings)
         self._lists = Lists(registry)
+        self._pages = Pages(registry, self._lists)
         self._hub = watch.Hub(registry, self._lists)
         operations = Operations(registry, self._schemas)
         # What answers about one instance, and about one service, by the last word of the path.
@@ -130,7 +135,7 @@ class NativeApi:
         It ends within a second or so when ``holds`` gives False.
         """
         try:
-            since, service, wait_secs = self._watch_query(request)
+            since, service, wait_secs, wants_snapshot = self._watch_query(request)
             self._registry.view()
         except ProblemError as refused:
             return refused.answer
@@ -140,7 +145,8 @@ class NativeApi:
 
         def subscribe(write: Any, end: Any) -> Any:
             until = time.monotonic() + wait_secs if is_poll else None
-            return self._hub.join(watch.Watcher(write, end, service, until, holds), since)
+            watcher = watch.Watcher(write, end, service, until, holds, wants_snapshot)
+            return self._hub.join(watcher, since)
 
         return Stream(JSON if is_poll else "text/event-stream", _NO_CACHE, subscribe)
 
@@ -157,16 +163,16 @@ class NativeApi:
     ) -> Answer | tuple[str, Mapping[str, str], Any]:
         """A watch in a thread of its own: a media type, headers and an iterator of bytes."""
         try:
-            since, service, wait_secs = self._watch_query(request)
+            since, service, wait_secs, wants_snapshot = self._watch_query(request)
             self._registry.view()
             if _wants_json(request):
-                body = self._hub.polled(since, service, wait_secs, holds)
+                body = self._hub.polled(since, service, wait_secs, holds, wants_snapshot)
                 return Answer(200, body, JSON, _NO_CACHE)
         except ProblemError as refused:
             return refused.answer
         except StoreError as error:
             return _store_failed(error)
-        events = self._hub.streamed(since, service, holds)
+        events = self._hub.streamed(since, service, holds, wants_snapshot)
         return "text/event-stream", _NO_CACHE, events
 
     def _dispatch(self, request: Request, is_admin: bool) -> Answer:
@@ -245,7 +251,9 @@ class NativeApi:
 
     def _show(self, request: Request, name: str) -> Answer:
         columns = _columns(request.parameters())
-        shown = form.shown(self._known(name, service=_service(request)))
+        instance = self._known(name, service=_service(request))
+        is_plain = columns == COLUMNS
+        shown = form.shown(instance) if is_plain else self._pages.shown_now(instance)
         return json_answer({column: shown[column] for column in columns})
 
     def _change(self, request: Request, name: str) -> Answer:
@@ -308,21 +316,71 @@ class NativeApi:
 
     def _list(self, request: Request, name: str) -> Answer:
         query = request.parameters()
-        unknown = ", ".join(sorted(query.keys() - _FILTERS))
+        unknown = sorted(query.keys() - _FILTERS - _PAGING)
         if unknown:
-            text = f"expected only {', '.join(sorted(_FILTERS))}"
+            text = f"expected only {', '.join(sorted(_FILTERS | _PAGING))}"
             raise ProblemError(
                 problem(
                     400,
-                    f"nothing is listed by {unknown}",
-                    errors=dict.fromkeys(sorted(query.keys() - _FILTERS), text),
+                    f"nothing is listed by {', '.join(unknown)}",
+                    errors=dict.fromkeys(unknown, text),
                     code="error_filter_selection_criteria",
                 )
             )
+        if query.keys() & _PAGING:
+            return self._page(request, query)
         return self._listed(request, b"{", query.get("service_name"))
 
+    def _page(self, request: Request, query: Mapping[str, str]) -> Answer:
+        """Those that answer a search, in any status unless one is asked for."""
+        columns = _columns(query)
+        wanted = self._wanted(query, query.get("service_name"))
+        if wanted.status is None:
+            wanted = wanted._replace(status="ALL")
+        page = self._searched(
+            query,
+            lambda search, limit, after: self._pages.instances(
+                search, wanted, limit=limit, after=after, is_quick=request.is_quick
+            ),
+        )
+        found = [{column: each[column] for column in columns} for each in page.found]
+        return json_answer(
+            {
+                "revision": page.revision,
+                "total": page.total,
+                "next": page.next,
+                "instances": found,
+            }
+        )
+
     def _services(self, request: Request, name: str) -> Answer:
-        return json_answer({"services": self._lists.names()})
+        query = request.parameters()
+        if not query.keys() & _PAGING:
+            return json_answer({"services": self._lists.names()})
+        page, instances = self._searched(
+            query,
+            lambda search, limit, after: self._pages.services(
+                search, limit=limit, after=after, is_quick=request.is_quick
+            ),
+        )
+        return json_answer(
+            {
+                "revision": page.revision,
+                "total": page.total,
+                "instances": instances,
+                "next": page.next,
+                "services": page.found,
+            }
+        )
+
+    def _searched(self, query: Mapping[str, str], search: Callable[[Search, int, str], _T]) -> _T:
+        """What a search gives that the query asks for."""
+        limit = _whole("limit", query.get("limit", str(DEFAULT_LIMIT)), 1, MAX_LIMIT)
+        try:
+            wanted = Search.parsed(query.get("q", ""))
+        except SearchError as error:
+            raise ProblemError(problem(400, str(error), errors={"q": str(error)})) from None
+        return search(wanted, limit, query.get("after", ""))
 
     def _service(self, request: Request, name: str) -> Answer:
         if not self._lists.has(name):
@@ -355,24 +413,30 @@ class NativeApi:
         )
 
     def _listed(self, request: Request, opening: bytes, service: str | None) -> Answer:
-        query = request.parameters()
-        wanted = Wanted(
+        wanted = self._wanted(request.parameters(), service)
+        _, pieces = self._lists.spelled(wanted, is_quick=request.is_quick)
+        return _in_parts([opening + b'"instances":[', *pieces, b"]}"])
+
+    def _wanted(self, query: Mapping[str, str], service: str | None) -> Wanted:
+        return Wanted(
             service,
             query.get("id"),
             frozenset(query["tags"].split(",")) if "tags" in query else None,
             query["status"].upper() if "status" in query else None,
             _columns(query),
         )
-        _, pieces = self._lists.spelled(wanted, is_quick=request.is_quick)
-        return _in_parts([opening + b'"instances":[', *pieces, b"]}"])
 
-    def _watch_query(self, request: Request) -> tuple[int | None, str | None, float]:
+    def _watch_query(self, request: Request) -> tuple[int | None, str | None, float, bool]:
         query = request.parameters()
         told = request.headers.get("last-event-id") or query.get("since")
         since = None if told is None else _whole("since", told, 0, 2**63)
         wait = _whole("wait", query.get("wait", str(_DEFAULT_WAIT_SECS)), 0, _MAX_WAIT_SECS)
         service = query.get("service_name")
-        return since, service or None, float(wait)
+        wants_snapshot = query.get("snapshot", "true")
+        if wants_snapshot not in ("true", "false"):
+            text = "expected true or false"
+            raise ProblemError(problem(400, f"snapshot: {text}", errors={"snapshot": text}))
+        return since, service or None, float(wait), wants_snapshot == "true"
 
 
 _NO_CACHE = {"Cache-Control": "no-store"}
@@ -404,7 +468,7 @@ def _columns(query: Mapping[str, str]) -> tuple[str, ...]:
         return COLUMNS
     columns = set(named.split(",")) if named else set()
     if not columns <= _NAMEABLE:
-        text = f"some of {', '.join(COLUMNS)}"
+        text = f"some of {', '.join((*COLUMNS, *DETAILS))}"
         raise ProblemError(
             problem(
                 400,
@@ -413,7 +477,7 @@ def _columns(query: Mapping[str, str]) -> tuple[str, ...]:
                 code="error_filter_bad_fields",
             )
         )
-    return tuple(name for name in COLUMNS if name in columns or name in _ALWAYS)
+    return tuple(name for name in (*COLUMNS, *DETAILS) if name in columns or name in _ALWAYS)
 
 
 def _whole(name: str, text: str, low: int, high: int) -> int:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from registry import Instance, InstanceStatus
+from registry import Instance, InstanceStatus, duration_ms
 
 SOURCE = "native"
 ENDPOINT_TYPES = ("http", "https", "tcp", "udp", "user")
@@ -315,6 +315,23 @@ def shown_endpoint(instance: Instance) -> dict[str, str]:
     return {"type": "http", "value": f"{instance.host_name}:{instance.port}"}
 
 
+def shown_override(instance: Instance) -> str | None:
+    """The status that an operator has set above the instance's own."""
+    overridden = instance.overridden_status
+    return None if overridden is InstanceStatus.UNKNOWN else str(overridden)
+
+
+def zone(instance: Instance) -> str | None:
+    """Where it runs: what Spring Cloud prefers by, or Amazon's word for it."""
+    amazon = instance.data_center.amazon_metadata or {}
+    return instance.metadata.get("zone") or amazon.get("availability-zone")
+
+
+def vips(address: str | None) -> list[str]:
+    """The virtual addresses in what an instance names as one."""
+    return [vip for vip in (address or "").split(",") if vip]
+
+
 def service_name(instance: Instance) -> str:
     """How the native API calls the instance's application: as it was registered there."""
     return instance.app.lower() if instance.service_name is None else instance.service_name
@@ -359,3 +376,32 @@ def shown(instance: Instance) -> dict[str, Any]:
 def is_usable(instance: Instance) -> bool:
     """What a list shows unless asked for more: UP, or in a custom status."""
     return instance.status is InstanceStatus.UP
+
+
+def details(instance: Instance, ends_ms: int | None = None) -> dict[str, Any]:
+    """What lists leave out of an instance unasked, for those who look after it.
+
+    ``ends_ms`` is when its lease ends; without it, when it did as of the instance's last change.
+    """
+    if ends_ms is None:
+        ends_ms = instance.last_renewal_ms + duration_ms(instance.lease_secs)
+    urls = {
+        "home": instance.home_page_url,
+        "status": instance.status_page_url,
+        "health": instance.health_check_url,
+        "secure_health": instance.secure_health_check_url,
+    }
+    return {
+        "app": instance.app,
+        "override": shown_override(instance),
+        "zone": zone(instance),
+        "address": instance.ip_addr,
+        "host": instance.host_name,
+        "vips": vips(instance.vip_address),
+        "secure_vips": vips(instance.secure_vip_address),
+        "renewal_interval": instance.renewal_interval_secs,
+        "expires": instant(ends_ms) if instance.expires else None,
+        "registered": instant(instance.registration_ms),
+        "changed": instant(instance.last_updated_ms),
+        "urls": {name: url for name, url in urls.items() if url},
+    }

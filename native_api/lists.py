@@ -29,6 +29,12 @@ COLUMNS = (
     *("id", "service_name", "endpoint", "status", "tags", "metadata", "ttl"),
     *("source", "last_heartbeat", "revision"),
 )
+DETAILS = (
+    *("app", "override", "zone", "address", "host", "vips", "secure_vips", "renewal_interval"),
+    *("expires", "registered", "changed", "urls"),
+)
+"""What an instance has besides, for those who name it."""
+
 # A filtered list is made for one caller. Where the answer is to be quick, it may look at so many.
 _LOOKED_AT_AT_ONCE = 500
 _KEPT_STATUSES = frozenset({None, "ALL", *InstanceStatus})
@@ -75,9 +81,12 @@ class Wanted(NamedTuple):
     def spelled(self, instances: Iterable[Instance]) -> bytes:
         """Those of the instances that are wanted, encoded, each with a comma before it."""
         columns = self.columns
-        found = [form.shown(instance) for instance in instances if self.has(instance)]
-        if columns != COLUMNS:
-            found = [{name: shown[name] for name in columns} for shown in found]
+        wanted = [instance for instance in instances if self.has(instance)]
+        if columns == COLUMNS:
+            found = list(map(form.shown, wanted))
+        else:
+            whole = ({**form.shown(instance), **form.details(instance)} for instance in wanted)
+            found = [{name: shown[name] for name in columns} for shown in whole]
         return b"," + orjson.dumps(found)[1:-1] if found else b""
 
 

@@ -70,6 +70,9 @@ class Watcher:
     service: str | None
     waits_until: float | None = None
     holds: Callable[[], bool] = always
+    wants_snapshot: bool = True
+    """Whether it is sent all instances where it cannot be told what it missed; or else that it
+    missed something."""
     written_at: float = field(default_factory=time.monotonic)
     known: Revision | None = None
     """The last revision that it has been told of, or is by what is ``due``; None: a snapshot
@@ -296,6 +299,10 @@ class Hub:
                     if watcher.is_poll:
                         return revision, [as_poll_answer(revision, events)]
                     return revision, list(map(as_event_stream, events))
+        if not watcher.wants_snapshot:
+            with view.lock:
+                revision = view.revision
+            return revision, [_as_missed(watcher.is_poll, revision)]
         wanted = Wanted(watcher.service, status="ALL")
         revision, pieces = self._lists.spelled(wanted, is_quick=is_quick)
         return revision, self._as_snapshot(watcher.is_poll, revision, pieces)
@@ -329,10 +336,13 @@ class Hub:
         service: str | None,
         wait_secs: float,
         holds: Callable[[], bool] = always,
+        wants_snapshot: bool = True,
     ) -> bytes:
         """A long poll: all that was missed; nothing after the wait, or when it holds no more."""
         deadline = time.monotonic() + wait_secs
-        watcher = Watcher(len, lambda: None, service, deadline, known=_revision(since))
+        watcher = Watcher(
+            *(len, lambda: None, service, deadline, holds, wants_snapshot), known=_revision(since)
+        )
         while True:
             revision, parts = self._news(watcher, is_quick=False)
             if not holds():
@@ -342,10 +352,16 @@ class Hub:
             time.sleep(_POLL_SECS)
 
     def streamed(
-        self, since: int | None, service: str | None, holds: Callable[[], bool] = always
+        self,
+        since: int | None,
+        service: str | None,
+        holds: Callable[[], bool] = always,
+        wants_snapshot: bool = True,
     ) -> Iterator[bytes]:
         """Server-sent events, as long as it holds."""
-        watcher = Watcher(len, lambda: None, service, known=_revision(since))
+        watcher = Watcher(
+            *(len, lambda: None, service, None, holds, wants_snapshot), known=_revision(since)
+        )
         written_at = 0.0
         while holds():
             watcher.known, parts = self._news(watcher, is_quick=False)
@@ -376,6 +392,13 @@ def as_event_stream(event: InstanceEvent) -> bytes:
     """One server-sent event, resumable by its revision."""
     kind = event.kind.encode()
     return b"id: %d\nevent: %b\ndata: %b\n\n" % (event.revision, kind, event.spelled)
+
+
+def _as_missed(is_poll: bool, revision: Revision) -> bytes:
+    """What stands for a snapshot to who wants none: read what matters to you again."""
+    if is_poll:
+        return b'{"revision":%d,"missed":true}' % revision
+    return b"id: %d\nevent: missed\ndata: {}\n\n" % revision
 
 
 def _still_here(revision: Revision) -> bytes:

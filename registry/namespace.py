@@ -218,6 +218,13 @@ class NamespaceRegistry:
             return found
         return found if lease is None else found._replace(last_renewal_ms=lease.last_renewal_ms)
 
+    def lease(self, key: InstanceKey) -> Lease | None:
+        """The lease as it is now, also one that ended; None without one, and while none is told."""
+        try:
+            return self._records.lease(self.namespace, key)
+        except StoreError:
+            return None
+
     def _by_id(self, instance_id: str) -> Instance | None:
         view = self.view()
         with view.lock:
