@@ -1,5 +1,6 @@
 .PHONY: run test coverage test-fast test-rest check docs conformance conformance-compare oracle bench attackers clean help check-settings bounds wheel
 VENV := .venv
+AT_ONCE := 4 # test files at a time: most of them wait for leases and programs
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 help: ## this list
@@ -21,16 +22,16 @@ check-settings: $(VENV)/run ## say what is wrong with settings, users, keys, cat
 	@$(VENV)/bin/python -m eureka_server --check
 
 test-fast: $(VENV)/dev ## what needs no program but Python and no network: a minute or two
-	$(VENV)/bin/python -m pytest -m "not programs and not slow"
+	$(VENV)/bin/python -m pytest -n $(AT_ONCE) --dist loadfile -m "not programs and not slow"
 
 coverage: $(VENV)/dev ## the quick tests, the lines that they reach, and whether those are enough
 	mkdir -p build/coverage
-	$(VENV)/bin/python -m pytest -m "not programs and not slow" --cov --cov-config=pyproject.toml
+	$(VENV)/bin/python -m pytest -n $(AT_ONCE) --dist loadfile -m "not programs and not slow" --cov --cov-config=pyproject.toml
 
 test-rest: $(VENV)/dev ## the others: genuine sources, real clients, and what takes long
 	scripts/system-packages
 	$(VENV)/bin/python -m tests.programs
-	$(VENV)/bin/python -m pytest -m "programs or slow"
+	$(VENV)/bin/python -m pytest -n $(AT_ONCE) --dist loadfile -m "programs or slow"
 
 test: test-fast test-rest ## everything
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import threading
 import time
+from collections.abc import Callable
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
@@ -206,21 +207,24 @@ def test_a_signed_token_names_its_namespace() -> None:
 
 
 @pytest.mark.parametrize(
-    "token",
+    "made",
     [
-        "nonsense",
-        "",
-        signed("another key of more than thirty-two letters"),
-        signed(exp=time.time() - 60),
-        signed(exp=None),
-        signed(namespace=None),
-        signed(namespace=5),
-        signed(namespace="a b"),
-        jwt.encode({"namespace": "red", "exp": time.time() + 60}, "", "none"),
+        pytest.param(lambda: "nonsense", id="nonsense"),
+        pytest.param(lambda: "", id="nothing"),
+        pytest.param(lambda: signed("another key of more than thirty-two letters"), id="other key"),
+        pytest.param(lambda: signed(exp=time.time() - 60), id="ended"),
+        pytest.param(lambda: signed(exp=None), id="without an end"),
+        pytest.param(lambda: signed(namespace=None), id="of no namespace"),
+        pytest.param(lambda: signed(namespace=5), id="namespace is a number"),
+        pytest.param(lambda: signed(namespace="a b"), id="namespace has a blank"),
+        pytest.param(
+            lambda: jwt.encode({"namespace": "red", "exp": time.time() + 60}, "", "none"),
+            id="unsigned",
+        ),
     ],
 )
-def test_a_token_that_does_not_hold_is_a_401(token: str) -> None:
-    client = client_of(mode="jwt", key=KEY)
+def test_a_token_that_does_not_hold_is_a_401(made: Callable[[], str]) -> None:
+    client, token = client_of(mode="jwt", key=KEY), made()
     assert is_challenge(client.get("/eureka/apps", headers=bearer(token)), "Bearer")
     assert is_challenge(client.put("/eureka/apps/A/a", headers=bearer(token)), "Bearer")
 
