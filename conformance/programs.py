@@ -10,6 +10,7 @@ Builds are kept outside the tree, under a name that holds their sources' hash.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -69,15 +70,19 @@ def built(name: str, folder: Path, build: Callable[[Path], Path]) -> Path:
         if not any(ignored("", [part]) for part in inside.parts):
             digest.update(str(inside).encode() + b"\0" + file.read_bytes())
     kept = CACHE / f"{name}-{digest.hexdigest()[:16]}"
-    if not kept.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        work = CACHE / f"build-{name}-{os.getpid()}"
-        shutil.copytree(folder, work, ignore=ignored)
-        try:
-            made = build(work)
-            made.rename(kept)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+    if kept.exists():
+        return kept
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be at it
+        work = CACHE / f"build-{name}"
+        shutil.rmtree(work, ignore_errors=True)  # of one that was killed
+        if not kept.exists():
+            shutil.copytree(folder, work, ignore=ignored)
+            try:
+                build(work).rename(kept)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
     return kept
 
 

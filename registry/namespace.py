@@ -72,7 +72,8 @@ MAX_IDENTITY_BYTES = 400
 _HELD_UP_MS = 1_000
 _NEVER = 1 << 61
 _T = TypeVar("_T")
-# Makes a named tuple without the Python function that its class would call: for each heartbeat.
+# Makes a named tuple without the Python function that its class would call: where requests come by
+# the thousand. All fields must be given, in their order.
 _new = tuple.__new__
 
 
@@ -486,7 +487,8 @@ class NamespaceRegistry:
                 override = chosen.overridden_status
                 override_change = OverrideChange(key.id, override)
             leased = existing.status if existing is not None and was_leased else None
-            status = effective_status(Situation(status, override, leased, is_replication))
+            situation = _new(Situation, (status, override, leased, is_replication))
+            status = effective_status(situation)
         service_up = existing.service_up_ms if existing is not None else 0
         if status is InstanceStatus.UP and not service_up:
             service_up = now
@@ -501,20 +503,28 @@ class NamespaceRegistry:
             # The native API registers by a peer's rules, and is none.
             peers_know=is_replication and instance.source == "eureka",
         )
-        return Commit(
-            key,
-            existing.revision if existing is not None else Revision(0),
-            stored_override,
-            mono,
-            listed,
-            Lease(deadline_after_registration(mono, duration) - age_ms, duration, now - age_ms)
-            if is_leased
-            else None,
-            override=override_change,
-            expected_clients_step=int(is_leased and not was_leased),
-            opening_clients=self.settings.default_open_for_traffic_count,
-            instances_at_most=self.settings.max_instances,
-            namespaces_at_most=others_at_most,
+        lease = None
+        if is_leased:
+            deadline = deadline_after_registration(mono, duration) - age_ms
+            lease = _new(Lease, (deadline, duration, now - age_ms, 0))
+        return _new(
+            Commit,
+            (
+                key,
+                existing.revision if existing is not None else Revision(0),
+                stored_override,
+                mono,
+                listed,
+                lease,
+                False,  # remove
+                False,  # evicted
+                None,  # expected_deadline_mono_ms
+                override_change,
+                int(is_leased and not was_leased),
+                self.settings.default_open_for_traffic_count,
+                self.settings.max_instances,
+                others_at_most,
+            ),
         )
 
     def _check_room(self, view: View) -> int | None:

@@ -153,16 +153,16 @@ class View:
                 if commit.at_mono_ms != at_mono_ms:
                     at_mono_ms = commit.at_mono_ms
                     at_running_ms = self._running_ms(at_mono_ms)
-                self._apply(
-                    Change(
-                        revision,
-                        at_running_ms,
-                        None if instance is None else at_revision(instance, revision),
-                        commit.remove,
-                        commit.evicted,
-                        commit.override,
-                    )
+                listed = None if instance is None else at_revision(instance, revision)
+                change = (
+                    revision,
+                    at_running_ms,
+                    listed,
+                    commit.remove,
+                    commit.evicted,
+                    commit.override,
                 )
+                self._apply(tuple.__new__(Change, change))
 
     def _load(self) -> None:
         with _without_looking_for_garbage():
