@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from registry import ActionType, DataCenter, Instance, InstanceStatus
+from registry import DataCenter, Instance, InstanceStatus
 
 Tree = dict[str, Any]
 
@@ -148,8 +148,8 @@ _DEFAULTS: list[Any] = [Instance._field_defaults.get(name) for name in Instance.
 class Candidate:
     """A parsed instance that is not validated yet; None stands for absent.
 
-    ``fields`` are an ``Instance``'s, in its order: made from names, an instance costs a registration
-    a microsecond more.
+    ``fields`` are an ``Instance``'s, in its order: made from names, an instance costs each
+    registration a microsecond more.
     """
 
     app: str
