@@ -21,12 +21,14 @@ from catalogs import Runner
 from catalogs.metrics import exposition
 from eureka_compat.peers import Replicator
 from eureka_http.exchange import LoopHooks
-from eureka_server import health
+from eureka_server import health, start
 from eureka_server.access import Access
+from eureka_server.command import version
 from eureka_server.flask_door import admission, blueprint
 from eureka_server.gateway import Gateway
 from eureka_server.settings import Environment, SettingError, load
 from eureka_server.start import give_up
+from native_api.status import Server
 from registry import Evictor, Registry, StoreError, SystemClock, open_store
 
 log = logging.getLogger("server")
@@ -94,6 +96,15 @@ def _assembled(environment: Environment, parts: ExitStack) -> Application:
         access,
         lambda: [asdict(report) for report in runner.reports()],
         replicator,
+        Server(
+            version=version(),
+            workers=environment.workers,
+            began=start.BEGAN,
+            store_url=environment.store_url,
+            state=registry.store_state,
+            check=registry.check,
+            warnings=environment.warnings,
+        ),
     )
     app.register_blueprint(blueprint(gateway, environment.threads))
     app.register_blueprint(

@@ -23,12 +23,14 @@ from native_api import api, description
 from native_api.api import NativeApi
 from native_api.problems import problem
 from native_api.settings import NativeSettings
+from native_api.status import Server
 from registry import DEFAULT_NAMESPACE, Namespace, Registry, StoreError
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _FAST_METHODS = frozenset({"GET", "HEAD", "PUT", "DELETE", "POST"})
 # A registration is read in the loop; a peer's batch of hundreds would hold the others up.
 _FAST_BODY_BYTES = 16 * 1024
+_OPEN_BEFORE_PEERS = tuple(f"{api.BASE}/{name}" for name in ("peers", "catalogs", "status"))
 _UNKNOWN = Answer(503, headers={"Retry-After": "1"})
 _T = TypeVar("_T")
 Watched = tuple[str, Mapping[str, str], Iterator[bytes]]
@@ -46,11 +48,14 @@ class Gateway:
         access: Access,
         catalogs: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
         peers: PeersSeen = ALONE,
+        server: Server | None = None,
     ) -> None:
         """Serve the registry's namespaces to those whom ``access`` lets in.
 
-        ``catalogs`` tells how each catalog is, as JSON values.
+        ``catalogs`` tells how each catalog is, as JSON values; ``server`` what is the same in all
+        namespaces.
         """
+        self._server = server
         self._peers = peers
         self._catalogs = catalogs
         self._registry = registry
@@ -215,7 +220,7 @@ class Gateway:
         """Whether a native read asks what this server does not know before a peer has answered."""
         if self._peers.is_open() or request.method not in ("GET", "HEAD"):
             return False
-        return not request.path.startswith((f"{api.BASE}/peers", f"{api.BASE}/catalogs"))
+        return not request.path.startswith(_OPEN_BEFORE_PEERS)
 
     def _holds(self, request: Request, grant: Grant) -> Callable[[], bool]:
         """Whether what was granted for a request that goes on still holds, whenever it is asked."""
@@ -254,6 +259,7 @@ class Gateway:
                 self._catalogs,
                 self._peers.report,
                 self._access.origin,
+                self._server,
             )
             found = self._kept(self._native_apis, namespace, found)
         return found

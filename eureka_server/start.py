@@ -10,6 +10,9 @@ import sys
 import time
 from typing import NoReturn
 
+BEGAN = time.monotonic()
+"""When the server began: workers have this from the main process, which forked them."""
+
 MOST_CONNECTIONS = 20_000
 # What a worker has open besides connections: the store, logs, listeners, catalogs' connections.
 _RESERVED_FILES = 200

@@ -16,7 +16,7 @@ import orjson
 
 from eureka_http.exchange import Answer, BodyTooLargeError, Request, Stream
 from eureka_http.shown import masked
-from native_api import form, watch
+from native_api import form, watch, why
 from native_api.bodies import JSON, MAX_BODY_BYTES, json_answer, json_body
 from native_api.lists import COLUMNS, DETAILS, Lists, Wanted
 from native_api.operations import Operations
@@ -24,6 +24,7 @@ from native_api.problems import ProblemError, gone, problem
 from native_api.schemas import Schemas
 from native_api.search import DEFAULT_LIMIT, MAX_LIMIT, Pages, Search, SearchError
 from native_api.settings import NativeSettings
+from native_api.status import Server, Status
 from registry import (
     Instance,
     InstanceStatus,
@@ -61,12 +62,13 @@ class NativeApi:
         catalogs: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
         peers: Callable[[], Mapping[str, Any]] = dict,
         origin: Callable[[Request], str] = lambda _: "",
+        server: Server | None = None,
     ) -> None:
         """Serve ``namespace``.
 
         ``catalogs`` tells how each catalog is, and ``peers`` how each peer, as JSON values;
-        ``origin`` what the URLs of a
-        request begin with, or nothing where that is not known.
+        ``origin`` what the URLs of a request begin with, or nothing where that is not known;
+        ``server`` what is the same in all namespaces.
         """
         self._catalogs = catalogs
         self._peers = peers
@@ -77,11 +79,13 @@ class NativeApi:
         self._lists = Lists(registry)
         self._pages = Pages(registry, self._lists)
         self._hub = watch.Hub(registry, self._lists)
+        self._status = Status(registry, server or Server(), catalogs, peers)
         operations = Operations(registry, self._schemas)
         # What answers about one instance, and about one service, by the last word of the path.
         self._of_instance: Mapping[str, Mapping[str, _Handler]] = {
             "": {"GET": self._show, "PUT": self._change, "DELETE": operations.remove},
             "heartbeat": {"PUT": self._heartbeat},
+            "why": {"GET": self._why},
             **operations.of_instance,
         }
         self._of_service: Mapping[str, Mapping[str, _Handler]] = {
@@ -204,6 +208,8 @@ class NativeApi:
                 handlers = {"GET": self._show_catalogs if is_admin else self._show_own_catalogs}
             case ["peers"]:
                 handlers = {"GET": self._show_peers if is_admin else self._hide_peers}
+            case ["status"]:
+                handlers = {"GET": self._show_status if is_admin else self._show_own_status}
             case ["watch"]:
                 handlers = {}
             case _:
@@ -255,6 +261,13 @@ class NativeApi:
         is_plain = columns == COLUMNS
         shown = form.shown(instance) if is_plain else self._pages.shown_now(instance)
         return json_answer({column: shown[column] for column in columns})
+
+    def _why(self, request: Request, name: str) -> Answer:
+        return json_answer(
+            why.document(
+                self._registry, name, _service(request), self._catalogs, is_quick=request.is_quick
+            )
+        )
 
     def _change(self, request: Request, name: str) -> Answer:
         change = self._schemas.read_change(json_body(request))
@@ -387,6 +400,12 @@ class NativeApi:
             text = f"no instance of {name!r} is registered"
             return problem(404, text, code="error_service_enumeration")
         return self._listed(request, b'{"service_name":%b,' % orjson.dumps(name), name)
+
+    def _show_status(self, request: Request, name: str) -> Answer:
+        return json_answer(self._status.document(is_admin=True, is_quick=request.is_quick))
+
+    def _show_own_status(self, request: Request, name: str) -> Answer:
+        return json_answer(self._status.document(is_admin=False, is_quick=request.is_quick))
 
     def _show_catalogs(self, request: Request, name: str) -> Answer:
         return json_answer({"catalogs": [_without_secrets(report) for report in self._catalogs()]})

@@ -26,12 +26,14 @@ from registry.model import (
     Namespace,
     Revision,
 )
-from registry.namespace import NamespaceRegistry, Registering, SelfPreservation
+from registry.namespace import HoldBack, NamespaceRegistry, Registering
+from registry.preservation import Preservation, SelfPreservation
 from registry.registry import Registry
 from registry.settings import RegistrySettings
-from registry.store import Coordination, Fence, Records, Store
+from registry.store import Coordination, Fence, Records, Store, StoreState
 from registry.stores import open_store
 from registry.view import NotYetError, View
+from registry.why import Why, explain
 
 __all__ = [
     "DEFAULT_DURATION_SECS",
@@ -46,6 +48,7 @@ __all__ = [
     "DataCenter",
     "Evictor",
     "Fence",
+    "HoldBack",
     "Instance",
     "InstanceKey",
     "InstanceStatus",
@@ -58,6 +61,7 @@ __all__ = [
     "NotYetError",
     "Portion",
     "Portions",
+    "Preservation",
     "QuotaError",
     "Records",
     "Registering",
@@ -69,8 +73,11 @@ __all__ = [
     "SourceConflictError",
     "Store",
     "StoreError",
+    "StoreState",
     "SystemClock",
     "View",
+    "Why",
     "duration_ms",
+    "explain",
     "open_store",
 ]

@@ -19,9 +19,10 @@ import uuid
 from collections.abc import Callable
 
 from registry.errors import LockLostError, StoreError, StoreGoneError
-from registry.lease import eviction_limit
+from registry.lease import EVICTION_WINDOW_MS, eviction_limit
 from registry.model import InstanceKey, Lease, Namespace
 from registry.namespace import NamespaceRegistry
+from registry.preservation import note_name, noted
 from registry.registry import Registry
 from registry.store import Fence, Records
 
@@ -29,7 +30,6 @@ log = logging.getLogger("registry")
 
 PASS_INTERVAL_SECS = 0.4
 LOCK_TTL_MS = 3_000
-BUDGET_WINDOW_MS = 60_000
 _LOCK = "evictor"
 _EVICTED_AT_ONCE = 50
 _PAUSE_SECS = 0.002
@@ -143,6 +143,7 @@ class Evictor:
         fence = None if token is None else Fence(_LOCK, token)
         if fence is None or fence != self._fence:
             self._next_due.clear()
+            self._preserving.clear()
             self._last_sweep = None
         self._fence = fence
         return fence is not None
@@ -163,7 +164,7 @@ class Evictor:
         namespace = registry.namespace
         found = self._records.due(namespace, now)
         due, held_back = _evictable(registry, found.expired)
-        gone = self._records.evictions(namespace, now - BUDGET_WINDOW_MS)
+        gone = self._records.evictions(namespace, now - EVICTION_WINDOW_MS)
         limit = eviction_limit(found.leases + gone, registry.settings.renewal_percent_threshold)
         evicted = self._evict_some(registry, due, limit - gone)
         if evicted < len(due):
@@ -232,21 +233,29 @@ class Evictor:
         return evicted
 
     def _may_evict(self, registry: NamespaceRegistry) -> bool:
-        namespace, view = registry.namespace, registry.view()
-        state = registry.self_preservation()
+        view, state = registry.view(), registry.self_preservation()
         with view.lock:
-            # Where nobody is registered there is nothing to preserve, and nothing to log.
-            preserving = not state.expiration_enabled and view.leased > 0
-        if preserving != self._preserving.get(namespace, False):
-            log.warning(
-                "%s self-preservation in %s: %d renewals in the last minute, the threshold is %d",
-                "entered" if preserving else "left",
-                namespace,
-                state.renewals_last_minute,
-                state.threshold,
-            )
-            self._preserving[namespace] = preserving
+            # Where nobody is registered there is nothing to preserve, and nothing to tell.
+            is_active = not state.expiration_enabled and view.leased > 0
+        self._note_preservation(registry, is_active=is_active)
         return state.expiration_enabled
+
+    def _note_preservation(self, registry: NamespaceRegistry, *, is_active: bool) -> None:
+        """Tell of self-preservation where it was entered or left: in a note, and in the log."""
+        namespace = registry.namespace
+        notes, name = self._registry.coordination, note_name(namespace)
+        was_active = self._preserving.get(namespace)
+        if was_active is None:
+            was_active = notes.note(name) is not None  # another worker's, or of an earlier start
+        if is_active != was_active:
+            notes.set_note(name, noted(registry.clock.wall_ms()) if is_active else None)
+            log.warning(
+                "%s self-preservation in %s: %s",
+                "entered" if is_active else "left",
+                namespace,
+                registry.preservation().sentence,
+            )
+        self._preserving[namespace] = is_active
 
     def _housekeep(self, namespaces: list[Namespace], now: int) -> None:
         settings = self._registry.settings

@@ -10,6 +10,8 @@ from time import CLOCK_BOOTTIME, clock_gettime_ns, time_ns
 from typing import Protocol
 
 RENEWAL_WINDOW_MS = 60_000
+EVICTION_WINDOW_MS = 60_000
+"""The time for which ``eviction_limit`` counts, where leases end exactly."""
 
 
 class Clock(Protocol):

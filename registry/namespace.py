@@ -25,8 +25,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from registry.errors import (
     ConflictError,
@@ -38,6 +37,7 @@ from registry.errors import (
     StoreGoneError,
 )
 from registry.lease import (
+    EVICTION_WINDOW_MS,
     Clock,
     deadline_after_registration,
     deadline_after_renewal,
@@ -60,9 +60,16 @@ from registry.model import (
     at_revision,
     registered,
 )
+from registry.preservation import (
+    Preservation,
+    SelfPreservation,
+    mode_of,
+    note_name,
+    read_note,
+)
 from registry.settings import RegistrySettings
 from registry.status_rules import Situation, effective_status, status_after_renewal
-from registry.store import Commit, Fence, Records
+from registry.store import Commit, Fence, Store
 from registry.view import View
 
 log = logging.getLogger("registry")
@@ -91,14 +98,16 @@ class Written(NamedTuple):
     revision: Revision
 
 
-@dataclass(frozen=True, slots=True)
-class SelfPreservation:
-    """The numbers behind self-preservation, and its verdict."""
+class HoldBack(Protocol):
+    """Says which instances stay though their leases ended (``NamespaceRegistry.hold_back``)."""
 
-    expected_clients: int
-    threshold: int
-    renewals_last_minute: int
-    expiration_enabled: bool
+    def __call__(self, instance: Instance, lease: Lease) -> bool:
+        """Whether the instance stays. Cheap: it is asked of each before its eviction."""
+        ...
+
+    def reason(self, instance: Instance, lease: Lease) -> str:
+        """Why it stays, and how long at most, as a sentence; empty where it does not."""
+        ...
 
 
 class NamespaceRegistry:
@@ -110,7 +119,7 @@ class NamespaceRegistry:
     def __init__(
         self,
         namespace: Namespace,
-        records: Records,
+        records: Store,
         clock: Clock,
         settings: RegistrySettings,
         moved: Callable[[NamespaceRegistry], None],
@@ -123,7 +132,7 @@ class NamespaceRegistry:
         self._view = View(records, namespace, settings.delta_retention_ms)
         self._moved = moved
         self._doubled = settings.lease_expiry == "genuine"
-        self._held_back: Callable[[Instance, Lease], bool] | None = None
+        self._held_back: HoldBack | None = None
 
     def _synced(self) -> View:
         """The view, after it caught up with the store; ``StoreError`` where it cannot."""
@@ -132,7 +141,7 @@ class NamespaceRegistry:
             self._moved(self)
         return view
 
-    def hold_back(self, decision: Callable[[Instance, Lease], bool]) -> None:
+    def hold_back(self, decision: HoldBack) -> None:
         """Let ``decision`` say which instances stay though their leases ended.
 
         Others may know that such an instance lives. It is asked of each before its eviction, again
@@ -143,6 +152,10 @@ class NamespaceRegistry:
     def is_held_back(self, instance: Instance, lease: Lease) -> bool:
         """Whether an instance whose lease ended stays all the same."""
         return self._held_back is not None and self._held_back(instance, lease)
+
+    def held_back_reason(self, instance: Instance, lease: Lease) -> str:
+        """Why it stays, as a sentence; empty where it is not held back."""
+        return "" if self._held_back is None else self._held_back.reason(instance, lease)
 
     @property
     def is_blank(self) -> bool:
@@ -273,12 +286,37 @@ class NamespaceRegistry:
             ),
         )
 
+    def preservation(self) -> Preservation:
+        """Self-preservation at this moment, to be told; ``StoreError``.
+
+        Since when is as the evictor noted it.
+        """
+        view = self.view()
+        with view.lock:
+            leases = view.leased
+        arithmetic, mode = self.self_preservation(), mode_of(self.settings)
+        since_ms = read_note(self._records.note(note_name(self.namespace)))
+        is_active = not arithmetic.expiration_enabled and leases > 0
+        return Preservation(
+            mode,
+            is_active,
+            since_ms if is_active else None,
+            arithmetic,
+            leases,
+            self.settings,
+        )
+
     def renewed_by_clients(self, after_mono_ms: int) -> list[tuple[InstanceKey, int]]:
         """Whose client itself renewed here after an instant, and when it last did; ``StoreError``.
 
         A registration does not count: it is a change, and is in the log.
         """
         return self._records.renewed_by_clients(self.namespace, after_mono_ms)
+
+    def evicted_lately(self) -> int:
+        """How many were evicted in the last 60 s, for the eviction limit; ``StoreError``."""
+        after = self.clock.mono_ms() - EVICTION_WINDOW_MS
+        return self._records.evictions(self.namespace, after)
 
     def leases(self) -> dict[InstanceKey, Lease]:
         """All leases as they are now, those that ended too; ``StoreError``. It takes a while."""

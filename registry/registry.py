@@ -15,7 +15,7 @@ from registry.lease import Clock
 from registry.model import DEFAULT_NAMESPACE, Namespace
 from registry.namespace import NamespaceRegistry
 from registry.settings import RegistrySettings
-from registry.store import Coordination, Store
+from registry.store import Coordination, Store, StoreState
 
 _FORGOTTEN_AT_ONCE = 1_000
 _PAUSE_SECS = 0.002
@@ -102,6 +102,10 @@ class Registry:
         elif self._most_held > _MANY and now_mono_ms - self._fell_at > _AFTER_FALL_MS:
             self._most_held = held
             _trim_memory()
+
+    def store_state(self) -> StoreState:
+        """The store's life and size, to be shown; ``StoreError``."""
+        return self._store.state()
 
     def check(self) -> None:
         """Nothing if the store answers and takes writes; else ``StoreError`` with the reason."""

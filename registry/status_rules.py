@@ -50,6 +50,14 @@ def lease_exists(situation: Situation) -> InstanceStatus | None:
 RULES: tuple[Rule, ...] = (down_or_starting, override_exists, lease_exists)
 
 
+def deciding_rule(situation: Situation) -> str:
+    """The name of the first rule that answers; ``reported`` where none does."""
+    for rule in RULES:
+        if rule(situation) is not None:
+            return rule.__name__
+    return "reported"
+
+
 @functools.cache  # there are a few hundred situations
 def effective_status(situation: Situation) -> InstanceStatus:
     """The status that the registry shows: the first rule that answers, else what was reported."""

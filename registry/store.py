@@ -117,6 +117,17 @@ class Due(NamedTuple):
     next_deadline_mono_ms: int | None
 
 
+class StoreState(NamedTuple):
+    """What an operator is shown of a store.
+
+    ``life`` is the revision at which its life began (see the module), ``size_bytes`` what it takes
+    on the disk or of a server's memory; None where it takes neither.
+    """
+
+    life: Revision
+    size_bytes: int | None
+
+
 class Records(Protocol):
     """What is registered, the log of its changes, and the time in which both live.
 
@@ -278,6 +289,10 @@ class Store(Records, Coordination, Protocol):
 
     def probe(self) -> None:
         """Write something that nobody reads; ``StoreError`` where a registration would fail too."""
+        ...
+
+    def state(self) -> StoreState:
+        """Its life and its size, to be shown. It may take a moment, so it is asked seldom."""
         ...
 
     def close(self) -> None:

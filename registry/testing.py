@@ -240,6 +240,13 @@ class RecordsSuite:
         ]
         assert store.load(NS).overrides == {}
 
+    def test_it_tells_its_life_and_its_size(self, store: Store) -> None:
+        start = store.revision(NS)
+        store.commit(NS, put(sample_instance()))
+        state = store.state()
+        assert state.life == start
+        assert state.size_bytes is None or state.size_bytes > 0
+
     def test_another_life_gives_no_revision_out_again(
         self, store: Store, another_life: Callable[[], Store]
     ) -> None:

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import orjson
 
-from registry import Instance, Lease, Registry, StoreError
+from registry import HoldBack, Instance, Lease, Registry, StoreError
+from registry.words import span
 
 _ASKED_NOTE, _WANTED_NOTE = "peers-asked", "peers-wanted"
 _KEPT_MS = 200
@@ -34,7 +35,7 @@ class Asked(NamedTuple):
     """Since when it does not answer."""
 
 
-class Hold:
+class Hold(HoldBack):
     """Whether an instance stays though its lease ended. Thread-safe; for every worker."""
 
     def __init__(self, registry: Registry, hold_ms: int, *, doubled: bool) -> None:
@@ -63,6 +64,27 @@ class Hold:
                 unsure = True
                 self._want(now)
         return unsure
+
+    def reason(self, instance: Instance, lease: Lease) -> str:
+        """See ``HoldBack``."""
+        if not self(instance, lease):
+            return ""
+        now, ended = self._clock.mono_ms(), lease.deadline_mono_ms
+        away = [
+            f"{name} (away for {span(now - peer.away_mono_ms)})"
+            for name, peer in self._asked(now).items()
+            if peer.away_mono_ms and peer.asked_mono_ms <= ended
+        ]
+        left = span(self._hold_ms - (now - ended))
+        if away:
+            return (
+                "It renewed last at another server, and it is kept because a server that may know"
+                f" more does not answer: {', '.join(away)}; for {left} more at most."
+            )
+        return (
+            "It renewed last at another server, and it is kept until all of them have been asked"
+            f" since its lease ended, which is being done; for {left} more at most."
+        )
 
     def _is_by_peers(self, instance: Instance, lease: Lease) -> bool:
         """Whether a peer said last that the instance lives."""

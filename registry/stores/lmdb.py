@@ -65,7 +65,7 @@ from registry.model import (
     Revision,
     Snapshot,
 )
-from registry.store import PAUSE_MS, Commit, Due, Fence, another_life
+from registry.store import PAUSE_MS, Commit, Due, Fence, StoreState, another_life
 from registry.stores import formats
 from registry.stores.files import sealed, unsealed
 from registry.stores.folder import INITIAL_MAP_BYTES, Folder
@@ -103,6 +103,7 @@ _EXTENDED_AT_ONCE = 1_000
 _PAUSE_SECS = 0.002
 _MINIMUM_FREE_BYTES = 128 * 1024
 _PROBED_SECS = 1.0
+_BLOCK_BYTES = 512
 _FAILURES = (lmdb.Error, OSError, ValueError, LookupError, TypeError, struct.error)
 
 
@@ -1114,6 +1115,15 @@ class LmdbStore:
         stamp = U64.pack(time.monotonic_ns())
         self._write(lambda txn: txn.put(b"probe", stamp, db=self._meta))
         self._probed = time.monotonic()
+
+    def state(self) -> StoreState:
+        """The size is that of the folder: the files' blocks, with the checkpoint."""
+        try:
+            with os.scandir(self._folder) as entries:
+                blocks = sum([entry.stat().st_blocks for entry in entries if entry.is_file()])
+        except OSError as error:
+            raise StoreError(f"cannot look at the store in {self._folder}: {error}") from error
+        return StoreState(self._life, blocks * _BLOCK_BYTES)
 
     def _make_room(self) -> None:
         """Have the files as long as the next registrations need them."""

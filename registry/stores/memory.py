@@ -19,7 +19,7 @@ from registry.model import (
     Revision,
     Snapshot,
 )
-from registry.store import PAUSE_MS, Commit, Due, Fence
+from registry.store import PAUSE_MS, Commit, Due, Fence, StoreState
 
 
 @dataclass
@@ -305,6 +305,10 @@ class MemoryStore:
 
     def probe(self) -> None:
         """Nothing to do: a write to memory is not refused."""
+
+    def state(self) -> StoreState:
+        """No size: it is a part of this process."""
+        return StoreState(self._life, None)
 
     def flush(self) -> None:
         """Nothing to do: this store has no disk."""
