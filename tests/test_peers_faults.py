@@ -34,6 +34,7 @@ class FakeWay:
     def __init__(self, target: int) -> None:
         self.target = target
         self.is_cut = False
+        self.loses_answers = False
         self.delay_secs = 0.0
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -52,19 +53,20 @@ class FakeWay:
                 return
             with socket.create_connection(("127.0.0.1", self.target)) as far:
                 self._open |= {near, far}
-                back = threading.Thread(target=self._pump, args=(far, near), daemon=True)
+                back = threading.Thread(target=self._pump, args=(far, near, True), daemon=True)
                 back.start()
-                self._pump(near, far)
+                self._pump(near, far, False)
                 back.join()
                 self._open -= {near, far}
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, is_answer: bool) -> None:
         with contextlib.suppress(OSError):
             while part := source.recv(65536):
                 time.sleep(self.delay_secs)
                 if self.is_cut:
                     break
-                sink.sendall(part)
+                if not (is_answer and self.loses_answers):
+                    sink.sendall(part)
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -220,6 +222,75 @@ def test_who_renews_where_words_go_but_one_way_is_evicted_nowhere(three: FakeNet
         watch(three, {"renews"}, 3 * LEASE["durationInSecs"], at=[0, 1, 2])
 
 
+def is_down(network: FakeNetwork, here: int, there: int) -> bool:
+    """Whether a server has noticed that it gets no answer in time from a peer."""
+    number = there - (there > here)
+    peer = report(network.ports[here])["peers"][number]
+    return bool(peer["state"] == "down" and peer["problem"] == "no answer in time")
+
+
+def test_a_peer_whose_answers_are_late_holds_up_nobody(tmp_path: Path) -> None:
+    settings = {"EUREKA_SERVER_PEER_NODE_READ_TIMEOUT_MS": "1000"}
+    with FakeNetwork(tmp_path, **settings) as network:
+        names = {"renews", "elsewhere"}
+        first, _, third = network.ports
+        with Clients((first, "renews"), (third, "elsewhere")):
+            all_have(network, names)
+            late = network.ways[0, 1]
+            late.delay_secs = 4.0
+            for number in range(5):
+                register(first, f"told:{number}")
+                wait_until(lambda number=number: has(third, f"told:{number}"), "the third server")
+            wait_until(lambda: is_down(network, 0, 1), "an open circuit")
+            states = [peer["state"] for peer in report(first)["peers"]]
+            assert states == ["down", "up"]
+            # Who renews behind the late peer's back is evicted nowhere, the late peer included.
+            watch(network, names, 2 * LEASE["durationInSecs"], at=[0, 1, 2])
+            late.delay_secs = 0.0
+            all_have(network, names | {f"told:{number}" for number in range(5)})
+            wait_until(network.are_equal, "equal content")
+
+
+def test_a_delay_that_is_shorter_than_the_timeout_is_no_fault(three: FakeNetwork) -> None:
+    for way in three.ways.values():
+        way.delay_secs = 0.2
+    with Clients(*((port, f"at:{number}") for number, port in enumerate(three.ports))):
+        names = {"at:0", "at:1", "at:2"}
+        all_have(three, names)
+        watch(three, names, 2 * LEASE["durationInSecs"], at=[0, 1, 2])
+        wait_until(three.are_equal, "equal content")
+    for number in range(3):
+        assert three.is_whole(number)
+
+
+def test_where_answers_are_lost_words_arrive_and_are_true_however_often(tmp_path: Path) -> None:
+    """A batch that was done and not answered is sent again, with how things are by then."""
+    settings = {"EUREKA_SERVER_PEER_NODE_READ_TIMEOUT_MS": "1000"}
+    with FakeNetwork(tmp_path, **settings) as network:
+        first, second, third = network.ports
+        with Clients((first, "renews")):
+            all_have(network, {"renews"})
+            network.ways[0, 1].loses_answers = True
+            register(first, "stays")
+            register(first, "goes")
+            path = "/eureka/apps/WEB/stays/status?value=DOWN"
+            assert send(first, "PUT", path).status == 200
+            wait_until(lambda: has(second, "stays", status="DOWN") and has(second, "goes"), "words")
+            wait_until(lambda: is_down(network, 0, 1), "an open circuit")
+            assert send(first, "DELETE", "/eureka/apps/WEB/goes").status == 200
+            assert send(first, "DELETE", "/eureka/apps/WEB/stays/status?value=UP").status == 200
+            for port in (third, second):
+                wait_until(lambda port=port: not has(port, "goes"), f"its end at {port}")
+                wait_until(lambda port=port: has(port, "stays", status="UP"), f"UP at {port}")
+            watch(network, {"renews"}, 2 * LEASE["durationInSecs"], at=[0, 1, 2])
+            network.ways[0, 1].loses_answers = False
+            network.ways[0, 1].cut()  # and whoever waits for one that was lost
+            network.ways[0, 1].heal()
+            wait_until(lambda: network.is_whole(0), "answers")
+            wait_until(network.are_equal, "equal content")
+            assert set(listed(second)) == {"renews", "stays"}
+
+
 def test_a_server_that_lost_its_store_takes_who_has_long_been_there(three: FakeNetwork) -> None:
     """From its peers, whose lists show when each registered, not when it last renewed."""
     with Clients((three.ports[0], "here"), (three.ports[1], "there")):
@@ -262,23 +333,26 @@ def test_each_is_killed_in_turn_and_all_are_equal_again(three: FakeNetwork) -> N
     wait_until(three.are_equal, "equal content")
 
 
-def test_the_dead_end_everywhere_once_though_all_compare_all_the_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_dead_end_everywhere_once_though_all_compare_all_the_time(
+    tmp_path: Path, count: int
+) -> None:
     """Nobody keeps a dead instance alive by another's word, and none comes back."""
     settings = {
         "PEERS_COMPARE_INTERVAL_MS": "300",
         "EUREKA_SERVER_RENEWAL_PERCENT_THRESHOLD": "0.01",  # all may go at once
     }
-    with FakeNetwork(tmp_path, **settings) as network:
+    with FakeNetwork(tmp_path, count, **settings) as network:
         renewing = [(port, f"at:{number}") for number, port in enumerate(network.ports)]
         names = {name for _, name in renewing}
         with Clients(*renewing):
             all_have(network, names)
-            watch(network, names, 2 * LEASE["durationInSecs"], at=[0, 1, 2])
+            watch(network, names, 2 * LEASE["durationInSecs"], at=list(range(count)))
         for port in network.ports:
             wait_until(lambda port=port: not listed(port), f"the end of all at {port}")
         until = time.monotonic() + 2 * LEASE["durationInSecs"]
         while time.monotonic() < until:
-            assert [listed(port) for port in network.ports] == [{}, {}, {}]
+            assert [listed(port) for port in network.ports] == [{}] * count
             time.sleep(0.2)
         for server in network.servers:
             log = server.log()
