@@ -249,6 +249,9 @@ SUBJECTS: dict[str, tuple[Setting, ...]] = {
             readers.POSITIVE_MILLISECONDS, "60000", "the time between two comparisons"),
         Setting("PEERS_HOLD_MS", "peers.hold_ms", readers.MILLISECONDS, "600000",
             "how long who was renewed at a peer that does not answer is kept beyond the lease"),
+        Setting("PEERS_MAX_LIST_BYTES", "peers.most_list_bytes",
+            whole(1 << 20, 1 << 32, "BYTES"), "134217728",
+            "the longest list that is taken from a peer; 1.3 KB is an ordinary instance"),
     ),
     "Limits": (
         Setting("REGISTRY_MAX_INSTANCES", "registry.max_instances", whole(1, 2**31), "100000",

@@ -8,8 +8,10 @@ import json
 import logging
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -19,11 +21,19 @@ from eureka_compat.peers import PeersSettings, Replicator, link, replicator
 from eureka_compat.peers.link import Link, PeerError
 from eureka_compat.peers.membership import read_url
 from eureka_compat.peers.outbox import Pending
-from registry import DEFAULT_NAMESPACE, Instance, InstanceKey, InstanceStatus, Registry
+from registry import (
+    DEFAULT_NAMESPACE,
+    Change,
+    Instance,
+    InstanceKey,
+    InstanceStatus,
+    Registry,
+    StoreError,
+)
 from registry.settings import RegistrySettings
 from registry.stores.memory import MemoryStore
 from registry.testing import ManualClock
-from tests.servers import wait_until
+from tests.servers import HANG_SECS, wait_until
 
 KEY = InstanceKey("APP", "one")
 Answer = tuple[int, dict[str, str], bytes]
@@ -123,6 +133,11 @@ def to_peer(peer: FakePeer) -> Link:
     return Link(read_url(peer.url), PeersSettings(urls=(peer.url,)), FakeLocal())
 
 
+def bounded_link(peer: FakePeer, most_list_bytes: int) -> Link:
+    settings = PeersSettings(urls=(peer.url,), most_list_bytes=most_list_bytes)
+    return Link(read_url(peer.url), settings, FakeLocal())
+
+
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
 
@@ -220,10 +235,8 @@ def test_who_takes_batches_and_serves_no_list_is_told_of_heartbeats(peer: FakePe
         wait_until(renewed, "heartbeats")
 
 
-def test_an_answer_without_an_end_is_given_up(
-    peer: FakePeer, to_peer: Link, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(link, "_LONGEST_LIST", 1 << 20)
+def test_an_answer_without_an_end_is_given_up(peer: FakePeer) -> None:
+    to_peer = bounded_link(peer, 1 << 20)
     ended = threading.Event()
 
     def endless(wire: Any) -> None:
@@ -257,14 +270,41 @@ def test_an_answer_that_comes_a_byte_at_a_time_is_given_up(
     ended.set()
 
 
-def test_a_compressed_answer_is_bounded_by_what_it_unfolds_to(
-    peer: FakePeer, to_peer: Link, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(link, "_LONGEST_LIST", 4 << 20)
+def test_a_compressed_answer_is_bounded_by_what_it_unfolds_to(peer: FakePeer) -> None:
+    to_peer = bounded_link(peer, 4 << 20)
     bomb = gzip.compress(b" " * (64 << 20))
     peer.lists = lambda: (200, {"Content-Encoding": "gzip"}, bomb)
     with pytest.raises(PeerError, match="more than 4 MB"):
         to_peer.fetch(0)
+
+
+@pytest.mark.parametrize("part", [b"[],", b"{},", b'{"a":[]},'])
+def test_a_list_that_would_unfold_in_memory_is_not_read(peer: FakePeer, part: bytes) -> None:
+    """Twenty times its length it would take, and half a minute of this server's time."""
+    to_peer = bounded_link(peer, 16 << 20)
+    body = b'{"applications":{"application":[' + part * ((12 << 20) // len(part)) + b"{}]}}"
+    peer.lists = lambda: (200, {}, body)
+    tracemalloc.start()
+    try:
+        with pytest.raises(PeerError, match="no list of instances"):
+            to_peer.fetch(0)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # What is read from the network, once in parts and once as a whole, on both sides.
+    assert most < 4 * len(body)
+
+
+def test_a_list_of_as_many_as_a_registry_holds_is_taken_with_the_default_bound() -> None:
+    """Reckoned from one, not made: the longest list is for the whole suite too long."""
+    told = InstanceKey("PAYMENTS", "payments-7d9f8b6c5-x2x4z.payments:8080")
+    urls = {
+        name: f"http://payments-7d9f8b6c5-x2x4z.payments.svc.cluster.local:8080/actuator/{name}"
+        for name in ("home_page_url", "status_page_url", "health_check_url")
+    }
+    one = instance(told, metadata={"zone": "eu-1a", "management.port": "8081"}, **urls)
+    length = len(json.dumps(wire.instance_tree(one), separators=(",", ":")))
+    assert length * RegistrySettings().max_instances < PeersSettings().most_list_bytes
 
 
 def test_what_cannot_be_taken_is_left_out_and_logged_once(
@@ -282,16 +322,148 @@ def test_what_cannot_be_taken_is_left_out_and_logged_once(
     assert len([each for each in warnings(caplog) if "is not taken" in each]) == 1
 
 
-def test_threads_end_though_a_peer_never_answers(
+@pytest.mark.parametrize("answers", [b"", b"HTTP/1.1 200 OK\r\n\r\n{"], ids=["no", "half an"])
+def test_threads_end_though_a_peer_gives_no_answer_or_half_of_one(
+    peer: FakePeer, answers: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fetch may take half a minute; who stops does not wait for it, and blames nobody."""
+    let_go, asked = threading.Event(), threading.Event()
+
+    def hang(wire: Any) -> None:
+        wire.write(answers)
+        asked.set()
+        let_go.wait(HANG_SECS)
+
+    peer.writes = hang
+    with Running(peer) as (registry, _):
+        assert asked.wait(HANG_SECS)
+        # Half a minute's fetch would outlast this: what ends it is the stop.
+        assert link._FETCH_SECS > 4 * replicator._GRACE_SECS
+    assert threads() == []
+    assert registry.coordination.acquire("peers", "another", 0, 1000) is not None
+    let_go.set()
+    assert warnings(caplog) == []
+
+
+def test_a_batch_under_way_may_end_before_all_stops(peer: FakePeer) -> None:
+    under_way, stopping = threading.Event(), threading.Event()
+    seen: list[dict[str, Any]] = []
+
+    def takes(items: list[dict[str, Any]]) -> Answer:
+        under_way.set()
+        stopping.wait(HANG_SECS)
+        seen.extend(items)
+        return taken(items)
+
+    peer.takes = takes
+    with Running(peer) as (registry, running):
+        wait_until(lambda: (running.report()["peers"] or [{}])[0].get("comparison"), "a comparison")
+        registry.in_namespace(DEFAULT_NAMESPACE).register(instance())
+        assert under_way.wait(HANG_SECS)
+        stopping.set()
+    assert [each["id"] for each in seen] == [KEY.id]
+
+
+def test_a_change_that_cannot_be_told_holds_up_no_other(
+    peer: FakePeer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A comparison tells of it: it was tried again for ever, and nothing else was told."""
+    genuine = replicator._Local.news_of
+
+    def fails(local: Any, change: Change) -> Any:
+        if change.instance is not None and change.instance.key == KEY:
+            raise ValueError("a fault")
+        return genuine(local, change)
+
+    monkeypatch.setattr(replicator._Local, "news_of", fails)
+    with Running(peer) as (registry, _):
+        wait_until(lambda: peer.lists_told, "the first comparison")
+        namespace = registry.in_namespace(DEFAULT_NAMESPACE)
+        for number in range(5):
+            namespace.register(instance(last_dirty_ms=1000 + number))
+            other = InstanceKey("APP", f"other:{number}")
+            namespace.register(instance(other))
+            wait_until(lambda key=other: is_told(peer, key), "the one that can be told")
+        wait_until(lambda: is_told(peer, KEY), "what a comparison finds")
+        assert peer.lists_told <= 3
+    assert len([each for each in caplog.records if "cannot be told" in each.getMessage()]) == 1
+
+
+def test_what_changes_before_the_first_look_at_changes_is_told(
     peer: FakePeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "_FETCH_SECS", 0.5)
-    let_go = threading.Event()
-    peer.writes = lambda _: let_go.wait(60) and None
-    with Running(peer):
-        wait_until(lambda: any(each.name.startswith("peer ") for each in threads()), "a thread")
-    wait_until(lambda: not threads(), "their end")
-    let_go.set()
+    """And is not left to the comparison of a minute later."""
+    monkeypatch.setattr(replicator, "_FOLLOW_SECS", 1.0)
+    with Running(peer, compare_interval_ms=10 * HANG_SECS * 1000) as (registry, _):
+        wait_until(lambda: peer.lists_told, "the first comparison")
+        registry.in_namespace(DEFAULT_NAMESPACE).register(instance())
+        wait_until(lambda: is_told(peer, KEY), "the change")
+
+
+def is_told(peer: FakePeer, key: InstanceKey) -> bool:
+    return any(item["id"] == key.id for batch in peer.batches for item in batch)
+
+
+def test_a_lasting_fault_of_one_duty_leaves_the_others_and_the_log_alone(
+    peer: FakePeer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[None] = []
+
+    def fails(run: Any) -> None:
+        tried.append(None)
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(replicator._Run, "_tell_changes", fails)
+    clock = ManualClock()
+    with Running(peer, clock) as (registry, running):
+        namespace = registry.in_namespace(DEFAULT_NAMESPACE)
+        namespace.register(instance())
+
+        def renewed() -> bool:
+            clock.advance(10)
+            return namespace.renew(*KEY) is not None and len(peer.batches) >= 3
+
+        wait_until(renewed, "heartbeats")
+        assert running.report()["peers"]
+    assert tried
+    faults = [each for each in caplog.records if "growing intervals" in each.getMessage()]
+    assert [each.exc_info is not None for each in faults] == [True]
+
+
+def test_a_duty_that_fails_is_tried_at_growing_intervals_and_says_when_it_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    faults: list[Exception | None] = []
+
+    def do() -> None:
+        fault = ValueError("a fault") if len(faults) < 12 else None
+        faults.append(fault)
+        if fault is not None:
+            raise fault
+
+    duty = replicator._Duty("the work", 5.0, do)
+    done = [now for now in range(1000) if duty.run(float(now))]
+
+    assert len(faults) - 12 == len(done)
+    assert done[0] > 12 * 5
+    assert [later - earlier for earlier, later in pairwise(done)] == [5] * (len(done) - 1)
+    said = [each.getMessage() for each in caplog.records]
+    assert said == ["the work failed, and is tried again at growing intervals", "the work goes on"]
+
+
+def test_a_store_that_does_not_answer_is_asked_again_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    answers = iter([False, False, True])
+
+    def do() -> None:
+        if not next(answers):
+            raise StoreError("away")
+
+    duty = replicator._Duty("the work", 5.0, do)
+    assert [duty.run(float(now)) for now in range(4)] == [False, False, True, False]
+    assert warnings(caplog) == []
 
 
 def threads() -> list[threading.Thread]:

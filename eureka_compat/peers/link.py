@@ -7,10 +7,14 @@ another.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import logging
+import socket
+import threading
 import time
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
@@ -43,8 +47,11 @@ _HEADERS = {
 }
 # A fetch of everything is long; a batch's reply is not.
 _FETCH_SECS = 30.0
-_LONGEST_LIST = 192 << 20
 _LONGEST_REPLY = 16 << 20
+# A list of lists that are empty takes twenty times its length in memory, and one of real instances,
+# with an object in a hundred bytes, five times. What is so dense is no list of instances.
+_BYTES_OF_AN_OBJECT = 24
+_FEW_OBJECTS = 100_000
 _MOST_LOGGED = 100
 _READ_AT_ONCE = 256 << 10
 
@@ -102,6 +109,10 @@ class PeerConnection:
             connect=settings.connect_timeout_ms / 1000, read=settings.read_timeout_ms / 1000
         )
         options: dict[str, Any] = {"timeout": timeout, "retries": False, "maxsize": 2}
+        self._connect_secs = settings.connect_timeout_ms / 1000
+        self._lock = threading.Lock()
+        self._is_ended = False
+        self._open: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         headers = dict(_HEADERS)
         if peer.credentials is not None:
             headers |= urllib3.make_headers(basic_auth=":".join(peer.credentials))
@@ -118,6 +129,7 @@ class PeerConnection:
             )
         else:
             self._pool = urllib3.HTTPConnectionPool(host, peer.port, **options)
+        self._pool.ConnectionCls = _telling(self._pool.ConnectionCls, self._opened)
 
     def send(
         self,
@@ -126,12 +138,18 @@ class PeerConnection:
         body: bytes | None = None,
         *,
         secs: float | None = None,
+        most: int = _LONGEST_REPLY,
         extra: Mapping[str, str] | None = None,
     ) -> tuple[bytes, Mapping[str, str]]:
-        """The body and header fields of a 2xx answer; ``PeerBusyError``, ``PeerRefusedError``."""
-        options: dict[str, Any] = {} if secs is None else {"timeout": secs}
+        """The body and header fields of a 2xx answer; ``PeerBusyError``, ``PeerRefusedError``.
+
+        ``secs`` is how long the answer may take, where not as long as settings say; ``most`` how
+        many bytes it may have.
+        """
+        options: dict[str, Any] = {}
+        if secs is not None:
+            options["timeout"] = urllib3.Timeout(connect=self._connect_secs, read=secs)
         until = time.monotonic() + (self._secs if secs is None else secs)
-        most = _LONGEST_REPLY if secs is None else _LONGEST_LIST
         try:
             answer = self._pool.request(
                 method,
@@ -158,9 +176,36 @@ class PeerConnection:
             raise PeerRefusedError(f"it answers {answer.status}")
         raise PeerBusyError(f"it answers {answer.status}")
 
+    def end(self) -> None:
+        """Break off what is under way, and refuse what is still to come. For any thread."""
+        with self._lock:
+            self._is_ended = True
+            found = list(self._open)
+        for each in found:
+            with contextlib.suppress(OSError):
+                # Of TLS too: its own method would change what the reader is reading with.
+                socket.socket.shutdown(each, socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Let go of the connections."""
         self._pool.close()
+
+    def _opened(self, connected: socket.socket) -> None:
+        with self._lock:
+            self._open.add(connected)
+            if self._is_ended:
+                raise ConnectionAbortedError("this server stops")
+
+
+def _telling(base: Any, opened: Callable[[socket.socket], None]) -> Any:
+    """A class of connections that tell of their socket, so that another thread can shut it."""
+
+    class Telling(base):  # type: ignore[misc]
+        def connect(self) -> None:
+            super().connect()
+            opened(self.sock)
+
+    return Telling
 
 
 def _body(answer: urllib3.BaseHTTPResponse, most: int, until: float) -> bytes:
@@ -178,6 +223,13 @@ def _body(answer: urllib3.BaseHTTPResponse, most: int, until: float) -> bytes:
             raise PeerBusyError("no end of its answer in time")
     answer.release_conn()
     return b"".join(parts)
+
+
+def _refuse_dense(body: bytes) -> None:
+    """``PeerBusyError`` where a document would take many times its length in memory."""
+    objects = body.count(b"{") + body.count(b"[")
+    if objects > max(_FEW_OBJECTS, len(body) // _BYTES_OF_AN_OBJECT):
+        raise PeerBusyError("its answer is no list of instances")
 
 
 def _reason(error: Exception) -> str:
@@ -224,6 +276,7 @@ class Link:
         self._sending = breaker or Breaker()
         self._fetching = Breaker(longest_secs=_FETCH_SECS)
         self._refused: set[InstanceKey] = set()  # what was logged
+        self._is_ended = False
 
     @property
     def is_up(self) -> bool:
@@ -259,6 +312,10 @@ class Link:
                 self.outbox.put_back(entries)
             self._failed(self._sending, error)
             return False
+        except Exception:
+            # A fault of this server's: put back, the same entries would meet it again for ever.
+            self.needs_comparison = True
+            raise
         if self._succeeded(self._sending):
             self.needs_comparison = True
         return True
@@ -269,7 +326,10 @@ class Link:
         Instances that cannot be read are left out.
         """
         try:
-            body, headers = self._transport.send("GET", "apps/", secs=_FETCH_SECS)
+            body, headers = self._transport.send(
+                "GET", "apps/", secs=_FETCH_SECS, most=self._settings.most_list_bytes
+            )
+            _refuse_dense(body)
             told = wire.read_applications(codecs.read_json(body))
         except ParseError as error:
             raise PeerBusyError(f"its registry cannot be read: {error}") from None
@@ -282,7 +342,10 @@ class Link:
         None from a genuine server, whose list tells when each was renewed.
         """
         try:
-            body, _ = self._transport.send("GET", leases.PATH, secs=_FETCH_SECS)
+            body, _ = self._transport.send(
+                "GET", leases.PATH, secs=_FETCH_SECS, most=self._settings.most_list_bytes // 4
+            )
+            _refuse_dense(body)
             return leases.read(body)
         except PeerUnknownError:
             return None
@@ -295,6 +358,11 @@ class Link:
             self._succeeded(self._fetching)
         else:
             self._failed(self._fetching, error)
+
+    def end(self) -> None:
+        """Break off what is under way. For any thread."""
+        self._is_ended = True
+        self._transport.end()
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -393,7 +461,7 @@ class Link:
         self.problem = str(error)
         was_up = self.is_up
         breaker.failed(time.monotonic())
-        if was_up:
+        if was_up and not self._is_ended:
             log.warning("peer %s does not answer: %s", self.peer.name, error)
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import orjson
 
 from eureka_compat.peers import hold
+from eureka_compat.peers.circuit import Breaker, Circuit
 from eureka_compat.peers.comparison import Comparison, Difference, DifferenceKind, compared
 from eureka_compat.peers.hold import Asked, Hold
 from eureka_compat.peers.link import Link, PeerError
@@ -53,6 +54,9 @@ _REPORT_SECS = 1.0
 _GATHER_SECS = 0.05
 _IDLE_SECS = 0.5
 _STOP_SECS = 5.0
+_GRACE_SECS = 1.0
+# Between two attempts at what a fault of this server's prevents.
+_FAULT_SECS, _LONGEST_FAULT_SECS = 1.0, 60.0
 # A genuine server may list a change as late as that (its response cache), and until then a
 # difference says nothing. A server of ours lists it at once: only what is under way is younger.
 _CACHED_MS, _UNDER_WAY_MS = 35_000, 3_000
@@ -192,11 +196,16 @@ class _Run:
         self._local = _Local(registry, settings)
         self._stopping = threading.Event()
         self._links: dict[Peer, _Following] = {}
+        # Up to which change the peers were told; what was before them, comparisons find.
+        self._told: Revision | None = None
+        self._next_passing = 0.0
         self._told_renewals: dict[InstanceKey, int] = {}
+        self._renewed_until = registry.clock.mono_ms()
         # How the peers stood when another worker saw to them, or before a restart.
         self._left: dict[str, Asked] = {}
         with contextlib.suppress(StoreError):
             self._left = hold.known(registry)
+            self._told = self._local.namespace.view().revision
         self._threads = [
             threading.Thread(target=self._follow, name="peers: changes", daemon=True),
             threading.Thread(target=self._resolve, name="peers: names", daemon=True),
@@ -205,10 +214,15 @@ class _Run:
             thread.start()
 
     def stop(self) -> None:
-        """Begin to stop; what is under way may end in its own time."""
+        """Stop: what is under way has a second to end, and is broken off then."""
         self._stopping.set()
-        for link in list(self._links.values()):
+        links = self._all()
+        for link in links:
             link.stop()
+        _join((link.thread for link in links), _GRACE_SECS)
+        for link in links:
+            link.link.end()
+        _join([*(link.thread for link in links), *self._threads], _GRACE_SECS)
 
     def _answered(self, listed: int) -> None:
         """Let this server answer reads, once a peer has told it of anything.
@@ -240,7 +254,9 @@ class _Run:
         wanted = dict.fromkeys(found)
         for peer in self._links.keys() - wanted.keys():
             log.info("%s is no peer any more", peer.name)
-            self._links.pop(peer).stop()
+            left_out = self._links.pop(peer)
+            left_out.stop()
+            left_out.link.end()
         for peer in wanted:
             if peer not in self._links and not self._stopping.is_set():
                 log.info("%s is a peer", peer.name)
@@ -252,58 +268,63 @@ class _Run:
     # What they are told
 
     def _follow(self) -> None:
-        revision: Revision | None = None
-        renewed_until = self._registry.clock.mono_ms()
-        next_beat = next_report = next_own = 0.0
-        own = self._own_entry() if self._settings.register else None
+        settings = self._settings
+        duties = [
+            _Duty("telling the peers of changes", 0.0, self._tell_changes),
+            _Duty(
+                "telling of renewals", settings.heartbeat_interval_ms / 1000, self._tell_renewals
+            ),
+            _Duty("telling how the peers are", _REPORT_SECS, self._report),
+            _Duty("telling who was asked", _REPORT_SECS, self._tell_whom_was_asked),
+        ]
+        if settings.register and settings.mode != "shadow":
+            own = self._own_entry()
+            duties.insert(1, _Duty("its own entry", _RENEW_SECS, lambda: self._list_itself(own)))
         while not self._stopping.wait(_FOLLOW_SECS):
-            try:
-                revision = self._tell_changes(revision)
-                now = time.monotonic()
-                if own is not None and now >= next_own:
-                    self._list_itself(own)
-                    next_own = now + _RENEW_SECS
-                if now >= next_beat:
-                    renewed_until = self._tell_renewals(renewed_until)
-                    next_beat = now + self._settings.heartbeat_interval_ms / 1000
-                if now >= next_report:
-                    self._report()
-                    self._tell_whom_was_asked()
-                    next_report = now + _REPORT_SECS
-            except StoreError as error:
-                log.debug("the store does not answer, peers are told later: %s", error)
-            except Exception:
-                log.exception("telling the peers failed, and is tried again")
-                self._stopping.wait(1.0)  # not twenty times a second
+            for duty in duties:
+                duty.run(time.monotonic())
 
-    def _tell_changes(self, revision: Revision | None) -> Revision:
+    def _tell_changes(self) -> None:
+        """Tell of what changed since the last time; what is forgotten by now a comparison finds."""
         view = self._local.namespace.view()
-        if revision == view.revision:
-            return view.revision
+        if self._told == view.revision:
+            return
         with view.lock:
             now = view.revision
-            changes = [] if revision is None else view.changes_since(revision)
+            changes = None if self._told is None else view.changes_since(self._told)
         if changes is None:
             for link in self._all():
-                link.link.needs_comparison = True
-            return now
-        for change in changes:
-            told = self._local.news_of(change)
-            if told is not None:
-                self._put(*told)
-        return now
+                link.compare_anew()
+        for change in changes or ():
+            try:
+                news = self._local.news_of(change)
+                if news is not None:
+                    self._put(*news)
+            except Exception:
+                self._pass_over()
+        self._told = now
 
-    def _tell_renewals(self, until_mono_ms: int) -> int:
-        """Tell of each renewal after an instant once; returns the instant for the next time."""
-        renewed = dict(self._local.namespace.renewed_by_clients(until_mono_ms))
+    def _pass_over(self) -> None:
+        """Leave a change that cannot be told to a comparison: no other is to wait for it."""
+        now = time.monotonic()
+        if now >= self._next_passing:
+            self._next_passing = now + _LONGEST_FAULT_SECS
+            log.exception("a change cannot be told, and is left to a comparison")
+            for link in self._all():
+                link.compare_anew()
+
+    def _tell_renewals(self) -> None:
+        """Tell of each renewal since the last time, once."""
+        until = self._renewed_until
+        renewed = dict(self._local.namespace.renewed_by_clients(until))
         for key, at in renewed.items():
             # Told again and again, the last renewal would keep a dead instance alive for ever.
             if self._told_renewals.get(key) != at:
                 self._put(key, Pending.HEARTBEAT)
         # A renewal that was under way may have an instant of just before.
-        following = max(until_mono_ms, max(renewed.values(), default=0) - 5)
+        following = max(until, max(renewed.values(), default=0) - 5)
         self._told_renewals = {key: at for key, at in renewed.items() if at > following}
-        return following
+        self._renewed_until = following
 
     def _put(self, key: InstanceKey, what: Pending) -> None:
         for link in self._all():
@@ -338,8 +359,6 @@ class _Run:
 
     def _list_itself(self, own: Instance) -> None:
         """Register in the own registry and renew there, as a client: the peers hear as of any."""
-        if self._settings.mode == "shadow":
-            return
         namespace = self._local.namespace
         listed = namespace.instance(own.app, own.id)
         if listed is None or listed.last_dirty_ms < own.last_dirty_ms:
@@ -368,6 +387,39 @@ class _Run:
             "verdict": verdict(peers),
         }
         self._registry.coordination.set_note(_REPORT_NOTE, orjson.dumps(told))
+
+
+class _Duty:
+    """What is to be done again and again, whatever becomes of the other duties.
+
+    A fault that lasts is logged when it begins and when it ends, and between them the duty is tried
+    at growing intervals. A store that does not answer is no fault of the duty's.
+    """
+
+    def __init__(self, name: str, every_secs: float, do: Callable[[], None]) -> None:
+        self._name = name
+        self._every_secs = every_secs
+        self._do = do
+        self._next = 0.0
+        self._faults = Breaker(first_secs=_FAULT_SECS, longest_secs=_LONGEST_FAULT_SECS)
+
+    def run(self, now: float) -> bool:
+        """Do it, where it is due (monotonic seconds); whether it was done."""
+        if now < self._next or self._faults.state(now) is Circuit.OPEN:
+            return False
+        try:
+            self._do()
+        except StoreError as error:
+            log.debug("the store does not answer, %s comes later: %s", self._name, error)
+            return False
+        except Exception:
+            if self._faults.failed(now):
+                log.exception("%s failed, and is tried again at growing intervals", self._name)
+            return False
+        if self._faults.succeeded():
+            log.info("%s goes on", self._name)
+        self._next = now + self._every_secs
+        return True
 
 
 class _Local:
@@ -520,14 +572,14 @@ class _Following:
         self._answered = answered
         self._stopping = threading.Event()
         self._something = threading.Event()
-        self._next_comparison = 0.0
+        self._next_comparison = self._waits = 0.0
         # What was done about differences that are still there: the two states, and how often.
         self._healed: dict[InstanceKey, tuple[object, int]] = {}
         self._heals = 0
         self._compared_at = -_ASKED_AGAIN_SECS
         self._comparison: dict[str, Any] | None = None
-        self._thread = threading.Thread(target=self._work, name=f"peer {peer.name}", daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._work, name=f"peer {peer.name}", daemon=True)
+        self.thread.start()
 
     def put(self, key: InstanceKey, what: Pending) -> None:
         """Tell the peer, soon."""
@@ -550,6 +602,11 @@ class _Following:
         self._asked = self._asked._replace(away_mono_ms=away)
         return self._asked
 
+    def compare_anew(self) -> None:
+        """Compare at the next turn, and heal what differs though it is young."""
+        self.link.needs_comparison = True
+        self._something.set()
+
     def compare_soon(self) -> None:
         """Compare at the next turn, unless that was done a moment ago."""
         if time.monotonic() - self._compared_at > _ASKED_AGAIN_SECS:
@@ -557,19 +614,17 @@ class _Following:
             self._something.set()
 
     def _work(self) -> None:
+        turn = _Duty(f"the exchange with {self.link.peer.name}", 0.0, self._take_turn)
         while not self._stopping.is_set():
-            try:
-                waits = self._turn(time.monotonic())
-            except Exception:
-                log.exception(
-                    "the exchange with %s failed, and is tried again", self.link.peer.name
-                )
-                waits = 1.0
+            waits = self._waits if turn.run(time.monotonic()) else _IDLE_SECS
             if waits:
                 self._something.wait(waits)
                 self._something.clear()
                 self._stopping.wait(_GATHER_SECS)  # what comes together is told together
         self.link.close()
+
+    def _take_turn(self) -> None:
+        self._waits = self._turn(time.monotonic())
 
     def _turn(self, now: float) -> float:
         """Compare or send, whatever is due; how long to wait for the next turn."""
@@ -596,7 +651,7 @@ class _Following:
             left = link.leases()
         except PeerError as error:
             self.was_asked = True
-            link.needs_comparison = is_first
+            link.needs_comparison |= is_first
             link.fetched(error)
             return
         if self._stopping.is_set():
@@ -806,6 +861,13 @@ def verdict(peers: list[dict[str, Any]]) -> str:
         return f"Not yet: this server and its peers differ ({'; '.join(differing)})."
     count = max(peer["comparison"]["ours"] for peer in peers)
     return f"Safe to switch: {count} instances, the same here and at each of {len(peers)} peers."
+
+
+def _join(threads: Iterable[threading.Thread], secs: float) -> None:
+    """Wait for the end of threads, together for so long."""
+    until = time.monotonic() + secs
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
 
 
 def _own_address(host: str) -> str:
