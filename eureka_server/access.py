@@ -34,11 +34,11 @@ from eureka_server.credentials import (
     Allowances,
     BusyError,
     Credentials,
+    CredentialsError,
     Grant,
     Judge,
     NamedNamespaces,
     Passwords,
-    RefusedError,
     SignedTokens,
     Verified,
 )
@@ -205,7 +205,7 @@ class Access:
             if found is None:
                 return None
             self._remember(judge, mark, found)
-        except RefusedError as error:
+        except CredentialsError as error:
             self._log_refusal(request, str(error))
             return self._unauthorized(judge)
         except BusyError as error:
@@ -279,10 +279,10 @@ class Access:
             self._unlogged += 1
 
     def _remember(self, judge: Judge, mark: bytes, found: Verified) -> None:
-        """Know these credentials from now on; ``RefusedError`` where they do not hold any more."""
+        """Know these credentials from now on; ``CredentialsError`` where they hold no more."""
         with self._lock:
             if not judge.still_holds(found):
-                raise RefusedError("its account or key is not there any more")
+                raise CredentialsError("its account or key is not there any more")
             self._remembered.keep(mark, found)
 
 

@@ -34,13 +34,13 @@ from registry import Evictor, Registry, StoreError, SystemClock, open_store
 log = logging.getLogger("server")
 
 
-class Application(Flask):
+class Door(Flask):
     """The WSGI application; the event-loop worker asks its ``loop_hooks`` first."""
 
     loop_hooks: LoopHooks
 
 
-def from_environment(environ: Mapping[str, str]) -> Application:
+def from_environment(environ: Mapping[str, str]) -> Door:
     """The server that the environment asks for; where it cannot be, this worker ends.
 
     The reason is one line on stderr.
@@ -51,7 +51,7 @@ def from_environment(environ: Mapping[str, str]) -> Application:
         give_up(error)
 
 
-def create_app(environment: Environment) -> Application:
+def create_app(environment: Environment) -> Door:
     """The whole server in this process: loaded, evicting, ready to answer.
 
     Its parts are opened in order, and closed in reverse when the process ends; where one cannot be
@@ -63,7 +63,7 @@ def create_app(environment: Environment) -> Application:
     return app
 
 
-def _assembled(environment: Environment, parts: ExitStack) -> Application:
+def _assembled(environment: Environment, parts: ExitStack) -> Door:
     # What closes a part is noted before it is started, for a start can fail halfway.
     access = Access(environment.access, threads=environment.threads)
     parts.callback(access.stop)
@@ -87,7 +87,7 @@ def _assembled(environment: Environment, parts: ExitStack) -> Application:
     replicator = Replicator(registry, environment.peers)
     parts.callback(replicator.stop)
     replicator.start()
-    app = Application(__name__, static_folder=None)
+    app = Door(__name__, static_folder=None)
     app.url_map.merge_slashes = False
     gateway = Gateway(
         registry,

@@ -59,7 +59,7 @@ class Verified(NamedTuple):
     """A user's line, or a key's mark; None: nothing that could be taken away."""
 
 
-class RefusedError(Exception):
+class CredentialsError(Exception):
     """Credentials that do not hold; the text is for the operator's log."""
 
 
@@ -94,7 +94,7 @@ class Judge(Protocol):
     """Whether ``refresh`` is worth calling."""
 
     def judge(self, credentials: Credentials, *, quick: bool) -> Verified | None:
-        """What they grant; ``RefusedError`` or ``BusyError`` otherwise.
+        """What they grant; ``CredentialsError`` or ``BusyError`` otherwise.
 
         With ``quick``, None where finding out takes long.
         """
@@ -128,7 +128,7 @@ class _Tokens:
             return self._judged(value)
         account = _account(value) if scheme == "basic" else None
         if account is None:
-            raise RefusedError("neither a bearer's token nor a Basic account")
+            raise CredentialsError("neither a bearer's token nor a Basic account")
         return self._judged(self._of_account(*account))
 
     def still_holds(self, known: Verified) -> bool:
@@ -153,7 +153,7 @@ class NamedNamespaces(_Tokens):
 
     def _judged(self, token: str) -> Verified:
         if not NAMESPACE.match(token):
-            raise RefusedError("the token is no name of a namespace")
+            raise CredentialsError("the token is no name of a namespace")
         return Verified(Grant(Namespace(token)), None)
 
     def _of_account(self, name: str, password: str) -> str:
@@ -193,7 +193,7 @@ class SignedTokens(_Tokens):
         try:
             keys = self._keys.candidates(token)
         except (jwt.PyJWTError, ValueError) as error:
-            raise RefusedError(f"not a token: {type(error).__name__}") from None
+            raise CredentialsError(f"not a token: {type(error).__name__}") from None
         for key in keys:
             try:
                 claims: Mapping[str, Any] = jwt.decode(
@@ -211,12 +211,12 @@ class SignedTokens(_Tokens):
                 continue
             namespace, role, user = claims["namespace"], claims.get("role"), claims.get("sub", "")
             if not isinstance(namespace, str) or not NAMESPACE.match(namespace):
-                raise RefusedError("the token's namespace is none")
+                raise CredentialsError("the token's namespace is none")
             until = float(min(int(claims["exp"]), _LATEST)) if "exp" in claims else float("inf")
             name = user[:64] if isinstance(user, str) and user else "token"
             return Verified(Grant(Namespace(namespace), role == "admin", name, until), key.mark)
         reason = "no key of its kid and algorithm" if problem is None else type(problem).__name__
-        raise RefusedError(f"the token does not hold: {reason}")
+        raise CredentialsError(f"the token does not hold: {reason}")
 
 
 class Passwords:
@@ -248,7 +248,7 @@ class Passwords:
         name, password = self._account(credentials)
         wrong_until = self._wrong.get(credentials.mark)
         if wrong_until is not None and wrong_until > time.monotonic():
-            raise RefusedError(self._wrong_password(name))
+            raise CredentialsError(self._wrong_password(name))
         client = credentials.client()
         if not (self._of_client.has(client) and self._of_name.has(name)):
             raise BusyError("too many wrong passwords from there, or for that name")
@@ -265,7 +265,7 @@ class Passwords:
             self._of_client.take(client)
             self._of_name.take(name)
             self._remember_wrong(credentials.mark, edition)
-            raise RefusedError(self._wrong_password(name))
+            raise CredentialsError(self._wrong_password(name))
         return Verified(Grant(user.namespace, user.is_admin, user.name), user)
 
     def still_holds(self, known: Verified) -> bool:
@@ -291,7 +291,7 @@ class Passwords:
         scheme, value = credentials.parted()
         account = _account(value) if scheme == "basic" else None
         if account is None:
-            raise RefusedError("no Basic account")
+            raise CredentialsError("no Basic account")
         return account
 
     def _remember_wrong(self, mark: bytes, edition: int) -> None:

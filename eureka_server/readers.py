@@ -1,6 +1,6 @@
 """How the values of settings are written, and what each text means.
 
-A reader raises ``ValueError`` for any other text; its message says what was expected.
+``Spelling.read`` raises ``ValueError`` for any other text; its message says what was expected.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from eureka_server.spring_config import locations
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class Spelling:
     """``form`` is what a value looks like, for the help; ``read`` is what a text means."""
 
     form: str
     read: Callable[[str], Any]
 
 
-def whole(low: int, high: int, form: str = "N") -> Reader:
+def whole(low: int, high: int, form: str = "N") -> Spelling:
     """A whole number within these bounds."""
 
     def read(text: str) -> int:
@@ -39,10 +39,10 @@ def whole(low: int, high: int, form: str = "N") -> Reader:
             raise ValueError(f"a whole number from {low} to {high}")
         return value
 
-    return Reader(form, read)
+    return Spelling(form, read)
 
 
-def choice(*words: str) -> Reader:
+def choice(*words: str) -> Spelling:
     """One of these words, in capitals or not."""
 
     def read(text: str) -> str:
@@ -50,7 +50,7 @@ def choice(*words: str) -> Reader:
             raise ValueError(" or ".join(words))
         return text.strip().lower()
 
-    return Reader("|".join(words), read)
+    return Spelling("|".join(words), read)
 
 
 def _boolean(text: str) -> bool:
@@ -144,20 +144,20 @@ def _interval(text: str) -> int:
     return value if value > 0 else 30
 
 
-BOOLEAN = Reader("true|false", _boolean)
-INVERTED = Reader("true|false", lambda text: not _boolean(text))
-SHARE = Reader("SHARE", _share)
-TEXT = Reader("TEXT", str)
-WORDS = Reader("TEXT", _words)
-FILE = Reader("FILE", _file)
-PATH = Reader("PATH", _path)
-NETWORKS = Reader("NETWORK,…", _networks)
-NAMES = Reader("NAME,…", _list)
-SPRING_CONFIG = Reader("FILE,…", locations)
-URL = Reader("URL", _url)
-URLS = Reader("URL,…", _urls)
-STORE_URL = Reader("memory:|lmdb:PATH", _store_url)
-CATALOGS = Reader("YAML|FILE", read_catalogs)
-INTERVAL = Reader("SECONDS", _interval)
+BOOLEAN = Spelling("true|false", _boolean)
+INVERTED = Spelling("true|false", lambda text: not _boolean(text))
+SHARE = Spelling("SHARE", _share)
+TEXT = Spelling("TEXT", str)
+WORDS = Spelling("TEXT", _words)
+FILE = Spelling("FILE", _file)
+PATH = Spelling("PATH", _path)
+NETWORKS = Spelling("NETWORK,…", _networks)
+NAMES = Spelling("NAME,…", _list)
+SPRING_CONFIG = Spelling("FILE,…", locations)
+URL = Spelling("URL", _url)
+URLS = Spelling("URL,…", _urls)
+STORE_URL = Spelling("memory:|lmdb:PATH", _store_url)
+CATALOGS = Spelling("YAML|FILE", read_catalogs)
+INTERVAL = Spelling("SECONDS", _interval)
 MILLISECONDS = whole(0, 2**53, "MS")
 POSITIVE_MILLISECONDS = whole(1, 2**53, "MS")

@@ -26,7 +26,7 @@ from eureka_server import amalgam8, readers, regions, spring_config
 from eureka_server.access import AccessSettings
 from eureka_server.amalgam8 import AMALGAM8
 from eureka_server.foreign_settings import DEFAULT_ZONE, SPRING, is_region, is_zone, reduced
-from eureka_server.readers import Reader, choice, whole
+from eureka_server.readers import Spelling, choice, whole
 from native_api.settings import NativeSettings
 from registry.settings import RegistrySettings
 
@@ -85,7 +85,7 @@ class Setting:
     field: str
     """Of ``Environment``, or of one of its parts: ``native.max_tags``."""
 
-    reader: Reader
+    reader: Spelling
     default: str
     """As an operator would write it; empty where there is none."""
 
@@ -156,7 +156,7 @@ SUBJECTS: dict[str, tuple[Setting, ...]] = {
             "worker processes; without it one per core, and 1 with the store memory:"),
         Setting("THREADS", "threads", whole(1, 1024), "8", "threads in each process"),
         Setting("WORKER_CLASS", "worker_class",
-            Reader("CLASS", str), "eureka_http.worker.EventLoopWorker",
+            Spelling("CLASS", str), "eureka_http.worker.EventLoopWorker",
             "gunicorn's worker; gthread works too, with fewer requests a second and a thread for"
             " each watch"),
         Setting("REGISTRY_ACTUATOR", "actuator", readers.BOOLEAN, "true",

@@ -145,7 +145,7 @@ class _BrokenError(Exception):
         (Runner, "start", CLOSED[1:]),
         (Replicator, "start", CLOSED),
         (app, "Gateway", CLOSED),
-        (app, "Application", CLOSED),
+        (app, "Door", CLOSED),
     ],
 )
 def test_what_was_opened_is_closed_where_a_part_cannot_be(

@@ -77,7 +77,7 @@ from registry.stores.records import (
     LEASED,
     OF_OVERRIDE,
     U64,
-    Entry,
+    LogEntry,
     decode_instance,
     decode_record,
     encode_instance,
@@ -425,7 +425,7 @@ class LmdbStore:
                 change = change._replace(override=self._override_of(txn, namespace, name))
             found.append(change)
         for key, value in self._items(txn, self._removal, namespace, last):
-            entry = Entry.unpack(value)
+            entry = LogEntry.unpack(value)
             revision = U64.unpack(key)[0]
             of_override = entry.kind & OF_OVERRIDE
             found.append(
@@ -693,7 +693,7 @@ class LmdbStore:
     def _forget_removal(self, txn: Any, name: bytes, revision: bytes) -> int:
         """Forget a removal; its size."""
         value = txn.pop(name + b"\0" + revision, db=self._removal)
-        entry = Entry.unpack(value)
+        entry = LogEntry.unpack(value)
         key = name + b"\0" + entry.key
         txn.delete(key if entry.encoded else key + b"\0", db=self._removed)
         return _size_of_removal(value)

@@ -67,7 +67,7 @@ def decode_instance(data: bytes | list[Any], revision: int) -> Instance:
 _data_center = functools.lru_cache(maxsize=64)(DataCenter)
 
 
-class Entry(NamedTuple):
+class LogEntry(NamedTuple):
     """A change as the log has it: what it refers to, and a removed instance's last state."""
 
     at_running_ms: int
@@ -76,7 +76,7 @@ class Entry(NamedTuple):
     encoded: bytes = b""
 
     @classmethod
-    def unpack(cls, data: bytes) -> Entry:
+    def unpack(cls, data: bytes) -> LogEntry:
         """A change as ``packed_entry`` wrote it."""
         at, kind, length = ENTRY.unpack_from(data)
         end = ENTRY.size + length
@@ -98,7 +98,7 @@ def _check_record(value: bytes) -> None:
 
 
 def _check_removal(value: bytes) -> None:
-    entry = Entry.unpack(value)
+    entry = LogEntry.unpack(value)
     if entry.encoded:
         unsealed(entry.encoded)
 
@@ -106,7 +106,7 @@ def _check_removal(value: bytes) -> None:
 _CHECKS: dict[bytes, Callable[[bytes], object]] = {
     b"record": _check_record,
     b"removal": _check_removal,
-    b"log": Entry.unpack,
+    b"log": LogEntry.unpack,
     b"leased": LEASED.unpack,
 }
 
