@@ -41,16 +41,19 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these words; the exit code. 2 where they are wrong."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    if words and words[0] in COMMANDS:
-        return COMMANDS[words[0]].run(words[1:])
+    if words and words[0] in _PROGRAMS:
+        return _PROGRAMS[words[0]].run(words[1:])
     if words and words[0] == "--check":
         return serve(words)
+    known = commands()
+    if words and words[0] in known:
+        return known[words[0]].run(words[1:])
     parser = _Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} [--version | --check | COMMAND …]",
         description="A drop-in Netflix Eureka v2 server. Each command has a --help of its own.",
         epilog="commands:\n"
-        + "\n".join(f"  {name:<14}{command.summary}" for name, command in COMMANDS.items()),
+        + "\n".join(f"  {name:<14}{command.summary}" for name, command in known.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -58,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="the same as serve --check")
     _, unknown = parser.parse_known_args(words)
     if unknown:
-        parser.error(f"neither a command nor a flag: {unknown[0]}; there are {', '.join(COMMANDS)}")
+        parser.error(f"neither a command nor a flag: {unknown[0]}; there are {', '.join(known)}")
     parser.print_help(sys.stderr)
     return _WRONG_FLAGS
 
@@ -194,11 +197,24 @@ def _unknown(word: str) -> str:
 # Asking a server that runs
 
 
-def peers(arguments: Sequence[str]) -> int:
-    """Say how a server's peers are, and what differs between them."""
-    from eureka_server.peers_command import main as run
+def commands() -> Mapping[str, _Command]:
+    """All commands by their names: the programs, and what operators ask a server that runs."""
+    from eureka_server.operator import commands as operators
 
-    return run(arguments, os.environ)
+    def asking(name: str) -> Callable[[Sequence[str]], int]:
+        return lambda arguments: operators.run(name, arguments, os.environ)
+
+    return _PROGRAMS | {
+        name: _Command(command.summary, asking(name))
+        for name, command in operators.COMMANDS.items()
+    }
+
+
+def completion(arguments: Sequence[str]) -> int:
+    """Print what has a shell complete the words of this command."""
+    from eureka_server.operator import completion as shells
+
+    return shells.main(arguments)
 
 
 # Programs that ship with the server
@@ -227,11 +243,11 @@ def sidecar(arguments: Sequence[str]) -> int:
     return run(arguments, os.environ)
 
 
-COMMANDS = {
+_PROGRAMS = {
     "serve": _Command("serve; a flag for each setting", serve),
-    "peers": _Command("say how a server's peers are; with diff, what differs", peers),
     "conformance": _Command(
         "say what the Eureka server at a URL does and does not do", conformance
     ),
     "sidecar": _Command("register, check and renew for a program that speaks no Eureka", sidecar),
+    "completion": _Command("print what has a shell complete these commands", completion),
 }

@@ -1,0 +1,521 @@
+"""The table of an operator's commands: their help, their arguments, and what they ask the server.
+
+``COMMANDS`` is the one place that names them; the help, the completion of shells and the test that
+compares the documentation are made of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from eureka_http.shown import escaped
+from eureka_server.operator.client import (
+    DEFAULT_URL,
+    GOOD,
+    NOT_GOOD,
+    UNREACHABLE,
+    WRONG_USE,
+    EndError,
+    Server,
+    Whom,
+    segment,
+)
+from eureka_server.operator.tables import FORMS, Shown, ago, duration, epoch_ms, pairs, table
+
+PROGRAM = "eureka-registry"
+_EXIT_CODES = (
+    "exit codes: 0 as it should be, 1 not so (the command's own help says when), 2 wrong words, or"
+    " credentials that do not suffice, 3 no answer of a registry"
+)
+_CLEAR = "\x1b[H\x1b[2J"
+_INTERRUPTED = 130
+_PAGE = 500
+_LISTED = "service_name,status,override,zone,source,expires"
+_ALL = (
+    "service_name,status,override,zone,address,host,endpoint,vips,secure_vips,tags,metadata,source,"
+    "ttl,renewal_interval,last_heartbeat,expires,registered,changed,revision,urls"
+)
+_NO_QUERY: Mapping[str, str | None] = {}
+_Options = argparse.Namespace
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """A word of a command, as ``argparse`` takes it, and what a shell may complete it with."""
+
+    names: tuple[str, ...]
+    help: str
+    completes: str = ""
+    """``id``, ``service`` or ``file``; a choice completes itself."""
+
+    kwargs: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command: its line in the help, when its code is 1, its words, and what it does.
+
+    ``run`` gives one answer, or several one after the other (``is_stream``).
+    """
+
+    summary: str
+    run: Callable[[Server, _Options], Shown | Iterator[Shown]]
+    arguments: tuple[Argument, ...] = ()
+    code_1: str = ""
+    is_stream: bool = False
+    is_read: bool = True
+    """Whether it only looks, and so can be repeated (``--watch``)."""
+
+    @property
+    def can_repeat(self) -> bool:
+        """Whether ``--watch`` has a meaning."""
+        return self.is_read and not self.is_stream
+
+
+def run(name: str, words: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run one of ``COMMANDS`` with these words; the exit code."""
+    command = COMMANDS[name]
+    parser = parser_of(name, environ)
+    options = parser.parse_args(list(words))
+    try:
+        server = Server(Whom(options.url, options.user, options.token, options.namespace), environ)
+        return _printed(command, server, options)
+    except (LookupError, TypeError, AttributeError) as error:
+        print(
+            f"{parser.prog}: {server.shown} answers what this version cannot read: {error!r}",
+            file=sys.stderr,
+        )
+        return UNREACHABLE
+    except EndError as end:
+        print(f"{parser.prog}: {escaped(str(end))}", file=sys.stderr)
+        return end.code
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Whoever reads has enough (head, say); nothing more may be written at the end either.
+        sys.stdout = None
+        return GOOD
+
+
+def _printed(command: Command, server: Server, options: _Options) -> int:
+    every = getattr(options, "watch", None)
+    while True:
+        answer = command.run(server, options)
+        if isinstance(answer, Shown):
+            if every is not None and sys.stdout.isatty():
+                print(_CLEAR, end="")
+            _print(answer, options.output)
+            good = answer.good
+        else:
+            good = True
+            for each in answer:
+                _print(each, options.output, in_one_line=True)
+                good = each.good
+        if every is None:
+            return GOOD if good else NOT_GOOD
+        time.sleep(every)
+
+
+def _print(shown: Shown, form: str, *, in_one_line: bool = False) -> None:
+    for line in shown.printed(form, in_one_line=in_one_line):
+        print(line)
+    sys.stdout.flush()
+
+
+# Words
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_USE, f"{self.prog}: {escaped(message)}\n")
+
+
+def parser_of(name: str, environ: Mapping[str, str]) -> argparse.ArgumentParser:
+    """What reads the words of a command, and has its help."""
+    command = COMMANDS[name]
+    told = f"{command.summary[0].upper()}{command.summary[1:]}."
+    if command.code_1:
+        told += f" The exit code is 1 where {command.code_1}."
+    parser = _Parser(
+        prog=f"{PROGRAM} {name}", description=told, epilog=_EXIT_CODES, allow_abbrev=False
+    )
+    for argument in arguments_of(command):
+        kwargs = dict(argument.kwargs or {})
+        if argument.names == ("--url",):
+            kwargs["default"] = environ.get("EUREKA_REGISTRY_URL") or DEFAULT_URL
+        parser.add_argument(*argument.names, help=argument.help.replace("%", "%%"), **kwargs)
+    return parser
+
+
+def arguments_of(command: Command) -> tuple[Argument, ...]:
+    """All words that a command takes: its own, and those that all have."""
+    return (*command.arguments, *_OUTPUT, *(_REPEAT if command.can_repeat else ()), *_WHOM)
+
+
+def _seconds(text: str) -> float:
+    """A length of time such as ``90``, ``90s`` or ``2m``, in seconds."""
+    number, factor = (
+        (text[:-1], {"s": 1, "m": 60, "h": 3600}[text[-1]])
+        if text[-1:] in ("s", "m", "h")
+        else (text, 1)
+    )
+    try:
+        seconds = float(number) * factor
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 86_400:
+        raise argparse.ArgumentTypeError("expected a length of time such as 90s or 2m")
+    return seconds
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1_000_000):
+        raise argparse.ArgumentTypeError("expected a whole number above 0")
+    return int(text)
+
+
+_OUTPUT = (
+    Argument(
+        ("-o", "--output"),
+        "a table for people; JSON or YAML for programs; names for other commands",
+        kwargs={"choices": FORMS, "default": "table"},
+    ),
+)
+_REPEAT = (
+    Argument(
+        ("--watch",),
+        "show it again each so many seconds (default 2)",
+        kwargs={"nargs": "?", "type": _seconds, "const": 2.0, "metavar": "SECONDS"},
+    ),
+)
+_WHOM = (
+    Argument(
+        ("--url",),
+        f"the server (default {DEFAULT_URL}; EUREKA_REGISTRY_URL). It may hold an account",
+    ),
+    Argument(
+        ("--user",),
+        "an account, whose password is in EUREKA_REGISTRY_PASSWORD",
+        kwargs={"metavar": "NAME"},
+    ),
+    Argument(
+        ("--token",),
+        "a token (EUREKA_REGISTRY_TOKEN, which ps does not show)",
+        kwargs={"metavar": "TOKEN"},
+    ),
+    Argument(
+        ("--namespace",),
+        "another namespace than the account's, for administrators",
+        kwargs={"metavar": "NAME"},
+    ),
+)
+_ID = Argument(("id",), "the instance", "id", {"metavar": "ID"})
+_IDS = Argument(("id",), "the instances", "id", {"metavar": "ID", "nargs": "*"})
+_SEARCH = Argument(
+    ("search",),
+    "terms that an instance has to answer, such as app:shop zone=eu-1 status=DOWN meta.version=2;"
+    " a - (behind --) before a term: those that do not",
+    kwargs={"metavar": "TERM", "nargs": "*"},
+)
+_OF_SERVICE = Argument(
+    ("--service",),
+    "which service is meant, where an id is in several",
+    "service",
+    {"metavar": "NAME"},
+)
+_ALL_OF = Argument(
+    ("--service",),
+    "all instances of this service; with ids, the one that they are in",
+    "service",
+    {"metavar": "NAME"},
+)
+_SERVICE = Argument(
+    ("service",), "only this service", "service", {"metavar": "SERVICE", "nargs": "?"}
+)
+
+
+# Looking
+
+
+def _pages(server: Server, path: str, **query: str | None) -> list[Any]:
+    """All that a search finds, page by page."""
+    found: list[Any] = []
+    after: str | None = None
+    while True:
+        page = server.get(path, limit=_PAGE, after=after, **query)
+        found += page[path[1:]]
+        after = page["next"]
+        if after is None:
+            return found
+
+
+def _apps(server: Server, options: _Options) -> Shown:
+    services = _pages(server, "/services", q=" ".join(options.search))
+    rows = [
+        (
+            each["service_name"],
+            each["instances"],
+            each["statuses"].get("UP", 0),
+            {status: n for status, n in sorted(each["statuses"].items()) if status != "UP"},
+            each["zones"],
+            each["sources"],
+        )
+        for each in services
+    ]
+    head = ("SERVICE", "INSTANCES", "UP", "OTHERS", "ZONES", "SOURCES")
+    names = [each["service_name"] for each in services]
+    return Shown({"services": services}, table(head, rows), names)
+
+
+def _instances(server: Server, options: _Options) -> Shown:
+    listed = _pages(
+        server,
+        "/instances",
+        q=" ".join(options.search),
+        service_name=options.service,
+        fields=_LISTED,
+    )
+    rows = [
+        (
+            each["id"],
+            each["service_name"],
+            _status(each),
+            each["endpoint"]["value"],
+            each["zone"],
+            each["source"],
+            _left(server, each["expires"]),
+        )
+        for each in listed
+    ]
+    head = ("ID", "SERVICE", "STATUS", "ENDPOINT", "ZONE", "SOURCE", "LEASE ENDS")
+    return Shown({"instances": listed}, table(head, rows), [each["id"] for each in listed])
+
+
+def _status(instance: Mapping[str, Any]) -> str:
+    """Its status, and whether an operator has set it."""
+    return f"{instance['status']} (set)" if instance["override"] else str(instance["status"])
+
+
+def _left(server: Server, expires: str | None) -> str:
+    """How long a lease has to go."""
+    at = None if expires is None else epoch_ms(expires)
+    if at is None:
+        return "never"
+    left = at - server.now_ms
+    return f"in {duration(left)}" if left >= 0 else f"ended {duration(-left)} ago"
+
+
+def _show(server: Server, options: _Options) -> Shown:
+    told = server.get(
+        f"/instances/{segment(options.id)}", service_name=options.service, fields=_ALL
+    )
+    shown = {**told, "endpoint": f"{told['endpoint']['type']} {told['endpoint']['value']}"}
+    for name in ("last_heartbeat", "registered", "changed"):
+        shown[name] = f"{told[name]} ({ago(server.now_ms, told[name])})"
+    if told["expires"] is not None:
+        shown["expires"] = f"{told['expires']} ({_left(server, told['expires'])})"
+    lines = pairs((name.replace("_", " "), value) for name, value in shown.items())
+    return Shown(told, lines, [told["id"]])
+
+
+def _watch(server: Server, options: _Options) -> Iterator[Shown]:
+    """Each change as it comes; where the connection breaks, from there on."""
+    since, left = None, options.count
+    while True:
+        for event in server.events("/watch", since, service_name=options.service):
+            since = event.id or since
+            if event.name == "snapshot":
+                if not options.changes_only:
+                    yield from (_change(since, "listed", each) for each in _listed(event.data))
+                continue
+            yield _change(since, event.name, event.data)
+            left = None if left is None else left - 1
+            if left == 0:
+                return
+        # It ended on the server's side: it stops, or its worker is replaced.
+        time.sleep(1)
+
+
+def _listed(snapshot: Any) -> list[Any]:
+    found: list[Any] = snapshot["instances"] if isinstance(snapshot, dict) else snapshot
+    return found
+
+
+def _change(revision: str | None, what: str, instance: Mapping[str, Any]) -> Shown:
+    line = (
+        f"{revision or '-':>8}  {what:<8}  {instance['service_name']}  {instance['id']}"
+        f"  {instance['status']}"
+    )
+    document = {"revision": int(revision or 0), "event": what, "instance": instance}
+    return Shown(document, [line], [instance["id"]])
+
+
+def _catalogs(server: Server, _: _Options) -> Shown:
+    told = server.get("/catalogs")
+    catalogs = told["catalogs"]
+    rows = [
+        (
+            each["source"],
+            each["state"],
+            each["entries"],
+            ago(server.now_ms, each["last_success_ms"]),
+            each["last_error"] or "; ".join(each["problems"]) or "none",
+        )
+        for each in catalogs
+    ]
+    head = ("CATALOG", "STATE", "ENTRIES", "LAST SUCCESS", "PROBLEM")
+    good = all(each["state"] == "following" and not each["problems"] for each in catalogs)
+    return Shown(told, table(head, rows), [each["source"] for each in catalogs], good)
+
+
+def _peers(server: Server, options: _Options) -> Shown:
+    from eureka_server.operator import peers
+
+    return peers.shown(server, is_difference=options.what == "diff")
+
+
+# Changing
+
+
+def _up(server: Server, options: _Options) -> Shown:
+    status = None if options.ask else "UP"
+    return _each(server, options, "DELETE", "/override", query={"status": status})
+
+
+def _down(server: Server, options: _Options) -> Shown:
+    return _each(server, options, "PUT", "/override", {"status": options.status})
+
+
+def _rm(server: Server, options: _Options) -> Shown:
+    return _each(server, options, "DELETE", "")
+
+
+def _each(
+    server: Server,
+    options: _Options,
+    method: str,
+    path: str,
+    body: Any = None,
+    query: Mapping[str, str | None] = _NO_QUERY,
+) -> Shown:
+    """Do it to each instance that is named, or to all of a service; what was refused is told."""
+    done: list[dict[str, Any]] = []
+    refused: list[dict[str, Any]] = []
+    if not options.id:
+        if options.service is None:
+            raise EndError(WRONG_USE, "expected ids, or --service for all of a service")
+        told = server.send(method, f"/services/{segment(options.service)}{path}", body, query=query)
+        done += ({"id": each} for each in told["done"])
+        refused += told["refused"]
+    for instance_id in options.id:
+        try:
+            target = f"/instances/{segment(instance_id)}{path}"
+            told = server.send(
+                method, target, body, query={"service_name": options.service, **query}
+            )
+        except EndError as end:
+            if end.code != NOT_GOOD:
+                raise
+            refused.append({"id": instance_id, "detail": str(end)})
+        else:
+            done.append({"id": instance_id, "status": told["status"] if told else "removed"})
+    word = "removed" if method == "DELETE" and not path else "done"
+    lines = [f"{each['id']}  {each.get('status', word)}" for each in done]
+    lines += [f"{each['id']}  refused: {each['detail']}" for each in refused]
+    return Shown({"done": done, "refused": refused}, lines, [d["id"] for d in done], not refused)
+
+
+_NOT_DONE = "an instance is not listed, or a catalog's"
+
+COMMANDS: Mapping[str, Command] = {
+    "apps": Command("the services, and how many instances each has", _apps, (_SEARCH,)),
+    "instances": Command(
+        "the instances, all of them or those that a search finds",
+        _instances,
+        (
+            _SEARCH,
+            Argument(("--service",), "only those of this service", "service", {"metavar": "NAME"}),
+        ),
+    ),
+    "show": Command("an instance", _show, (_ID, _OF_SERVICE), code_1="there is no such instance"),
+    "watch": Command(
+        "changes as they come, until it is interrupted",
+        _watch,
+        (
+            _SERVICE,
+            Argument(
+                ("--changes-only",),
+                "not what is listed when it begins",
+                kwargs={"action": "store_true"},
+            ),
+            Argument(
+                ("--count",),
+                "end after so many changes",
+                kwargs={"type": _count, "metavar": "N"},
+            ),
+        ),
+        is_stream=True,
+    ),
+    "up": Command(
+        "take an operator's status away: the instance is in service again",
+        _up,
+        (
+            _IDS,
+            _ALL_OF,
+            Argument(
+                ("--ask",),
+                "show UNKNOWN until the client has told its own status, with its next heartbeat",
+                kwargs={"action": "store_true"},
+            ),
+        ),
+        code_1=_NOT_DONE,
+        is_read=False,
+    ),
+    "down": Command(
+        "set an instance out of service, whatever it says of itself",
+        _down,
+        (
+            _IDS,
+            _ALL_OF,
+            Argument(
+                ("--status",),
+                "the status to set (default OUT_OF_SERVICE)",
+                kwargs={
+                    "choices": ("OUT_OF_SERVICE", "DOWN", "STARTING", "UP"),
+                    "default": "OUT_OF_SERVICE",
+                },
+            ),
+        ),
+        code_1=_NOT_DONE,
+        is_read=False,
+    ),
+    "rm": Command(
+        "take an instance out; one that still lives registers again",
+        _rm,
+        (_IDS, _ALL_OF),
+        code_1=_NOT_DONE,
+        is_read=False,
+    ),
+    "catalogs": Command(
+        "how each catalog is", _catalogs, code_1="one does not follow its source, or has a problem"
+    ),
+    "peers": Command(
+        "how the server's peers are; with the word diff, what differs",
+        _peers,
+        (
+            Argument(
+                ("what",),
+                "show what differs between its instances and theirs",
+                kwargs={"nargs": "?", "choices": ("diff",)},
+            ),
+        ),
+        code_1="a peer does not answer, or (diff) something differs or is not compared",
+    ),
+}
