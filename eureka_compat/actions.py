@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 
 from eureka_compat import codecs, wire
 from eureka_compat.refusals import parse_failure, plain, refusal
 from eureka_compat.settings import EurekaSettings
 from eureka_http.exchange import Answer, Promise
 from registry import (
+    Asker,
     Instance,
     InstanceStatus,
     NamespaceRegistry,
@@ -24,6 +26,8 @@ from registry import (
 )
 
 NO_CONTENT = Answer(204)
+AskerOf = Callable[[str], Asker]
+"""Who sent requests with certain header fields from an address."""
 
 
 class Actions:
@@ -60,13 +64,17 @@ class Actions:
         """List it with a new lease."""
         self._registry.register(instance, is_replication=is_replication)
 
-    def register_soon(self, instance: Instance, *, is_replication: bool) -> Promise:
+    def register_soon(
+        self, instance: Instance, *, is_replication: bool, by: AskerOf | None = None
+    ) -> Promise:
         """As ``register``, in one commit with all that come before ``settle``.
 
-        To be called, as ``settle``, in the event loop's thread.
+        To be called, as ``settle``, in the event loop's thread. ``by`` tells who asks, of the
+        address that the promise has by then.
         """
         promise = Promise()
-        self._promised.append((promise, Registering(instance, is_replication)))
+        asking = None if by is None else partial(_asker, by, promise)
+        self._promised.append((promise, Registering(instance, is_replication, asking)))
         return promise
 
     def settle(self) -> None:
@@ -205,3 +213,7 @@ def _java_long(text: str) -> int | None:
         return None
     number = int(text)
     return number if -(2**63) <= number < 2**63 else None
+
+
+def _asker(by: AskerOf, promise: Promise) -> Asker:
+    return by(promise.peer)

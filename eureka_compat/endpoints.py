@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 from urllib.parse import unquote
 
-from eureka_compat.actions import NO_CONTENT, Actions
+from eureka_compat.actions import NO_CONTENT, Actions, AskerOf
 from eureka_compat.batch import Batches
 from eureka_compat.encoded import EncodedAnswers
 from eureka_compat.negotiation import (
@@ -160,7 +160,12 @@ class EurekaApi:
         return OK if status == 200 else Answer(status)
 
     def register_soon(
-        self, app: str, body: bytes, is_json: bool, is_replication: bool
+        self,
+        app: str,
+        body: bytes,
+        is_json: bool,
+        is_replication: bool,
+        by: AskerOf | None = None,
     ) -> Answer | Promise:
         """Register what the body spells (2.4) at the next ``settle``; a refused body at once.
 
@@ -169,7 +174,7 @@ class EurekaApi:
         instance = self._actions.parsed(app, body, is_json)
         if isinstance(instance, Answer):
             return instance
-        return self._actions.register_soon(instance, is_replication=is_replication)
+        return self._actions.register_soon(instance, is_replication=is_replication, by=by)
 
     def settle(self) -> None:
         """Register what was promised."""

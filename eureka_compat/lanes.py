@@ -11,6 +11,7 @@ import contextlib
 import re
 from collections.abc import Callable, Mapping
 
+from eureka_compat.actions import AskerOf
 from eureka_compat.endpoints import EurekaApi
 from eureka_compat.negotiation import is_json_body, is_replication, list_fields, negotiated
 from eureka_compat.refusals import REFUSALS, RefusalError, bodiless, refusal
@@ -27,10 +28,20 @@ class EurekaLane:
     Unusual ones, such as those with an escaped id, are left to ``EurekaApi.answer``.
     """
 
-    def __init__(self, api: EurekaApi, base: str, headers: Mapping[str, str]) -> None:
-        """``base`` is the path that the protocol is served below, with a slash at its end."""
+    def __init__(
+        self,
+        api: EurekaApi,
+        base: str,
+        headers: Mapping[str, str],
+        by: AskerOf | None = None,
+    ) -> None:
+        """``base`` is the path that the protocol is served below, with a slash at its end.
+
+        ``by`` tells the history who sends requests with these fields.
+        """
         self._api = api
         self._base = base
+        self._by = by
         application = rf"{re.escape(base)}(?:v2/)?apps/{_SEGMENT}"
         self._application = re.compile(application).fullmatch
         self._instance = re.compile(f"{application}/{_SEGMENT}").fullmatch
@@ -70,7 +81,7 @@ class EurekaLane:
                 posted = self._application(target)
                 if posted is not None and posted[1] != "delta" and len(body) <= self._longest:
                     return self._api.register_soon(
-                        posted[1], body, self._posts_json, self._is_replication
+                        posted[1], body, self._posts_json, self._is_replication, self._by
                     )
         except REFUSALS as error:
             return refusal(error, method, target)

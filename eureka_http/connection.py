@@ -625,6 +625,7 @@ class Connection(asyncio.Protocol):
                         host.known_requests.keep(data, read)
                 host.nr += 1
                 if isinstance(answer, Promise):
+                    answer.peer = self.peer if isinstance(self.peer, str) else self.peer[0]
                     promised = PromisedAnswer(self, answer)
                     self._answer_by(promised)
                     host.settle_soon(promised)

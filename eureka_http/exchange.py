@@ -119,10 +119,12 @@ class Promise:
     wait for each other.
     """
 
-    __slots__ = ("answer",)
+    __slots__ = ("answer", "peer")
 
     def __init__(self) -> None:
         self.answer: Answer | None = None
+        self.peer = ""
+        """The address that the request is from, once the event loop has said so."""
 
 
 class Lane(Protocol):

@@ -14,7 +14,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Literal, overload
 
 from eureka_http.cache import Cache
 from eureka_http.exchange import Answer, Request
+from eureka_http.shown import masked
 from eureka_server.accounts import (
     AccessError,
     Keys,
@@ -42,7 +43,7 @@ from eureka_server.credentials import (
     SignedTokens,
     Verified,
 )
-from registry import DEFAULT_NAMESPACE, NAMESPACE, Namespace
+from registry import DEFAULT_NAMESPACE, NAMESPACE, Asker, Namespace
 
 log = logging.getLogger("access")
 
@@ -54,6 +55,8 @@ _MOST_REMEMBERED = 10_000
 _WRITING = frozenset({"POST", "PUT", "DELETE", "PATCH"})
 # Lines about refused logins: so many at once, and so many a second then.
 _LINES = (20.0, 1.0)
+# What the history keeps of an address, and of what a client calls itself.
+_LONGEST_ADDRESS, _LONGEST_CLIENT = 64, 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,13 +235,24 @@ class Access:
             return ""
         return f"{'https' if self._is_https(request) else 'http'}://{host}"
 
+    def asker(self, account: str, headers: Mapping[str, str], peer: str) -> Asker:
+        """Who sent a request, for the history: what the client calls itself is not verified."""
+        client = headers.get("discoveryidentity-name", "")
+        agent = headers.get("user-agent", "")
+        words = " ".join(word for word in (client, agent) if word)
+        address = self._forwarded_of(headers, peer, "for") or peer
+        return Asker(account, address[:_LONGEST_ADDRESS], masked(words)[:_LONGEST_CLIENT])
+
     def _is_https(self, request: Request) -> bool:
         return request.scheme == "https" or self._forwarded(request, "proto").lower() == "https"
 
     def _forwarded(self, request: Request, what: str) -> str:
+        return self._forwarded_of(request.headers, request.peer, what)
+
+    def _forwarded_of(self, headers: Mapping[str, str], peer: str, what: str) -> str:
         """What a trusted proxy says of the request that it passes on."""
-        told = request.headers.get(f"x-forwarded-{what}")
-        if told is None or not self._is_proxy(request.peer):
+        told = headers.get(f"x-forwarded-{what}")
+        if told is None or not self._is_proxy(peer):
             return ""
         # The proxy next to us wrote the last word.
         return told.rpartition(",")[2].strip()

@@ -29,9 +29,20 @@ from eureka_server.gateway import Gateway
 from eureka_server.settings import Environment, SettingError, load
 from eureka_server.start import give_up
 from native_api.status import Server
-from registry import Evictor, Registry, StoreError, SystemClock, open_store
+from registry import (
+    Evictor,
+    Recorder,
+    Registry,
+    StoreError,
+    SystemClock,
+    open_history,
+    open_store,
+)
 
 log = logging.getLogger("server")
+
+# Other workers have written what they did, unless they are held up.
+OTHERS_LAG_MS = 750
 
 
 class Door(Flask):
@@ -70,8 +81,11 @@ def _assembled(environment: Environment, parts: ExitStack) -> Door:
     access.start()
     store = open_store(environment.store_url)
     parts.callback(store.close)
-    registry = Registry(store, SystemClock(), environment.registry)
+    recorder = _recorder(environment, parts)
+    registry = Registry(store, SystemClock(), environment.registry, recorder)
     registry.start()
+    if recorder is not None:
+        recorder.start(registry)
     evictor = Evictor(registry, store, leave=lambda: os.kill(os.getpid(), signal.SIGTERM))
     parts.callback(evictor.stop)
     # Before the first request: a time in which no worker ran is made good.
@@ -121,6 +135,22 @@ def _assembled(environment: Environment, parts: ExitStack) -> Door:
     )
     app.wsgi_app = _without_offers(app.wsgi_app)  # type: ignore[method-assign]
     return app
+
+
+def _recorder(environment: Environment, parts: ExitStack) -> Recorder | None:
+    """Who keeps the history; nobody where that is not wanted, or it cannot be opened."""
+    settings = environment.history
+    if not settings.is_kept:
+        return None
+    try:
+        history = open_history(environment.store_url, settings.most_bytes)
+    except StoreError as error:
+        log.error("the registry goes on without its history: %s", error)
+        return None
+    others = OTHERS_LAG_MS if environment.workers > 1 else 0
+    recorder = Recorder(history, SystemClock(), keep_ms=settings.keep_ms, others_lag_ms=others)
+    parts.callback(recorder.stop)
+    return recorder
 
 
 def _without_offers(application: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -24,7 +25,7 @@ from native_api.api import NativeApi
 from native_api.problems import problem
 from native_api.settings import NativeSettings
 from native_api.status import Server
-from registry import DEFAULT_NAMESPACE, Namespace, Registry, StoreError
+from registry import DEFAULT_NAMESPACE, Namespace, Registry, StoreError, asking
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _FAST_METHODS = frozenset({"GET", "HEAD", "PUT", "DELETE", "POST"})
@@ -121,7 +122,9 @@ class Gateway:
             if native.is_watch(request):
                 return self._watch(native, request, grant)
             if request.method == "GET" or path.rstrip("/").endswith("/heartbeat"):
-                return _as(grant, lambda: native.answer(request, is_admin=grant.is_admin))
+                return self._as(
+                    grant, request, lambda: native.answer(request, is_admin=grant.is_admin)
+                )
         return None
 
     def admit(self, request: Request) -> Answer | int | None:
@@ -161,7 +164,8 @@ class Gateway:
         """
         if not self._access.is_open or "origin" in headers or "sec-fetch-site" in headers:
             return None
-        return EurekaLane(self._eureka_apis[DEFAULT_NAMESPACE], f"{EUREKA}/", headers)
+        api, access = self._eureka_apis[DEFAULT_NAMESPACE], self._access
+        return EurekaLane(api, f"{EUREKA}/", headers, partial(access.asker, "", headers))
 
     def settle(self) -> None:
         """Keep what the lanes promised."""
@@ -196,7 +200,7 @@ class Gateway:
             eureka = self._eureka_api(grant.namespace)
         except StoreError:
             return _UNKNOWN
-        return _as(grant, lambda: eureka.answer(request, rest))
+        return self._as(grant, request, lambda: eureka.answer(request, rest))
 
     def _native_answer(self, request: Request) -> Answer | Watched:
         described = self._descriptions.get(request.path)
@@ -212,9 +216,19 @@ class Gateway:
         native = self._native_api(grant.namespace)
         if native.is_watch(request):
             return native.watched(request, self._holds(request, grant))
-        answer = _as(grant, lambda: native.answer(request, is_admin=grant.is_admin))
+        answer = self._as(grant, request, lambda: native.answer(request, is_admin=grant.is_admin))
         assert answer is not None  # only a quick one may take too long
         return answer
+
+    def _as(self, grant: Grant, request: Request, work: Callable[[], _T]) -> _T:
+        """Have log and history say who asked for what they tell of."""
+        before = caller.set(grant)
+        asked = asking.set(partial(self._access.asker, grant.user, request.headers, request.peer))
+        try:
+            return work()
+        finally:
+            asking.reset(asked)
+            caller.reset(before)
 
     def _is_waiting(self, request: Request) -> bool:
         """Whether a native read asks what this server does not know before a peer has answered."""
@@ -306,12 +320,3 @@ def _not_open() -> Answer:
 
 def _elsewhere() -> Answer:
     return problem(403, "a page of another site may change nothing here")
-
-
-def _as(grant: Grant, work: Callable[[], _T]) -> _T:
-    """Have the log say who asked for what it tells of."""
-    before = caller.set(grant)
-    try:
-        return work()
-    finally:
-        caller.reset(before)

@@ -144,6 +144,32 @@ def _interval(text: str) -> int:
     return value if value > 0 else 30
 
 
+_DURATION = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_SIZE = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_LONGEST = 3_650 * _DURATION["d"]
+_SMALLEST, _LARGEST = 4 << 20, 1 << 40
+
+
+def _duration(text: str) -> int:
+    """Milliseconds; 0 for never."""
+    found = re.fullmatch(r"([0-9]{1,9})\s*([smhd])", text.strip())
+    value = 0 if text.strip() == "0" else -1
+    if found:
+        value = int(found[1]) * _DURATION[found[2]]
+    if not 0 <= value <= _LONGEST:
+        raise ValueError("a number with s, m, h or d behind it, up to 3650d, or 0")
+    return value
+
+
+def _size(text: str) -> int:
+    """Bytes; 0 for none."""
+    found = re.fullmatch(r"([0-9]{1,13})\s*(KiB|MiB|GiB)?", text.strip())
+    value = int(found[1]) * _SIZE.get(found[2], 1) if found else -1
+    if value and not _SMALLEST <= value <= _LARGEST:
+        raise ValueError("bytes, or a number with KiB, MiB or GiB behind it, from 4MiB, or 0")
+    return value
+
+
 BOOLEAN = Spelling("true|false", _boolean)
 INVERTED = Spelling("true|false", lambda text: not _boolean(text))
 SHARE = Spelling("SHARE", _share)
@@ -156,6 +182,8 @@ NAMES = Spelling("NAME,…", _list)
 SPRING_CONFIG = Spelling("FILE,…", locations)
 URL = Spelling("URL", _url)
 URLS = Spelling("URL,…", _urls)
+DURATION = Spelling("7d", _duration)
+SIZE = Spelling("256MiB", _size)
 STORE_URL = Spelling("memory:|lmdb:PATH", _store_url)
 CATALOGS = Spelling("YAML|FILE", read_catalogs)
 INTERVAL = Spelling("SECONDS", _interval)

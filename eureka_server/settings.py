@@ -28,7 +28,7 @@ from eureka_server.amalgam8 import AMALGAM8
 from eureka_server.foreign_settings import DEFAULT_ZONE, SPRING, is_region, is_zone, reduced
 from eureka_server.readers import Spelling, choice, whole
 from native_api.settings import NativeSettings
-from registry.settings import RegistrySettings
+from registry.settings import HistorySettings, RegistrySettings
 
 
 class SettingError(ValueError):
@@ -61,6 +61,7 @@ class Environment:
     actuator: bool
     store_url: str
     registry: RegistrySettings
+    history: HistorySettings
     eureka: EurekaSettings
     native: NativeSettings
     peers: PeersSettings
@@ -165,6 +166,12 @@ SUBJECTS: dict[str, tuple[Setting, ...]] = {
     "Store": (
         Setting("STORE_URL", "store_url", readers.STORE_URL, "lmdb:data",
             "lmdb:PATH, shared by all workers and kept; memory:, one worker and nothing kept"),
+    ),
+    "History": (
+        Setting("REGISTRY_HISTORY", "history.keep_ms", readers.DURATION, "7d",
+            "for how long what happened is kept, as 30m, 12h or 7d; 0: not at all"),
+        Setting("REGISTRY_HISTORY_BYTES", "history.most_bytes", readers.SIZE, "256MiB",
+            "how much of the disk it takes at most (of memory, with the store memory:)"),
     ),
     "Log": (
         Setting("LOG_LEVEL", "log_level", choice("debug", "info", "warning", "error"), "info",
@@ -329,6 +336,7 @@ SETTINGS = tuple(setting for rows in SUBJECTS.values() for setting in rows)
 
 _PARTS = {
     "registry": RegistrySettings,
+    "history": HistorySettings,
     "eureka": EurekaSettings,
     "native": NativeSettings,
     "peers": PeersSettings,
@@ -394,6 +402,7 @@ def load(environ: Mapping[str, str]) -> Environment:
     return Environment(
         **server,
         registry=RegistrySettings(**values["registry"]),
+        history=HistorySettings(**values["history"]),
         eureka=EurekaSettings(**values["eureka"]),
         native=native,
         peers=PeersSettings(listens=server["host"], port=server["port"], **values["peers"]),

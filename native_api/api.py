@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -18,7 +18,8 @@ from eureka_http.exchange import Answer, BodyTooLargeError, Request, Stream
 from eureka_http.shown import masked
 from native_api import form, watch, why
 from native_api.bodies import JSON, MAX_BODY_BYTES, json_answer, json_body
-from native_api.lists import COLUMNS, DETAILS, Lists, Wanted
+from native_api.history import Past
+from native_api.lists import COLUMNS, DETAILS, Lists, Wanted, without_comma
 from native_api.operations import Operations
 from native_api.problems import ProblemError, gone, problem
 from native_api.schemas import Schemas
@@ -43,7 +44,7 @@ _Handler = Callable[[Request, str], Answer]
 # Given whatever ``fields`` names; and what it may name, but no list has.
 _ALWAYS = ("id", "endpoint")
 _NAMEABLE = frozenset((*COLUMNS, *DETAILS, "links"))
-_FILTERS = frozenset({"id", "service_name", "status", "tags", "fields"})
+_FILTERS = frozenset({"id", "service_name", "status", "tags", "fields", "at"})
 # With any of these a list comes page by page.
 _PAGING = frozenset({"q", "limit", "after"})
 _LONG = 64 * 1024
@@ -80,12 +81,14 @@ class NativeApi:
         self._pages = Pages(registry, self._lists)
         self._hub = watch.Hub(registry, self._lists)
         self._status = Status(registry, server or Server(), catalogs, peers)
+        self._past = Past(registry)
         operations = Operations(registry, self._schemas)
         # What answers about one instance, and about one service, by the last word of the path.
         self._of_instance: Mapping[str, Mapping[str, _Handler]] = {
             "": {"GET": self._show, "PUT": self._change, "DELETE": operations.remove},
             "heartbeat": {"PUT": self._heartbeat},
             "why": {"GET": self._why},
+            "history": {"GET": self._past.of_instance},
             **operations.of_instance,
         }
         self._of_service: Mapping[str, Mapping[str, _Handler]] = {
@@ -204,6 +207,10 @@ class NativeApi:
             case ["services", name, what] if what in self._of_service:
                 handlers = self._of_service[what]
                 parts = ["services", name]
+            case ["history"]:
+                handlers = {"GET": self._past.entries}
+            case ["diff"]:
+                handlers = {"GET": self._past.diff}
             case ["catalogs"]:
                 handlers = {"GET": self._show_catalogs if is_admin else self._show_own_catalogs}
             case ["peers"]:
@@ -257,9 +264,14 @@ class NativeApi:
 
     def _show(self, request: Request, name: str) -> Answer:
         columns = _columns(request.parameters())
-        instance = self._known(name, service=_service(request))
-        is_plain = columns == COLUMNS
-        shown = form.shown(instance) if is_plain else self._pages.shown_now(instance)
+        service = _service(request)
+        then = self._past.one(request, name, service)
+        if then is not None:
+            shown = {**form.shown(then), **form.details(then)}
+        else:
+            instance = self._known(name, service=service)
+            is_plain = columns == COLUMNS
+            shown = form.shown(instance) if is_plain else self._pages.shown_now(instance)
         return json_answer({column: shown[column] for column in columns})
 
     def _why(self, request: Request, name: str) -> Answer:
@@ -342,10 +354,11 @@ class NativeApi:
             )
         if query.keys() & _PAGING:
             return self._page(request, query)
-        return self._listed(request, b"{", query.get("service_name"))
+        return self._listed(request, b"{", query.get("service_name"), self._past.asked(request))
 
     def _page(self, request: Request, query: Mapping[str, str]) -> Answer:
         """Those that answer a search, in any status unless one is asked for."""
+        _check_present(query)
         columns = _columns(query)
         wanted = self._wanted(query, query.get("service_name"))
         if wanted.status is None:
@@ -369,7 +382,12 @@ class NativeApi:
     def _services(self, request: Request, name: str) -> Answer:
         query = request.parameters()
         if not query.keys() & _PAGING:
+            past = self._past.asked(request)
+            if past is not None:
+                names = {form.service_name(each) for some in past for each in some}
+                return json_answer({"services": sorted(names)})
             return json_answer({"services": self._lists.names()})
+        _check_present(query)
         page, instances = self._searched(
             query,
             lambda search, limit, after: self._pages.services(
@@ -396,10 +414,16 @@ class NativeApi:
         return search(wanted, limit, query.get("after", ""))
 
     def _service(self, request: Request, name: str) -> Answer:
-        if not self._lists.has(name):
+        past = self._past.asked(request)
+        if past is not None:
+            then = [i for portion in past for i in portion if form.is_of(i, name)]
+            is_known, past = bool(then), iter([then])
+        else:
+            is_known = self._lists.has(name)
+        if not is_known:
             text = f"no instance of {name!r} is registered"
             return problem(404, text, code="error_service_enumeration")
-        return self._listed(request, b'{"service_name":%b,' % orjson.dumps(name), name)
+        return self._listed(request, b'{"service_name":%b,' % orjson.dumps(name), name, past)
 
     def _show_status(self, request: Request, name: str) -> Answer:
         return json_answer(self._status.document(is_admin=True, is_quick=request.is_quick))
@@ -431,9 +455,20 @@ class NativeApi:
             }
         )
 
-    def _listed(self, request: Request, opening: bytes, service: str | None) -> Answer:
+    def _listed(
+        self,
+        request: Request,
+        opening: bytes,
+        service: str | None,
+        past: Iterator[list[Instance]] | None,
+    ) -> Answer:
+        """A list of what is there, or of what was in the past."""
         wanted = self._wanted(request.parameters(), service)
-        _, pieces = self._lists.spelled(wanted, is_quick=request.is_quick)
+        pieces: Sequence[bytes]
+        if past is not None:
+            pieces = without_comma([wanted.spelled(some) for some in past])
+        else:
+            _, pieces = self._lists.spelled(wanted, is_quick=request.is_quick)
         return _in_parts([opening + b'"instances":[', *pieces, b"]}"])
 
     def _wanted(self, query: Mapping[str, str], service: str | None) -> Wanted:
@@ -456,6 +491,12 @@ class NativeApi:
             text = "expected true or false"
             raise ProblemError(problem(400, f"snapshot: {text}", errors={"snapshot": text}))
         return since, service or None, float(wait), wants_snapshot == "true"
+
+
+def _check_present(query: Mapping[str, str]) -> None:
+    """Refuse to search in the past, page by page: each page would have to look at all of it."""
+    if "at" in query:
+        raise ProblemError(problem(400, "at: a search is of the present", errors={"at": "none"}))
 
 
 _NO_CACHE = {"Cache-Control": "no-store"}

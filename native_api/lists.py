@@ -110,7 +110,7 @@ class Lists:
                     raise NotYetError
                 revision, instances = view.revision, _candidates(view, wanted.service)
         if not is_usual:
-            return revision, _without_comma([wanted.spelled(instances)])
+            return revision, without_comma([wanted.spelled(instances)])
 
         def missing() -> Iterator[_Cell]:
             return (each for each in _cut(view, wanted.service) if wanted not in each[0].kept)
@@ -132,7 +132,7 @@ class Lists:
                     found.append(cell[0].kept[wanted])
                 if not found:
                     found = [wanted.spelled(_candidates(view, wanted.service))]
-                pieces = _without_comma(found)
+                pieces = without_comma(found)
                 kept[wanted] = pieces
             return view.revision, pieces
 
@@ -211,7 +211,7 @@ def _names_in(cell: _Cell) -> set[str]:
     return names
 
 
-def _without_comma(pieces: list[bytes]) -> list[bytes]:
+def without_comma(pieces: list[bytes]) -> list[bytes]:
     """The pieces that have anything, the first without the comma before it."""
     found = [piece for piece in pieces if piece]
     if found:

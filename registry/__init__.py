@@ -10,6 +10,19 @@ from registry.errors import (
     StoreError,
 )
 from registry.evictor import Evictor
+from registry.history import (
+    Asker,
+    Extent,
+    ForgottenError,
+    HistoryEntry,
+    HistoryKind,
+    Moment,
+    Page,
+    Wish,
+    asking,
+    told_instant,
+    told_moment,
+)
 from registry.lease import Clock, SystemClock, duration_ms
 from registry.listing import Application, Listing, Portion, Portions
 from registry.model import (
@@ -28,10 +41,11 @@ from registry.model import (
 )
 from registry.namespace import HoldBack, NamespaceRegistry, Registering
 from registry.preservation import Preservation, SelfPreservation
+from registry.recording import NamespaceHistory, Recorder
 from registry.registry import Registry
-from registry.settings import RegistrySettings
+from registry.settings import HistorySettings, RegistrySettings
 from registry.store import Coordination, Fence, Records, Store, StoreState
-from registry.stores import open_store
+from registry.stores import open_history, open_store
 from registry.view import NotYetError, View
 from registry.why import Why, explain
 
@@ -41,13 +55,19 @@ __all__ = [
     "NAMESPACE",
     "ActionType",
     "Application",
+    "Asker",
     "Change",
     "Clock",
     "ConflictError",
     "Coordination",
     "DataCenter",
     "Evictor",
+    "Extent",
     "Fence",
+    "ForgottenError",
+    "HistoryEntry",
+    "HistoryKind",
+    "HistorySettings",
     "HoldBack",
     "Instance",
     "InstanceKey",
@@ -56,13 +76,17 @@ __all__ = [
     "Lease",
     "Listing",
     "LockLostError",
+    "Moment",
     "Namespace",
+    "NamespaceHistory",
     "NamespaceRegistry",
     "NotYetError",
+    "Page",
     "Portion",
     "Portions",
     "Preservation",
     "QuotaError",
+    "Recorder",
     "Records",
     "Registering",
     "Registry",
@@ -77,7 +101,12 @@ __all__ = [
     "SystemClock",
     "View",
     "Why",
+    "Wish",
+    "asking",
     "duration_ms",
     "explain",
+    "open_history",
     "open_store",
+    "told_instant",
+    "told_moment",
 ]

@@ -36,6 +36,7 @@ from registry.errors import (
     StoreError,
     StoreGoneError,
 )
+from registry.history import Asking, HistoryKind, asking
 from registry.lease import (
     EVICTION_WINDOW_MS,
     Clock,
@@ -67,6 +68,7 @@ from registry.preservation import (
     note_name,
     read_note,
 )
+from registry.recording import Cause, NamespaceHistory, Recorder, event
 from registry.settings import RegistrySettings
 from registry.status_rules import Situation, effective_status, status_after_renewal
 from registry.store import Commit, Fence, Store
@@ -85,10 +87,11 @@ _new = tuple.__new__
 
 
 class Registering(NamedTuple):
-    """An instance to be registered, and whether a peer says so."""
+    """An instance to be registered, whether a peer says so, and who asks."""
 
     instance: Instance
     is_replication: bool = False
+    by: Asking | None = None
 
 
 class Written(NamedTuple):
@@ -123,14 +126,21 @@ class NamespaceRegistry:
         clock: Clock,
         settings: RegistrySettings,
         moved: Callable[[NamespaceRegistry], None],
+        recorder: Recorder | None = None,
     ) -> None:
-        """Read nothing yet. ``moved`` is called whenever the view may show something new."""
+        """Read nothing yet. ``moved`` is called whenever the view may show something new.
+
+        What happens is told to the ``recorder``.
+        """
         self.namespace = namespace
         self.clock = clock
         self.settings = settings
         self._records = records
         self._view = View(records, namespace, settings.delta_retention_ms)
         self._moved = moved
+        self._recorder = recorder
+        self.history = None if recorder is None else NamespaceHistory(recorder, namespace)
+        """What happened here; None where none is kept."""
         self._doubled = settings.lease_expiry == "genuine"
         self._held_back: HoldBack | None = None
 
@@ -322,6 +332,26 @@ class NamespaceRegistry:
         """All leases as they are now, those that ended too; ``StoreError``. It takes a while."""
         return dict(self._records.due(self.namespace, _NEVER).expired)
 
+    def record(self, kind: HistoryKind, key: InstanceKey, *, rule: str = "", **detail: Any) -> None:
+        """Tell the history, where one is kept, of what changed nothing that is listed.
+
+        ``key`` may have an empty id (it concerns the application), or be empty altogether. Who asks
+        is found out here. ``detail`` are JSON values.
+        """
+        if self._recorder is None:
+            return
+        by = asking.get()
+        told = event(
+            self.namespace,
+            self._view.revision,
+            self.clock.wall_ms(),
+            kind,
+            key,
+            None if by is None else by(),
+            (rule, detail),
+        )
+        self._recorder.note_event(told)
+
     # Writes
 
     def _decide(
@@ -344,11 +374,19 @@ class NamespaceRegistry:
                 revision = self._records.commit(self.namespace, commit, fence)
             except ConflictError:
                 continue
-            self._follow((commit,), (revision,))
+            self._follow((commit,), (revision,), asking.get())
             return answer, Written(commit, revision)
 
-    def _follow(self, commits: Sequence[Commit], revisions: Sequence[Revision | None]) -> None:
-        """Do what follows every write of this process."""
+    def _follow(
+        self,
+        commits: Sequence[Commit],
+        revisions: Sequence[Revision | None],
+        by: Asking | Sequence[Asking | None] | None,
+        causes: Sequence[Cause] = (),
+    ) -> None:
+        """Do what follows every write of this process. ``by``: who asked for each, or for all."""
+        if self._recorder is not None:
+            self._recorder.note(self.namespace, commits, revisions, by, causes)
         self._view.follow_all(commits, revisions)
         self._moved(self)
         self._make_up_for(commits, revisions)
@@ -409,27 +447,32 @@ class NamespaceRegistry:
         outcomes: list[RegistryError | None] = [None] * len(wanted)
         view = self._synced()
         commits: list[Commit] = []
+        askers: list[Asking | None] = []
         places: list[int] = []
         now = self._now()
         with view.lock:
-            for place, (instance, is_replication) in enumerate(wanted):
+            for place, (instance, is_replication, by) in enumerate(wanted):
                 try:
                     _check_identity(instance)
                     commits.append(self._registration(view, instance, is_replication, now))
                     places.append(place)
+                    askers.append(by)
                 except RegistryError as error:
                     outcomes[place] = error
         revisions = self._records.commit_all(self.namespace, commits)
-        self._follow(commits, revisions)
+        self._follow(commits, revisions, askers)
         for place, commit, revision in zip(places, commits, revisions, strict=True):
-            instance, is_replication = wanted[place]
+            instance, is_replication, by = wanted[place]
             if revision is not None:
                 _log_registered(instance, not commit.expected)
                 continue
+            before = asking.set(by)
             try:  # it lost a race, to another worker or to one before it in the group
                 self.register(instance, is_replication=is_replication)
             except RegistryError as error:
                 outcomes[place] = error
+            finally:
+                asking.reset(before)
         return outcomes
 
     def _now(self) -> tuple[int, int]:
@@ -562,6 +605,7 @@ class NamespaceRegistry:
                 self.settings.default_open_for_traffic_count,
                 self.settings.max_instances,
                 others_at_most,
+                existing,
             ),
         )
 
@@ -712,6 +756,7 @@ class NamespaceRegistry:
             at_mono_ms=self.clock.mono_ms(),
             instance=instance._replace(**changes),
             override=override,
+            before=instance,
         )
 
     def set_override(
@@ -934,6 +979,7 @@ class NamespaceRegistry:
             override=None if override is None else OverrideChange(instance.id, None),
             expected_clients_step=-1 if instance.is_leased else 0,
             opening_clients=self.settings.default_open_for_traffic_count,
+            before=instance,
         )
 
     def evict(
@@ -941,27 +987,34 @@ class NamespaceRegistry:
         ended: Iterable[tuple[InstanceKey, Lease]],
         *,
         fence: Fence | None = None,
+        held_by: Callable[[InstanceKey, Lease], str] = lambda key, lease: "",
     ) -> int:
         """Remove the instances whose leases ended so, in one operation; how many were removed.
+
+        ``held_by`` tells the history what kept each listed until now, after its lease had ended.
 
         One that was renewed, registered again or cancelled meanwhile is left alone, and so is one
         that stays without a lease (``Instance.expires``). With ``StoreError`` and
         ``LockLostError`` none was removed.
         """
         view = self._synced()
+        commits: list[Commit] = []
+        causes: list[Cause] = []
         with view.lock:
-            commits = [
-                self._removal(
+            for key, lease in ended:
+                instance = view.get(key)
+                if instance is None or not instance.expires:
+                    continue
+                commit = self._removal(
                     instance,
                     view.overrides.get(key.id),
                     evicted=True,
                     deadline_mono_ms=lease.deadline_mono_ms,
                 )
-                for key, lease in ended
-                if (instance := view.get(key)) is not None and instance.expires
-            ]
+                commits.append(commit)
+                causes.append(_cause_of_eviction(commit, lease, held_by(key, lease)))
         revisions = self._records.commit_all(self.namespace, commits, fence)
-        self._follow(commits, revisions)
+        self._follow(commits, revisions, None, causes)
         gone = [c.key for c, revision in zip(commits, revisions, strict=True) if revision]
         for key in gone:
             log.warning("evicted %s/%s: its lease ended", key.app, key.id)
@@ -974,6 +1027,18 @@ def _check_identity(instance: Instance) -> None:
     may_be_long = len(identity) > MAX_IDENTITY_BYTES // 4
     if (may_be_long and len(identity.encode()) > MAX_IDENTITY_BYTES) or "\0" in identity:
         raise InvalidIdentityError(MAX_IDENTITY_BYTES)
+
+
+def _cause_of_eviction(commit: Commit, lease: Lease, held_by: str) -> Cause:
+    late = commit.at_mono_ms - lease.deadline_mono_ms
+    detail: dict[str, Any] = {
+        "last_renewal_ms": lease.last_renewal_ms,
+        "lease_secs": lease.duration_ms // 1000,
+        "ended_ms_before": max(0, late),
+    }
+    if held_by:
+        detail["held_by"] = held_by
+    return "lease-ended", detail
 
 
 def _log_registered(instance: Instance, is_new: bool) -> None:

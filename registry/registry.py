@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 from registry.lease import Clock
 from registry.model import DEFAULT_NAMESPACE, Namespace
 from registry.namespace import NamespaceRegistry
+from registry.recording import Recorder
 from registry.settings import RegistrySettings
 from registry.store import Coordination, Store, StoreState
 
@@ -27,12 +28,19 @@ _AFTER_FALL_MS = 90_000
 class Registry:
     """All namespaces of one store, as this worker process sees and changes them. Thread-safe."""
 
-    def __init__(self, store: Store, clock: Clock, settings: RegistrySettings) -> None:
-        """Nothing is read before ``start``."""
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        settings: RegistrySettings,
+        recorder: Recorder | None = None,
+    ) -> None:
+        """Nothing is read before ``start``. The ``recorder`` keeps the history, if anybody does."""
         self.clock = clock
         self.settings = settings
         self.coordination: Coordination = store
         """Locks and notes that all workers share."""
+        self.recorder = recorder
         self._store = store
         self._lock = threading.Lock()
         # All that ask for a namespace get the same object, as long as anybody holds it. This
@@ -62,7 +70,12 @@ class Registry:
             found = self._known.get(namespace)
             if found is None:
                 found = NamespaceRegistry(
-                    namespace, self._store, self.clock, self.settings, self._keep
+                    namespace,
+                    self._store,
+                    self.clock,
+                    self.settings,
+                    self._keep,
+                    self.recorder,
                 )
                 self._known[namespace] = found
             return found

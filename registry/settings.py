@@ -44,3 +44,19 @@ class RegistrySettings:
 
     max_namespaces: int = 1_000
     """Namespaces that hold an instance, besides the default one: each costs every worker memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistorySettings:
+    """How much of what happened is kept; 0 in either: nothing."""
+
+    keep_ms: int = 7 * 24 * 3_600_000
+    """A week: what was changed before the weekend can be looked up after it."""
+
+    most_bytes: int = 256 * 1024 * 1024
+    """Some 400,000 changes; never more on the disk."""
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a history at all."""
+        return self.keep_ms > 0 and self.most_bytes > 0

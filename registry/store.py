@@ -92,6 +92,8 @@ class Commit(NamedTuple):
     """Guard of a new key, where given: the namespace holds fewer instances than this."""
     namespaces_at_most: int | None = None
     """Guard of a namespace's first instance, where given: fewer namespaces than this hold any."""
+    before: Instance | None = None
+    """What is replaced, as the writer saw it: for the history. No store looks at it."""
 
 
 class Fence(NamedTuple):

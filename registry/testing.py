@@ -13,6 +13,15 @@ from typing import Any
 import pytest
 
 from registry.errors import ConflictError, LockLostError, StoreError
+from registry.history import (
+    Asker,
+    ForgottenError,
+    History,
+    HistoryEntry,
+    HistoryKind,
+    Moment,
+    Wish,
+)
 from registry.lease import Clock
 from registry.model import (
     DEFAULT_NAMESPACE,
@@ -706,3 +715,219 @@ _ARGUMENTS: dict[str, Any] = {
     "owner": "b",
     "value": b"c",
 }
+
+
+def happened(
+    revision: int, at_ms: int, instance_id: str = "web:1", app: str = "WEB", **fields: Any
+) -> HistoryEntry:
+    """An entry: the registration of an instance, unless it is told to be something else."""
+    values: dict[str, Any] = {
+        "namespace": NS,
+        "revision": Revision(revision),
+        "at_ms": at_ms,
+        "kind": HistoryKind.REGISTERED,
+        "app": app,
+        "id": instance_id,
+        "instance": sample_instance(app, instance_id, revision=Revision(revision)),
+    }
+    return HistoryEntry(**(values | fields))
+
+
+def gone(revision: int, at_ms: int, instance_id: str = "web:1", **fields: Any) -> HistoryEntry:
+    """An entry: the cancel of an instance."""
+    values: dict[str, Any] = {"kind": HistoryKind.CANCELLED, "removed": True}
+    return happened(revision, at_ms, instance_id, **(values | fields))
+
+
+class HistorySuite:
+    """What every history must promise.
+
+    A subclass gives the fixture ``history``: empty, not begun, with room for a thousand entries.
+    """
+
+    @pytest.fixture
+    def begun(self, history: History) -> History:
+        """A history of a registry in which nothing was listed at the instant 0."""
+        history.begin({}, 0)
+        return history
+
+    @staticmethod
+    def _ids(history: History, moment: Moment) -> list[tuple[str, int]]:
+        return [(each.id, each.revision) for each in history.state(NS, moment)]
+
+    def test_an_entry_is_read_back_field_by_field(self, begun: History) -> None:
+        """Nothing that was told is lost."""
+        entry = happened(
+            7,
+            1_000,
+            kind=HistoryKind.OVERRIDE,
+            by=Asker("ann", "10.0.0.1", "curl/8"),
+            rule="override",
+            detail={"override": "DOWN", "n": {"x": [1, None]}},
+            instance=sample_instance(metadata={"ü": "☃"}, tags=("a", "b"), revision=Revision(7)),
+        )
+        event = happened(7, 1_001, "", "", instance=None, number=9, detail={"a": 1})
+        begun.add([event, entry])
+        assert begun.read(NS, Wish()) == ([event, entry], None)
+
+    def test_the_newest_come_first_and_pages_follow_each_other(self, begun: History) -> None:
+        """Every entry is on one page, whatever the limit."""
+        entries = [happened(n, 1_000 + n // 2, f"web:{n}") for n in range(1, 12)]
+        begun.add(entries)
+        for limit in (1, 3, 11, 50):
+            found, page = [], begun.read(NS, Wish(limit=limit))
+            found += page.entries
+            while page.before is not None:
+                page = begun.read(NS, Wish(limit=limit, before=page.before))
+                assert len(page.entries) <= limit
+                found += page.entries
+            assert found == entries[::-1]
+
+    def test_it_is_read_by_time_application_id_and_kind(self, begun: History) -> None:
+        """Instants are inclusive."""
+        one, two = happened(1, 1_000), happened(2, 1_001, "api:1", "API")
+        three, four = gone(3, 1_002), happened(4, 1_003, "web:1", "WEB-2")
+        begun.add([one, two, three, four])
+
+        def read(**wish: Any) -> list[HistoryEntry]:
+            return begun.read(NS, Wish(**wish)).entries
+
+        assert read(since_ms=1_001, until_ms=1_002) == [three, two]
+        assert read(app="WEB") == [three, one]
+        assert read(id="web:1") == [four, three, one]
+        assert read(id="web:1", app="WEB") == [three, one]
+        assert read(id="web:1", since_ms=1_001, until_ms=1_002) == [three]
+        assert read(kinds=frozenset({HistoryKind.CANCELLED})) == [three]
+        assert read(app="WEB", kinds=frozenset({HistoryKind.REGISTERED})) == [one]
+        assert read(id="web") == read(app="W") == read(since_ms=1_004) == []
+
+    def test_a_namespace_tells_of_itself_alone(self, begun: History) -> None:
+        """Also where one's name begins as another's does."""
+        begun.add([happened(1, 1_000), happened(1, 1_000, "x", namespace=Namespace("default-2"))])
+        begun.add([happened(1, 1_000, "y", namespace=OTHER)])
+        assert [e.id for e in begun.read(OTHER, Wish()).entries] == ["y"]
+        assert [e.id for e in begun.read(NS, Wish()).entries] == ["web:1"]
+        assert self._ids(begun, Moment(1_000)) == [("web:1", 1)]
+        assert list(begun.known(OTHER)) == [InstanceKey("WEB", "y")]
+        assert list(begun.state(Namespace("none"), Moment(1_000))) == []
+
+    def test_what_was_listed_is_told_at_each_instant_and_revision(self, begun: History) -> None:
+        """As of the last change until then; an event changes nothing."""
+        changed = sample_instance(ip_addr="10.0.0.9")
+        begun.add([happened(1, 1_000), happened(2, 1_010, "web:2"), gone(3, 1_020)])
+        begun.add([happened(4, 1_030, "web:2", kind=HistoryKind.CHANGED, instance=changed)])
+        begun.add([happened(4, 1_040, "web:2", instance=None, number=5)])
+        assert self._ids(begun, Moment(999)) == []
+        assert self._ids(begun, Moment(1_000)) == [("web:1", 1)]
+        assert self._ids(begun, Moment(1_019)) == [("web:1", 1), ("web:2", 2)]
+        assert self._ids(begun, Moment(1_020)) == [("web:2", 2)]
+        assert list(begun.state(NS, Moment(1_050))) == [changed._replace(revision=Revision(4))]
+        assert self._ids(begun, Moment(revision=0)) == []
+        assert self._ids(begun, Moment(revision=2)) == [("web:1", 1), ("web:2", 2)]
+        assert self._ids(begun, Moment()) == [("web:1", 4)]
+
+    def test_a_clock_that_was_set_back_changes_no_order(self, begun: History) -> None:
+        """Of what had happened by an instant the highest revision counts."""
+        begun.add([happened(1, 2_000), gone(2, 1_000), happened(3, 1_500)])
+        assert self._ids(begun, Moment(1_000)) == []
+        assert self._ids(begun, Moment(1_999)) == self._ids(begun, Moment(2_001)) == [("web:1", 3)]
+        begun.prune(1_600)
+        assert self._ids(begun, Moment(2_001)) == [("web:1", 3)]
+
+    def test_differences_tell_what_came_went_and_changed(self, begun: History) -> None:
+        """Also of what was not touched between, nothing."""
+        begun.add([happened(1, 1_000), happened(2, 1_001, "web:2"), happened(3, 1_002, "web:3")])
+        first = Moment(1_003)
+        begun.add([gone(4, 1_010), happened(5, 1_011, "web:2"), happened(6, 1_012, "web:4")])
+        begun.add([happened(7, 1_013, "web:5"), gone(8, 1_014, "web:5")])
+
+        def told(second: Moment) -> list[tuple[int, int]]:
+            pairs = begun.differences(NS, first, second)
+            return [(a.revision if a else 0, b.revision if b else 0) for a, b in pairs]
+
+        assert told(Moment(1_014)) == told(Moment(revision=8)) == [(1, 0), (2, 5), (0, 6)]
+        assert told(Moment(1_013)) == [(1, 0), (2, 5), (0, 6), (0, 7)]
+        assert told(first) == []
+
+    def test_before_it_begins_nothing_is_told_of_what_was_listed(self, history: History) -> None:
+        """And what was listed when it began is told from then on, without an entry."""
+        history.add([happened(1, 500), happened(2, 600, "web:2"), gone(3, 700)])
+        with pytest.raises(ForgottenError) as caught:
+            list(history.state(NS, Moment(600)))
+        assert caught.value.earliest_ms is None
+        history.begin({NS: Revision(3)}, 1_000)
+        history.begin({NS: Revision(9)}, 2_000)
+        assert history.extent().earliest_ms == 1_000
+        assert history.read(NS, Wish()).entries == []
+        for moment in (Moment(999), Moment(revision=2)):
+            with pytest.raises(ForgottenError) as caught:
+                list(history.state(NS, moment))
+            assert caught.value.earliest_ms == 1_000
+        for moment in (Moment(1_000), Moment(revision=3), Moment()):
+            assert self._ids(history, moment) == [("web:2", 2)]
+
+    def test_an_entry_from_before_it_began_is_a_state_without_an_entry(
+        self, history: History
+    ) -> None:
+        """What is made up for may be older than what is kept."""
+        history.begin({}, 1_000)
+        history.add([happened(1, 10), happened(2, 20, "web:2"), happened(4, 1_100, "web:2")])
+        assert [e.revision for e in history.read(NS, Wish()).entries] == [4]
+        assert self._ids(history, Moment(1_000)) == [("web:1", 1), ("web:2", 2)]
+        history.add([gone(3, 30)])
+        assert self._ids(history, Moment(1_000)) == [("web:2", 2)]
+
+    def test_what_is_forgotten_leaves_what_was_listed(self, begun: History) -> None:
+        """Whatever was pruned, each later instant is told of as before."""
+        begun.add([happened(n, 1_000 + n, f"web:{n % 7}") for n in range(1, 60)])
+        begun.add([gone(n, 1_000 + n, f"web:{n % 7}") for n in range(60, 64)])
+        begun.add([happened(n, 1_000 + n, f"web:{n % 5}") for n in range(64, 80)])
+        told = {at: self._ids(begun, Moment(at)) for at in range(1_000, 1_081)}
+        for before in (1_010, 1_030, 1_062, 1_075, 1_200):
+            while begun.prune(before):
+                pass
+            earliest = begun.extent().earliest_ms
+            assert earliest is not None
+            assert before <= earliest
+            for at, listed in told.items():
+                if at >= earliest:
+                    assert self._ids(begun, Moment(at)) == listed
+                else:
+                    with pytest.raises(ForgottenError):
+                        list(begun.state(NS, Moment(at)))
+            assert all(entry.at_ms >= before for entry in begun.read(NS, Wish(limit=99)).entries)
+        assert self._ids(begun, Moment()) == told[1_080]
+        assert begun.extent().entries == 0
+        assert begun.prune(1_300) is False
+
+    def test_the_newest_state_of_each_is_known(self, begun: History) -> None:
+        """Also of those that were forgotten."""
+        begun.add([happened(1, 1_000), happened(2, 1_001, "web:2"), happened(3, 1_002, "web:3")])
+        while begun.prune(1_002):
+            pass
+        begun.add([gone(4, 1_003, "web:2"), happened(4, 1_004, instance=None, number=1)])
+        assert begun.known(NS) == {
+            InstanceKey("WEB", "web:1"): (1, True),
+            InstanceKey("WEB", "web:2"): (4, False),
+            InstanceKey("WEB", "web:3"): (3, True),
+        }
+
+    def test_the_bytes_stay_within_their_bound(self, begun: History) -> None:
+        """The oldest go first, and the registry as it was can be told all the same."""
+        most, number = 0, 0
+        for _ in range(40):
+            entries = []
+            for _ in range(500):
+                number += 1
+                entries.append(happened(number, 1_000 + number, f"web:{number % 50}"))
+            begun.add(entries)
+            while begun.prune(0):
+                pass
+            most = max(most, begun.extent().bytes)
+        extent = begun.extent()
+        assert 0 < extent.entries < 20_000
+        assert begun.read(NS, Wish(limit=1)).entries == [entries[-1]]
+        assert extent.earliest_ms is not None
+        assert extent.earliest_ms > 1_000
+        assert len(self._ids(begun, Moment(extent.earliest_ms))) == 50
+        assert most < 2 * extent.bytes

@@ -14,8 +14,17 @@ from eureka_server.access import Access, AccessSettings
 from eureka_server.flask_door import blueprint
 from eureka_server.gateway import Gateway
 from native_api.settings import NativeSettings
-from registry import DEFAULT_NAMESPACE, Registry, RegistrySettings, Store
+from registry import (
+    DEFAULT_NAMESPACE,
+    HistorySettings,
+    Recorder,
+    Registry,
+    RegistrySettings,
+    Store,
+)
+from registry.history import History
 from registry.stores.memory import MemoryStore
+from registry.stores.memory_history import MemoryHistory
 from registry.testing import ManualClock
 
 
@@ -33,13 +42,18 @@ class InProcess:
         native: NativeSettings | None = None,
         catalogs: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
         store: Store | None = None,
+        history: History | None = None,
         **limits: Any,
     ) -> None:
         self.clock = ManualClock()
         self.store = store or MemoryStore()
         settings = RegistrySettings(**({"self_preservation": False} | limits))
-        self.whole = Registry(self.store, self.clock, settings)
+        self.recorder = Recorder(
+            history or MemoryHistory(1 << 30), self.clock, keep_ms=HistorySettings().keep_ms
+        )
+        self.whole = Registry(self.store, self.clock, settings, self.recorder)
         self.whole.start()
+        self.recorder.begin(self.whole)
         self.registry = self.whole.in_namespace(DEFAULT_NAMESPACE)
         self.gateway = Gateway(
             self.whole,

@@ -226,6 +226,11 @@ NOT_RUN = {
         ("docs/reference/catalogs.md", "$ etcdctl"),
         ("docs/reference/sidecar.md", "ENTRYPOINT"),
     },
+    "asks a registry with a past; tests/test_history.py does it": {
+        ("docs/operate/history.md", "$ curl 'http://localhost:8761/api/v1/history"),
+        ("docs/operate/history.md", "{"),
+        ("docs/operate/history.md", "$ curl 'http://localhost:8761/api/v1/services"),
+    },
     "needs a peer that runs; tests/test_command_peers.py does it": {
         ("docs/reference/command.md", "$ eureka-registry peers"),
     },

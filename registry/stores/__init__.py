@@ -1,9 +1,10 @@
-"""The stores, chosen by URL scheme: ``memory:`` and ``lmdb:PATH``."""
+"""The stores, and their histories, chosen by URL scheme: ``memory:`` and ``lmdb:PATH``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from registry.history import History
 from registry.model import Revision
 from registry.store import Store, another_life
 
@@ -20,3 +21,15 @@ def open_store(url: str) -> Store:
 
         return LmdbStore(Path(rest))
     raise ValueError(f"STORE_URL={url!r}: expected memory: or lmdb:PATH")
+
+
+def open_history(url: str, most_bytes: int) -> History:
+    """Open the history beside the store that a URL names; it takes so many bytes at most."""
+    scheme, _, rest = url.partition(":")
+    if scheme == "lmdb":
+        from registry.stores.lmdb_history import LmdbHistory
+
+        return LmdbHistory(Path(rest) / "history", most_bytes)
+    from registry.stores.memory_history import MemoryHistory
+
+    return MemoryHistory(most_bytes)

@@ -1,0 +1,543 @@
+"""How what happens gets into the history: noted by who writes, written a moment later by a thread.
+
+Whoever changes something notes it in memory, as references to what was committed: that costs a part
+of a microsecond, and a whole group of registrations no more than one. A thread of each worker takes
+the notes several times a second, finds out what each changed, and writes them in one transaction.
+
+So a worker that is killed takes the last quarter of a second of notes with it. The registry itself
+loses nothing by that, and ``reconcile`` tells from it what the history lacks: another worker does
+so when it starts. What is made up for so is marked, for who asked is not known any more.
+
+A client that registers again and again without changing anything is told of at once, and then once
+in two seconds, with how often it did. The history of an instance stays readable, and a storm small.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from registry.errors import StoreError
+from registry.history import (
+    Asker,
+    Asking,
+    Extent,
+    History,
+    HistoryEntry,
+    HistoryKind,
+    Moment,
+    Page,
+    Wish,
+)
+from registry.lease import Clock
+from registry.model import ActionType, Change, Instance, InstanceKey, Namespace, Revision
+from registry.store import Commit
+
+if TYPE_CHECKING:
+    from registry.registry import Registry
+
+log = logging.getLogger("registry")
+
+WRITTEN_EVERY_SECS = 0.25
+_REPEATED_MS = 2_000
+_MOST_REPEATED = 10_000
+# All that is noted is written by then, by workers that live.
+_SETTLED_SECS = 5.0
+_PRUNED_EVERY_SECS = 10.0
+# So many notes wait at most, each of a group of commits; and so many entries, where none can be
+# written.
+_MOST_NOTED = 20_000
+_MOST_WAITING = 20_000
+_WRITTEN_AT_ONCE = 500
+_PAUSE_SECS = 0.001
+_MADE_UP = {"made_up": "told from the list; who asked is not known"}
+
+Cause = tuple[str, Mapping[str, Any]]
+"""The rule that decided, and more about it."""
+
+
+class _Noted(NamedTuple):
+    """What a worker wrote in one operation. ``by`` is of each commit, or of all."""
+
+    namespace: Namespace
+    commits: Sequence[Commit]
+    revisions: Sequence[Revision | None]
+    by: Asking | Sequence[Asking | None] | None
+    causes: Sequence[Cause]
+
+
+class _Repeated:
+    """An instance that registers again unchanged: since when, and what was not yet told of it."""
+
+    __slots__ = ("latest", "since_ms", "times")
+
+    def __init__(self, since_ms: int) -> None:
+        self.since_ms = since_ms
+        self.times = 0
+        self.latest: HistoryEntry | None = None
+
+
+class Recorder:
+    """Writes the history of a process. Thread-safe."""
+
+    def __init__(
+        self, history: History, clock: Clock, *, keep_ms: int, others_lag_ms: int = 0
+    ) -> None:
+        """Write nothing before ``start`` or ``flush``.
+
+        What is older than ``keep_ms`` is forgotten. Other workers may take ``others_lag_ms`` until
+        what they did is told of.
+        """
+        self._history = history
+        self._clock = clock
+        self._keep_ms = keep_ms
+        self._others_lag_ms = others_lag_ms
+        self._noted: deque[_Noted | HistoryEntry] = deque()
+        self._waiting: list[HistoryEntry] = []
+        self._repeated: dict[tuple[Namespace, InstanceKey], _Repeated] = {}
+        self._flushing = threading.Lock()
+        self._rebuilding = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._is_failing = False
+        self._lacks_some = True
+        self.lost = 0
+        """How much could not be kept since the start of this worker, in entries."""
+
+    # Noting
+
+    def note(
+        self,
+        namespace: Namespace,
+        commits: Sequence[Commit],
+        revisions: Sequence[Revision | None],
+        by: Asking | Sequence[Asking | None] | None,
+        causes: Sequence[Cause] = (),
+    ) -> None:
+        """Note what was committed; ``causes`` of each, where there is more to say than it says."""
+        if len(self._noted) < _MOST_NOTED:
+            self._noted.append(_Noted(namespace, commits, revisions, by, causes))
+        else:
+            self._lose(len(commits))
+
+    def note_event(self, entry: HistoryEntry) -> None:
+        """Note what changed nothing that is listed."""
+        if len(self._noted) < _MOST_NOTED:
+            self._noted.append(entry)
+        else:
+            self._lose(1)
+
+    def _lose(self, count: int) -> None:
+        self.lost += count
+        self._lacks_some = True
+
+    # Writing
+
+    def start(self, registry: Registry) -> None:
+        """Write in a background thread until ``stop``."""
+        try:
+            if self._history.extent().earliest_ms is None:
+                self.begin(registry)
+        except StoreError as error:
+            self._tell_failure(error)
+        self._thread = threading.Thread(
+            target=self._run, args=(registry,), name="history", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what was noted, and let go of the history."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(timeout=5)
+        self.flush(is_last=True)
+        self._history.close()
+
+    def _run(self, registry: Registry) -> None:
+        reconciled_at = time.monotonic() + _SETTLED_SECS
+        pruned_at = time.monotonic()
+        while not self._stopping.wait(WRITTEN_EVERY_SECS):
+            try:
+                self.flush()
+                now = time.monotonic()
+                if not self._is_failing and now >= pruned_at:
+                    while self.prune() and not self._stopping.wait(_PAUSE_SECS):
+                        pass
+                    pruned_at = now + _PRUNED_EVERY_SECS
+                if self._lacks_some and not self._is_failing and now >= reconciled_at:
+                    self._lacks_some = False
+                    self._make_up(registry)
+                    reconciled_at = now + _SETTLED_SECS
+            except StoreError as error:
+                self._tell_failure(error)
+            except Exception:
+                # A defect must not end the history for as long as this worker lives.
+                if not self._is_failing:
+                    log.exception("no history is written while this error lasts")
+                self._is_failing = True
+
+    def flush(self, *, is_last: bool = False) -> None:
+        """Write what was noted. Where that fails it waits for the next time, and is logged once."""
+        with self._flushing:
+            self._waiting += self._entries(is_last=is_last)
+            too_many = len(self._waiting) - _MOST_WAITING
+            if too_many > 0:
+                del self._waiting[:too_many]
+                self._lose(too_many)
+            try:
+                while self._waiting:
+                    self._history.add(self._waiting[:_WRITTEN_AT_ONCE])
+                    del self._waiting[:_WRITTEN_AT_ONCE]
+                    if self._waiting:
+                        time.sleep(_PAUSE_SECS)
+            except StoreError as error:
+                self._tell_failure(error)
+            else:
+                if self._is_failing and not is_last:
+                    log.warning("the history goes on; what it lacks is told from the list")
+                    self._lacks_some = True
+                self._is_failing = False
+
+    def _tell_failure(self, error: StoreError) -> None:
+        if not self._is_failing:
+            log.error("the registry goes on without its history: %s", error)
+        self._is_failing = True
+
+    def prune(self) -> bool:
+        """Forget some of what is too old; whether some is left. ``StoreError``."""
+        return self._history.prune(self._clock.wall_ms() - self._keep_ms)
+
+    def _entries(self, *, is_last: bool) -> list[HistoryEntry]:
+        """What was noted since the last call."""
+        found: list[HistoryEntry] = []
+        now = self._clock.wall_ms()
+        since_boot = now - self._clock.mono_ms()
+        for _ in range(len(self._noted)):
+            noted = self._noted.popleft()
+            if isinstance(noted, HistoryEntry):
+                found.append(noted)
+            else:
+                self._tell(noted, since_boot, found)
+        self._tell_repeated(now if not is_last else now + _REPEATED_MS, found)
+        return found
+
+    def _tell(self, noted: _Noted, since_boot: int, found: list[HistoryEntry]) -> None:
+        by = noted.by
+        for place, commit in enumerate(noted.commits):
+            revision = noted.revisions[place]
+            if revision is None:
+                continue
+            one = by if by is None or callable(by) else by[place]
+            who = None if one is None else one()
+            kind, detail = what_changed(commit)
+            rule = ""
+            if noted.causes:
+                rule, more = noted.causes[place]
+                detail = {**detail, **more}
+            elif commit.lease is None and commit.override is None and not commit.remove:
+                rule = "override"
+            key = commit.key
+            entry = HistoryEntry(
+                noted.namespace,
+                revision,
+                commit.at_mono_ms + since_boot,
+                kind,
+                key.app,
+                key.id,
+                commit.instance,
+                commit.remove,
+                who,
+                rule,
+                detail,
+            )
+            if detail is _AGAIN:
+                self._count(entry, found)
+            else:
+                found.append(entry)
+
+    def _count(self, entry: HistoryEntry, found: list[HistoryEntry]) -> None:
+        """Tell of an unchanged registration, or keep it for the next time that one is told of."""
+        key = entry.namespace, InstanceKey(entry.app, entry.id)
+        known = self._repeated.get(key)
+        if known is None:
+            if len(self._repeated) < _MOST_REPEATED:
+                self._repeated[key] = _Repeated(entry.at_ms)
+            found.append(entry)
+            return
+        known.times += 1
+        known.latest = entry
+
+    def _tell_repeated(self, now: int, found: list[HistoryEntry]) -> None:
+        """Tell of those that registered again, and of whom nothing was told for a while."""
+        told = []
+        for key, known in self._repeated.items():
+            if -1 < now - known.since_ms < _REPEATED_MS:
+                break
+            told.append((key, known))
+        for key, known in told:
+            del self._repeated[key]
+            if known.latest is not None:
+                detail = {**_AGAIN, "times": known.times}
+                found.append(known.latest._replace(detail=detail))
+                self._repeated[key] = _Repeated(now)
+
+    # What the history lacks
+
+    def begin(self, registry: Registry) -> None:
+        """Tell of all that is listed, and begin with it; ``StoreError``."""
+        revisions: dict[Namespace, Revision] = {}
+        for namespace in registry.namespaces():
+            view = registry.in_namespace(namespace).view()
+            with view.lock:
+                revisions[namespace] = view.revision
+        self.reconcile(registry, revisions)
+        self._history.begin(revisions, self._clock.wall_ms())
+
+    def _make_up(self, registry: Registry) -> None:
+        """Tell of what no worker that lives will tell of any more."""
+        if self._history.extent().earliest_ms is None:
+            self.begin(registry)
+            return
+        revisions: dict[Namespace, Revision] = {}
+        for namespace in registry.namespaces():
+            view = registry.in_namespace(namespace).view()
+            with view.lock:
+                revisions[namespace] = view.revision
+        until = time.monotonic() + _SETTLED_SECS
+        while time.monotonic() < until and not self._stopping.wait(WRITTEN_EVERY_SECS):
+            self.flush()
+        if not self._stopping.is_set():
+            self.reconcile(registry, revisions)
+
+    def reconcile(self, registry: Registry, revisions: Mapping[Namespace, Revision]) -> int:
+        """Make up for what the history lacks up to these revisions; how much that was.
+
+        ``StoreError``. Whatever was noted before must have been written, by all workers.
+        """
+        count = 0
+        for namespace, revision in revisions.items():
+            view = registry.in_namespace(namespace).view()
+            with view.lock:
+                changes = view.recent(self._clock.mono_ms())
+                listed = [i for app in view.applications.values() for i in app.values()]
+            known = self._history.known(namespace)
+            now = self._clock.wall_ms()
+            lacking = _lacking(namespace, listed, changes, known, revision, now)
+            while portion := lacking[:_WRITTEN_AT_ONCE]:
+                self._history.add(portion)
+                del lacking[:_WRITTEN_AT_ONCE]
+                count += len(portion)
+                time.sleep(_PAUSE_SECS)
+        if count:
+            log.info("the history lacked %d changes, which were told from the list", count)
+        return count
+
+    # Reading
+
+    def read(self, namespace: Namespace, wish: Wish) -> Page:
+        """What is wanted of the history of a namespace; ``StoreError``."""
+        self.flush()
+        return self._history.read(namespace, wish)
+
+    def state(self, namespace: Namespace, moment: Moment) -> Iterator[Instance]:
+        """What was listed at a moment; ``ForgottenError``, ``StoreError``.
+
+        Only one at a time is told in a process, for it may be much.
+        """
+        self._settle(moment)
+        with self._rebuilding:
+            yield from self._history.state(namespace, moment)
+
+    def differences(
+        self, namespace: Namespace, first: Moment, second: Moment
+    ) -> Iterator[tuple[Instance | None, Instance | None]]:
+        """How what was listed differs between two moments; what holds for ``state``."""
+        self._settle(first)
+        self._settle(second)
+        with self._rebuilding:
+            yield from self._history.differences(namespace, first, second)
+
+    def _settle(self, moment: Moment) -> None:
+        """Have all workers write what they did until then."""
+        self.flush()
+        at_ms = self._clock.wall_ms() if moment.at_ms is None else moment.at_ms
+        lag = at_ms + self._others_lag_ms - self._clock.wall_ms()
+        if lag > 0:
+            time.sleep(min(lag, self._others_lag_ms) / 1000)
+
+    def extent(self) -> Extent:
+        """How much is kept; ``StoreError``."""
+        return self._history.extent()
+
+
+class NamespaceHistory:
+    """The history of one namespace: all that any caller of it may see."""
+
+    def __init__(self, recorder: Recorder, namespace: Namespace) -> None:
+        """Nothing is read before it is asked for."""
+        self._recorder = recorder
+        self._namespace = namespace
+
+    def read(self, wish: Wish) -> Page:
+        """The wanted entries, the newest first; ``StoreError``."""
+        return self._recorder.read(self._namespace, wish)
+
+    def state(self, moment: Moment) -> Iterator[Instance]:
+        """What was listed at a moment, in order; ``ForgottenError``, ``StoreError``."""
+        return self._recorder.state(self._namespace, moment)
+
+    def differences(
+        self, first: Moment, second: Moment
+    ) -> Iterator[tuple[Instance | None, Instance | None]]:
+        """Each instance that differs, as it was at both; ``ForgottenError``, ``StoreError``."""
+        return self._recorder.differences(self._namespace, first, second)
+
+    def earliest_ms(self) -> int | None:
+        """From when on all is told; None where the states are not kept. ``StoreError``."""
+        return self._recorder.extent().earliest_ms
+
+
+_AGAIN: Mapping[str, Any] = {"again": True}
+_DIRTY = Instance._fields.index("last_dirty_ms")
+_BEHIND = Instance._fields.index("revision")
+_METADATA = Instance._fields.index("metadata")
+_TOLD = tuple(
+    (place, name)
+    for place, name in enumerate(Instance._fields[:_BEHIND])
+    if name not in ("last_dirty_ms", "metadata", "attributes", "origin")
+)
+
+
+def what_changed(commit: Commit) -> tuple[HistoryKind, Mapping[str, Any]]:
+    """What a commit did, and to which fields, as JSON values."""
+    instance, before = commit.instance, commit.before
+    if commit.remove:
+        return HistoryKind.EVICTED if commit.evicted else HistoryKind.CANCELLED, _of_peer(instance)
+    override = commit.override
+    if override is not None and (commit.lease is None or override.status is None):
+        if override.status is None:
+            return HistoryKind.OVERRIDE_REMOVED, _of_peer(instance)
+        return HistoryKind.OVERRIDE, {"override": str(override.status), **_of_peer(instance)}
+    if instance is None or before is None:
+        return HistoryKind.REGISTERED, _of_peer(instance)
+    if (
+        before[:_DIRTY] == instance[:_DIRTY]
+        and before[_DIRTY + 1 : _BEHIND] == instance[_DIRTY + 1 : _BEHIND]
+    ):
+        return HistoryKind.REGISTERED, _AGAIN
+    changed = {
+        name: {"from": _json(before[place]), "to": _json(instance[place])}
+        for place, name in _TOLD
+        if before[place] != instance[place]
+    }
+    old, new = before.metadata, instance.metadata
+    metadata = {
+        key: {"from": old.get(key), "to": new.get(key)}
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    }
+    detail: dict[str, Any] = {**_of_peer(instance)}
+    if changed:
+        detail["changed"] = changed
+    if metadata:
+        detail["metadata"] = metadata
+    kind = HistoryKind.METADATA if metadata and not changed else HistoryKind.CHANGED
+    return kind, detail
+
+
+def _of_peer(instance: Instance | None) -> Mapping[str, Any]:
+    return {"peer": True} if instance is not None and instance.peers_know else {}
+
+
+def _json(value: Any) -> Any:
+    """A field's value as JSON: a data center is told by its name."""
+    if value is None or isinstance(value, (str, int)):
+        return value
+    return list(value) if isinstance(value, tuple) else str(getattr(value, "name", value))
+
+
+def _lacking(
+    namespace: Namespace,
+    listed: Sequence[Instance],
+    changes: Sequence[Change],
+    known: Mapping[InstanceKey, tuple[Revision, bool]],
+    revision: Revision,
+    now: int,
+) -> list[HistoryEntry]:
+    """What a namespace's history lacks, up to a revision."""
+    found = []
+    nothing = Revision(0), False
+    for instance in listed:
+        if known.get(instance.key, nothing)[0] < instance.revision <= revision:
+            is_new = instance.action_type is ActionType.ADDED
+            found.append(
+                HistoryEntry(
+                    namespace,
+                    instance.revision,
+                    min(now, max(instance.last_updated_ms, instance.registration_ms)),
+                    HistoryKind.REGISTERED if is_new else HistoryKind.CHANGED,
+                    instance.app,
+                    instance.id,
+                    instance,
+                    detail=_MADE_UP,
+                )
+            )
+    removed = {
+        change.instance.key: change
+        for change in changes
+        if change.removed and change.instance is not None
+    }
+    here = {instance.key for instance in listed}
+    for key, (seen, is_listed) in known.items():
+        if not is_listed or key in here or seen > revision:
+            continue
+        change = removed.get(key)
+        if change is not None and change.revision > revision:
+            continue  # whoever removed it will tell
+        last = None if change is None else change.instance
+        evicted = change is not None and change.evicted
+        found.append(
+            HistoryEntry(
+                namespace,
+                revision if change is None else change.revision,
+                now if last is None else min(now, last.last_updated_ms),
+                HistoryKind.EVICTED if evicted else HistoryKind.CANCELLED,
+                key.app,
+                key.id,
+                last,
+                removed=True,
+                detail=_MADE_UP,
+                number=1 if change is None else 0,
+            )
+        )
+    return found
+
+
+def event(
+    namespace: Namespace,
+    revision: Revision,
+    at_ms: int,
+    kind: HistoryKind,
+    key: InstanceKey,
+    by: Asker | None,
+    cause: Cause,
+) -> HistoryEntry:
+    """An entry of what changed nothing that is listed."""
+    rule, detail = cause
+    return HistoryEntry(
+        namespace,
+        revision,
+        at_ms,
+        kind,
+        key.app,
+        key.id,
+        by=by,
+        rule=rule,
+        detail=detail,
+        number=random.getrandbits(31) + 1,
+    )
