@@ -157,7 +157,16 @@ class EurekaApi:
         )
         if conflict is not None:
             return self._entity(media, (conflict, conflict.last_renewal_ms), 409)
-        return OK if status == 200 else Answer(status)
+        return OK if status == 200 else self._unless_not_open(Answer(status), is_replication)
+
+    def _unless_not_open(self, answer: Answer, is_replication: bool) -> Answer:
+        """The answer; but who is not found before a peer has told who there is, may well be there.
+
+        A client that is told 404 registers again. Told 503, it goes to another server.
+        """
+        if answer.status == 404 and not is_replication and not self._peers.is_open():
+            return NOT_OPEN
+        return answer
 
     def register_soon(
         self,
@@ -262,6 +271,7 @@ class EurekaApi:
 
     def _instance_resource(self, request: Request, app: str, rest: list[str]) -> Answer:
         method, actions = request.method, self._actions
+        is_peers = is_replication(request.headers)
         if method in ("PUT", "DELETE") and len(rest) > 1 and rest[-1] in ("status", "metadata"):
             instance_id = unquote("/".join(rest[:-1]))
             told = request.parameters()
@@ -269,26 +279,26 @@ class EurekaApi:
                 if method != "PUT":
                     return wrong_method("PUT")
                 metadata = {key: value for key, value in told.items() if key}
-                return _coded(actions.update_metadata(app, instance_id, metadata))
-            change = actions.update_status if method == "PUT" else actions.delete_override
-            return _coded(
-                change(
-                    app,
-                    instance_id,
-                    told.get("value"),
-                    told.get("lastDirtyTimestamp"),
-                    is_replication=is_replication(request.headers),
+                return self._unless_not_open(
+                    _coded(actions.update_metadata(app, instance_id, metadata)), is_peers
                 )
+            change = actions.update_status if method == "PUT" else actions.delete_override
+            status = change(
+                app,
+                instance_id,
+                told.get("value"),
+                told.get("lastDirtyTimestamp"),
+                is_replication=is_peers,
             )
+            return self._unless_not_open(_coded(status), is_peers)
         instance_id = unquote("/".join(rest))
         if method in _READING:
             return self.instance(app, instance_id, negotiated(request.headers.get("accept")))
         if method == "PUT":
             return self._heartbeat(request, app, instance_id)
         if method == "DELETE":
-            return _coded(
-                actions.cancel(app, instance_id, is_replication=is_replication(request.headers))
-            )
+            status = actions.cancel(app, instance_id, is_replication=is_peers)
+            return self._unless_not_open(_coded(status), is_peers)
         return wrong_method(*_READING, "PUT", "DELETE")
 
     def _heartbeat(self, request: Request, app: str, instance_id: str) -> Answer:

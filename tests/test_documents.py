@@ -242,9 +242,12 @@ NOT_RUN = {
     },
 }
 
+# Documents that are performed whole, by a test of their own.
+PERFORMED = {"docs/migrate/cluster.md": "tests/test_migration.py"}
+
 
 def reasons(block: Block) -> list[str]:
-    """Why it is not run."""
+    """Why it is not run here."""
     return [
         reason
         for reason, named in NOT_RUN.items()
@@ -266,6 +269,8 @@ def blocks(document: str) -> list[Block]:
 
 def runnable(document: str) -> list[Block]:
     """The sessions of a document, and the files that their commands name."""
+    if document in PERFORMED:
+        return []
     shown = [block for block in blocks(document) if not reasons(block)]
     sessions = "".join(block.text for block in shown if block.language == "console")
     return [block for block in shown if block.language == "console" or is_used(block, sessions)]
@@ -276,9 +281,18 @@ def is_used(block: Block, sessions: str) -> bool:
     return block.title != "" and block.title.split("/")[0] in sessions
 
 
+@pytest.mark.parametrize(("document", "module"), PERFORMED.items())
+def test_what_is_performed_whole_is_named_by_the_test_that_performs_it(
+    document: str, module: str
+) -> None:
+    assert f'"{document}"' in (ROOT / module).read_text()
+    assert module in (ROOT / document).read_text()
+
+
 def test_each_block_is_run_or_named_with_the_reason_why_it_is_not() -> None:
     every = [block for document in DOCUMENTS for block in blocks(document)]
     run = [block for document in DOCUMENTS for block in runnable(document)]
+    every = [block for block in every if block.document not in PERFORMED]
 
     assert [block for block in every if block not in run and not reasons(block)] == []
     named = [reason for block in every for reason in reasons(block)]

@@ -264,6 +264,18 @@ def test_a_server_that_starts_empty_says_nothing_before_a_peer_has_answered(
             answer = server.send("GET", path, None, JSON)
             assert (answer.status, answer.headers["retry-after"]) == (503, "1"), path
         assert server.send("GET", "/api/v1/instances").status == 503
+        # Who is not known yet may be known to a peer: told 404, a client would register again.
+        path = "/eureka/apps/WEB/one"
+        for method, rest in (
+            ("PUT", "?status=UP&lastDirtyTimestamp=1700000000000"),
+            ("PUT", "/status?value=DOWN"),
+            ("DELETE", "/status?value=UP"),
+            ("PUT", "/metadata?a=b"),
+            ("DELETE", ""),
+        ):
+            assert server.send(method, path + rest).status == 503, (method, rest)
+        peers_word = {"x-netflix-discovery-replication": "true"}
+        assert server.send("PUT", path, None, peers_word).status == 404
         register(server.port, "early")
         wait_until(
             lambda: [peer["state"] for peer in report(server.port)["peers"]] == ["down"],

@@ -1,0 +1,543 @@
+"""Two genuine servers become two of this project, and back, with twelve real clients running.
+
+What is done is what ``docs/migrate/cluster.md`` says: its commands are typed, each at its machine,
+and what it says to look at is waited for. The machines are three shells with loopback addresses of
+their own; all servers have the same port. The clients' lists name the first two, half of them in
+the other order, and are not changed.
+
+How it is judged that no client noticed:
+
+* **Views.** All clients are instances of one service. Each is asked five times a second which of
+  them it would use. A client fetches once a second, so each state that it had is seen. Every one
+  must be all twelve.
+* **Calls.** Each client calls one that its own load balancer chooses. Every call must succeed.
+* **Answers.** The servers' access logs have every answer that a client got. No heartbeat may be
+  refused and nobody may register again: both would mean that a server had lost somebody. Fetches
+  may be answered 503 by a server that is not ready yet. Then, as where a connection fails, the
+  client has to go to the next one of its list, which is the retry of its own.
+* **Logs.** What a client logs must be of such retries.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+import urllib.request
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+import pytest
+
+from conformance.compare import GENERATIONS as POMS
+from conformance.gate import Gate, Gatehouse
+from conformance.programs import (
+    HOXTON_OPTIONS,
+    LEASE_SECS,
+    SMALL_JVM,
+    Kind,
+    Program,
+    built_jar,
+    free_port,
+    named,
+)
+from tests.servers import ROOT, wait_until
+from tests.test_documents import Block, blocks, is_as_shown
+
+pytestmark = [pytest.mark.programs, pytest.mark.slow]
+
+PAGE = "docs/migrate/cluster.md"
+SERVICE = "shop"
+NAMES = ("eureka-1", "eureka-2", "eureka-3")
+ADDRESSES = {name: f"127.0.0.{number}" for number, name in enumerate(NAMES, start=2)}
+SPRINGS = ("spring-hoxton", "spring-2025.0-resttemplate", "spring-2025.1")
+# What clients log where a server is away and they go to the next one. The supervisor of Netflix's
+# client counts an exchange that took more than a second as failed, and begins the next.
+_RETRY = re.compile(
+    r"RetryableEurekaHttpClient\b.*Request execution fail"
+    r"|TimedSupervisorTask\b.*timed out"
+    r"|is down, use next url to try"
+    r"|Problem making eureka request Error: "
+    r"|(Error sending heartbeat|Could not complete|Couldn't get apps).* error: .*"
+    r"(connection refused|connection reset|EOF|Client\.Timeout)"
+)
+_LINE = re.compile(r"^(eureka-\d)\$ (.+)$")
+_ANSWER = re.compile(r'"([A-Z]+) (\S+) HTTP/1\.[01]" (\d{3})')
+
+
+class Command(NamedTuple):
+    """What is typed at a machine, and what it then shows."""
+
+    machine: str
+    text: str
+    shown: str
+
+    @property
+    def is_a_look(self) -> bool:
+        """Whether it changes nothing, so that it may be repeated until what is shown is there."""
+        return self.text.startswith(("curl ", "eureka-registry peers "))
+
+
+@dataclass
+class Step:
+    """A section of the page: the files and the commands in it."""
+
+    title: str
+    blocks: list[Block] = field(default_factory=list)
+
+
+def steps() -> list[Step]:
+    """The sections of the page that have something to do, in their order."""
+    found: list[Step] = []
+    text = (ROOT / PAGE).read_text()
+    titles = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    sections = re.split(r"^## .+$", text, flags=re.MULTILINE)[1:]
+    waiting = blocks(PAGE)
+    for title, section in zip(titles, sections, strict=True):
+        count = len(re.findall(r"^```\w", section, re.MULTILINE))
+        step, waiting = Step(title, waiting[:count]), waiting[count:]
+        if step.blocks:
+            found.append(step)
+    assert waiting == []
+    return found
+
+
+def commands(session: str) -> list[Command]:
+    found: list[Command] = []
+    for line in session.splitlines():
+        if match := _LINE.match(line):
+            found.append(Command(match[1], match[2], ""))
+        else:
+            found[-1] = found[-1]._replace(shown=f"{found[-1].shown}{line}\n")
+    return found
+
+
+class Asked(NamedTuple):
+    """A request that a server answered."""
+
+    method: str
+    path: str
+    status: int
+
+
+class Machine:
+    """A shell with a folder, an address, and the settings that its servers have anywhere else."""
+
+    def __init__(self, name: str, folder: Path, port: int, generation: str) -> None:
+        self.name = name
+        self.folder = folder / name
+        self.folder.mkdir()
+        self._port = port
+        self._address = ADDRESSES[name]
+        jar = built_jar(ROOT / "conformance" / "oracle", POMS[generation])
+        options = HOXTON_OPTIONS if generation == "hoxton" else ()
+        (self.folder / "eureka-server.jar").symlink_to(jar)
+        environment = {
+            "PATH": f"{self._command()}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HOME": str(self.folder),
+            "PYTHONPATH": str(ROOT),
+            "WORKERS": "2",
+            "SERVER_ADDRESS": self._address,
+            "EUREKA_INSTANCE_HOSTNAME": self._address,
+            "EUREKA_REGISTRY_URL": f"http://{self._address}:{port}",
+            # Genuine servers on one machine would all have the same id.
+            "EUREKA_INSTANCE_INSTANCE_ID": f"{self._address}:eureka:{port}",
+            # Whoever a server forgets is to be missed at once.
+            "EUREKA_SERVER_ENABLE_SELF_PRESERVATION": "false",
+            "EUREKA_SERVER_EVICTION_INTERVAL_TIMER_IN_MS": "1000",
+            "PEERS_COMPARE_INTERVAL_MS": "2000",
+            "JAVA_TOOL_OPTIONS": " ".join(["-Xmx300m", *SMALL_JVM[1:], *options]),
+            "ACCESS_LOG": "true",
+            "SERVER_TOMCAT_BASEDIR": str(self.folder),
+            "SERVER_TOMCAT_ACCESSLOG_ENABLED": "true",
+            "SERVER_TOMCAT_ACCESSLOG_BUFFERED": "false",
+        }
+        self._shell = subprocess.Popen(
+            ["bash", "--norc"],
+            cwd=self.folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def _command(self) -> Path:
+        """A folder with the command as the wheel installs it, though of this checkout."""
+        scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+        module, _, function = scripts["eureka-registry"].partition(":")
+        program = self.folder / "bin" / "eureka-registry"
+        program.parent.mkdir()
+        program.write_text(
+            f"#!{sys.executable}\nimport sys\nfrom {module} import {function}\n"
+            f"sys.exit({function}())\n"
+        )
+        program.chmod(0o755)
+        return program.parent
+
+    def here(self, text: str) -> str:
+        """The page's text with the addresses and the port that there are here."""
+        for name, address in ADDRESSES.items():
+            text = text.replace(name, address)
+        return text.replace("8761", str(self._port))
+
+    def write(self, block: Block) -> None:
+        (self.folder / block.title).write_text(self.here(block.text))
+
+    def type(self, command: str) -> tuple[int, str]:
+        """The status of a command, and what it prints."""
+        typed = self.folder / "typed"
+        typed.write_text(self.here(command) + "\n")
+        assert self._shell.stdin is not None
+        assert self._shell.stdout is not None
+        line = f"source {shlex.quote(str(typed))} </dev/null; printf '\\0%s\\0' $?\n"
+        self._shell.stdin.write(line.encode())
+        self._shell.stdin.flush()
+        told = b""
+        while told.count(b"\0") < 2:
+            part = os.read(self._shell.stdout.fileno(), 65536)
+            assert part, f"the shell of {self.name} ended at {command!r}: {told.decode()}"
+            told += part
+        printed, status, _ = told.decode().split("\0")
+        return int(status), printed
+
+    def perform(self, command: Command) -> None:
+        """Type it, and wait until it shows what the page shows."""
+
+        def is_done() -> bool:
+            status, printed = self.type(command.text)
+            is_fine = (
+                is_as_shown(self.here(command.shown), printed) if command.shown else not status
+            )
+            assert is_fine or command.is_a_look, f"{command}: {printed}\n{self.log()[-3000:]}"
+            return is_fine
+
+        wait_until(is_done, f"{command}\n{self.log()[-3000:]}")
+
+    def log(self) -> str:
+        return "".join(path.read_text(errors="replace") for path in self.folder.glob("*.log"))
+
+    def answers(self) -> list[Asked]:
+        """Each request that a server answered here, as the servers' logs have it."""
+        logs = [self.folder / "registry.log", *sorted(self.folder.glob("logs/access_log*"))]
+        return [
+            Asked(method, unquote(path.partition("?")[0]), int(status))
+            for log in logs
+            if log.exists()
+            for method, path, status in _ANSWER.findall(log.read_text(errors="replace"))
+        ]
+
+    def is_ours(self) -> bool:
+        status, printed = self.type(
+            "curl -s http://$EUREKA_INSTANCE_HOSTNAME:8761/api/v1/peers | grep -c verdict"
+        )
+        return (status, printed.strip()) == (0, "1")
+
+    def close(self) -> None:
+        os.killpg(self._shell.pid, signal.SIGKILL)
+        self._shell.wait()
+
+
+class Seen(NamedTuple):
+    """What one client saw or was told that it should not."""
+
+    step: str
+    client: str
+    what: str
+
+
+class Watch:
+    """Looks at each client's own view, and has it call the others, all the time."""
+
+    def __init__(self, programs: Sequence[Program]) -> None:
+        self.step = ""
+        self.views: list[Seen] = []
+        self.calls: list[Seen] = []
+        self.looks: Counter[str] = Counter()
+        self._wanted = sorted(program.id for program in programs)
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._look, args=(program,), daemon=True)
+            for program in programs
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _look(self, program: Program) -> None:
+        turn = 0
+        while not self._stopping.wait(0.2):
+            step = self.step
+            status, body = program.get(f"/instances/{SERVICE}", timeout=60)
+            view = sorted(re.findall(r'"([^"]+)"', body)) if status == 200 else [f"({status})"]
+            if view != self._wanted:
+                missing = sorted(set(self._wanted) - set(view))
+                told = f"lacks {missing}" if missing else f"has {view}"
+                self.views.append(Seen(step, program.id, told))
+            if turn % 5 == 0:
+                status, body = program.get(f"/choose/{SERVICE}", timeout=60)
+                if (status, body in self._wanted) != (200, True):
+                    self.calls.append(Seen(step, program.id, f"{status} {body[:200]}"))
+            turn += 1
+            self.looks[program.id] += 1
+
+    def stop(self) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+
+class World:
+    """Three machines and the clients of one service."""
+
+    def __init__(self, folder: Path, generations: Mapping[str, str] | None = None) -> None:
+        """``generations`` are the genuine servers' that are not of the newest."""
+        self._folder = folder
+        self._stack = ExitStack()
+        port = port_of_all()
+        self.machines = {
+            name: Machine(name, folder, port, (generations or {}).get(name, "2025.0"))
+            for name in NAMES
+        }
+        for machine in self.machines.values():
+            self._stack.callback(machine.close)
+        self.bases = {name: f"http://{ADDRESSES[name]}:{port}/eureka" for name in NAMES}
+        self.programs: list[Program] = []
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def start_clients(self, kinds: Sequence[Kind], lists: Sequence[Sequence[str]]) -> None:
+        """One client of each kind with its list of URLs; until each sees all of them."""
+        for kind in kinds:
+            kind.command()  # builds it, where that has not been done
+        for kind, bases in zip(kinds, lists, strict=True):
+            program = Program(kind, bases, SERVICE, f"{SERVICE}:{kind.name}", self._folder)
+            self._stack.callback(program.end)
+            self.programs.append(program)
+        for program in self.programs:
+            wait_until(program.is_ready, f"{program.id} to answer")
+        ids = sorted(program.id for program in self.programs)
+        for program in self.programs:
+            wait_until(lambda p=program: p.instances(SERVICE) == ids, f"{program.id} to see all")
+
+    def await_answer(self, name: str) -> None:
+        def is_there() -> bool:
+            with suppress(OSError), urllib.request.urlopen(f"{self.bases[name]}/apps"):
+                return True
+            return False
+
+        wait_until(is_there, f"an answer of {name}")
+
+    def perform(self, blocks: Iterable[Block]) -> None:
+        for block in blocks:
+            if block.language == "yaml":
+                for machine in self.machines.values():
+                    machine.write(block)
+                continue
+            for command in commands(block.text):
+                self.machines[command.machine].perform(command)
+
+    def answers(self) -> Counter[Asked]:
+        return Counter(each for machine in self.machines.values() for each in machine.answers())
+
+
+def port_of_all() -> int:
+    """A port that is free at each address."""
+    while True:
+        port = free_port()
+        with ExitStack() as tried, suppress(OSError):
+            for address in ADDRESSES.values():
+                tried.enter_context(socket.create_server((address, port)))
+            return port
+
+
+def refused(answers: Counter[Asked]) -> Counter[Asked]:
+    """What clients were answered that is beyond the retries of their own."""
+    of_service = re.compile(rf"/eureka/apps/{SERVICE}(/|$)", re.IGNORECASE)
+    of_all = re.compile(r"/eureka/apps(/|/delta)?")
+
+    def is_fine(asked: Asked) -> bool:
+        if of_service.match(asked.path) and asked.method != "GET":
+            return asked.method == "PUT" and asked.status == 200
+        return not of_all.fullmatch(asked.path) or asked.status in (200, 503)
+
+    return Counter({asked: count for asked, count in answers.items() if not is_fine(asked)})
+
+
+def entries(log: str) -> list[str]:
+    """The first line of each entry of a client's log that tells of trouble."""
+    trouble = r"\b(WARN|WARNING|ERROR)\b|^Problem |^Error|^\d{4}/\d\d/\d\d "
+    return [line for line in log.splitlines() if re.search(trouble, line)]
+
+
+@dataclass
+class Way:
+    """What was seen from the first step to the last."""
+
+    watch: Watch
+    answers: Counter[Asked]
+    logs: dict[str, str]
+    ours: list[str]
+
+
+def gone(world: World, way: Sequence[Step]) -> Way:
+    before = world.answers()
+    logged = {program.id: len(program.log()) for program in world.programs}
+    watch = Watch(world.programs)
+    try:
+        for step in way:
+            watch.step = step.title
+            world.perform(step.blocks)
+        # Nothing is waited for: who was lost in the last step is to be missed.
+        time.sleep(LEASE_SECS)
+    finally:
+        watch.stop()
+    return Way(
+        watch,
+        world.answers() - before,
+        {program.id: program.log()[logged[program.id] :] for program in world.programs},
+        [name for name, machine in world.machines.items() if machine.is_ours()],
+    )
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with World(tmp_path_factory.mktemp("world")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def there(world: World) -> Way:
+    first, *way = steps()[:-1]
+    assert first.title.startswith("Step 0")
+    file, start, *looks = first.blocks
+    world.perform([file, start])
+    for name in NAMES[:2]:
+        world.await_answer(name)
+    kinds = named("all")
+    one, two, _ = world.bases.values()
+    world.start_clients(kinds, [[two, one] if at % 2 else [one, two] for at in range(len(kinds))])
+    world.perform(looks)
+    return gone(world, way)
+
+
+@pytest.fixture(scope="module")
+def back(world: World, there: Way) -> Way:
+    (way,) = steps()[-1:]
+    assert way.title == "The way back"
+    return gone(world, [way])
+
+
+@pytest.fixture(params=["there", "back"])
+def way(request: pytest.FixtureRequest) -> Way:
+    found: Way = request.getfixturevalue(request.param)
+    return found
+
+
+def test_no_client_sees_an_instance_missing(way: Way) -> None:
+    assert way.watch.views == []
+    assert len(way.watch.looks) == 12
+
+
+def test_no_client_fails_to_call_another(way: Way) -> None:
+    assert way.watch.calls == []
+
+
+def test_no_server_refuses_a_client(way: Way) -> None:
+    assert refused(way.answers) == {}
+    beats = {asked.path.rpartition(":")[2] for asked in way.answers if asked.method == "PUT"}
+    assert beats >= {kind.name for kind in named("all")}
+
+
+def test_no_client_logs_anything_but_its_retries(way: Way) -> None:
+    beyond = {
+        name: [entry for entry in entries(log) if not _RETRY.search(entry)]
+        for name, log in way.logs.items()
+    }
+    assert {name: found for name, found in beyond.items() if found} == {}
+    assert all(entries(log) for log in way.logs.values())  # each had to
+
+
+def test_the_servers_are_ours_in_the_end(there: Way) -> None:
+    assert there.ours == ["eureka-1", "eureka-2"]
+
+
+def test_the_servers_are_genuine_after_the_way_back(back: Way) -> None:
+    assert back.ours == []
+
+
+# A client of each generation, and servers of each
+
+
+def test_a_spring_client_of_each_generation_moves_between_all_servers(tmp_path: Path) -> None:
+    """Two genuine servers, a generation each, and one of ours; every way from one to another.
+
+    Each client has three gates, one to each server, of which one is open. It is judged as above,
+    and the gates tell that nobody registered again.
+    """
+    (file,) = [block for block in steps()[1].blocks if block.language == "yaml"]
+    genuine = "java -jar eureka-server.jar >> eureka.log 2>&1 &"
+    ours = "eureka-registry serve --spring-config application.yml >> registry.log 2>&1 &"
+    with World(tmp_path, {"eureka-2": "hoxton"}) as world, Gatehouse() as house:
+        world.perform([file])
+        for machine, text in zip(world.machines.values(), (genuine, genuine, ours), strict=True):
+            machine.perform(Command(machine.name, text, ""))
+        for name in NAMES:
+            world.await_answer(name)
+        kinds = [kind for name in SPRINGS for kind in named(name)]
+        gates = [{name: house.gate(base) for name, base in world.bases.items()} for _ in kinds]
+        for each in gates:
+            for name in NAMES[1:]:
+                each[name].shut()
+        world.start_clients(kinds, [[gate.url for gate in each.values()] for each in gates])
+        registered = [registrations(each) for each in gates]
+        answered = world.answers()
+        watch = Watch(world.programs)
+        try:
+            for number in (2, 3, 1, 3, 2, 1):
+                watch.step = f"the move to eureka-{number}"
+                move(gates, f"eureka-{number}")
+        finally:
+            watch.stop()
+
+        assert watch.views == []
+        assert watch.calls == []
+        assert [registrations(each) for each in gates] == registered
+        assert refused(world.answers() - answered) == {}
+
+
+def move(gates: Sequence[dict[str, Gate]], to: str) -> None:
+    """Leave but one server to each client, and wait until it renews and fetches there."""
+    for each in gates:
+        each[to].open()
+        for name, gate in each.items():
+            if name != to:
+                gate.shut()
+    for each in gates:
+        seen = len(each[to].passed)
+
+        def is_there(gate: Gate = each[to], seen: int = seen) -> bool:
+            passed = gate.passed[seen:]
+            beats = sum(request.is_heartbeat for request in passed)
+            return beats > 1 and sum(request.method == "GET" for request in passed) > 1
+
+        wait_until(is_there, f"renewals and fetches at {to}")
+
+
+def registrations(gates: Mapping[str, Gate]) -> int:
+    return sum(passed.is_registration for gate in gates.values() for passed in gate.passed)
