@@ -225,6 +225,17 @@ class Access:
             return Answer(403)
         return Grant(Namespace(wanted), True, grant.user, grant.until)
 
+    @property
+    def mode(self) -> Mode:
+        """How callers are told apart."""
+        return self._settings.mode
+
+    def may_write(self, request: Request) -> bool:
+        """Whether who was granted this request, whatever its method, may also change something."""
+        settings = self._settings
+        is_known = "authorization" in request.headers
+        return is_known or settings.mode == "none" or not settings.protect_writes
+
     def origin(self, request: Request) -> str:
         """What this server's URLs begin with for this caller, such as ``https://registry:8761``.
 

@@ -21,7 +21,7 @@ from catalogs import Runner
 from catalogs.metrics import exposition
 from eureka_compat.peers import Replicator
 from eureka_http.exchange import LoopHooks
-from eureka_server import health, start
+from eureka_server import dashboard, health, start
 from eureka_server.access import Access
 from eureka_server.command import version
 from eureka_server.flask_door import admission, blueprint
@@ -124,6 +124,8 @@ def _assembled(environment: Environment, parts: ExitStack) -> Door:
     app.register_blueprint(
         health.blueprint(registry, actuator=environment.actuator, is_open=replicator.is_open)
     )
+    if environment.dashboard:
+        app.register_blueprint(dashboard.blueprint(environment.dashboard_path))
     _add_errors(app)
     _add_metrics(app, runner)
     app.loop_hooks = LoopHooks(

@@ -6,6 +6,7 @@ for what can be answered at once (``fast_lane``).
 
 from __future__ import annotations
 
+import hmac
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
+
+import orjson
 
 from eureka_compat import EurekaApi, EurekaLane, EurekaSettings
 from eureka_compat.peers.seen import ALONE, PeersSeen
@@ -28,10 +31,15 @@ from native_api.status import Server
 from registry import DEFAULT_NAMESPACE, Namespace, Registry, StoreError, asking
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
+# What the operator's page keeps as a cookie, and what it sends of it with each change.
+_PAGE_COOKIE, _PAGE_FIELD = "registry-page", "x-registry-page"
+_ACCOUNT = f"{api.BASE}/account"
 _FAST_METHODS = frozenset({"GET", "HEAD", "PUT", "DELETE", "POST"})
 # A registration is read in the loop; a peer's batch of hundreds would hold the others up.
 _FAST_BODY_BYTES = 16 * 1024
-_OPEN_BEFORE_PEERS = tuple(f"{api.BASE}/{name}" for name in ("peers", "catalogs", "status"))
+_OPEN_BEFORE_PEERS = tuple(
+    f"{api.BASE}/{name}" for name in ("account", "peers", "catalogs", "status")
+)
 _UNKNOWN = Answer(503, headers={"Retry-After": "1"})
 _T = TypeVar("_T")
 Watched = tuple[str, Mapping[str, str], Iterator[bytes]]
@@ -121,6 +129,8 @@ class Gateway:
             native = self._native_api(grant.namespace)
             if native.is_watch(request):
                 return self._watch(native, request, grant)
+            if path == _ACCOUNT:
+                return self._account(request, grant)
             if request.method == "GET" or path.rstrip("/").endswith("/heartbeat"):
                 return self._as(
                     grant, request, lambda: native.answer(request, is_admin=grant.is_admin)
@@ -162,7 +172,7 @@ class Gateway:
         None where it also matters who sends them, or from which page a browser does. To be called,
         as what it returns and ``settle``, in the event loop's thread.
         """
-        if not self._access.is_open or "origin" in headers or "sec-fetch-site" in headers:
+        if not self._access.is_open or not _FROM_PAGES.isdisjoint(headers):
             return None
         api, access = self._eureka_apis[DEFAULT_NAMESPACE], self._access
         return EurekaLane(api, f"{EUREKA}/", headers, partial(access.asker, "", headers))
@@ -213,6 +223,8 @@ class Gateway:
             return grant
         if self._is_waiting(request):
             return _not_open()
+        if request.path == _ACCOUNT:
+            return self._account(request, grant)
         native = self._native_api(grant.namespace)
         if native.is_watch(request):
             return native.watched(request, self._holds(request, grant))
@@ -229,6 +241,19 @@ class Gateway:
         finally:
             asking.reset(asked)
             caller.reset(before)
+
+    def _account(self, request: Request, grant: Grant) -> Answer:
+        """Who asks, and what that allows: so a page need not offer what would be refused."""
+        if request.method not in ("GET", "HEAD"):
+            return problem(405, "allowed here: GET, HEAD", headers={"Allow": "GET, HEAD"})
+        told = {
+            "mode": self._access.mode,
+            "user": grant.user,
+            "namespace": grant.namespace,
+            "is_admin": grant.is_admin,
+            "may_write": self._access.may_write(request),
+        }
+        return Answer(200, orjson.dumps(told), "application/json", {"Cache-Control": "no-store"})
 
     def _is_waiting(self, request: Request) -> bool:
         """Whether a native read asks what this server does not know before a peer has answered."""
@@ -292,11 +317,16 @@ class Gateway:
 def is_cross_site(request: Request) -> bool:
     """Whether a page of another site has a browser change something here, perhaps unknowingly.
 
-    Only browsers send these fields, and no page can leave them out or choose them.
+    Only browsers send these fields, and no page can leave them out or choose them. Beside them the
+    operator's page has a token: a browser that keeps it as a cookie must send it in a field too,
+    which a page of another site cannot read, and may not send.
     """
     if request.method in _READING:
         return False
     headers = request.headers
+    cookie = headers.get("cookie")
+    if cookie is not None and not _has_token(cookie, headers.get(_PAGE_FIELD, "")):
+        return True
     told = headers.get("sec-fetch-site")
     if told is not None:
         return told not in ("same-origin", "none")
@@ -309,6 +339,18 @@ def is_cross_site(request: Request) -> bool:
         return True
 
 
+def _has_token(cookie: str, field: str) -> bool:
+    """Whether the page's token, where it is among the cookies, stands in the field as well."""
+    kept = [
+        value
+        for name, _, value in (each.strip().partition("=") for each in cookie.split(";"))
+        if name == _PAGE_COOKIE
+    ]
+    return all(hmac.compare_digest(value.encode(), field.encode()) for value in kept)
+
+
+# By these a request is known that a browser sends for a page.
+_FROM_PAGES = frozenset({"origin", "sec-fetch-site", "cookie"})
 # Without a body: clients decode the bodies of error pages.
 _ELSEWHERE = Answer(403, headers={"X-Refused": "cross-site"})
 

@@ -25,25 +25,10 @@ _UNKNOWN_BUILD = {
     **dict.fromkeys(("build_version", "build_revision", "build_goversion"), "unknown"),
     "build_date": "0001-01-01T00:00:00Z",
 }
-_PAGE = """<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><title>Eureka registry</title></head>
-<body>
-<h1>Eureka registry</h1>
-<p>This server is up. Clients register and look others up below <a href="eureka/apps">/eureka</a>;
-there is a <a href="api/v1/docs">REST API</a> too, and <a href="health/ready">readiness</a>.</p>
-</body>
-</html>
-"""
-_PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-}
 
 
 def blueprint(registry: Registry, *, actuator: bool, is_open: Callable[[], bool]) -> Blueprint:
-    """Probes; with ``actuator`` Spring's too, ``/health``, and a page at ``/``."""
+    """Probes; with ``actuator`` Spring's too, and ``/health``."""
     routes = Blueprint("health", __name__)
 
     def failure() -> str | None:
@@ -114,10 +99,6 @@ def _add_actuator(routes: Blueprint, is_ready: Callable[[], bool]) -> None:
             name: {"href": base + path, "templated": "{" in path} for name, path in paths.items()
         }
         return _told({"_links": told})
-
-    @routes.get("/")
-    def page() -> Response:
-        return Response(_PAGE, headers=_PAGE_HEADERS, content_type="text/html; charset=utf-8")
 
 
 def _told(document: dict[str, object], status: int = 200) -> Response:

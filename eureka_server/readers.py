@@ -134,6 +134,20 @@ def _url(text: str) -> str:
     return text
 
 
+# What stands on each side of a slash is a word that needs no escape, and not a dot alone.
+_PAGE_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+)*/?")
+_TAKEN = ("eureka", "api", "health", "actuator", "metrics", "uptime", "dashboard", "lastn")
+
+
+def _page_path(text: str) -> str:
+    path = text.strip()
+    # Spring takes one without the slash before it too.
+    path = path if path.startswith("/") else f"/{path}"
+    if _PAGE_PATH.fullmatch(path) is None or path.split("/")[1] in _TAKEN:
+        raise ValueError("a path such as / or /ops/registry, below no other of this server's")
+    return path
+
+
 def _list(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
@@ -178,6 +192,7 @@ WORDS = Spelling("TEXT", _words)
 FILE = Spelling("FILE", _file)
 PATH = Spelling("PATH", _path)
 NETWORKS = Spelling("NETWORK,…", _networks)
+PAGE_PATH = Spelling("/PATH", _page_path)
 NAMES = Spelling("NAME,…", _list)
 SPRING_CONFIG = Spelling("FILE,…", locations)
 URL = Spelling("URL", _url)

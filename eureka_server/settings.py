@@ -59,6 +59,8 @@ class Environment:
     log_level: str
     access_log: bool
     actuator: bool
+    dashboard: bool
+    dashboard_path: str
     store_url: str
     registry: RegistrySettings
     history: HistorySettings
@@ -161,7 +163,11 @@ SUBJECTS: dict[str, tuple[Setting, ...]] = {
             "gunicorn's worker; gthread works too, with fewer requests a second and a thread for"
             " each watch"),
         Setting("REGISTRY_ACTUATOR", "actuator", readers.BOOLEAN, "true",
-            "whether /actuator/health and the like, /health and a page at / answer"),
+            "whether /actuator/health and the like, and /health answer"),
+        Setting("EUREKA_DASHBOARD_ENABLED", "dashboard", readers.BOOLEAN, "true",
+            "whether there is a page for operators"),
+        Setting("EUREKA_DASHBOARD_PATH", "dashboard_path", readers.PAGE_PATH, "/",
+            "where it is"),
     ),
     "Store": (
         Setting("STORE_URL", "store_url", readers.STORE_URL, "lmdb:data",

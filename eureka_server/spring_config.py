@@ -56,8 +56,7 @@ _REASONS = {
     "server.shutdown": "each stop is graceful",
     "server.ssl": "TLS is served with TLS_CERT_FILE and TLS_KEY_FILE, in PEM, and clients'"
     " certificates are checked with TLS_CLIENT_CA_FILE",
-    "eureka.dashboard": "there is no dashboard",
-    "eureka.datacenter": "there is no dashboard that would show it",
+    "eureka.datacenter": "nothing shows it",
     "spring.security.user": _ACCOUNTS,
     "security.user": _ACCOUNTS,
     "security.basic": _ACCOUNTS,

@@ -16,7 +16,7 @@ from registry.testing import ManualClock
 
 READY = ("/health/ready", "/health", "/actuator/health", "/actuator/health/readiness")
 LIVE = ("/health/live", "/actuator/health/liveness")
-OTHERS = ("/actuator", "/actuator/info", "/")
+OTHERS = ("/actuator", "/actuator/info")
 
 
 class Broken(MemoryStore):
@@ -85,13 +85,6 @@ def test_links_of_the_actuator_lead_somewhere() -> None:
     for link in links.values():
         if not link["templated"]:
             assert client.get(link["href"]).status_code == 200
-
-
-def test_the_page_is_no_others_and_loads_nothing() -> None:
-    answer = client_of(MemoryStore()).get("/")
-    assert answer.content_type == "text/html; charset=utf-8"
-    assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
-    assert answer.headers["X-Frame-Options"] == "DENY"
 
 
 def test_what_spring_has_is_switched_off_by_a_setting() -> None:
