@@ -312,14 +312,29 @@ class EncodedAnswers:
             application = view.applications.get(app)
             if application is None:
                 return None
-            answer = application.kept.get(form)
-            if answer is None:
-                if application.portions is None:
-                    pieces = [Piece(self._join(app, application.values(), form, 0))]
-                else:
-                    pieces = [self._made(cell) for cell in cells()]
-                answer = self._keep_application(application, form, pieces, form)
-            return answer
+            return self._whole_application(application, form)
+
+    def _whole_application(self, application: Application, form: Form) -> EncodedAnswer:
+        """The answer with all of an application."""
+        answer: EncodedAnswer | None = application.kept.get(form)
+        if answer is None:
+            if application.portions is None:
+                pieces = [Piece(self._join(application.name, application.values(), form, 0))]
+            else:
+                cells = self._cells_of(application, application.portions, form, 0)
+                pieces = [self._made(cell) for cell in cells]
+            answer = self._keep_application(application, form, pieces, form)
+        return answer
+
+    def of_past(
+        self, instances: Iterable[Instance], form: Form, app: str | None = None
+    ) -> EncodedAnswer | None:
+        """Everything, or one application, as these instances have it; None for one of none."""
+        listing = Listing(instances)
+        if app is None:
+            return self._listed(listing, "1", form)
+        application = listing.applications.get(app.upper())
+        return None if application is None else self._whole_application(application, form)
 
     def _local_part(
         self, application: Application, local: Sequence[Instance], form: Form

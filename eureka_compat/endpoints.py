@@ -26,6 +26,7 @@ from eureka_compat.negotiation import (
     read_body,
     takes_gzip,
 )
+from eureka_compat.past import Past
 from eureka_compat.peers import leases
 from eureka_compat.peers.seen import ALONE, PeersSeen
 from eureka_compat.pieces import EncodedAnswer
@@ -74,6 +75,7 @@ class EurekaApi:
         self._answers = EncodedAnswers(
             registry, settings.regions.values(), falls_back=settings.falls_back
         )
+        self._past = Past(registry)
         self._actions = Actions(registry, settings)
         self._batches = Batches(registry, self._actions, settings.max_batch_bytes)
         self._server_status = ServerStatus(settings, peers)
@@ -102,7 +104,10 @@ class EurekaApi:
         in a thread.
         """
         try:
-            if request.method == "GET" and not (request.query and self.settings.regions):
+            query = request.query
+            if request.method == "GET" and not (
+                query and (self.settings.regions or "at=" in query)
+            ):
                 read = self.list_readers.get((path, list_fields(request.headers)))
                 answer = read(request.is_quick) if read is not None else None
                 if answer is not None:
@@ -193,6 +198,10 @@ class EurekaApi:
 
     def _apps(self, request: Request, path: str, rest: list[str]) -> Answer:
         method = request.method
+        if "at=" in request.query and method in _READING and rest != ["delta"]:
+            found = self._past.answer(request, [unquote(name) for name in rest])
+            if found is not None:
+                return found
         if len(rest) <= 1 and (not rest or rest[0] == "delta"):
             if method == "OPTIONS":
                 return Answer(200, headers={"Allow": "GET,HEAD,OPTIONS"})

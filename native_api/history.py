@@ -257,8 +257,7 @@ def _numbers(text: str) -> list[int] | None:
 def _forgotten(error: ForgottenError) -> ProblemError:
     """The answer for a moment that is not told of any more."""
     if error.earliest_ms is None:
-        text = "what was listed is not kept (REGISTRY_HISTORY_BYTES is too small for it)"
-        return ProblemError(problem(410, text))
+        return ProblemError(problem(410, f"{error}: REGISTRY_HISTORY_BYTES is too small for it"))
     earliest = form.instant(error.earliest_ms)
-    text = f"the history begins at {earliest}"
-    return ProblemError(problem(410, text, errors={"at": f"expected {earliest} or later"}))
+    errors = {"at": f"expected {earliest} or later"}
+    return ProblemError(problem(410, str(error), errors=errors))

@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Callable
 
 from registry.errors import LockLostError, StoreError, StoreGoneError
+from registry.history import HistoryKind
 from registry.lease import EVICTION_WINDOW_MS, eviction_limit
 from registry.model import InstanceKey, Lease, Namespace
 from registry.namespace import NamespaceRegistry
@@ -36,6 +37,9 @@ _PAUSE_SECS = 0.002
 _NEVER = 1 << 62
 # Who is held back is looked at again after so long.
 _HELD_BACK_MS = 1_000
+# While nothing may be evicted, the history is told of what has expired once in so long.
+_KEPT_MS = 10_000
+_NOBODY = InstanceKey("", "")
 # Other workers' views follow the log, so it is kept for so long even where the delta tells of less.
 _FOLLOWED_MS = 60_000
 
@@ -73,6 +77,11 @@ class Evictor:
         self._last_threshold: int | None = None
         self._failing = False
         self._flush_failing = False
+        # What the history was told of: by namespace, which lease ended and why its instance stays;
+        # when that was last looked at; and where the cap held evictions back.
+        self._kept: dict[Namespace, dict[InstanceKey, tuple[int, str]]] = {}
+        self._looked: dict[Namespace, int] = {}
+        self._capped: set[Namespace] = set()
 
     def start(self) -> None:
         """Run in a background thread until ``stop``."""
@@ -159,7 +168,10 @@ class Evictor:
             self._flush_failing = True
 
     def _evict_due(self, registry: NamespaceRegistry, now: int) -> int:
-        if not self._may_evict(registry) or not self._something_due(registry, now):
+        if not self._may_evict(registry):
+            self._tell_preserved(registry, now)
+            return 0
+        if not self._something_due(registry, now):
             return 0
         namespace = registry.namespace
         found = self._records.due(namespace, now)
@@ -167,6 +179,7 @@ class Evictor:
         gone = self._records.evictions(namespace, now - EVICTION_WINDOW_MS)
         limit = eviction_limit(found.leases + gone, registry.settings.renewal_percent_threshold)
         evicted = self._evict_some(registry, due, limit - gone)
+        self._tell_kept(registry, found.expired, due, evicted, limit)
         if evicted < len(due):
             self._next_due.pop(namespace, None)
         else:
@@ -206,12 +219,89 @@ class Evictor:
         evicted = 0
         for registry in held:
             if not self._may_evict(registry):
+                self._tell_preserved(registry, now)
                 continue
             found = self._records.due(registry.namespace, now - extra)
             due, _ = _evictable(registry, found.expired)
             limit = eviction_limit(found.leases, registry.settings.renewal_percent_threshold)
-            evicted += self._evict_some(registry, due, limit)
+            gone = self._evict_some(registry, due, limit)
+            self._tell_kept(registry, found.expired, due, gone, limit)
+            evicted += gone
         return evicted
+
+    # What the history is told
+
+    def _tell_preserved(self, registry: NamespaceRegistry, now: int) -> None:
+        """Tell of what has expired, and stays because nothing may be evicted."""
+        looked = self._looked.get(registry.namespace)
+        if registry.history is None or (looked is not None and now - looked < _KEPT_MS):
+            return
+        self._looked[registry.namespace] = now
+        expired = self._records.due(registry.namespace, now).expired
+        self._tell_each(registry, {key: (lease, "self-preservation") for key, lease in expired})
+
+    def _tell_kept(
+        self,
+        registry: NamespaceRegistry,
+        expired: list[tuple[InstanceKey, Lease]],
+        due: list[tuple[InstanceKey, Lease]],
+        evicted: int,
+        limit: int,
+    ) -> None:
+        """Tell of what has expired and stays after a pass that evicted so many of those due."""
+        if registry.history is None:
+            return
+        namespace = registry.namespace
+        is_capped = evicted < len(due)
+        if is_capped and namespace not in self._capped:
+            registry.record(
+                HistoryKind.BUDGET_REACHED,
+                _NOBODY,
+                rule="eviction-budget",
+                limit=limit,
+                waiting=len(due) - evicted,
+            )
+        (self._capped.add if is_capped else self._capped.discard)(namespace)
+        if not expired or (evicted == len(expired) and namespace not in self._kept):
+            self._kept.pop(namespace, None)
+            return
+        going = {key for key, _ in due}
+        view = registry.view()
+        kept = {}
+        with view.lock:
+            for key, lease in expired:
+                instance = view.get(key)
+                if instance is not None:
+                    rule = "peers" if instance.expires else "out-of-service"
+                    kept[key] = lease, "eviction-budget" if key in going else rule
+        self._tell_each(registry, kept)
+
+    def _tell_each(
+        self, registry: NamespaceRegistry, kept: dict[InstanceKey, tuple[Lease, str]]
+    ) -> None:
+        """Tell once of each why it stays, and again where the reason is another."""
+        before = self._kept.get(registry.namespace, {})
+        told = {key: (lease.deadline_mono_ms, rule) for key, (lease, rule) in kept.items()}
+        self._kept[registry.namespace] = told
+        for key, (lease, rule) in kept.items():
+            if before.get(key) != told[key]:
+                registry.record(
+                    HistoryKind.EXPIRED_BUT_KEPT,
+                    key,
+                    rule=rule,
+                    last_renewal_ms=lease.last_renewal_ms,
+                    lease_secs=lease.duration_ms // 1000,
+                )
+
+    def _held_by(self, namespace: Namespace) -> Callable[[InstanceKey, Lease], str]:
+        """What kept an instance of a namespace listed, after its lease had ended so."""
+        kept = self._kept.get(namespace, {})
+
+        def held_by(key: InstanceKey, lease: Lease) -> str:
+            deadline, rule = kept.get(key, (None, ""))
+            return rule if deadline == lease.deadline_mono_ms else ""
+
+        return held_by
 
     def _evict_some(
         self, registry: NamespaceRegistry, due: list[tuple[InstanceKey, Lease]], limit: int
@@ -227,7 +317,9 @@ class Evictor:
                     break
             portion = chosen[start : start + _EVICTED_AT_ONCE]
             try:
-                evicted += registry.evict(portion, fence=fence)
+                evicted += registry.evict(
+                    portion, fence=fence, held_by=self._held_by(registry.namespace)
+                )
             except LockLostError:
                 break
         return evicted
@@ -249,12 +341,11 @@ class Evictor:
             was_active = notes.note(name) is not None  # another worker's, or of an earlier start
         if is_active != was_active:
             notes.set_note(name, noted(registry.clock.wall_ms()) if is_active else None)
-            log.warning(
-                "%s self-preservation in %s: %s",
-                "entered" if is_active else "left",
-                namespace,
-                registry.preservation().sentence,
-            )
+            sentence = registry.preservation().sentence
+            word = "entered" if is_active else "left"
+            log.warning("%s self-preservation in %s: %s", word, namespace, sentence)
+            kind = HistoryKind.PRESERVATION_ENTERED if is_active else HistoryKind.PRESERVATION_LEFT
+            registry.record(kind, _NOBODY, rule="self-preservation", sentence=sentence)
         self._preserving[namespace] = is_active
 
     def _housekeep(self, namespaces: list[Namespace], now: int) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
@@ -145,8 +145,14 @@ class ForgottenError(Exception):
 
     def __init__(self, earliest_ms: int | None) -> None:
         """None where nothing can be told at any instant."""
-        super().__init__(f"nothing is kept of what was before {earliest_ms}")
         self.earliest_ms = earliest_ms
+        if earliest_ms is None:
+            super().__init__("what was listed is not kept")
+        else:
+            earliest = datetime.fromtimestamp(earliest_ms / 1000, UTC).isoformat(
+                "T", "milliseconds"
+            )
+            super().__init__(f"the history begins at {earliest.replace('+00:00', 'Z')}")
 
 
 class History(Protocol):
