@@ -110,10 +110,13 @@ class Genuine:
         }
         jar = built_jar(ROOT / "conformance" / "oracle")
         command = ["java", "-Xmx300m", "-jar", str(jar)]
+        self._command = [*command, *(f"--{name}={value}" for name, value in options.items())]
+        self.launch()
+
+    def launch(self) -> None:
+        """Start it, empty, without waiting for it."""
         self._process = subprocess.Popen(
-            [*command, *(f"--{name}={value}" for name, value in options.items())],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
 
     def wait(self) -> None:
@@ -132,8 +135,8 @@ def answers(port: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[int]]:
-    """The ports of two of this project's servers, and of a genuine one."""
+def members(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Peers, Genuine]]:
+    """Two of this project's servers, and a genuine one."""
     port = free_port()
     peers = Peers(tmp_path_factory.mktemp("cluster"), 2, port)
     genuine = Genuine(port, *peers.ports)
@@ -141,7 +144,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[int]]:
         running.callback(genuine.kill)
         running.enter_context(peers)
         genuine.wait()
-        yield [*peers.ports, port]
+        yield peers, genuine
+
+
+@pytest.fixture
+def cluster(members: tuple[Peers, Genuine]) -> list[int]:
+    """The ports of them all, the genuine server's last."""
+    peers, genuine = members
+    return [*peers.ports, genuine.port]
 
 
 @pytest.mark.parametrize("at", [0, 1, 2], ids=["ours", "another of ours", "genuine"])
@@ -243,6 +253,71 @@ def test_each_server_is_listed_by_the_others(cluster: list[int]) -> None:
     for port in cluster:
         everybody = {"server-0", "server-1", "genuine"}
         wait_until(lambda port=port, all=everybody: hosts(port) == all, f"all servers at {port}")
+
+
+def test_a_genuine_server_that_starts_empty_is_filled_by_ours(
+    members: tuple[Peers, Genuine], cluster: list[int]
+) -> None:
+    peers, genuine = members
+    lasting = {"renewalIntervalInSecs": 30, "durationInSecs": 3600}
+    names = {f"filled:{number}" for number in range(20)}
+    for number, name in enumerate(sorted(names)):
+        register(cluster[number % 3], name, leaseInfo=lasting)
+    for port in cluster:
+        wait_until(lambda port=port: names <= listed(port).keys(), f"all of them at {port}")
+    assert send(cluster[0], "PUT", "/eureka/apps/WEB/filled:3/status?value=DOWN").status == 200
+    for port in cluster:
+        wait_until(lambda port=port: has(port, "filled:3", status="DOWN"), "the override")
+    genuine.kill()
+    for port in peers.ports:
+        wait_until(lambda port=port: _states(port).count("down") == 1, "its absence")
+    genuine.launch()
+    genuine.wait()
+
+    wait_until(lambda: names <= listed(genuine.port).keys(), "all of them")
+    wait_until(lambda: has(genuine.port, "filled:3", overriddenStatus="DOWN"), "the override")
+    for port in peers.ports:
+        wait_until(lambda port=port: _states(port) == ["up", "up"], "its return")
+        assert names <= listed(port).keys()
+
+
+def test_ours_that_were_away_take_what_came_meanwhile_at_a_genuine_server(
+    members: tuple[Peers, Genuine],
+) -> None:
+    peers, genuine = members
+    there = [*peers.ports, genuine.port]
+    register(genuine.port, "leaves", leaseInfo=SHORT)
+    register(genuine.port, "changes")
+    for port in there:
+        wait_until(lambda port=port: has(port, "leaves") and has(port, "changes"), "both")
+    for server in peers.servers:
+        server.kill9()
+    register(genuine.port, "comes")
+    path = "/eureka/apps/WEB/changes"
+    assert send(genuine.port, "PUT", f"{path}/status?value=OUT_OF_SERVICE").status == 200
+    assert send(genuine.port, "PUT", f"{path}/metadata?version=9").status == 200
+    assert send(genuine.port, "DELETE", "/eureka/apps/WEB/leaves").status == 200
+    for server in peers.servers:
+        server.launch()
+    for server in peers.servers:
+        wait_until(lambda server=server: is_ready(server), "readiness")
+
+    told = {"overriddenStatus": "OUT_OF_SERVICE", "metadata": {"zone": "a", "version": "9"}}
+    for port in peers.ports:
+        wait_until(lambda port=port: has(port, "comes"), f"what came, at {port}")
+        wait_until(lambda port=port: has(port, "changes", **told), f"what changed, at {port}")
+        # Nobody tells them of a cancel any more; the lease ends, and nobody brings it back.
+        wait_until(lambda port=port: not has(port, "leaves"), f"the end of what left, at {port}")
+    for port in there:
+        assert not has(port, "leaves")
+        assert has(port, "comes")
+
+
+def _states(port: int) -> list[str]:
+    try:
+        return [peer["state"] for peer in report(port)["peers"]]
+    except OSError:
+        return []
 
 
 def test_a_server_that_starts_empty_says_nothing_before_a_peer_has_answered(
