@@ -30,6 +30,7 @@ from eureka_server.settings import Environment, SettingError, load
 from eureka_server.start import give_up
 from native_api.status import Server
 from registry import (
+    DEFAULT_NAMESPACE,
     Evictor,
     Recorder,
     Registry,
@@ -118,6 +119,10 @@ def _assembled(environment: Environment, parts: ExitStack) -> Door:
             state=registry.store_state,
             check=registry.check,
             warnings=environment.warnings,
+            # Without accounts a request can name none but the default one.
+            namespaces=(lambda: (DEFAULT_NAMESPACE,))
+            if environment.access.mode == "none"
+            else registry.namespaces,
         ),
     )
     app.register_blueprint(blueprint(gateway, environment.threads))

@@ -26,6 +26,7 @@ from native_api.schemas import Schemas
 from native_api.search import DEFAULT_LIMIT, MAX_LIMIT, Pages, Search, SearchError
 from native_api.settings import NativeSettings
 from native_api.status import Server, Status
+from native_api.transfer import MAX_IMPORT_BYTES, Transfer
 from registry import (
     Instance,
     InstanceStatus,
@@ -80,9 +81,11 @@ class NativeApi:
         self._lists = Lists(registry)
         self._pages = Pages(registry, self._lists)
         self._hub = watch.Hub(registry, self._lists)
-        self._status = Status(registry, server or Server(), catalogs, peers)
+        self._server = server or Server()
+        self._status = Status(registry, self._server, catalogs, peers)
         self._past = Past(registry)
         operations = Operations(registry, self._schemas)
+        self._transfer = Transfer(registry, settings, self._schemas)
         # What answers about one instance, and about one service, by the last word of the path.
         self._of_instance: Mapping[str, Mapping[str, _Handler]] = {
             "": {"GET": self._show, "PUT": self._change, "DELETE": operations.remove},
@@ -115,7 +118,7 @@ class NativeApi:
         except InvalidIdentityError as error:
             return problem(400, str(error), errors={"service_name": str(error)})
         except BodyTooLargeError:
-            return _too_long()
+            return _too_long(_longest_body(request))
         except StoreError as error:
             return _store_failed(error)
         return answer
@@ -127,9 +130,8 @@ class NativeApi:
                 self._routed(request)
         except ProblemError as refused:
             return refused.answer
-        if request.announced() > MAX_BODY_BYTES:
-            return _too_long()
-        return MAX_BODY_BYTES
+        limit = _longest_body(request)
+        return _too_long(limit) if request.announced() > limit else limit
 
     def is_watch(self, request: Request) -> bool:
         """Whether the request is answered by ``stream`` (or, in a thread, by ``watched``)."""
@@ -217,6 +219,12 @@ class NativeApi:
                 handlers = {"GET": self._show_peers if is_admin else self._hide_peers}
             case ["status"]:
                 handlers = {"GET": self._show_status if is_admin else self._show_own_status}
+            case ["namespaces"]:
+                handlers = {"GET": self._namespaces if is_admin else self._own_namespace}
+            case ["export"]:
+                handlers = {"GET": self._transfer.export}
+            case ["import"]:
+                handlers = {"POST": self._transfer.take}
             case ["watch"]:
                 handlers = {}
             case _:
@@ -440,6 +448,14 @@ class NativeApi:
     def _hide_peers(self, request: Request, name: str) -> Answer:
         raise ProblemError(problem(403, "only an administrator sees the peers"))
 
+    def _namespaces(self, request: Request, name: str) -> Answer:
+        if request.is_quick:
+            raise NotYetError  # the store is asked
+        return json_answer({"namespaces": sorted(self._server.namespaces())})
+
+    def _own_namespace(self, request: Request, name: str) -> Answer:
+        return json_answer({"namespaces": [self._registry.namespace]})
+
     def _show_own_catalogs(self, request: Request, name: str) -> Answer:
         """What concerns this namespace: the catalogs that bring something to it, no one's names."""
         view = self._registry.view()
@@ -557,8 +573,13 @@ def _wants_json(request: Request) -> bool:
     return "json" in accept and "text/event-stream" not in accept
 
 
-def _too_long() -> Answer:
-    return problem(413, f"the body is longer than {MAX_BODY_BYTES} bytes")
+def _longest_body(request: Request) -> int:
+    is_import = request.path[len(BASE) :].rstrip("/") == "/import"
+    return MAX_IMPORT_BYTES if is_import else MAX_BODY_BYTES
+
+
+def _too_long(limit: int) -> Answer:
+    return problem(413, f"the body is longer than {limit} bytes")
 
 
 def _store_failed(error: StoreError) -> Answer:

@@ -16,6 +16,7 @@ from typing import Any
 from eureka_http.shown import masked_url
 from native_api.form import instant
 from registry import (
+    DEFAULT_NAMESPACE,
     InstanceStatus,
     NamespaceRegistry,
     NotYetError,
@@ -49,6 +50,8 @@ class Server:
     state: Callable[[], StoreState] = _no_store
     check: Callable[[], None] = lambda: None
     warnings: tuple[str, ...] = ()
+    namespaces: Callable[[], Sequence[str]] = lambda: (DEFAULT_NAMESPACE,)
+    """Those that an administrator may name."""
 
 
 class Status:

@@ -438,6 +438,39 @@ class NamespaceRegistry:
         is_new, _ = self._decide(decide, fence)
         _log_registered(instance, is_new)
 
+    def adopt(self, instance: Instance, *, age_ms: int = 0) -> bool:
+        """List what another registry's copy says, unless what is listed is as new; whether it was.
+
+        The newest dirty timestamp wins. Of two that are alike, a copy with an override is listed
+        where there is none here; else it only tells how long the lease still goes, which counts
+        where that is longer. ``age_ms`` of it have gone. An override that stands here stays.
+
+        Raises what ``register`` raises.
+        """
+        _check_identity(instance)
+
+        def decide(view: View) -> tuple[Commit | None, bool]:
+            existing = view.get(instance.key)
+            if existing is not None and existing.is_leased:
+                is_overridden = instance.overridden_status is not InstanceStatus.UNKNOWN
+                adds_override = is_overridden and instance.id not in view.overrides
+                at, told_at = existing.last_dirty_ms, instance.last_dirty_ms
+                if at > told_at or (at == told_at and not adds_override):
+                    return None, False
+            commit = self._registration(view, instance, True, self._now(), age_ms=age_ms)
+            if commit.instance is None:
+                return commit, True
+            # Nobody else was told of it: peers are to hear it from here.
+            return commit._replace(instance=commit.instance._replace(peers_know=False)), True
+
+        is_adopted, _ = self._decide(decide)
+        if is_adopted:
+            log.info("adopted %s/%s as %s", instance.app, instance.id, instance.status)
+        else:
+            remaining = duration_ms(instance.duration_secs) - age_ms
+            self.extend_lease(instance.key, self.clock.mono_ms() + remaining)
+        return is_adopted
+
     def register_all(self, wanted: Sequence[Registering]) -> list[RegistryError | None]:
         """Register several in one operation of the store (a *group commit*).
 

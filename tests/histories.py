@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from native_api import form
+from native_api.transfer import FORMAT, MEDIA_TYPE, VERSION
 from tests.servers import RegistryServer, instance_body
 
 Address = tuple[str, int]
@@ -290,6 +291,15 @@ def _patch(state: State, call: Call) -> tuple[State, Any]:
     return after, _shown(after.listed)
 
 
+def _import(state: State, call: Call) -> tuple[State, Any]:
+    """As a peer's registration, where nothing as new is listed; native ones are new to it."""
+    listed = state.listed
+    if listed is not None and (listed.source == "native" or listed.dirty >= call.dirty):
+        return state, 0
+    told = Listed("eureka", call.status or "", call.metadata or frozenset(), dirty=call.dirty)
+    return _listed_as(state, told, is_told=True), 1
+
+
 def _shown(listed: Listed | None) -> Any:
     """As the native API shows it."""
     if listed is None:
@@ -318,6 +328,7 @@ _MODEL: dict[str, Callable[[State, Call], tuple[State, Any]]] = {
     "override": _override,
     "lift": _lift,
     "patch": _patch,
+    "import": _import,
     "get": lambda state, call: (state, _told(state.listed)),
     "list": lambda state, call: (state, _told(state.listed)),
     "show": lambda state, call: (state, _shown(state.listed)),
@@ -363,6 +374,11 @@ def _wire(instance: Instance, call: Call) -> tuple[str, str, Any]:
     query = "&".join(f"{name}={value}" for name, value in call.metadata or ())
     told = {"appName": app, "id": identity, "action": "Register"}
     batch = {"replicationList": [told | {"instanceInfo": registration["instance"]}]}
+    header = {"kind": "header", "format": FORMAT, "version": VERSION, "namespace": "default"}
+    exported = {"app": app, "id": identity, "host_name": "h", "ip_addr": "10.0.0.1"}
+    exported |= {"status": call.status, "last_dirty_ms": call.dirty}
+    exported |= {"metadata": dict(call.metadata or ())}
+    line = {"kind": "instance", "source": "eureka", "instance": exported}
     posted = {"service_name": app.lower(), "ttl": 600}
     posted |= {"endpoint": {"type": "http", "value": instance.endpoint}}
     return {
@@ -379,6 +395,7 @@ def _wire(instance: Instance, call: Call) -> tuple[str, str, Any]:
         "delete": ("DELETE", native, None),
         "override": ("PUT", f"{native}/override", {"status": call.status}),
         "lift": ("DELETE", f"{native}/override?status={call.status}", None),
+        "import": ("POST", "/api/v1/import", [header, line]),
         "patch": ("PATCH", f"{native}/metadata", fields.get("metadata")),
         "get": ("GET", eureka, None),
         "list": ("GET", "/eureka/apps/" + app, None),
@@ -388,8 +405,11 @@ def _wire(instance: Instance, call: Call) -> tuple[str, str, Any]:
 
 def _request(instance: Instance, call: Call) -> bytes:
     method, path, document = _wire(instance, call)
-    body = b"" if document is None else json.dumps(document).encode()
+    lines = document if isinstance(document, list) else [] if document is None else [document]
+    body = b"\n".join(json.dumps(line).encode() for line in lines)
     fields = _JSON | {"Host": "registry", "Connection": "close", "Content-Length": str(len(body))}
+    if call.name == "import":
+        fields["Content-Type"] = MEDIA_TYPE
     head = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items())
     return head.encode() + b"\r\n" + body
 
@@ -406,6 +426,8 @@ def _answer(instance: Instance, call: Call, reply: bytes) -> Any:
         raise AssertionError(f"{call} was answered {head.decode()}\n{body.decode()}")
     if call.name == "peer register":
         return document["responseList"][0]["statusCode"]
+    if call.name == "import":
+        return document["taken"]
     if call.name == "list":
         listed = [] if status == 404 else document["application"]["instance"]
         found = [each for each in listed if each["instanceId"] == instance.id]
@@ -452,7 +474,7 @@ _STATUSES = ("UP", "UP", "DOWN", "STARTING", "OUT_OF_SERVICE")
 _OPERATIONS = ("override", "lift", "patch", "delete")
 _ALIKE = ("metadata", "set status", "remove status", "heartbeat", "get", "list", "put", "show")
 _ALIKE += _OPERATIONS
-_OF_EUREKA = ("register", "peer register", "cancel", "metadata", "register", *_ALIKE)
+_OF_EUREKA = ("register", "peer register", "cancel", "import", "register", *_ALIKE)
 _OF_NATIVE = ("post", "beat", "delete", "put", "post", "register", *_ALIKE)
 _CUT_OFF = 0.02
 
@@ -508,7 +530,7 @@ def _any_call(chance: random.Random, instance: Instance, value: str) -> tuple[In
     status = chance.choice(_STATUSES)
     metadata = frozenset({(chance.choice("abc"), value)})
     dirty = 1_000 + chance.randrange(3)
-    if name in ("register", "peer register"):
+    if name in ("register", "peer register", "import"):
         return instance, Call(name, status, metadata, dirty=dirty)
     if name == "heartbeat":
         return instance, Call(name, dirty=dirty)

@@ -321,6 +321,7 @@ class Terminal:
             "HOME": str(self._home),
             "PYTHONPATH": str(ROOT),
             "HOST": "127.0.0.1",
+            "EUREKA_REGISTRY_URL": f"http://127.0.0.1:{self._ports['8761']}",
             "PORT": self._ports["8761"],
             "WORKERS": "2",
             **ANOTHER_WORKER,

@@ -7,6 +7,7 @@ the command ends with.
 from __future__ import annotations
 
 import base64
+import copy
 import email.utils
 import http.client
 import json
@@ -79,6 +80,12 @@ class Server:
         if whom.namespace is not None:
             self._headers["Registry-Namespace"] = _header("--namespace", whom.namespace)
         self.now_ms = int(time.time() * 1000)
+
+    def in_namespace(self, name: str) -> Server:
+        """The same server, asked about another namespace."""
+        other = copy.copy(self)
+        other._headers = {**self._headers, "Registry-Namespace": _header("namespace", name)}
+        return other
 
     def get(self, path: str, **query: str | int | None) -> Any:
         """The document at a path of the API; parameters that are None are left out."""

@@ -216,6 +216,7 @@ _WHOM = (
         kwargs={"metavar": "NAME"},
     ),
 )
+_FILE: Mapping[str, Any] = {"metavar": "FILE", "nargs": "?"}
 _ID = Argument(("id",), "the instance", "id", {"metavar": "ID"})
 _IDS = Argument(("id",), "the instances", "id", {"metavar": "ID", "nargs": "*"})
 _SEARCH = Argument(
@@ -381,6 +382,21 @@ def _peers(server: Server, options: _Options) -> Shown:
     return peers.shown(server, is_difference=options.what == "diff")
 
 
+# Moving
+
+
+def _export(server: Server, options: _Options) -> Iterator[Shown]:
+    from eureka_server.operator import transfer
+
+    return transfer.export(server, options)
+
+
+def _import(server: Server, options: _Options) -> Shown:
+    from eureka_server.operator import transfer
+
+    return transfer.take(server, options)
+
+
 # Changing
 
 
@@ -501,6 +517,29 @@ COMMANDS: Mapping[str, Command] = {
         _rm,
         (_IDS, _ALL_OF),
         code_1=_NOT_DONE,
+        is_read=False,
+    ),
+    "export": Command(
+        "write all that is listed, with overrides and leases, to be imported elsewhere",
+        _export,
+        (Argument(("file",), "where to; else it is printed", "file", _FILE),),
+        code_1="the file cannot be written",
+        is_stream=True,
+    ),
+    "import": Command(
+        "list what an export says, where nothing as new is listed",
+        _import,
+        (
+            Argument(
+                ("file",), "the export; else it is read from the standard input", "file", _FILE
+            ),
+            Argument(
+                ("--into",),
+                "the namespace to list it in, instead of its own",
+                kwargs={"metavar": "NAME"},
+            ),
+        ),
+        code_1="something was refused, or the export is cut off",
         is_read=False,
     ),
     "catalogs": Command(
