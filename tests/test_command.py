@@ -254,6 +254,8 @@ def _samples(folder: Path) -> dict[str, str]:
         "MS": "1700",
         "SECONDS": "17",
         "BYTES": "17",
+        "7d": "3d",
+        "256MiB": "64MiB",
         "SHARE": "0.25",
         "TEXT": "::1",
         "URL": "http://one:8761/eureka",
@@ -287,6 +289,8 @@ def test_a_flag_and_its_variable_mean_the_same(tmp_path: Path, setting: Setting)
         urls = tmp_path / "urls"
         urls.write_text("http://user:password@one:8761/eureka\n")
         value = str(urls)
+    elif setting.variable == "PEERS_MAX_LIST_BYTES":
+        value = str(1 << 21)  # some thousand bytes are no list
     elif setting.form in samples:
         value = samples[setting.form]
     else:

@@ -253,7 +253,7 @@ def test_each_kind_of_check_passes_and_fails(instance: Instance) -> None:
     url = f"http://127.0.0.1:{instance.port}/"
     assert failing(type="http", url=url) is None
     assert failing(type="http", url=url, expect=204) == "status 200"
-    instance.handler.pause = 1.0  # type: ignore[attr-defined]
+    instance.handler.pause = HANG_SECS  # type: ignore[attr-defined]
     assert "timed out" in str(failing(0.3, type="http", url=url))
     assert failing(type="tcp", address=f"127.0.0.1:{instance.port}") is None
     assert "refused" in str(failing(type="tcp", address=f"127.0.0.1:{free_port()}"))
