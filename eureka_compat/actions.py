@@ -8,14 +8,19 @@ many of them in a batch (``batch``). Source: protocol sections 2.4 to 2.6, 2.8 a
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from functools import partial
 
 from eureka_compat import codecs, wire
 from eureka_compat.refusals import parse_failure, plain, refusal
+from eureka_compat.routes import REGISTER
 from eureka_compat.settings import EurekaSettings
+from eureka_http.counting import Requests
 from eureka_http.exchange import Answer, Promise
 from registry import (
+    RENEWAL_REFUSED,
+    RENEWAL_UNKNOWN,
     Asker,
     Instance,
     InstanceStatus,
@@ -36,8 +41,13 @@ class Actions:
     They raise what the registry's verbs raise. Thread-safe but for ``register_soon``.
     """
 
-    def __init__(self, registry: NamespaceRegistry, settings: EurekaSettings) -> None:
+    def __init__(
+        self, registry: NamespaceRegistry, settings: EurekaSettings, requests: Requests
+    ) -> None:
+        """Count what was promised in ``requests``."""
         self._registry = registry
+        self._counted = registry.counted
+        self._requests = requests
         self._compares_timestamps = settings.sync_when_timestamp_differs
         self._promised: list[tuple[Promise, Registering]] = []
 
@@ -80,6 +90,7 @@ class Actions:
     def settle(self) -> None:
         """Register what was promised, and answer each (group commit)."""
         promised, self._promised = self._promised, []
+        began = time.perf_counter()
         wanted = [registering for _, registering in promised]
         outcomes: list[RegistryError | None]
         try:
@@ -92,6 +103,11 @@ class Actions:
                 if outcome is None
                 else refusal(outcome, "POST", f"apps/{wish.instance.app}")
             )
+        # Each of them has waited for all.
+        took = time.perf_counter() - began
+        for promise, _ in promised:
+            assert promise.answer is not None
+            self._requests.note(REGISTER, promise.answer.status, took, promise.answer.length)
 
     def renew(
         self,
@@ -104,6 +120,8 @@ class Actions:
     ) -> tuple[int, Instance | None]:
         """Renew the lease, then compare timestamps: a status, and the instance of a 409 (2.6).
 
+        Counts what was not renewed; the rest, which is nearly all, is counted as answers with 200.
+
         ``dirty`` is the last change that the client knows of (epoch milliseconds), ``override`` the
         status override that a peer has; both as they were sent.
         """
@@ -115,13 +133,16 @@ class Actions:
                 # To the original, who cannot be renewed comes first.
                 found = registry.instance(app, instance_id)
                 is_known = found is not None and found.status is not InstanceStatus.UNKNOWN
+                self._counted[RENEWAL_REFUSED if is_known else RENEWAL_UNKNOWN] += 1
                 return (400 if is_known else 404), None
         instance = registry.renew(app, instance_id, is_replication=is_replication)
         if instance is None:
+            self._counted[RENEWAL_UNKNOWN] += 1
             return 404, None
         if told is None or not self._compares_timestamps:
             return 200, None
         if told > instance.last_dirty_ms:
+            self._counted[RENEWAL_REFUSED] += 1
             # The client has changed since: it is to register again.
             if is_replication and override is not None and override != "UNKNOWN":
                 status = _status_named(override)
@@ -130,6 +151,7 @@ class Actions:
                 registry.store_override(app, instance_id, status, last_dirty_ms=told)
             return 404, None
         if told < instance.last_dirty_ms and is_replication:
+            self._counted[RENEWAL_REFUSED] += 1
             # The peer is behind. Where the instance is gone by now, it gets what was compared.
             return 409, registry.instance(app, instance_id) or instance
         return 200, None

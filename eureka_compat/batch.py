@@ -14,6 +14,7 @@ from eureka_compat.negotiation import JSON, XML, is_json_body, negotiated, read_
 from eureka_compat.refusals import parse_failure
 from eureka_http.exchange import Answer, Request
 from registry import (
+    RENEWED_BY_PEER,
     Instance,
     InvalidIdentityError,
     NamespaceRegistry,
@@ -91,7 +92,9 @@ class Batches:
                 return self._register(app, item.get("instanceInfo")), None
             case "Heartbeat":
                 override = item.get("overriddenStatus")
-                return actions.renew(app, instance_id, told, override, is_replication=True)
+                found = actions.renew(app, instance_id, told, override, is_replication=True)
+                self._registry.counted[RENEWED_BY_PEER] += found[0] == 200
+                return found
             case "Cancel":
                 return actions.cancel(app, instance_id, is_replication=True), None
             case "StatusUpdate":

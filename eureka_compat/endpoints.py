@@ -7,6 +7,7 @@ application in ``apps/APP/…`` is the id even where it holds slashes. Source: p
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from urllib.parse import unquote
 
@@ -39,9 +40,11 @@ from eureka_compat.refusals import (
     refusal,
     wrong_method,
 )
+from eureka_compat.routes import REGISTER, ROUTES, route
 from eureka_compat.server_status import ServerStatus, status_overrides
 from eureka_compat.settings import EurekaSettings
 from eureka_http.cache import Cache
+from eureka_http.counting import UNMEASURED, Requests
 from eureka_http.exchange import UNREAD_BODY_BYTES, Answer, Promise, Request
 from registry import Instance, NamespaceRegistry, NotYetError
 
@@ -67,16 +70,21 @@ class EurekaApi:
         registry: NamespaceRegistry,
         settings: EurekaSettings,
         peers: PeersSeen = ALONE,
+        requests: Requests | None = None,
     ) -> None:
-        """Serve what is in that namespace, once ``peers`` says that there is something to serve."""
+        """Serve what is in that namespace, once ``peers`` says that there is something to serve.
+
+        All requests are counted in ``requests``, which knows the protocol's ``ROUTES``.
+        """
         self._peers = peers
         self._registry = registry
         self.settings = settings
+        self.requests = Requests(ROUTES) if requests is None else requests
         self._answers = EncodedAnswers(
             registry, settings.regions.values(), falls_back=settings.falls_back
         )
         self._past = Past(registry)
-        self._actions = Actions(registry, settings)
+        self._actions = Actions(registry, settings, self.requests)
         self._batches = Batches(registry, self._actions, settings.max_batch_bytes)
         self._server_status = ServerStatus(settings, peers)
         self.list_readers: Cache[tuple[str, ListFields], ListReader] = Cache(
@@ -103,20 +111,29 @@ class EurekaApi:
         None where the request ``is_quick`` and its answer takes long: it is to be asked for again,
         in a thread.
         """
-        try:
-            query = request.query
-            if request.method == "GET" and not (
-                query and (self.settings.regions or "at=" in query)
-            ):
-                read = self.list_readers.get((path, list_fields(request.headers)))
+        query = request.query
+        if request.method == "GET" and not (query and (self.settings.regions or "at=" in query)):
+            read = self.list_readers.get((path, list_fields(request.headers)))
+            try:
                 answer = read(request.is_quick) if read is not None else None
-                if answer is not None:
-                    return answer
-            return self._dispatch(request, path)
+            except REFUSALS as error:
+                answer = refusal(error, request.method, path)
+            if answer is not None:
+                return answer
+        began = time.perf_counter()
+        try:
+            answer = self._dispatch(request, path)
         except NotYetError:
             return None
         except REFUSALS as error:
-            return refusal(error, request.method, path)
+            answer = refusal(error, request.method, path)
+        took = time.perf_counter() - began
+        self.requests.note(self.route(request.method, path), answer.status, took, answer.length)
+        return answer
+
+    def route(self, method: str, path: str) -> str:
+        """What a request is counted as."""
+        return route(method, *_split(path))
 
     def admit(self, request: Request, path: str) -> Answer | int:
         """What can be said before the body has come: the refusal, or how long it may be."""
@@ -187,6 +204,7 @@ class EurekaApi:
         """
         instance = self._actions.parsed(app, body, is_json)
         if isinstance(instance, Answer):
+            self.requests.note(REGISTER, instance.status, None, instance.length)
             return instance
         return self._actions.register_soon(instance, is_replication=is_replication, by=by)
 
@@ -249,25 +267,43 @@ class EurekaApi:
             raise RefusalError(NOT_OPEN)
         form = list_form(request.headers)
         zipped = takes_gzip(request.headers)
-
-        def find(is_quick: bool) -> Answer | None:
-            encoded = fetch(form=form, zipped=zipped, is_quick=is_quick)
-            if encoded is None:
-                return None
-            return encoded.gzipped() if zipped else encoded.plain()
-
-        def read(is_quick: bool = True) -> Answer | None:
-            try:
-                return find(is_quick)
-            except NotYetError:
-                return None
-
-        answer = find(request.is_quick)
-        if answer is None:
+        encoded = fetch(form=form, zipped=zipped, is_quick=request.is_quick)
+        if encoded is None:
             return NOT_FOUND
         if request.method == "GET":
+            read = self._reader(fetch, form, zipped, self.route("GET", path))
             self.list_readers.keep((path, list_fields(request.headers)), read)
-        return answer
+        return encoded.gzipped() if zipped else encoded.plain()
+
+    def _reader(
+        self, fetch: Callable[..., EncodedAnswer | None], form: Form, zipped: bool, name: str
+    ) -> ListReader:
+        """What gives a list, and counts it: this is the way that takes microseconds."""
+        requests, numbers = self.requests, self.requests.numbers
+        place, sent = requests.place(name), requests.bytes_place(name)
+        # What was sent last, and its length: it is sent again and again.
+        last: Answer | None = None
+        length = 0
+
+        def read(is_quick: bool = True) -> Answer | None:
+            nonlocal last, length
+            began = 0.0 if numbers[place] & UNMEASURED else time.perf_counter()
+            try:
+                encoded = fetch(form=form, zipped=zipped, is_quick=is_quick)
+            except NotYetError:
+                return None
+            if encoded is None:
+                return None
+            answer = encoded.gzipped() if zipped else encoded.plain()
+            if answer is not last:
+                last, length = answer, answer.length
+            numbers[place] += 1
+            numbers[sent] += length
+            if began:
+                requests.took(place, time.perf_counter() - began)
+            return answer
+
+        return read
 
     def _register(self, request: Request, app: str) -> Answer:
         body = read_body(request, self.settings.max_instance_bytes)

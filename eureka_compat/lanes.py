@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Callable, Mapping
 
 from eureka_compat.actions import AskerOf
-from eureka_compat.endpoints import EurekaApi
+from eureka_compat.endpoints import OK, EurekaApi
 from eureka_compat.negotiation import is_json_body, is_replication, list_fields, negotiated
 from eureka_compat.refusals import REFUSALS, RefusalError, bodiless, refusal
+from eureka_compat.routes import FETCH_INSTANCE, RENEW
+from eureka_http.counting import SAMPLED, UNMEASURED
 from eureka_http.exchange import Answer, Promise
 
 _SEGMENT = "([^/%?#;]+)"
@@ -51,6 +54,12 @@ class EurekaLane:
         self._find_reader = api.list_readers.get
         self._media = negotiated(headers.get("accept"))
         self._is_replication = is_replication(headers)
+        self._requests = api.requests
+        # Where these are counted.
+        self._numbers = api.requests.numbers
+        self._renews = api.requests.place(RENEW)
+        self._shows = api.requests.place(FETCH_INSTANCE)
+        self._shown = api.requests.bytes_place(FETCH_INSTANCE)
         self._longest = api.settings.max_instance_bytes
         self._posts_json: bool | None = None
         if "content-encoding" not in headers:
@@ -63,12 +72,21 @@ class EurekaLane:
             if method == "PUT":
                 beat = self._heartbeat(target)
                 if beat is not None:
+                    numbers, place = self._numbers, self._renews
+                    began = 0.0 if numbers[place] & UNMEASURED else time.perf_counter()
                     app, instance_id, dirty = beat.groups()
-                    return bodiless(
+                    answer = bodiless(
                         self._api.heartbeat(
                             app, instance_id, dirty, None, self._is_replication, self._media
                         )
                     )
+                    if answer is OK:
+                        numbers[place] += 1
+                    else:
+                        self._requests.count(place, answer.status)
+                    if began:
+                        self._took(place, began, answer)
+                    return answer
             elif method == "GET":
                 if target.startswith(self._base):
                     read = self._find_reader((target[self._below :], self._list_fields))
@@ -76,7 +94,14 @@ class EurekaLane:
                         return read()
                 one = self._instance(target)
                 if one is not None:
-                    return self._api.instance(one[1], one[2], self._media)
+                    numbers, place = self._numbers, self._shows
+                    began = 0.0 if numbers[place] & UNMEASURED else time.perf_counter()
+                    answer = self._api.instance(one[1], one[2], self._media)
+                    self._requests.count(place, answer.status)
+                    numbers[self._shown] += len(answer.body)
+                    if began:
+                        self._took(place, began, answer)
+                    return answer
             elif method == "POST" and self._posts_json is not None:
                 posted = self._application(target)
                 if posted is not None and posted[1] != "delta" and len(body) <= self._longest:
@@ -84,8 +109,16 @@ class EurekaLane:
                         posted[1], body, self._posts_json, self._is_replication, self._by
                     )
         except REFUSALS as error:
-            return refusal(error, method, target)
+            answer = refusal(error, method, target)
+            route = self._api.route(method, target[self._below :].partition("?")[0])
+            self._requests.note(route, answer.status, None, answer.length)
+            return answer
         return None
+
+    def _took(self, place: int, began: float, answer: Answer) -> None:
+        """Count how long it took: for many where it succeeded, of which one is measured."""
+        weight = SAMPLED if answer.status == 200 else 1
+        self._requests.took(place, time.perf_counter() - began, weight)
 
     def reader(self, target: str) -> Callable[[], Answer | None] | None:
         """What gives the list that a target stands for, once it was asked for."""

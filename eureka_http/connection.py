@@ -169,6 +169,8 @@ class Host(answers.Host, Protocol):
     """Whether known requests may be answered without gunicorn hearing of each."""
     nr: int
     max_requests: int
+    refused: int
+    """How many requests were none."""
     limits: Limits
     known_fields: KnownFields
     known_requests: KnownRequests
@@ -810,6 +812,7 @@ class Connection(asyncio.Protocol):
     def _refuse(self, error: RefusedError) -> None:
         """Answer with an error, and read no further."""
         peer = self.peer if isinstance(self.peer, str) else self.peer[0]
+        self._host.refused += 1
         self._host.log.warning("Invalid request from ip=%s: %s", peer, error)
         self.write(self._host.heads.empty(error.status))
         self._close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
 UNREAD_BODY_BYTES = 64 * 1024
@@ -146,6 +146,17 @@ MAX_BODY_BYTES = 64 * 1024 * 1024
 """The longest body that is taken at all."""
 
 
+class LoopState(NamedTuple):
+    """How an event loop is: for those who look after it."""
+
+    connections: int
+    """Open ones, those under way to be welcomed included."""
+    refused: int
+    """How many requests could not be read since the worker began: they were none."""
+    late_secs: float
+    """By how much the loop has come late to what is due twice a second, all in all."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoopHooks:
     """What an application offers to an event loop beside WSGI, as its attribute ``loop_hooks``.
@@ -181,6 +192,9 @@ class LoopHooks:
 
     tick: Callable[[], None] = lambda: None
     """Called every 20 ms while a stream is open."""
+
+    began: Callable[[Callable[[], LoopState]], None] = lambda state: None
+    """Is given, as the loop begins, what tells how it is; that may be asked in any thread."""
 
 
 def plain_address(address: str) -> str:

@@ -13,6 +13,7 @@ access log and the hooks. Of HTTP there are versions 1.0 and 1.1; no PROXY proto
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import socket
@@ -26,7 +27,7 @@ import uvloop
 
 from eureka_http.answers import PromisedAnswer
 from eureka_http.connection import RECENT_SECS, Connection
-from eureka_http.exchange import LoopHooks
+from eureka_http.exchange import LoopHooks, LoopState
 from eureka_http.gunicorn_glue import Gunicorn, GunicornWorker
 from eureka_http.heads import Heads
 from eureka_http.reader import Address, Reader, SpoolRoom
@@ -135,7 +136,14 @@ class EventLoopWorker(GunicornWorker):
         self._streams = 0
         self._ticks = False
         self._stops_at: float | None = None
+        self.refused = 0
+        self._sweeps_at = math.inf
+        self._late_secs = 0.0
         self._look_at_clock()
+        self.hooks.began(self._state)
+
+    def _state(self) -> LoopState:
+        return LoopState(self._accepted, self.refused, self._late_secs)
 
     # Time
 
@@ -148,6 +156,8 @@ class EventLoopWorker(GunicornWorker):
         self.loop.call_later(_SWEEP_SECS, self._sweep)
         self._look_at_clock()
         now = self.now
+        self._late_secs += max(0.0, now - self._sweeps_at)
+        self._sweeps_at = now + _SWEEP_SECS
         self.notify()
         self._refresh_heads()
         if self.ppid != os.getppid() and not self.is_stopping():

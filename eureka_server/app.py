@@ -14,18 +14,18 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
-from flask import Flask, Response
+from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from catalogs import Runner
-from catalogs.metrics import exposition
 from eureka_compat.peers import Replicator
+from eureka_http.counting import Requests
 from eureka_http.exchange import LoopHooks
-from eureka_server import dashboard, health, start
+from eureka_server import dashboard, health, metrics, start
 from eureka_server.access import Access
 from eureka_server.command import version
-from eureka_server.flask_door import admission, blueprint
-from eureka_server.gateway import Gateway
+from eureka_server.flask_door import admission, blueprint, is_of_gateway
+from eureka_server.gateway import METRICS, OTHER, ROUTES, Gateway
 from eureka_server.settings import Environment, SettingError, load
 from eureka_server.start import give_up
 from native_api.status import Server
@@ -36,9 +36,11 @@ from registry import (
     Registry,
     StoreError,
     SystemClock,
+    folder_of,
     open_history,
     open_store,
 )
+from registry.figures import opened
 
 log = logging.getLogger("server")
 
@@ -82,8 +84,11 @@ def _assembled(environment: Environment, parts: ExitStack) -> Door:
     access.start()
     store = open_store(environment.store_url)
     parts.callback(store.close)
+    folder = folder_of(environment.store_url)
+    figures = opened(metrics.SECTIONS, None if folder is None else folder / "figures")
+    parts.callback(figures.close)
     recorder = _recorder(environment, parts)
-    registry = Registry(store, SystemClock(), environment.registry, recorder)
+    registry = Registry(store, SystemClock(), environment.registry, recorder, figures)
     registry.start()
     if recorder is not None:
         recorder.start(registry)
@@ -124,21 +129,34 @@ def _assembled(environment: Environment, parts: ExitStack) -> Door:
             if environment.access.mode == "none"
             else registry.namespaces,
         ),
+        Requests(ROUTES, figures.numbers(metrics.REQUESTS)),
     )
+    measured = metrics.Metrics(
+        registry,
+        version=version(),
+        most_applications=environment.metrics_applications,
+        watchers=gateway.watchers,
+        catalogs=runner.reports,
+        peers=replicator.report,
+    )
+    parts.callback(measured.stop)
+    measured.start()
     app.register_blueprint(blueprint(gateway, environment.threads))
     app.register_blueprint(
         health.blueprint(registry, actuator=environment.actuator, is_open=replicator.is_open)
     )
+    app.register_blueprint(metrics.blueprint(measured, actuator=environment.actuator))
     if environment.dashboard:
         app.register_blueprint(dashboard.blueprint(environment.dashboard_path))
     _add_errors(app)
-    _add_metrics(app, runner)
+    _count_others(app, gateway.requests)
     app.loop_hooks = LoopHooks(
         fast_lane=gateway.fast_lane,
         lane=gateway.lane,
         settle=gateway.settle,
         admit=admission(app, gateway),
         tick=gateway.tick,
+        began=measured.follow,
     )
     app.wsgi_app = _without_offers(app.wsgi_app)  # type: ignore[method-assign]
     return app
@@ -181,12 +199,14 @@ def _add_errors(app: Flask) -> None:
         return Response(status=error.code, headers={"Content-Length": "0"} | _allow(response))
 
 
-def _add_metrics(app: Flask, runner: Runner) -> None:
-    @app.get("/metrics")
-    def metrics() -> Response:
-        """The catalogs' gauges in Prometheus's text format."""
-        text = exposition(runner.reports(), SystemClock().wall_ms())
-        return Response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
+def _count_others(app: Flask, requests: Requests) -> None:
+    @app.after_request
+    def count(response: Response) -> Response:
+        """Count what the gateway was not asked for, and so has not counted."""
+        if not is_of_gateway():
+            route = METRICS if request.blueprint == "metrics" else OTHER
+            requests.note(route, response.status_code, None, response.content_length or 0)
+        return response
 
 
 def _allow(response: object) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
 
-from flask import Blueprint, Flask, Response, request
+from flask import Blueprint, Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import PathConverter
 
@@ -58,6 +58,7 @@ def blueprint(gateway: Gateway, threads: int) -> Blueprint:
         return None if is_host(host) else Response(status=400)
 
     def answer(rest: str = "") -> Response:
+        g.is_of_gateway = True
         asked = _request()
         if asked.announced() > UNREAD_BODY_BYTES:
             refused = gateway.admit(asked)
@@ -73,7 +74,15 @@ def blueprint(gateway: Gateway, threads: int) -> Blueprint:
         if not watchers.acquire(blocking=False):
             text = "every thread for watches is taken; poll, or use the event-loop worker"
             return _response(problem(503, text, headers={"Retry-After": "5"}))
-        return Response(_released(body, watchers), 200, dict(headers), content_type=media)
+        gateway.watching_threads += 1
+        return Response(released(body), 200, dict(headers), content_type=media)
+
+    def released(body: Iterator[bytes]) -> Iterator[bytes]:
+        try:
+            yield from body
+        finally:
+            gateway.watching_threads -= 1
+            watchers.release()
 
     def elsewhere() -> Response | None:
         """What no rule knows may still be a way to write the protocol's base."""
@@ -115,15 +124,13 @@ def admission(app: Flask, gateway: Gateway) -> Callable[[Request], Answer | int]
     return admit
 
 
+def is_of_gateway() -> bool:
+    """Whether the gateway was asked for the answer to the request that is being answered."""
+    return bool(g.get("is_of_gateway"))
+
+
 class _BrokenBodyError(Exception):
     """The body did not come as its head announced."""
-
-
-def _released(body: Iterator[bytes], watchers: threading.BoundedSemaphore) -> Iterator[bytes]:
-    try:
-        yield from body
-    finally:
-        watchers.release()
 
 
 def _raw_target(environ: dict[str, Any]) -> str | None:

@@ -19,6 +19,8 @@ import orjson
 
 from eureka_compat import EurekaApi, EurekaLane, EurekaSettings
 from eureka_compat.peers.seen import ALONE, PeersSeen
+from eureka_compat.routes import ROUTES as EUREKA_ROUTES
+from eureka_http.counting import Requests
 from eureka_http.exchange import UNREAD_BODY_BYTES, Answer, Lane, Request, Stream
 from eureka_http.shown import caller
 from eureka_server.access import Access, Grant
@@ -41,6 +43,25 @@ _OPEN_BEFORE_PEERS = tuple(
     f"{api.BASE}/{name}" for name in ("account", "peers", "catalogs", "status")
 )
 _UNKNOWN = Answer(503, headers={"Retry-After": "1"})
+OTHER = "other"
+"""What neither the protocol nor the native API answers: probes, and what is not there at all."""
+METRICS = "metrics"
+_NATIVE_ROUTES = {
+    (name, method): f"native-{verb}"
+    for name, verbs in {
+        "instances": {"GET": "list", "POST": "register"},
+        "instance": {"GET": "show", "PUT": "change", "DELETE": "cancel"},
+        "heartbeat": {"PUT": "renew"},
+        "services": {"GET": "services"},
+        "service": {"GET": "service"},
+        "watch": {"GET": "watch"},
+    }.items()
+    for method, verb in verbs.items()
+}
+NATIVE_RENEW = "native-renew"
+_NATIVE_OTHER = "native-other"
+ROUTES = (*EUREKA_ROUTES, *dict.fromkeys(_NATIVE_ROUTES.values()), _NATIVE_OTHER, METRICS, OTHER)
+"""What requests are counted as."""
 _T = TypeVar("_T")
 Watched = tuple[str, Mapping[str, str], Iterator[bytes]]
 """A watch that holds a thread: its media type, header fields, and what it tells."""
@@ -58,13 +79,16 @@ class Gateway:
         catalogs: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
         peers: PeersSeen = ALONE,
         server: Server | None = None,
+        requests: Requests | None = None,
     ) -> None:
         """Serve the registry's namespaces to those whom ``access`` lets in.
 
         ``catalogs`` tells how each catalog is, as JSON values; ``server`` what is the same in all
-        namespaces.
+        namespaces. All requests are counted in ``requests``, which knows the ``ROUTES``.
         """
         self._server = server
+        self.requests = Requests(ROUTES) if requests is None else requests
+        self.watching_threads = 0
         self._peers = peers
         self._catalogs = catalogs
         self._registry = registry
@@ -118,24 +142,41 @@ class Gateway:
         if not is_below(path, api.BASE):
             below = normalised(path)
             return None if below is None else self.fast_lane(replace(request, path=below))
-        if path not in self._descriptions:
-            if is_cross_site(request):
-                return _elsewhere()
-            grant = self._access.grant(request, quick=True)
-            if not isinstance(grant, Grant):
-                return grant
-            if self._is_waiting(request):
-                return _not_open()
-            native = self._native_api(grant.namespace)
-            if native.is_watch(request):
-                return self._watch(native, request, grant)
-            if path == _ACCOUNT:
-                return self._account(request, grant)
-            if request.method == "GET" or path.rstrip("/").endswith("/heartbeat"):
-                return self._as(
-                    grant, request, lambda: native.answer(request, is_admin=grant.is_admin)
-                )
+        if path in self._descriptions:
+            return None
+        began = time.perf_counter()
+        found = self._fast_native(request)
+        if found is not None:
+            self._note_native(request, found, began)
+        return found
+
+    def _fast_native(self, request: Request) -> Answer | Stream | None:
+        if is_cross_site(request):
+            return _elsewhere()
+        grant = self._access.grant(request, quick=True)
+        if not isinstance(grant, Grant):
+            return grant
+        if self._is_waiting(request):
+            return _not_open()
+        native = self._native_api(grant.namespace)
+        if native.is_watch(request):
+            return self._watch(native, request, grant)
+        if request.path == _ACCOUNT:
+            return self._account(request, grant)
+        if request.method == "GET" or request.path.rstrip("/").endswith("/heartbeat"):
+            return self._as(grant, request, lambda: native.answer(request, is_admin=grant.is_admin))
         return None
+
+    def _note_native(
+        self, request: Request, found: Answer | Stream | Watched, began: float
+    ) -> None:
+        """Count what was asked of the native API; of a stream, that it began."""
+        secs = time.perf_counter() - began
+        route = native_route(request.method, request.path)
+        if isinstance(found, Answer):
+            self.requests.note(route, found.status, secs, found.length)
+        else:
+            self.requests.note(route, 200, secs)
 
     def admit(self, request: Request) -> Answer | int | None:
         """What can be said before the body has come: the refusal, or how long it may be.
@@ -143,28 +184,37 @@ class Gateway:
         None for a path below neither base. Where it is not yet sure whose a request is, its body
         may come. To be called in the event loop's thread.
         """
+        found, route = self._admitted(request)
+        if isinstance(found, Answer):
+            self.requests.note(route, found.status, None, found.length)
+        return found
+
+    def _admitted(self, request: Request) -> tuple[Answer | int | None, str]:
         path = request.path
         if is_below(path, api.BASE):
-            if path in self._descriptions and request.method in ("GET", "HEAD"):
-                return UNREAD_BODY_BYTES
-            if is_cross_site(request):
-                return _elsewhere()
-            grant = self._access.grant(request, quick=True)
-            if isinstance(grant, Answer):
-                return grant
-            return self._native_api(DEFAULT_NAMESPACE).admit(request)
+            return self._admitted_native(request), native_route(request.method, path)
         if not is_below(path, EUREKA):
             below = normalised(path)
             if below is None:
-                return None
+                return None, OTHER
             path = below
         rest, token = below_eureka(path)
+        eureka = self._eureka_api(DEFAULT_NAMESPACE)
+        found: Answer | int | None = _ELSEWHERE
+        if not is_cross_site(request):
+            grant = self._access.grant(request, token, quick=True)
+            found = grant if isinstance(grant, Answer) else eureka.admit(request, rest)
+        return found, eureka.route(request.method, rest)
+
+    def _admitted_native(self, request: Request) -> Answer | int:
+        if request.path in self._descriptions and request.method in ("GET", "HEAD"):
+            return UNREAD_BODY_BYTES
         if is_cross_site(request):
-            return _ELSEWHERE
-        grant = self._access.grant(request, token, quick=True)
+            return _elsewhere()
+        grant = self._access.grant(request, quick=True)
         if isinstance(grant, Answer):
             return grant
-        return self._eureka_api(DEFAULT_NAMESPACE).admit(request, rest)
+        return self._native_api(DEFAULT_NAMESPACE).admit(request)
 
     def lane(self, headers: Mapping[str, str]) -> Lane | None:
         """How requests with these fields are answered in the fast lane, as far as these decide it.
@@ -181,11 +231,15 @@ class Gateway:
         """Keep what the lanes promised."""
         self._eureka_apis[DEFAULT_NAMESPACE].settle()
 
+    def watchers(self) -> int:
+        """How many clients of this process are told of changes as they happen."""
+        return sum([native.watchers() for native in list(self._watched)]) + self.watching_threads
+
     def tick(self) -> None:
         """Tell the watchers of streams what has changed."""
         for native in list(self._watched):
             native.tick()
-            if not native.is_watched():
+            if not native.watchers():
                 self._watched.discard(native)
 
     def _watch(self, native: NativeApi, request: Request, grant: Grant) -> Answer | Stream:
@@ -201,18 +255,28 @@ class Gateway:
 
     def _eureka_answer(self, request: Request, *, quick: bool = False) -> Answer | None:
         rest, token = below_eureka(request.path)
-        if is_cross_site(request):
-            return _ELSEWHERE
-        grant = self._access.grant(request, token, quick=quick)
-        if not isinstance(grant, Grant):
-            return grant
-        try:
-            eureka = self._eureka_api(grant.namespace)
-        except StoreError:
-            return _UNKNOWN
-        return self._as(grant, request, lambda: eureka.answer(request, rest))
+        grant: Grant | Answer | None = _ELSEWHERE
+        if not is_cross_site(request):
+            grant = self._access.grant(request, token, quick=quick)
+        if isinstance(grant, Grant):
+            try:
+                eureka = self._eureka_api(grant.namespace)
+            except StoreError:
+                grant = _UNKNOWN
+            else:
+                return self._as(grant, request, lambda: eureka.answer(request, rest))
+        if grant is not None:
+            route = self._eureka_api(DEFAULT_NAMESPACE).route(request.method, rest)
+            self.requests.note(route, grant.status, None)
+        return grant
 
     def _native_answer(self, request: Request) -> Answer | Watched:
+        began = time.perf_counter()
+        found = self._native_found(request)
+        self._note_native(request, found, began)
+        return found
+
+    def _native_found(self, request: Request) -> Answer | Watched:
         described = self._descriptions.get(request.path)
         if described is not None and request.method in ("GET", "HEAD"):
             return described()
@@ -284,7 +348,10 @@ class Gateway:
         found = self._eureka_apis.get(namespace)
         if found is None:
             found = EurekaApi(
-                self._registry.in_namespace(namespace), self._eureka_settings, self._peers
+                self._registry.in_namespace(namespace),
+                self._eureka_settings,
+                self._peers,
+                self.requests,
             )
             found = self._kept(self._eureka_apis, namespace, found)
         return found
@@ -337,6 +404,16 @@ def is_cross_site(request: Request) -> bool:
         return urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
     except ValueError:
         return True
+
+
+def native_route(method: str, path: str) -> str:
+    """What a request below the native API's base is counted as."""
+    name, *rest = path[len(api.BASE) :].strip("/").split("/")
+    if name == "instances" and rest:
+        name = "heartbeat" if rest[1:] == ["heartbeat"] else "instance" if not rest[1:] else ""
+    elif name == "services" and rest:
+        name = "service" if not rest[1:] else ""
+    return _NATIVE_ROUTES.get((name, "GET" if method == "HEAD" else method), _NATIVE_OTHER)
 
 
 def _has_token(cookie: str, field: str) -> bool:

@@ -61,6 +61,7 @@ class Environment:
     actuator: bool
     dashboard: bool
     dashboard_path: str
+    metrics_applications: int
     store_url: str
     registry: RegistrySettings
     history: HistorySettings
@@ -184,6 +185,11 @@ SUBJECTS: dict[str, tuple[Setting, ...]] = {
             "how much is logged"),
         Setting("ACCESS_LOG", "access_log", readers.BOOLEAN, "false",
             "a line for each request, tokens masked; clients' text escaped"),
+    ),
+    "Metrics": (
+        Setting("REGISTRY_METRICS_APPLICATIONS", "metrics_applications", whole(0, 100_000), "500",
+            "applications whose instances /metrics tells one by one, the largest; all others"
+            " together, as other"),
     ),
     "Leases and self-preservation": (
         Setting("LEASE_EXPIRY", "registry.lease_expiry", choice("exact", "genuine"), "exact",

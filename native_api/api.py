@@ -28,6 +28,8 @@ from native_api.settings import NativeSettings
 from native_api.status import Server, Status
 from native_api.transfer import MAX_IMPORT_BYTES, Transfer
 from registry import (
+    RENEWAL_REFUSED,
+    RENEWAL_UNKNOWN,
     Instance,
     InstanceStatus,
     InvalidIdentityError,
@@ -163,9 +165,9 @@ class NativeApi:
         """Tell the watchers of ``stream`` what has changed."""
         self._hub.tick()
 
-    def is_watched(self) -> bool:
-        """Whether anybody waits for ``tick``."""
-        return len(self._hub) > 0
+    def watchers(self) -> int:
+        """How many wait for ``tick``."""
+        return len(self._hub)
 
     def watched(
         self, request: Request, holds: Callable[[], bool] = watch.always
@@ -264,9 +266,15 @@ class NativeApi:
         return Answer(201, orjson.dumps(body), JSON, {"Location": location})
 
     def _heartbeat(self, request: Request, name: str) -> Answer:
-        instance = self._own(name, "error_instance_heartbeat_failure")
+        try:
+            instance = self._own(name, "error_instance_heartbeat_failure")
+        except ProblemError as refused:
+            is_unknown = refused.answer.status == 410
+            self._registry.counted[RENEWAL_UNKNOWN if is_unknown else RENEWAL_REFUSED] += 1
+            raise
         renewed = self._registry.renew(instance.app, instance.id, source=form.SOURCE)
         if renewed is None:
+            self._registry.counted[RENEWAL_UNKNOWN] += 1
             raise ProblemError(gone(name, "error_instance_heartbeat_failure"))
         return json_answer({"id": instance.id, "ttl": instance.duration_secs})
 

@@ -10,6 +10,14 @@ from registry.errors import (
     StoreError,
 )
 from registry.evictor import Evictor
+from registry.figures import (
+    EVENTS,
+    RENEWAL_REFUSED,
+    RENEWAL_UNKNOWN,
+    RENEWED_BY_PEER,
+    Figures,
+    Section,
+)
 from registry.history import (
     Asker,
     Extent,
@@ -45,14 +53,18 @@ from registry.recording import NamespaceHistory, Recorder
 from registry.registry import Registry
 from registry.settings import HistorySettings, RegistrySettings
 from registry.store import Coordination, Fence, Records, Store, StoreState
-from registry.stores import open_history, open_store
+from registry.stores import folder_of, open_history, open_store
 from registry.view import NotYetError, View
 from registry.why import Why, explain
 
 __all__ = [
     "DEFAULT_DURATION_SECS",
     "DEFAULT_NAMESPACE",
+    "EVENTS",
     "NAMESPACE",
+    "RENEWAL_REFUSED",
+    "RENEWAL_UNKNOWN",
+    "RENEWED_BY_PEER",
     "ActionType",
     "Application",
     "Asker",
@@ -64,6 +76,7 @@ __all__ = [
     "Evictor",
     "Extent",
     "Fence",
+    "Figures",
     "ForgottenError",
     "HistoryEntry",
     "HistoryKind",
@@ -93,6 +106,7 @@ __all__ = [
     "RegistryError",
     "RegistrySettings",
     "Revision",
+    "Section",
     "SelfPreservation",
     "SourceConflictError",
     "Store",
@@ -105,6 +119,7 @@ __all__ = [
     "asking",
     "duration_ms",
     "explain",
+    "folder_of",
     "open_history",
     "open_store",
     "told_instant",

@@ -24,7 +24,9 @@ protocol's section 7.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from registry.errors import (
@@ -35,6 +37,17 @@ from registry.errors import (
     SourceConflictError,
     StoreError,
     StoreGoneError,
+)
+from registry.figures import (
+    CANCELLED,
+    COMMIT_NANOSECONDS,
+    COMMITS,
+    COMMITS_FAILED,
+    EVICTED,
+    OVERRIDDEN,
+    OVERRIDE_REMOVED,
+    REGISTERED,
+    REGISTERED_AGAIN,
 )
 from registry.history import Asking, HistoryKind, asking
 from registry.lease import (
@@ -126,11 +139,12 @@ class NamespaceRegistry:
         clock: Clock,
         settings: RegistrySettings,
         moved: Callable[[NamespaceRegistry], None],
-        recorder: Recorder | None = None,
+        recorder: Recorder | None,
+        counted: list[int],
     ) -> None:
         """Read nothing yet. ``moved`` is called whenever the view may show something new.
 
-        What happens is told to the ``recorder``.
+        What happens is told to the ``recorder``, and counted in ``counted`` (``figures.EVENTS``).
         """
         self.namespace = namespace
         self.clock = clock
@@ -141,6 +155,7 @@ class NamespaceRegistry:
         self._recorder = recorder
         self.history = None if recorder is None else NamespaceHistory(recorder, namespace)
         """What happened here; None where none is kept."""
+        self.counted = counted
         self._doubled = settings.lease_expiry == "genuine"
         self._held_back: HoldBack | None = None
 
@@ -371,11 +386,44 @@ class NamespaceRegistry:
             if commit is None:
                 return answer, None
             try:
-                revision = self._records.commit(self.namespace, commit, fence)
+                with self._timed():
+                    revision = self._records.commit(self.namespace, commit, fence)
             except ConflictError:
                 continue
             self._follow((commit,), (revision,), asking.get())
             return answer, Written(commit, revision)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Count a commit, or a group of them, and how long the store takes for it."""
+        counted, began = self.counted, time.perf_counter_ns()
+        try:
+            yield
+        except StoreError:
+            counted[COMMITS_FAILED] += 1
+            raise
+        counted[COMMITS] += 1
+        counted[COMMIT_NANOSECONDS] += time.perf_counter_ns() - began
+
+    def _count(self, commits: Sequence[Commit], revisions: Sequence[Revision | None]) -> None:
+        """Count what was written."""
+        counted = self.counted
+        for commit, revision in zip(commits, revisions, strict=True):
+            instance = commit.instance
+            if revision is None:
+                continue
+            if commit.override is not None:
+                is_set = commit.override.status is not None
+                counted[OVERRIDDEN if is_set else OVERRIDE_REMOVED] += 1
+            if instance is None:
+                continue
+            if commit.evicted:
+                counted[EVICTED] += 1
+            elif commit.remove:
+                counted[CANCELLED + _source(instance)] += 1
+            elif commit.lease is not None or not instance.is_leased:
+                is_new = not commit.expected
+                counted[(REGISTERED if is_new else REGISTERED_AGAIN) + _source(instance)] += 1
 
     def _follow(
         self,
@@ -388,6 +436,7 @@ class NamespaceRegistry:
         if self._recorder is not None:
             self._recorder.note(self.namespace, commits, revisions, by, causes)
         self._view.follow_all(commits, revisions)
+        self._count(commits, revisions)
         self._moved(self)
         self._make_up_for(commits, revisions)
 
@@ -492,7 +541,8 @@ class NamespaceRegistry:
                     askers.append(by)
                 except RegistryError as error:
                     outcomes[place] = error
-        revisions = self._records.commit_all(self.namespace, commits)
+        with self._timed():
+            revisions = self._records.commit_all(self.namespace, commits)
         self._follow(commits, revisions, askers)
         for place, commit, revision in zip(places, commits, revisions, strict=True):
             instance, is_replication, by = wanted[place]
@@ -1046,7 +1096,8 @@ class NamespaceRegistry:
                 )
                 commits.append(commit)
                 causes.append(_cause_of_eviction(commit, lease, held_by(key, lease)))
-        revisions = self._records.commit_all(self.namespace, commits, fence)
+        with self._timed():
+            revisions = self._records.commit_all(self.namespace, commits, fence)
         self._follow(commits, revisions, None, causes)
         gone = [c.key for c, revision in zip(commits, revisions, strict=True) if revision]
         for key in gone:
@@ -1072,6 +1123,13 @@ def _cause_of_eviction(commit: Commit, lease: Lease, held_by: str) -> Cause:
     if held_by:
         detail["held_by"] = held_by
     return "lease-ended", detail
+
+
+def _source(instance: Instance) -> int:
+    """Which of ``figures.SOURCES`` told of an instance."""
+    if instance.peers_know:
+        return 2
+    return {"eureka": 0, "native": 1}.get(instance.source, 3)
 
 
 def _log_registered(instance: Instance, is_new: bool) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from weakref import WeakValueDictionary
 
+from registry.figures import EVENTS, Figures
 from registry.lease import Clock
 from registry.model import DEFAULT_NAMESPACE, Namespace
 from registry.namespace import NamespaceRegistry
@@ -34,8 +35,13 @@ class Registry:
         clock: Clock,
         settings: RegistrySettings,
         recorder: Recorder | None = None,
+        figures: Figures | None = None,
     ) -> None:
-        """Nothing is read before ``start``. The ``recorder`` keeps the history, if anybody does."""
+        """Nothing is read before ``start``.
+
+        The ``recorder`` keeps the history, if anybody does; what happens is counted in ``figures``.
+        """
+        self.figures = Figures() if figures is None else figures
         self.clock = clock
         self.settings = settings
         self.coordination: Coordination = store
@@ -64,6 +70,12 @@ class Registry:
         """Every namespace that ever held an instance, and the default one; ``StoreError``."""
         return list({DEFAULT_NAMESPACE: None} | dict.fromkeys(self._store.namespaces()))
 
+    def occupied(self) -> list[Namespace]:
+        """The namespaces that hold an instance now, and the default one; ``StoreError``."""
+        known = self._store.namespaces()
+        held = [namespace for namespace, size in known.items() if size]
+        return list({DEFAULT_NAMESPACE: None} | dict.fromkeys(held))
+
     def in_namespace(self, namespace: Namespace) -> NamespaceRegistry:
         """The registry of one namespace. Asking for it reads nothing and writes nothing."""
         with self._lock:
@@ -76,6 +88,7 @@ class Registry:
                     self.settings,
                     self._keep,
                     self.recorder,
+                    self.figures.numbers(EVENTS),
                 )
                 self._known[namespace] = found
             return found

@@ -19,7 +19,7 @@ import pytest
 from catalogs import Entry, Groups, RelistError, Report, Runner, Terms, read_catalogs
 from catalogs.addresses import Addresses
 from catalogs.entries import entry
-from catalogs.metrics import exposition
+from catalogs.metrics import families
 from catalogs.testing import until
 from conformance.programs import Program
 from conformance.programs import named as named_program
@@ -223,13 +223,15 @@ def test_the_word_of_a_source_replaces_its_last_one_whatever_the_timestamps(worl
     assert found.port == 81
 
 
-def test_metrics_are_in_the_form_that_prometheus_reads() -> None:
+def test_each_catalog_has_its_figures() -> None:
     reports = [Report(source="file:a", entries=3, stale=True, last_success_ms=1000, errors=2)]
-    text = exposition(reports, 3500)
-    assert 'registry_catalog_entries{source="file:a"} 3\n' in text
-    assert 'registry_catalog_stale{source="file:a"} 1\n' in text
-    assert 'registry_catalog_silence_seconds{source="file:a"} 2.5\n' in text
-    assert "# TYPE registry_catalog_errors_total counter\n" in text
+    samples = [each for family in families(reports, 3500) for each in family.samples]
+    told = {each.name: each.value for each in samples}
+    assert {each.labels["source"] for each in samples} == {"file:a"}
+    assert told["registry_catalog_entries"] == 3
+    assert told["registry_catalog_stale"] == 1
+    assert told["registry_catalog_silence_seconds"] == 2.5
+    assert told["registry_catalog_errors_total"] == 2
 
 
 # Who runs them, and what goes wrong

@@ -33,3 +33,9 @@ def open_history(url: str, most_bytes: int) -> History:
     from registry.stores.memory_history import MemoryHistory
 
     return MemoryHistory(most_bytes)
+
+
+def folder_of(url: str) -> Path | None:
+    """The folder on this machine that the store of a URL has; None where it has none."""
+    scheme, _, rest = url.partition(":")
+    return Path(rest) if scheme == "lmdb" and rest else None

@@ -55,13 +55,13 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-import struct
 import sys
 import threading
 from pathlib import Path
 from typing import NamedTuple
 
 from registry.model import Lease
+from registry.owners import disown, is_free, own
 from registry.store import PAUSE_MS
 from registry.stores.formats import FORMAT
 
@@ -81,7 +81,6 @@ _VERSION, _ALIVE, _OUTAGES, _OPENERS, _FORMAT, _BEGAN = 0, 1, 2, 3, 4, 512
 _SLACK_MS = 60_000
 _MOST = 1 << 60
 _BIAS = 1 << 62  # instants may lie before the boot; 0 is none at all
-_FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux
 
 
 class Place(NamedTuple):
@@ -136,14 +135,10 @@ class LeaseFile:
 
     def _own(self) -> int:
         """A number that no other opener has, given back by the system when the process ends."""
-        for number in range(_OWNERS):
-            wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0)
-            try:
-                fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, wanted)
-            except (BlockingIOError, PermissionError):
-                continue
-            return number
-        raise OSError(f"more than {_OWNERS} processes use the store")
+        number = own(self._file, _OWNERS)
+        if number is None:
+            raise OSError(f"more than {_OWNERS} processes use the store")
+        return number
 
     @staticmethod
     def is_open(path: Path) -> bool:
@@ -153,13 +148,13 @@ class LeaseFile:
         except FileNotFoundError:
             return False
         try:
-            return not _is_free(file, 0, _OWNERS)
+            return not is_free(file, 0, _OWNERS)
         finally:
             os.close(file)
 
     def is_alone(self) -> bool:
         """Whether no other opener is there."""
-        return _is_free(self._file, 0, _OWNERS)
+        return is_free(self._file, 0, _OWNERS)
 
     @property
     def version(self) -> int:
@@ -187,7 +182,7 @@ class LeaseFile:
         """Whether every renewal that began before the end of the change to a version has ended."""
         openers = self._words[_BEGAN : _BEGAN + min(self._words[_OPENERS], _OWNERS)].tolist()
         return not any(openers) or all(
-            not began or began > version + 1 or _is_free(self._file, number, 1)
+            not began or began > version + 1 or is_free(self._file, number, 1)
             for number, began in enumerate(openers)
         )
 
@@ -372,16 +367,8 @@ class LeaseFile:
     def close(self) -> None:
         """Let go of the file; the mapping goes with the last use of it."""
         # The mapping has the file open too, and with it the lock.
-        ours = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, _OWNERS, 0)
-        fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, ours)
+        disown(self._file, _OWNERS)
         os.close(self._file)
-
-
-def _is_free(file: int, first: int, count: int) -> bool:
-    """Whether no other process is one of these openers."""
-    wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, first, count, 0)
-    found = fcntl.fcntl(file, fcntl.F_OFD_GETLK, wanted)
-    return bool(_FLOCK.unpack(found)[0] == fcntl.F_UNLCK)
 
 
 def _mapped(file: int, size: int) -> memoryview:
