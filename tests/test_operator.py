@@ -164,6 +164,66 @@ def test_catalogs_are_told_where_there_is_none(operator: Operator) -> None:
     assert (said.code, said.lines) == (0, ["CATALOG  STATE  ENTRIES  LAST SUCCESS  PROBLEM"])
 
 
+def test_the_server_is_told_in_figures(operator: Operator) -> None:
+    said = operator.types("status")
+    told = dict(line.split("  ", 1) for line in said.lines if not line.startswith("warning"))
+    told = {name: value.strip() for name, value in told.items()}
+    assert (told["applications"], told["instances"]) == ("2", "3 (3 UP)")
+    assert told["self-preservation"] != "-"
+    document = operator.types("status", "-o", "json").json()
+    assert said.code == (1 if document["warnings"] else 0)
+    assert (
+        said.lines[-len(document["warnings"]) :]
+        == [f"warning: {text}" for text in document["warnings"]]
+        or not document["warnings"]
+    )
+
+
+def test_why_is_answered_in_sentences(operator: Operator) -> None:
+    operator.types("down", "shop:1")
+    said = operator.types("why", "shop:1")
+    assert (said.code, len(said.lines)) == (0, 1)
+    assert "OUT_OF_SERVICE" in said.out
+    assert operator.types("why", "shop:1", "-o", "json").json()["why"] == said.lines[0]
+
+
+def test_what_happened_is_told_with_the_newest_last(operator: Operator) -> None:
+    operator.types("down", "shop:1")
+    operator.types("up", "shop:1")
+    said = operator.types("history", "shop:1")
+    kinds = [line.split()[1] for line in said.lines]
+    assert (said.code, kinds[0], kinds[-3:]) == (
+        0,
+        "WHAT",
+        ["registered", "override", "override-removed"],
+    )
+    assert "127.0.0.1" in said.lines[-1]
+    wanted = ("history", "--service", "shop", "--kind", "override", "--since", "1h")
+    assert [each["kind"] for each in operator.types(*wanted, "-o", "json").json()["entries"]] == [
+        "override"
+    ] * (len(operator.types(*wanted).lines) - 1)
+    assert len(operator.types("history", "--limit", "1", "-o", "name").lines) == 1
+
+
+def test_two_moments_are_compared(operator: Operator, server: RegistryServer) -> None:
+    def revision() -> int:
+        return int(server.send("GET", "/api/v1/services?limit=1").json()["revision"])
+
+    before = revision()
+    operator.types("down", "shop:1")
+    operator.types("rm", "shop:2")
+    said = operator.types("diff", str(before))
+    assert (said.code, said.lines) == (
+        1,
+        [
+            "- shop  shop:2  UP",
+            "~ shop  shop:1",
+            '    status: "UP" -> "OUT_OF_SERVICE"',
+        ],
+    )
+    assert operator.types("diff", str(revision())) == (0, "nothing differs\n", "")
+
+
 # Changing
 
 
@@ -223,6 +283,10 @@ def test_each_command_tells_what_it_takes(name: str, capsys: pytest.CaptureFixtu
         (["show"], "the following arguments are required: ID"),
         (["down", "--status", "BUSY", "x"], "argument --status: invalid choice: 'BUSY'"),
         (["apps", "--watch", "often"], "argument --watch: expected a length of time such as 90s"),
+        (["history", "--since", "soon"], "argument --since: expected an instant such as 2026"),
+        (["diff", "yesterday"], "argument FROM: expected an instant such as 2026"),
+        (["accept-loss"], "expected a service, or --all"),
+        (["accept-loss", "shop", "--all"], "expected a service, or --all"),
         (["watch", "--count", "0"], "argument --count: expected a whole number above 0"),
         (["apps", "--token", "a\nb"], "--token: expected printable ASCII"),
         (["apps", "--namespace", "ä"], "--namespace: expected printable ASCII"),

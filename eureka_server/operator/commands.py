@@ -7,10 +7,12 @@ compares the documentation are made of it.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from eureka_http.shown import escaped
@@ -35,6 +37,9 @@ _EXIT_CODES = (
 _CLEAR = "\x1b[H\x1b[2J"
 _INTERRUPTED = 130
 _PAGE = 500
+_HISTORY_PAGE = 1000
+# Another instant has other ones of these.
+_ALWAYS_OTHER = frozenset({"revision", "last_heartbeat"})
 _LISTED = "service_name,status,override,zone,source,expires"
 _ALL = (
     "service_name,status,override,zone,address,host,endpoint,vips,secure_vips,tags,metadata,source,"
@@ -175,6 +180,24 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _instant(text: str) -> str:
+    """An instant in RFC 3339, or how long ago it was (``90s``, ``2h``, ``1d``), as RFC 3339."""
+    if epoch_ms(text) is not None and "T" in text.upper():
+        return text
+    try:
+        ago_secs = float(text[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[text[-1:]]
+        at = datetime.fromtimestamp(time.time() - ago_secs, UTC)
+    except (KeyError, ValueError, OverflowError):
+        expected = "expected an instant such as 2026-01-31T12:00:00Z, or how long ago, such as 2h"
+        raise argparse.ArgumentTypeError(expected) from None
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _moment(text: str) -> str:
+    """As ``_instant``, or a revision."""
+    return text if text.isascii() and text.isdigit() else _instant(text)
+
+
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1_000_000):
         raise argparse.ArgumentTypeError("expected a whole number above 0")
@@ -240,9 +263,122 @@ _ALL_OF = Argument(
 _SERVICE = Argument(
     ("service",), "only this service", "service", {"metavar": "SERVICE", "nargs": "?"}
 )
+_SERVICE_TO_LOSE = Argument(
+    ("service",), "of this service", "service", {"metavar": "SERVICE", "nargs": "?"}
+)
 
 
 # Looking
+
+
+def _server_status(server: Server, _: _Options) -> Shown:
+    told = server.get("/status")
+    counts = {k: n for k, n in told["instances"].items() if n and k != "total"}
+    instances = f"{told['instances']['total']}"
+    if counts:
+        instances += f" ({', '.join(f'{n} {status}' for status, n in counts.items())})"
+    renewals, preservation = told["renewals"], told["self_preservation"]
+    store, peers = told["store"], told["peers"]
+    lines = pairs(
+        (
+            ("version", told["version"]),
+            ("namespace", told["namespace"]),
+            ("revision", told["revision"]),
+            ("applications", told["applications"]),
+            ("instances", instances),
+            (
+                "renewals",
+                renewals
+                and f"{renewals['last_minute']} in the last minute, of {renewals['expected']}"
+                f" expected; {renewals['threshold']} are too few",
+            ),
+            ("self-preservation", preservation and preservation["sentence"]),
+            ("workers", told["workers"]),
+            ("up for", duration(told["uptime_ms"])),
+            ("store", store and store["url"]),
+            ("peers", peers and peers["verdict"]),
+            ("catalogs", {each["source"]: each["state"] for each in told["catalogs"]}),
+        )
+    )
+    lines += [f"warning: {text}" for text in told["warnings"]]
+    return Shown(told, lines, [told["namespace"]], not told["warnings"])
+
+
+def _why(server: Server, options: _Options) -> Shown:
+    told = server.get(f"/instances/{segment(options.id)}/why", service_name=options.service)
+    return Shown(told, [told["why"]], [options.id])
+
+
+def _history(server: Server, options: _Options) -> Shown:
+    path = "/history" if options.id is None else f"/instances/{segment(options.id)}/history"
+    entries: list[Any] = []
+    after: str | None = None
+    while True:
+        page = server.get(
+            path,
+            since=options.since,
+            until=options.until,
+            service_name=options.service,
+            kind=options.kind,
+            limit=min(_HISTORY_PAGE, options.limit - len(entries)),
+            after=after,
+        )
+        entries += page["entries"]
+        after = page["next"]
+        if after is None or len(entries) >= options.limit:
+            break
+    # The newest stand where one looks first: at the end.
+    entries.reverse()
+    rows = [
+        (
+            each["at"],
+            each["kind"],
+            each["service_name"],
+            each["id"],
+            _asker(each["by"]),
+            _what(each),
+        )
+        for each in entries
+    ]
+    head = ("AT", "WHAT", "SERVICE", "ID", "BY", "MORE")
+    document = {"entries": entries, "earliest": page["earliest"]}
+    return Shown(document, table(head, rows), [each["id"] for each in entries])
+
+
+def _asker(by: Mapping[str, str] | None) -> str:
+    """Who asked for something: the account, else where from."""
+    if by is None:
+        return ""
+    return f"{by['account']} at {by['address']}" if by["account"] else by["address"]
+
+
+def _what(entry: Mapping[str, Any]) -> str:
+    told = [entry["rule"]] if entry["rule"] else []
+    told += [
+        f"{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in entry["detail"].items()
+    ]
+    return " ".join(told)
+
+
+def _diff(server: Server, options: _Options) -> Shown:
+    told = server.get("/diff", **{"from": options.first, "to": options.to})
+    lines = [f"+ {_named(each)}  {each['status']}" for each in told["added"]]
+    lines += [f"- {_named(each)}  {each['status']}" for each in told["removed"]]
+    for each in told["changed"]:
+        before, after = each["from"], each["to"]
+        lines.append(f"~ {_named(each)}")
+        lines += [
+            f"    {name}: {json.dumps(before.get(name))} -> {json.dumps(after.get(name))}"
+            for name in after
+            if before.get(name) != after.get(name) and name not in _ALWAYS_OTHER
+        ]
+    ids = [each["id"] for word in ("added", "removed", "changed") for each in told[word]]
+    return Shown(told, lines or ["nothing differs"], ids, not ids)
+
+
+def _named(instance: Mapping[str, Any]) -> str:
+    return f"{instance['service_name']}  {instance['id']}"
 
 
 def _pages(server: Server, path: str, **query: str | None) -> list[Any]:
@@ -400,6 +536,14 @@ def _import(server: Server, options: _Options) -> Shown:
 # Changing
 
 
+def _accept_loss(server: Server, options: _Options) -> Shown:
+    if (options.service is None) == (not options.all):
+        raise EndError(WRONG_USE, "expected a service, or --all")
+    body = {} if options.service is None else {"service_name": options.service}
+    told = server.send("POST", "/self-preservation/accept-loss", body)
+    return Shown(told, [told["sentence"]])
+
+
 def _up(server: Server, options: _Options) -> Shown:
     status = None if options.ask else "UP"
     return _each(server, options, "DELETE", "/override", query={"status": status})
@@ -450,7 +594,14 @@ def _each(
 
 _NOT_DONE = "an instance is not listed, or a catalog's"
 
+_SINCE = "such as 2026-01-31T12:00:00Z, or how long ago (90s, 2h, 1d)"
+
 COMMANDS: Mapping[str, Command] = {
+    "status": Command(
+        "how the server is: figures, self-preservation, warnings",
+        _server_status,
+        code_1="there is a warning",
+    ),
     "apps": Command("the services, and how many instances each has", _apps, (_SEARCH,)),
     "instances": Command(
         "the instances, all of them or those that a search finds",
@@ -461,6 +612,54 @@ COMMANDS: Mapping[str, Command] = {
         ),
     ),
     "show": Command("an instance", _show, (_ID, _OF_SERVICE), code_1="there is no such instance"),
+    "why": Command(
+        "why an instance is as it is, or why it is gone, in sentences",
+        _why,
+        (_ID, _OF_SERVICE),
+        code_1="nothing is known of it",
+    ),
+    "history": Command(
+        "what happened, to one instance or to all, and who asked for it",
+        _history,
+        (
+            Argument(("id",), "only of this instance", "id", {"metavar": "ID", "nargs": "?"}),
+            Argument(
+                ("--service",), "only what concerns this service", "service", {"metavar": "NAME"}
+            ),
+            Argument(
+                ("--since",), f"from then on: {_SINCE}", kwargs={"type": _instant, "metavar": "AT"}
+            ),
+            Argument(("--until",), "until then", kwargs={"type": _instant, "metavar": "AT"}),
+            Argument(
+                ("--kind",),
+                "only of this kind, such as evicted; several are parted by commas",
+                kwargs={"metavar": "KIND"},
+            ),
+            Argument(
+                ("--limit",),
+                "the last so many (default 100)",
+                kwargs={"type": _count, "default": 100, "metavar": "N"},
+            ),
+        ),
+        code_1="nothing is known of it",
+    ),
+    "diff": Command(
+        "what was listed otherwise at another moment than now, or than at a third",
+        _diff,
+        (
+            Argument(
+                ("first",),
+                f"the earlier moment: {_SINCE}, or a revision",
+                kwargs={"type": _moment, "metavar": "FROM"},
+            ),
+            Argument(
+                ("to",),
+                "the later one; without it, now",
+                kwargs={"type": _moment, "metavar": "TO", "nargs": "?"},
+            ),
+        ),
+        code_1="something differs",
+    ),
     "watch": Command(
         "changes as they come, until it is interrupted",
         _watch,
@@ -517,6 +716,16 @@ COMMANDS: Mapping[str, Command] = {
         _rm,
         (_IDS, _ALL_OF),
         code_1=_NOT_DONE,
+        is_read=False,
+    ),
+    "accept-loss": Command(
+        "let go what self-preservation keeps though its lease has ended",
+        _accept_loss,
+        (
+            _SERVICE_TO_LOSE,
+            Argument(("--all",), "of all services", kwargs={"action": "store_true"}),
+        ),
+        code_1="there is no such service",
         is_read=False,
     ),
     "export": Command(
