@@ -476,7 +476,8 @@ class Running:
     def __init__(self, peer: FakePeer, clock: ManualClock | None = None, **settings: Any) -> None:
         registry = Registry(MemoryStore(), clock or ManualClock(), RegistrySettings())
         registry.start()
-        told = PeersSettings(urls=(peer.url,), register=False, port=1, **settings)
+        settings = {"urls": (peer.url,), "register": False, "port": 1, **settings}
+        told = PeersSettings(**settings)
         self._replicator = Replicator(registry, told)
         self._both = registry, self._replicator
 
@@ -486,6 +487,49 @@ class Running:
 
     def __exit__(self, *_: object) -> None:
         self._replicator.stop()
+
+
+def test_a_peer_that_lists_but_itself_opens_nothing_while_another_was_not_asked(
+    peer: FakePeer,
+) -> None:
+    """Two servers that start empty at once are both to wait for the third."""
+    itself = InstanceKey("EUREKA", "another:eureka:8761")
+    peer.lists = lambda: listed([instance(itself)])
+    third, let_go = FakePeer(), threading.Event()
+
+    def late() -> Answer:
+        let_go.wait(HANG_SECS)
+        return listed([instance()])
+
+    third.lists = late
+    urls = (peer.url, third.url)
+    try:
+        with Running(peer, urls=urls, compare_interval_ms=50) as (registry, running):
+            wait_until(lambda: peer.lists_told > 3, "comparisons with the one")
+            assert not running.is_open()
+            let_go.set()
+            wait_until(running.is_open, "an answer of the other")
+            assert registry.in_namespace(DEFAULT_NAMESPACE).instance(*KEY) is not None
+    finally:
+        let_go.set()
+        third.close()
+
+
+def test_where_no_peer_has_anything_one_that_fails_last_is_not_waited_for(
+    peer: FakePeer,
+) -> None:
+    failing, let_go = FakePeer(), threading.Event()
+    failing.writes = lambda _: let_go.wait(HANG_SECS) and None
+    long = {"compare_interval_ms": 10 * HANG_SECS * 1000, "start_wait_ms": 10 * HANG_SECS * 1000}
+    try:
+        with Running(peer, urls=(peer.url, failing.url), **long) as (_, running):
+            wait_until(lambda: "'comparison': {" in str(running.report()), "a comparison")
+            assert not running.is_open()
+            let_go.set()
+            wait_until(running.is_open, "readiness")
+    finally:
+        let_go.set()
+        failing.close()
 
 
 def test_what_was_compared_before_a_restart_is_no_verdict_after_it(

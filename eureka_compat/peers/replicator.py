@@ -225,11 +225,12 @@ class _Run:
         _join([*(link.thread for link in links), *self._threads], _GRACE_SECS)
 
     def _answered(self, listed: int) -> None:
-        """Let this server answer reads, once a peer has told it of anything.
+        """Let this server answer reads, once a peer has told it of anything but servers.
 
         Or where no peer has anything to tell: all were asked, and one at least has answered.
         """
-        if listed or all(link.was_asked for link in self._all()):
+        links = self._all()
+        if listed or (all(e.was_asked for e in links) and any(e.has_told for e in links)):
             self._opened()
 
     # Who the peers are
@@ -639,6 +640,11 @@ class _Following:
             return 0.0
         return _IDLE_SECS if not waits else 0.0
 
+    @property
+    def has_told(self) -> bool:
+        """Whether the peer has told everything that it lists."""
+        return self._comparison is not None
+
     def _compare(self) -> None:
         link, local = self.link, self._local
         is_first = link.needs_comparison
@@ -653,6 +659,7 @@ class _Following:
             self.was_asked = True
             link.needs_comparison |= is_first
             link.fetched(error)
+            self._answered(0)
             return
         if self._stopping.is_set():
             return
@@ -683,7 +690,9 @@ class _Following:
         self._note_comparison(found, told, now_ms)
         self.was_asked = True
         link.fetched(None)
-        self._answered(found.theirs)
+        # One that starts empty at the same time lists itself: that is nothing to be opened for.
+        servers = self._settings.app_name.upper()
+        self._answered(sum(key.app != servers for key in theirs))
 
     def _settles(
         self,
