@@ -21,6 +21,7 @@ from native_api.bodies import JSON, MAX_BODY_BYTES, json_answer, json_body
 from native_api.history import Past
 from native_api.lists import COLUMNS, DETAILS, Lists, Wanted, without_comma
 from native_api.operations import Operations
+from native_api.preservation import accept_loss
 from native_api.problems import ProblemError, gone, problem
 from native_api.schemas import Schemas
 from native_api.search import DEFAULT_LIMIT, MAX_LIMIT, Pages, Search, SearchError
@@ -221,6 +222,8 @@ class NativeApi:
                 handlers = {"GET": self._show_peers if is_admin else self._hide_peers}
             case ["status"]:
                 handlers = {"GET": self._show_status if is_admin else self._show_own_status}
+            case ["self-preservation", "accept-loss"]:
+                handlers = {"POST": self._accept_loss}
             case ["namespaces"]:
                 handlers = {"GET": self._namespaces if is_admin else self._own_namespace}
             case ["export"]:
@@ -446,6 +449,9 @@ class NativeApi:
 
     def _show_own_status(self, request: Request, name: str) -> Answer:
         return json_answer(self._status.document(is_admin=False, is_quick=request.is_quick))
+
+    def _accept_loss(self, request: Request, name: str) -> Answer:
+        return accept_loss(self._registry, self._schemas, request)
 
     def _show_catalogs(self, request: Request, name: str) -> Answer:
         return json_answer({"catalogs": [_without_secrets(report) for report in self._catalogs()]})

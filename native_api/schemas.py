@@ -165,6 +165,14 @@ class Schemas:
 
             status = fields.String(required=True, validate=_is_override)
 
+        class LossSchema(Schema):
+            """Whose loss is accepted: a service's, or that of all."""
+
+            class Meta:
+                unknown = RAISE
+
+            service_name = fields.String(allow_none=True, validate=validate.Length(min=1))
+
         class RegistrationSchema(ChangeSchema):
             """What an instance registers."""
 
@@ -177,6 +185,7 @@ class Schemas:
         self._registration = RegistrationSchema()
         self._change = ChangeSchema()
         self._override = OverrideSchema()
+        self._loss = LossSchema()
 
     def read_registration(self, body: bytes) -> dict[str, Any]:
         """A registration's fields; ``ProblemError`` with a 400 that names what is wrong."""
@@ -207,6 +216,11 @@ class Schemas:
     def read_override(self, body: bytes) -> InstanceStatus:
         """The status that is to stand above an instance's own; ``ProblemError`` with a 400."""
         return InstanceStatus(_read(self._override, _parsed(body))["status"].upper())
+
+    def read_loss(self, body: bytes) -> str | None:
+        """The service whose loss is accepted, None for all; ``ProblemError`` with a 400."""
+        service: str | None = _read(self._loss, _parsed(body)).get("service_name")
+        return service
 
     def read_patch(self, body: bytes) -> dict[str, Any]:
         """Metadata to be put in (null: taken away), at least one; ``ProblemError`` with a 400."""

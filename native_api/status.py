@@ -209,6 +209,17 @@ def _self_preservation(preservation: Preservation | None) -> dict[str, Any] | No
         "active": preservation.is_active,
         "since": None if since is None else instant(since),
         "sentence": preservation.sentence,
+        "applications": [
+            {
+                "application": each.app,
+                "since": instant(each.since_ms),
+                "instances": each.instances,
+                "missing": each.missing,
+                "at_most": each.at_most,
+                "ended": each.ended,
+            }
+            for each in preservation.applications
+        ],
     }
 
 

@@ -47,8 +47,8 @@ from registry.model import (
     Namespace,
     Revision,
 )
-from registry.namespace import HoldBack, NamespaceRegistry, Registering
-from registry.preservation import Preservation, SelfPreservation
+from registry.namespace import AcceptedLoss, HoldBack, NamespaceRegistry, Registering
+from registry.preservation import Preservation, Preserved, SelfPreservation
 from registry.recording import NamespaceHistory, Recorder
 from registry.registry import Registry
 from registry.settings import HistorySettings, RegistrySettings
@@ -65,6 +65,7 @@ __all__ = [
     "RENEWAL_REFUSED",
     "RENEWAL_UNKNOWN",
     "RENEWED_BY_PEER",
+    "AcceptedLoss",
     "ActionType",
     "Application",
     "Asker",
@@ -98,6 +99,7 @@ __all__ = [
     "Portion",
     "Portions",
     "Preservation",
+    "Preserved",
     "QuotaError",
     "Recorder",
     "Records",

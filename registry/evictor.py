@@ -16,16 +16,19 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
+from registry.by_application import ByApplication
 from registry.errors import LockLostError, StoreError, StoreGoneError
 from registry.history import HistoryKind
 from registry.lease import EVICTION_WINDOW_MS, eviction_limit
+from registry.loss import accepted, settle
 from registry.model import InstanceKey, Lease, Namespace
 from registry.namespace import NamespaceRegistry
-from registry.preservation import note_name, noted
+from registry.preservation import Noted, Preserved, mode_of, note_name, read_note
 from registry.registry import Registry
 from registry.store import Fence, Records
+from registry.words import counted
 
 log = logging.getLogger("registry")
 
@@ -35,11 +38,15 @@ _LOCK = "evictor"
 _EVICTED_AT_ONCE = 50
 _PAUSE_SECS = 0.002
 _NEVER = 1 << 62
-# Who is held back is looked at again after so long.
+# Who is held back is looked at again after so long, and so many times as long as a look takes.
 _HELD_BACK_MS = 1_000
+_HELD_BACK_SHARE = 4
 # While nothing may be evicted, the history is told of what has expired once in so long.
 _KEPT_MS = 10_000
 _NOBODY = InstanceKey("", "")
+# A line of the log names so many applications.
+_NAMED = 10
+_NO_APPLICATIONS: Mapping[str, Preserved] = {}
 # Other workers' views follow the log, so it is kept for so long even where the delta tells of less.
 _FOLLOWED_MS = 60_000
 
@@ -67,7 +74,9 @@ class Evictor:
         self._random = rng or random.Random()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._preserving: dict[Namespace, bool] = {}
+        # What was last noted of self-preservation, and what is remembered of each application.
+        self._noted: dict[Namespace, Noted] = {}
+        self._applications: dict[Namespace, ByApplication] = {}
         self._fence: Fence | None = None
         # For each namespace: when its leases were last looked at, and when the earliest of them
         # ends. Until then no look is needed.
@@ -130,9 +139,13 @@ class Evictor:
         known = self._records.namespaces()
         held = [registry.in_namespace(namespace) for namespace, size in known.items() if size]
         self._housekeep(list(known), now)
+        for namespace, size in known.items():
+            if not size and self._noted_of(namespace).since_ms is not None:
+                self._tell_of_preservation(registry.in_namespace(namespace), is_active=False)
+        evicted = self._let_losses_go(now)
         if registry.settings.lease_expiry == "genuine":
-            return self._sweep(held, now)
-        return sum([self._evict_due(each, now) for each in held])
+            return evicted + self._sweep(held, now)
+        return evicted + sum([self._evict_due(each, now) for each in held])
 
     def _note_running(self, now: int) -> bool:
         """Note that the server runs; whether it had paused, so that leases got their time back."""
@@ -152,7 +165,8 @@ class Evictor:
         fence = None if token is None else Fence(_LOCK, token)
         if fence is None or fence != self._fence:
             self._next_due.clear()
-            self._preserving.clear()
+            self._noted.clear()
+            self._applications.clear()
             self._last_sweep = None
         self._fence = fence
         return fence is not None
@@ -174,19 +188,24 @@ class Evictor:
         if not self._something_due(registry, now):
             return 0
         namespace = registry.namespace
+        began = time.monotonic()
         found = self._records.due(namespace, now)
-        due, held_back = _evictable(registry, found.expired)
+        due, held_back = registry.evictable(found.expired)
+        going = self._without_preserved(registry, due)
         gone = self._records.evictions(namespace, now - EVICTION_WINDOW_MS)
         limit = eviction_limit(found.leases + gone, registry.settings.renewal_percent_threshold)
-        evicted = self._evict_some(registry, due, limit - gone)
-        self._tell_kept(registry, found.expired, due, evicted, limit)
-        if evicted < len(due):
+        evicted = self._evict_some(registry, going, limit - gone)
+        self._tell_kept(registry, found.expired, due, going, evicted, limit)
+        if evicted < len(going):
             self._next_due.pop(namespace, None)
         else:
             following = found.next_deadline_mono_ms
             earliest = _NEVER if following is None else following
-            if held_back:
+            if held_back or len(going) < len(due):
                 earliest = min(earliest, now + _HELD_BACK_MS)
+                # To look at a large fleet again takes a while, of which others need most.
+                took_ms = int((time.monotonic() - began) * 1000)
+                earliest = max(earliest, now + took_ms * _HELD_BACK_SHARE)
             self._next_due[namespace] = (now, earliest)
         return evicted
 
@@ -222,10 +241,11 @@ class Evictor:
                 self._tell_preserved(registry, now)
                 continue
             found = self._records.due(registry.namespace, now - extra)
-            due, _ = _evictable(registry, found.expired)
+            due, _ = registry.evictable(found.expired)
+            going = self._without_preserved(registry, due)
             limit = eviction_limit(found.leases, registry.settings.renewal_percent_threshold)
-            gone = self._evict_some(registry, due, limit)
-            self._tell_kept(registry, found.expired, due, gone, limit)
+            gone = self._evict_some(registry, going, limit)
+            self._tell_kept(registry, found.expired, due, going, gone, limit)
             evicted += gone
         return evicted
 
@@ -245,27 +265,32 @@ class Evictor:
         registry: NamespaceRegistry,
         expired: list[tuple[InstanceKey, Lease]],
         due: list[tuple[InstanceKey, Lease]],
+        going: list[tuple[InstanceKey, Lease]],
         evicted: int,
         limit: int,
     ) -> None:
-        """Tell of what has expired and stays after a pass that evicted so many of those due."""
+        """Tell of what has expired and stays after a pass that evicted so many of those going.
+
+        Those that are ``due`` and do not go are preserved.
+        """
         if registry.history is None:
             return
         namespace = registry.namespace
-        is_capped = evicted < len(due)
+        is_capped = evicted < len(going)
         if is_capped and namespace not in self._capped:
             registry.record(
                 HistoryKind.BUDGET_REACHED,
                 _NOBODY,
                 rule="eviction-budget",
                 limit=limit,
-                waiting=len(due) - evicted,
+                waiting=len(going) - evicted,
             )
         (self._capped.add if is_capped else self._capped.discard)(namespace)
         if not expired or (evicted == len(expired) and namespace not in self._kept):
             self._kept.pop(namespace, None)
             return
-        going = {key for key, _ in due}
+        rules = {key: "self-preservation" for key, _ in due}
+        rules |= {key: "eviction-budget" for key, _ in going}
         view = registry.view()
         kept = {}
         with view.lock:
@@ -273,7 +298,7 @@ class Evictor:
                 instance = view.get(key)
                 if instance is not None:
                     rule = "peers" if instance.expires else "out-of-service"
-                    kept[key] = lease, "eviction-budget" if key in going else rule
+                    kept[key] = lease, rules.get(key, rule)
         self._tell_each(registry, kept)
 
     def _tell_each(
@@ -304,9 +329,18 @@ class Evictor:
         return held_by
 
     def _evict_some(
-        self, registry: NamespaceRegistry, due: list[tuple[InstanceKey, Lease]], limit: int
+        self,
+        registry: NamespaceRegistry,
+        due: list[tuple[InstanceKey, Lease]],
+        limit: int,
+        *,
+        is_accepted: bool = False,
     ) -> int:
-        """Evict so many of them; fewer where the lock is lost, or the server pauses meanwhile."""
+        """Evict so many of them; fewer where the lock is lost, or the server pauses meanwhile.
+
+        What ``is_accepted`` as lost is not missing from its application any more.
+        """
+        applications = None if is_accepted else self._applications.get(registry.namespace)
         chosen = self._random.sample(due, min(len(due), max(0, limit)))
         evicted, fence = 0, self._fence
         for start in range(0, len(chosen), _EVICTED_AT_ONCE):
@@ -322,31 +356,111 @@ class Evictor:
                 )
             except LockLostError:
                 break
+            if applications is not None:
+                applications.note_evicted([key for key, _ in portion])
         return evicted
 
+    # Self-preservation
+
     def _may_evict(self, registry: NamespaceRegistry) -> bool:
+        """Whether anything may be evicted; by application that is decided for each."""
+        if mode_of(registry.settings) == "by-application":
+            return True
         view, state = registry.view(), registry.self_preservation()
         with view.lock:
             # Where nobody is registered there is nothing to preserve, and nothing to tell.
             is_active = not state.expiration_enabled and view.leased > 0
-        self._note_preservation(registry, is_active=is_active)
+        self._tell_of_preservation(registry, is_active=is_active)
         return state.expiration_enabled
 
-    def _note_preservation(self, registry: NamespaceRegistry, *, is_active: bool) -> None:
-        """Tell of self-preservation where it was entered or left: in a note, and in the log."""
+    def _without_preserved(
+        self, registry: NamespaceRegistry, due: list[tuple[InstanceKey, Lease]]
+    ) -> list[tuple[InstanceKey, Lease]]:
+        """Of what has ended, that which is not kept because its application is preserved."""
+        if mode_of(registry.settings) != "by-application":
+            return due
         namespace = registry.namespace
-        notes, name = self._registry.coordination, note_name(namespace)
-        was_active = self._preserving.get(namespace)
-        if was_active is None:
-            was_active = notes.note(name) is not None  # another worker's, or of an earlier start
-        if is_active != was_active:
-            notes.set_note(name, noted(registry.clock.wall_ms()) if is_active else None)
-            sentence = registry.preservation().sentence
-            word = "entered" if is_active else "left"
-            log.warning("%s self-preservation in %s: %s", word, namespace, sentence)
-            kind = HistoryKind.PRESERVATION_ENTERED if is_active else HistoryKind.PRESERVATION_LEFT
-            registry.record(kind, _NOBODY, rule="self-preservation", sentence=sentence)
-        self._preserving[namespace] = is_active
+        known = self._applications.get(namespace)
+        if known is None:
+            known = self._applications[namespace] = ByApplication(registry)
+        before = self._noted_of(namespace).applications
+        kept = known.preserved(due, {app: each.since_ms for app, each in before.items()})
+        self._tell_of_preservation(registry, is_active=bool(kept), applications=kept)
+        return [each for each in due if each[0].app not in kept]
+
+    def _noted_of(self, namespace: Namespace) -> Noted:
+        """What was noted of self-preservation, maybe by another worker or before a restart."""
+        noted = self._noted.get(namespace)
+        if noted is None:
+            note = self._registry.coordination.note(note_name(namespace))
+            noted = self._noted[namespace] = read_note(note)
+        return noted
+
+    def _tell_of_preservation(
+        self,
+        registry: NamespaceRegistry,
+        *,
+        is_active: bool,
+        applications: Mapping[str, Preserved] = _NO_APPLICATIONS,
+    ) -> None:
+        """Note how self-preservation is, for all workers; and log where it was entered or left."""
+        namespace = registry.namespace
+        before = self._noted_of(namespace)
+        since_ms = before.since_ms or registry.clock.wall_ms()
+        state = Noted(since_ms if is_active else None, applications)
+        if state == before:
+            return
+        self._registry.coordination.set_note(note_name(namespace), state.packed())
+        self._noted[namespace] = state
+        was_active = before.since_ms is not None
+        entered = applications.keys() - before.applications.keys()
+        left = before.applications.keys() - applications.keys()
+        if applications or before.applications:
+            changes = {"entered": _named(entered), "left": _named(left)}
+        else:
+            changes = {"entered" if is_active else "left": ""} if is_active != was_active else {}
+        sentence = registry.preservation().sentence
+        for change, whom in changes.items():
+            if whom is None:
+                continue
+            log.warning("%s self-preservation in %s%s: %s", change, namespace, whom, sentence)
+            is_entered = change == "entered"
+            kind = HistoryKind.PRESERVATION_ENTERED if is_entered else HistoryKind.PRESERVATION_LEFT
+            # Of each application, where it is decided for each; else of all of the namespace.
+            for app in sorted(entered if is_entered else left) or [""]:
+                registry.record(
+                    kind, InstanceKey(app, ""), rule="self-preservation", sentence=sentence
+                )
+
+    def _let_losses_go(self, now: int) -> int:
+        """Evict what somebody has accepted as lost; how many those were."""
+        notes, clock = self._registry.coordination, self._registry.clock
+        losses = accepted(notes)
+        fence, evicted = self._fence, 0
+        for loss in losses:
+            registry = self._registry.in_namespace(loss.namespace)
+            # One that is of another boot of the machine is ahead of the clock.
+            found = self._records.due(loss.namespace, min(now, loss.at_mono_ms))
+            due, _ = registry.evictable(found.expired)
+            wanted = [each for each in due if loss.app in (None, each[0].app)]
+            gone = self._evict_some(registry, wanted, len(wanted), is_accepted=True)
+            evicted += gone
+            if not self._holds_lock(clock.mono_ms()) or self._fence != fence:
+                return evicted  # whoever has the lock goes on with it
+            if mode_of(registry.settings) == "genuine":
+                self._records.set_expected_clients(loss.namespace, found.leases - gone)
+            whose = loss.app or "all applications"
+            log.warning(
+                "%s accepted the loss in %s: %s of %s evicted",
+                loss.by,
+                loss.namespace,
+                counted(gone, "instance"),
+                whose,
+            )
+            self._next_due.pop(loss.namespace, None)
+        if losses:
+            settle(notes, clock, losses)
+        return evicted
 
     def _housekeep(self, namespaces: list[Namespace], now: int) -> None:
         settings = self._registry.settings
@@ -377,23 +491,10 @@ class Evictor:
             self._records.set_expected_clients(namespace, count)
 
 
-def _evictable(
-    registry: NamespaceRegistry, ended: list[tuple[InstanceKey, Lease]]
-) -> tuple[list[tuple[InstanceKey, Lease]], int]:
-    """Of the ended leases, those whose instances are to go; and how many are held back.
-
-    See ``Instance.expires`` and ``NamespaceRegistry.hold_back``.
-    """
-    view = registry.view()
-    with view.lock:
-        found = [(view.get(key), key, lease) for key, lease in ended]
-    going, held_back = [], 0
-    for instance, key, lease in found:
-        if instance is None:
-            going.append((key, lease))
-        elif instance.expires:
-            if registry.is_held_back(instance, lease):
-                held_back += 1
-            else:
-                going.append((key, lease))
-    return going, held_back
+def _named(apps: Collection[str]) -> str | None:
+    """The applications that a line of the log names; None where there are none."""
+    if not apps:
+        return None
+    shown = sorted(apps)[:_NAMED]
+    more = f" and {len(apps) - len(shown)} more" if len(apps) > len(shown) else ""
+    return f" for {', '.join(shown)}{more}"

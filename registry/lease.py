@@ -56,6 +56,11 @@ def deadline_after_renewal(now_mono_ms: int, duration: int, *, doubled: bool) ->
     return now_mono_ms + duration * (2 if doubled else 1)
 
 
+def renewed_mono_ms(deadline_mono_ms: int, duration: int, *, doubled: bool) -> int:
+    """When a lease was renewed that ends then; ``doubled`` as it was renewed."""
+    return deadline_mono_ms - duration * (2 if doubled else 1)
+
+
 def eviction_limit(registry_size: int, renewal_percent_threshold: float) -> int:
     """How many of ``registry_size`` leases one eviction run (or window) may take."""
     return registry_size - math.floor(registry_size * renewal_percent_threshold)

@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from registry import loss
 from registry.errors import (
     ConflictError,
     InvalidIdentityError,
@@ -49,7 +50,7 @@ from registry.figures import (
     REGISTERED,
     REGISTERED_AGAIN,
 )
-from registry.history import Asking, HistoryKind, asking
+from registry.history import Asker, Asking, HistoryKind, asking
 from registry.lease import (
     EVICTION_WINDOW_MS,
     Clock,
@@ -112,6 +113,13 @@ class Written(NamedTuple):
 
     commit: Commit
     revision: Revision
+
+
+class AcceptedLoss(NamedTuple):
+    """What a loss that was accepted comes to: how many go, and how many peers hold back."""
+
+    ended: int
+    held_back: int
 
 
 class HoldBack(Protocol):
@@ -181,6 +189,27 @@ class NamespaceRegistry:
     def held_back_reason(self, instance: Instance, lease: Lease) -> str:
         """Why it stays, as a sentence; empty where it is not held back."""
         return "" if self._held_back is None else self._held_back.reason(instance, lease)
+
+    def evictable(
+        self, ended: Sequence[tuple[InstanceKey, Lease]]
+    ) -> tuple[list[tuple[InstanceKey, Lease]], int]:
+        """Of the ended leases, those whose instances are to go; and how many are held back.
+
+        See ``Instance.expires`` and ``hold_back``. Self-preservation is another matter.
+        """
+        view = self.view()
+        with view.lock:
+            found = [(view.get(key), key, lease) for key, lease in ended]
+        going, held_back = [], 0
+        for instance, key, lease in found:
+            if instance is None:
+                going.append((key, lease))
+            elif instance.expires:
+                if self.is_held_back(instance, lease):
+                    held_back += 1
+                else:
+                    going.append((key, lease))
+        return going, held_back
 
     @property
     def is_blank(self) -> bool:
@@ -279,13 +308,21 @@ class NamespaceRegistry:
             if (
                 found.expires
                 and self.clock.mono_ms() > lease.deadline_mono_ms
-                and self.self_preservation().expiration_enabled
+                and self._hides_ended()
                 and not self.is_held_back(found, lease)
             ):
                 return None
         except StoreError:
             return found, found.last_renewal_ms
         return found, lease.last_renewal_ms
+
+    def _hides_ended(self) -> bool:
+        """Whether an instance whose lease ended is no longer told of, before it is evicted.
+
+        By application it is decided within a second whether it goes; until then it is shown.
+        """
+        is_by_application = mode_of(self.settings) == "by-application"
+        return not is_by_application and self.self_preservation().expiration_enabled
 
     def self_preservation(self) -> SelfPreservation:
         """The renewal arithmetic of this moment; ``StoreError`` if the store does not answer."""
@@ -314,20 +351,25 @@ class NamespaceRegistry:
     def preservation(self) -> Preservation:
         """Self-preservation at this moment, to be told; ``StoreError``.
 
-        Since when is as the evictor noted it.
+        Since when, and for which applications, is as the evictor noted it.
         """
         view = self.view()
         with view.lock:
             leases = view.leased
         arithmetic, mode = self.self_preservation(), mode_of(self.settings)
-        since_ms = read_note(self._records.note(note_name(self.namespace)))
-        is_active = not arithmetic.expiration_enabled and leases > 0
+        note = read_note(self._records.note(note_name(self.namespace)))
+        is_active = leases > 0
+        if mode == "by-application":
+            is_active &= bool(note.applications)
+        else:
+            is_active &= not arithmetic.expiration_enabled
         return Preservation(
             mode,
             is_active,
-            since_ms if is_active else None,
+            note.since_ms if is_active else None,
             arithmetic,
             leases,
+            tuple(note.applications.values()) if mode == "by-application" else (),
             self.settings,
         )
 
@@ -1065,6 +1107,32 @@ class NamespaceRegistry:
             before=instance,
         )
 
+    def accept_loss(self, app: str | None) -> AcceptedLoss:
+        """Let what has ended go though self-preservation keeps it; ``StoreError``.
+
+        Of one application, or of all (None). The evictor acts within a second, beyond the eviction
+        limit. With the genuine arithmetic the expected clients are then those that remain. Log and
+        history name who asks.
+        """
+        asked = asking.get()
+        by = _named(None if asked is None else asked())
+        ended = [
+            each
+            for each in self._records.due(self.namespace, self.clock.mono_ms()).expired
+            if app in (None, each[0].app)
+        ]
+        going, held_back = self.evictable(ended)
+        loss.accept(self._records, self.clock, self.namespace, app, by)
+        log.warning("the loss of %s is accepted in %s by %s", app or "all", self.namespace, by)
+        self.record(
+            HistoryKind.LOSS_ACCEPTED,
+            InstanceKey(app or "", ""),
+            rule="operator",
+            ended=len(going),
+            held_by_peers=held_back,
+        )
+        return AcceptedLoss(len(going), held_back)
+
     def evict(
         self,
         ended: Iterable[tuple[InstanceKey, Lease]],
@@ -1103,6 +1171,12 @@ class NamespaceRegistry:
         for key in gone:
             log.warning("evicted %s/%s: its lease ended", key.app, key.id)
         return len(gone)
+
+
+def _named(asker: Asker | None) -> str:
+    """Who asks, for a line of the log."""
+    account, address = (asker.account, asker.address) if asker is not None else ("", "")
+    return f"{account or 'somebody'}{f' at {address}' if address else ''}"
 
 
 def _check_identity(instance: Instance) -> None:

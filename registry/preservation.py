@@ -7,15 +7,20 @@ evictor is who decides; it leaves a note in the store, so that every worker tell
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+from typing import Literal, NamedTuple
 
-from registry.lease import renewal_threshold
+import orjson
+
+from registry.lease import eviction_limit, renewal_threshold
 from registry.model import Namespace
 from registry.settings import RegistrySettings
 from registry.words import counted, instant, span
 
-Mode = Literal["off", "genuine"]
+Mode = Literal["off", "genuine", "by-application"]
+# So many applications are named in a sentence.
+_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,22 @@ class SelfPreservation:
     threshold: int
     renewals_last_minute: int
     expiration_enabled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Preserved:
+    """An application whose ended leases are kept: too many of its instances are missing at once.
+
+    ``missing`` of ``instances`` are late or were evicted in the last minute (``by_application``);
+    ``at_most`` so many may be. ``ended`` leases are kept. ``since_ms`` is of the wall clock.
+    """
+
+    app: str
+    since_ms: int
+    instances: int
+    missing: int
+    at_most: int
+    ended: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +61,7 @@ class Preservation:
     since_ms: int | None
     arithmetic: SelfPreservation
     leases: int
+    applications: tuple[Preserved, ...]
     settings: RegistrySettings
 
     @property
@@ -47,6 +69,12 @@ class Preservation:
         """How many renewals a minute the expected clients send."""
         interval = self.settings.expected_client_renewal_interval_secs
         return math.floor(self.arithmetic.expected_clients * 60.0 / interval)
+
+    def holds(self, app: str) -> bool:
+        """Whether an application's ended leases are kept."""
+        if self.mode == "by-application":
+            return any(each.app == app for each in self.applications)
+        return self.is_active
 
     @property
     def sentence(self) -> str:
@@ -57,6 +85,8 @@ class Preservation:
             )
         if not self.leases:
             return "Self-preservation is not on: nobody is registered who has to renew."
+        if self.mode == "by-application":
+            return self._by_application()
         return self._genuine_on() if self.is_active else self._genuine_off()
 
     def _genuine_off(self) -> str:
@@ -71,11 +101,12 @@ class Preservation:
     def _genuine_on(self) -> str:
         found, settings = self.arithmetic, self.settings
         recounted = span(settings.renewal_threshold_update_interval_ms)
-        began = f"Self-preservation is on{self._since()}: "
+        began = f"{self._on()}: "
         if not found.threshold:
             return (
                 f"{began}no client is expected to renew yet, and until one is nothing is evicted."
-                f" It ends when the expected clients are counted again, which is each {recounted}."
+                f" It ends when the expected clients are counted again, which is each {recounted},"
+                " or when the loss is accepted."
             )
         would_be = renewal_threshold(
             self.leases,
@@ -97,11 +128,40 @@ class Preservation:
             f" minute, and nothing is evicted unless more than {found.threshold} come"
             f" ({_percent(settings)} % of what {found.expected_clients} expected clients send, each"
             f" every {settings.expected_client_renewal_interval_secs} s). It ends after a minute"
-            f" with more than {found.threshold}{recount}."
+            f" with more than {found.threshold}{recount}; or when the loss is accepted."
         )
 
-    def _since(self) -> str:
-        return "" if self.since_ms is None else f" since {instant(self.since_ms)}"
+    def _by_application(self) -> str:
+        settings = self.settings
+        if not self.applications:
+            return (
+                "Self-preservation is not on: of no application with at least"
+                f" {counted(settings.self_preservation_minimum, 'instance')} more than"
+                f" {_lost(settings)} % are missing with leases that have ended."
+            )
+        kept = sum(each.ended for each in self.applications)
+        named = sorted(self.applications, key=lambda each: (-each.ended, each.app))
+        told = "; ".join([_told(each) for each in named[:_NAMED]])
+        if len(named) > _NAMED:
+            told += f"; and {len(named) - _NAMED} more"
+        return (
+            f"{self._on()} and keeps {counted(kept, 'ended lease')} of"
+            f" {counted(len(named), 'application')}: {told}. It ends for an application when no"
+            " more of it are missing than may be, because they renew, register again or cancel; or"
+            " when the loss is accepted."
+        )
+
+    def _on(self) -> str:
+        if self.since_ms is None:
+            return "Self-preservation is on"
+        return f"Self-preservation has been on since {instant(self.since_ms)}"
+
+
+def _told(each: Preserved) -> str:
+    return (
+        f"of {each.app} {each.missing} of {counted(each.instances, 'instance')} are missing, and"
+        f" {each.at_most} may be"
+    )
 
 
 def _percent(settings: RegistrySettings) -> str:
@@ -118,7 +178,12 @@ def _spared(settings: RegistrySettings) -> str:
 
 def mode_of(settings: RegistrySettings) -> Mode:
     """Which arithmetic counts; ``off`` where the genuine switch is off."""
-    return "genuine" if settings.self_preservation else "off"
+    return settings.self_preservation_by if settings.self_preservation else "off"
+
+
+def missing_at_most(instances: int, settings: RegistrySettings) -> int:
+    """How many instances of an application may be missing at once without it being preserved."""
+    return eviction_limit(instances, settings.renewal_percent_threshold)
 
 
 # The note that the evictor leaves for all workers
@@ -129,11 +194,24 @@ def note_name(namespace: Namespace) -> str:
     return f"preservation\0{namespace}"
 
 
-def noted(since_ms: int) -> bytes:
-    """The note that says since when it is active (epoch ms)."""
-    return b"%d" % since_ms
+class Noted(NamedTuple):
+    """What the evictor noted: since when it is active (epoch ms; None: it is not), and for whom."""
+
+    since_ms: int | None = None
+    applications: Mapping[str, Preserved] = {}
+
+    def packed(self) -> bytes | None:
+        """The note; None where there is nothing to note."""
+        if self.since_ms is None:
+            return None
+        told = [astuple(each) for each in self.applications.values()]
+        return orjson.dumps([self.since_ms, told])
 
 
-def read_note(note: bytes | None) -> int | None:
-    """What ``noted`` said; None where it is not active."""
-    return None if note is None else int(note)
+def read_note(note: bytes | None) -> Noted:
+    """What ``packed`` made of it."""
+    if note is None:
+        return Noted()
+    since_ms, told = orjson.loads(note)
+    found = [Preserved(*each) for each in told]
+    return Noted(since_ms, {each.app: each for each in found})

@@ -17,6 +17,15 @@ class RegistrySettings:
     self_preservation: bool = True
     """Whether evictions stop while renewals fall below the threshold."""
 
+    self_preservation_by: Literal["genuine", "by-application"] = "genuine"
+    """``genuine``: all renewals of a minute against what all expected clients send.
+    ``by-application``: in each application, who has missed renewals of its own interval."""
+
+    self_preservation_minimum: int = 10
+    """By application: smaller ones are not preserved. So few run on so few machines that one
+    machine's end, or one step of a deployment, takes more than a seventh of them at once: a usual
+    event, and none of the network's. From ten on two may be lost at once."""
+
     renewal_percent_threshold: float = 0.85
     """The share of expected renewals below which self-preservation begins, and the share of the
     registry that one eviction window leaves untouched."""

@@ -234,7 +234,7 @@ class _Listed:
         preservation = self._registry.preservation()
         if left_ms >= 0:
             self._sentences.append(f"Its lease of {length} ends in {span(left_ms)}, at {at}.")
-            if preservation.is_active:
+            if preservation.holds(instance.app):
                 self._sentences.append(f"It would be kept then: {preservation.sentence}")
             elif self._doubled:
                 sweep = span(settings.eviction_interval_ms)
@@ -262,7 +262,7 @@ class _Listed:
     def _holders(self, lease: Lease, preservation: Preservation) -> dict[str, str]:
         """What keeps the instance though its lease has ended, with a sentence for each."""
         held = {}
-        if preservation.is_active:
+        if preservation.holds(self._instance.app):
             held["self-preservation"] = preservation.sentence
         reason = self._registry.held_back_reason(self._instance, lease)
         if reason:

@@ -117,6 +117,7 @@ def test_it_has_all_the_figures_of_a_namespace() -> None:
                 "Self-preservation is not on: 12 renewals came in the last whole minute, and more"
                 " than 8 are enough (85 % of what 5 expected clients send)."
             ),
+            "applications": [],
         },
         "workers": 4,
         "store": {"url": "redis://host:6379/0", "size_bytes": 4096, "life": 7},
@@ -138,11 +139,11 @@ def test_self_preservation_says_since_when_and_what_ends_it() -> None:
     world.pass_time(2)
     world.pass_time(100)
     sentence = (
-        "Self-preservation is on since 2023-11-14 22:13:20 UTC: 0 renewals came in the last whole"
-        " minute, and nothing is evicted unless more than 3 come (85 % of what 2 expected clients"
-        " send, each every 30 s). It ends after a minute with more than 3; the count of expected"
-        " clients will not go down by itself, for the 1 that are registered are not more than"
-        " 85 % of it."
+        "Self-preservation has been on since 2023-11-14 22:13:20 UTC: 0 renewals came in the last"
+        " whole minute, and nothing is evicted unless more than 3 come (85 % of what 2 expected"
+        " clients send, each every 30 s). It ends after a minute with more than 3; the count of"
+        " expected clients will not go down by itself, for the 1 that are registered are not more"
+        " than 85 % of it; or when the loss is accepted."
     )
     found = world.shown()
     assert found["self_preservation"] == {
@@ -150,6 +151,7 @@ def test_self_preservation_says_since_when_and_what_ends_it() -> None:
         "active": True,
         "since": "2023-11-14T22:13:20.500Z",
         "sentence": sentence,
+        "applications": [],
     }
     assert found["warnings"] == [sentence]
 
@@ -161,7 +163,8 @@ def test_self_preservation_says_what_the_next_count_of_clients_will_change() -> 
     world.pass_time(1)
     assert (
         "; or when the expected clients are counted again, which is each 15 min: 9 are registered,"
-        " for whom more than 15 are enough." in world.shown()["self_preservation"]["sentence"]
+        " for whom more than 15 are enough; or when the loss is accepted."
+        in world.shown()["self_preservation"]["sentence"]
     )
 
 
@@ -173,7 +176,8 @@ def test_self_preservation_without_expected_clients_says_so() -> None:
     world.registry.register(sample_instance())
     assert world.shown()["self_preservation"]["sentence"] == (
         "Self-preservation is on: no client is expected to renew yet, and until one is nothing is"
-        " evicted. It ends when the expected clients are counted again, which is each 15 min."
+        " evicted. It ends when the expected clients are counted again, which is each 15 min, or"
+        " when the loss is accepted."
     )
 
 
@@ -207,7 +211,7 @@ def test_entering_and_leaving_are_logged_once_and_known_to_every_worker(
         "entered self-preservation in default",
         "left self-preservation in default",
     ]
-    assert "Self-preservation is on since 2023-11-14 22:13:20 UTC: 0 renewals" in lines[0]
+    assert "Self-preservation has been on since 2023-11-14 22:13:20 UTC: 0 renewals" in lines[0]
     assert "Self-preservation is not on: " in lines[1]
     assert world.registry.preservation().since_ms is None
 

@@ -223,14 +223,14 @@ def test_self_preservation_holds_it_with_its_numbers() -> None:
     world = World(self_preservation=True)
     world.registry.register(sample_instance())
     world.pass_time(1)
-    assert "It would be kept then: Self-preservation is on since" in world.why()[0]
+    assert "It would be kept then: Self-preservation has been on since" in world.why()[0]
     world.pass_time(120)
     text, facts = world.why()
     assert "Its lease of 90 s ended 31 s ago, at 2023-11-14 22:14:50 UTC." in text
     assert (
-        "Self-preservation is on since 2023-11-14 22:13:20 UTC: 0 renewals came in the last whole"
-        " minute, and nothing is evicted unless more than 3 come (85 % of what 2 expected clients"
-        " send, each every 30 s)." in text
+        "Self-preservation has been on since 2023-11-14 22:13:20 UTC: 0 renewals came in the last"
+        " whole minute, and nothing is evicted unless more than 3 come (85 % of what 2 expected"
+        " clients send, each every 30 s)." in text
     )
     assert facts["held_by"] == ["self-preservation"]
 
