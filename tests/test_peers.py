@@ -103,6 +103,22 @@ class TestOutbox:
         assert outbox.overflowed()
         assert not outbox.overflowed()
 
+    def test_whose_end_is_told_is_known_while_a_list_is_fetched_and_no_longer(self) -> None:
+        outbox = Outbox(10)
+        names = ("under way", "waiting", "later", "registered", "after")
+        under_way, waiting, later, registered, after = (InstanceKey("APP", n) for n in names)
+        outbox.put(under_way, CANCEL)
+        outbox.take(1)
+        outbox.put(waiting, CANCEL)
+        outbox.put(registered, REGISTER)
+        outbox.note_cancels()
+        outbox.put(later, CANCEL)
+        outbox.take(10)
+
+        assert outbox.cancels_noted() == {under_way, waiting, later}
+        outbox.put(after, CANCEL)
+        assert outbox.cancels_noted() == set()
+
 
 class TestBatch:
     def test_a_batch_is_spelled_as_a_genuine_sender_does(self) -> None:

@@ -235,6 +235,68 @@ def test_who_takes_batches_and_serves_no_list_is_told_of_heartbeats(peer: FakePe
         wait_until(renewed, "heartbeats")
 
 
+def test_whose_list_is_long_in_coming_is_told_of_renewals_meanwhile(peer: FakePeer) -> None:
+    """Each had to wait for the other: 250 words in each half minute, and leases ended there."""
+    let_go, asked = threading.Event(), threading.Event()
+
+    def hang(_: Any) -> None:
+        asked.set()
+        let_go.wait(HANG_SECS)
+
+    peer.writes = hang
+    clock = ManualClock()
+    with Running(peer, clock) as (registry, _):
+        assert asked.wait(HANG_SECS)
+        namespace = registry.in_namespace(DEFAULT_NAMESPACE)
+        namespace.register(instance())
+        batches = len(peer.batches)
+
+        def renewed() -> bool:
+            clock.advance(10)
+            return namespace.renew(*KEY) is not None and len(peer.batches) >= batches + 3
+
+        wait_until(renewed, "heartbeats")
+        assert peer.lists_told == 0
+        let_go.set()
+
+
+def test_who_is_cancelled_while_a_list_is_under_way_does_not_come_back_with_it(
+    peer: FakePeer,
+) -> None:
+    clock = ManualClock()
+    fresh = {"last_renewal_ms": clock.wall, "last_updated_ms": clock.wall - 100_000}
+    asked, let_go = threading.Event(), threading.Event()
+
+    def stale() -> Answer:
+        if peer.lists_told:
+            asked.set()
+            let_go.wait(HANG_SECS)
+        return listed([instance(**fresh), instance(InstanceKey("APP", "other"), **fresh)])
+
+    peer.lists = stale
+    # So that it is forgotten at once who was removed.
+    of_registry = RegistrySettings(delta_retention_ms=1, delta_retention_timer_interval_ms=1)
+    with Running(peer, clock, of_registry, compare_interval_ms=20) as (registry, _):
+        namespace = registry.in_namespace(DEFAULT_NAMESPACE)
+        wait_until(lambda: namespace.instance(*KEY), "what the peer lists")
+        assert asked.wait(HANG_SECS)
+        # It is this server's own from now on, and ends here; the list on its way still has it.
+        namespace.register(instance(last_dirty_ms=2000))
+        wait_until(lambda: is_told(peer, KEY), "its registration")
+        assert namespace.cancel(*KEY)
+        wait_until(lambda: "Cancel" in actions(peer, KEY), "its end")
+        clock.advance(1000)
+        peer.lists = lambda: listed([instance(InstanceKey("APP", "other"), **fresh)])
+        told = peer.lists_told
+        let_go.set()
+        wait_until(lambda: peer.lists_told > told + 2, "more comparisons")
+        assert namespace.instance(*KEY) is None
+
+
+def actions(peer: FakePeer, key: InstanceKey) -> list[str]:
+    return [each["action"] for batch in peer.batches for each in batch if each["id"] == key.id]
+
+
 def test_an_answer_without_an_end_is_given_up(peer: FakePeer) -> None:
     to_peer = bounded_link(peer, 1 << 20)
     ended = threading.Event()
@@ -473,8 +535,16 @@ def threads() -> list[threading.Thread]:
 class Running:
     """A server's exchange with a fake peer, in this process."""
 
-    def __init__(self, peer: FakePeer, clock: ManualClock | None = None, **settings: Any) -> None:
-        registry = Registry(MemoryStore(), clock or ManualClock(), RegistrySettings())
+    def __init__(
+        self,
+        peer: FakePeer,
+        clock: ManualClock | None = None,
+        of_registry: RegistrySettings | None = None,
+        **settings: Any,
+    ) -> None:
+        registry = Registry(
+            MemoryStore(), clock or ManualClock(), of_registry or RegistrySettings()
+        )
         registry.start()
         settings = {"urls": (peer.url,), "register": False, "port": 1, **settings}
         told = PeersSettings(**settings)

@@ -185,9 +185,6 @@ class PeerConnection:
             with contextlib.suppress(OSError):
                 # Of TLS too: its own method would change what the reader is reading with.
                 socket.socket.shutdown(each, socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Let go of the connections."""
         self._pool.close()
 
     def _opened(self, connected: socket.socket) -> None:
@@ -248,7 +245,7 @@ def _reason(error: Exception) -> str:
 
 
 class Link:
-    """One peer. ``put`` may be called in any thread, all else in one."""
+    """One peer. One thread sends (``run_once``), and one fetches; the rest is for any."""
 
     def __init__(
         self,
@@ -360,13 +357,9 @@ class Link:
             self._failed(self._fetching, error)
 
     def end(self) -> None:
-        """Break off what is under way. For any thread."""
+        """Break off what is under way, and let go of the connections."""
         self._is_ended = True
         self._transport.end()
-
-    def close(self) -> None:
-        """Let go of the connections."""
-        self._transport.close()
 
     def _deliver(self, entries: Sequence[tuple[InstanceKey, Pending]]) -> None:
         """Send entries, in parts where the whole is refused: one bad item spoils no other.

@@ -43,6 +43,8 @@ class Outbox:
         self._lock = threading.Lock()
         self._entries: OrderedDict[InstanceKey, Pending] = OrderedDict()
         self._overflowed = False
+        self._under_way: list[tuple[InstanceKey, Pending]] = []
+        self._cancels: set[InstanceKey] | None = None
 
     def __len__(self) -> int:
         """How many instances the peer is to be told of."""
@@ -55,6 +57,8 @@ class Outbox:
         registries can tell what the peer lacks, and that is what ``overflowed`` asks for.
         """
         with self._lock:
+            if self._cancels is not None and Pending.CANCEL in what:
+                self._cancels.add(key)
             known = self._entries.get(key)
             if known is None and len(self._entries) >= self._most:
                 self._entries.clear()
@@ -66,7 +70,8 @@ class Outbox:
         """Remove and return the oldest entries; ``put_back`` what could not be sent."""
         with self._lock:
             count = min(most, len(self._entries))
-            return [self._entries.popitem(last=False) for _ in range(count)]
+            self._under_way = [self._entries.popitem(last=False) for _ in range(count)]
+            return self._under_way
 
     def put_back(self, entries: list[tuple[InstanceKey, Pending]]) -> None:
         """Return what was taken and not sent; what was put meanwhile is the later word."""
@@ -82,10 +87,20 @@ class Outbox:
             told, self._overflowed = self._overflowed, False
             return told
 
-    def says(self, key: InstanceKey) -> Pending:
-        """What the peer is still to be told of an instance."""
+    def note_cancels(self) -> None:
+        """Note from now on whose end the peer is told of, until ``cancels_noted``.
+
+        Its list may be older than that: it is fetched while batches go on.
+        """
         with self._lock:
-            return self._entries.get(key, Pending(0))
+            told = [*self._under_way, *self._entries.items()]
+            self._cancels = {key for key, what in told if Pending.CANCEL in what}
+
+    def cancels_noted(self) -> set[InstanceKey]:
+        """Whose end the peer was, is or will be told of since ``note_cancels``; note no more."""
+        with self._lock:
+            noted, self._cancels = self._cancels or set(), None
+            return noted
 
 
 def _later(earlier: Pending, later: Pending) -> Pending:

@@ -3,8 +3,9 @@
 A lock in the store says which worker that is; another goes on within seconds of its death, and
 begins with a comparison, since it does not know what was told already.
 
-One thread follows this server's changes and puts them into each peer's outbox. Each peer has a
-thread of its own that sends and compares, so a peer that is dead or slow costs the others nothing.
+One thread follows this server's changes and puts them into each peer's outbox. Each peer has two
+threads of its own, one that sends and one that compares, so a peer that is dead or slow costs the
+others nothing, and one whose list is long in coming is told of renewals meanwhile.
 What peers say is registered as a peer's word (``Instance.peers_know``) and goes to nobody else.
 """
 
@@ -219,10 +220,11 @@ class _Run:
         links = self._all()
         for link in links:
             link.stop()
-        _join((link.thread for link in links), _GRACE_SECS)
+        threads = [thread for link in links for thread in link.threads]
+        _join(threads, _GRACE_SECS)
         for link in links:
             link.link.end()
-        _join([*(link.thread for link in links), *self._threads], _GRACE_SECS)
+        _join([*threads, *self._threads], _GRACE_SECS)
 
     def _answered(self, listed: int) -> None:
         """Let this server answer reads, once a peer has told it of anything but servers.
@@ -554,7 +556,7 @@ class _Local:
 
 
 class _Following:
-    """A peer with the thread that sees to it."""
+    """A peer with the two threads that see to it: one sends, and one compares."""
 
     def __init__(
         self,
@@ -572,15 +574,24 @@ class _Following:
         self._local = local
         self._answered = answered
         self._stopping = threading.Event()
-        self._something = threading.Event()
-        self._next_comparison = self._waits = 0.0
+        self._something, self._wanted = threading.Event(), threading.Event()
+        self._next_comparison = 0.0
         # What was done about differences that are still there: the two states, and how often.
         self._healed: dict[InstanceKey, tuple[object, int]] = {}
         self._heals = 0
         self._compared_at = -_ASKED_AGAIN_SECS
         self._comparison: dict[str, Any] | None = None
-        self.thread = threading.Thread(target=self._work, name=f"peer {peer.name}", daemon=True)
-        self.thread.start()
+        self._has_sent = False
+        self._ending: set[InstanceKey] = (
+            set()
+        )  # whose end the peer was told of since it listed them
+        # Apart, since a list may be long in coming, and renewals have no time to wait for it.
+        self.threads = [
+            threading.Thread(target=work, name=f"peer {peer.name}: {what}", daemon=True)
+            for what, work in (("batches", self._tell), ("lists", self._compare_again))
+        ]
+        for thread in self.threads:
+            thread.start()
 
     def put(self, key: InstanceKey, what: Pending) -> None:
         """Tell the peer, soon."""
@@ -592,6 +603,7 @@ class _Following:
         """Begin to stop."""
         self._stopping.set()
         self._something.set()
+        self._wanted.set()
 
     def asked(self) -> Asked:
         """How the peer stands, as ``Hold`` is to know it."""
@@ -606,39 +618,50 @@ class _Following:
     def compare_anew(self) -> None:
         """Compare at the next turn, and heal what differs though it is young."""
         self.link.needs_comparison = True
-        self._something.set()
+        self._wanted.set()
 
     def compare_soon(self) -> None:
         """Compare at the next turn, unless that was done a moment ago."""
         if time.monotonic() - self._compared_at > _ASKED_AGAIN_SECS:
             self._next_comparison = 0.0
-            self._something.set()
+            self._wanted.set()
 
-    def _work(self) -> None:
-        turn = _Duty(f"the exchange with {self.link.peer.name}", 0.0, self._take_turn)
+    def _tell(self) -> None:
+        """Send whatever there is, until stopped."""
+        turn = _Duty(f"telling {self.link.peer.name}", 0.0, self._send)
         while not self._stopping.is_set():
-            waits = self._waits if turn.run(time.monotonic()) else _IDLE_SECS
+            if turn.run(time.monotonic()) and self._has_sent:
+                continue
+            waits = self.link.waits(time.monotonic())
             if waits:
-                self._something.wait(waits)
+                self._stopping.wait(min(_IDLE_SECS, waits))
+            else:
+                self._something.wait(_IDLE_SECS)
                 self._something.clear()
                 self._stopping.wait(_GATHER_SECS)  # what comes together is told together
-        self.link.close()
 
-    def _take_turn(self) -> None:
-        self._waits = self._turn(time.monotonic())
+    def _send(self) -> None:
+        self._has_sent = self.link.run_once(time.monotonic())
+        if self.link.needs_comparison:
+            self._wanted.set()
 
-    def _turn(self, now: float) -> float:
-        """Compare or send, whatever is due; how long to wait for the next turn."""
-        link = self.link
-        is_due = link.needs_comparison or now >= self._next_comparison
-        if is_due and link.may_fetch(now) and not self._stopping.is_set():
-            self._compare()
-        if self._stopping.is_set() or link.run_once(time.monotonic()):
-            return 0.0
-        waits = link.waits(time.monotonic())
-        if waits and self._stopping.wait(min(_IDLE_SECS, waits)):
-            return 0.0
-        return _IDLE_SECS if not waits else 0.0
+    def _compare_again(self) -> None:
+        """Compare whenever it is due, until stopped."""
+        duty = _Duty(f"comparing with {self.link.peer.name}", 0.0, self._compare_if_due)
+        while not self._stopping.is_set():
+            duty.run(time.monotonic())
+            self._wanted.wait(_IDLE_SECS)
+            self._wanted.clear()
+
+    def _compare_if_due(self) -> None:
+        now = time.monotonic()
+        is_due = self.link.needs_comparison or now >= self._next_comparison
+        if is_due and self.link.may_fetch(now):
+            self.link.outbox.note_cancels()
+            try:
+                self._compare()
+            finally:
+                self.link.outbox.cancels_noted()
 
     @property
     def has_told(self) -> bool:
@@ -656,6 +679,8 @@ class _Following:
             asked_ms = local.clock.mono_ms()
             left = link.leases()
         except PeerError as error:
+            if self._stopping.is_set():
+                return
             self.was_asked = True
             link.needs_comparison |= is_first
             link.fetched(error)
@@ -680,6 +705,7 @@ class _Following:
         ]
         if self._settings.mode != "shadow" or self._comparison is None:
             renewed = local.renewed_here()
+            self._ending = link.outbox.cancels_noted()
             for each in found.differences if is_first else told:
                 self._heal(
                     each, theirs.get(each.key), removed.get(each.key), renewed, ends.get(each.key)
@@ -790,7 +816,7 @@ class _Following:
                 if sends and not left.peers_know:
                     outbox.put(theirs.key, Pending.CANCEL)
                 return False
-        if ends_mono_ms <= now or Pending.CANCEL in outbox.says(theirs.key):
+        if ends_mono_ms <= now or theirs.key in self._ending:
             return False
         return local.take(theirs, age_ms)
 
