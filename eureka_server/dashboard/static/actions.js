@@ -241,20 +241,27 @@ function typed(text) {
 /** Ask for an account, and begin anew with it. */
 export async function signIn(reason = '') {
   const mode = state.account?.mode ?? await challenged();
-  const isAdmin = state.account?.is_admin;
-  const found = await asked('Who are you?', [
+  const found = await asked(mode === 'none' ? 'Namespace' : 'Sign in', [
     reason ? h('p', {}, reason) : null,
     mode === 'none' ? null : mode === 'basic'
       ? [field('user', 'Name', { autocomplete: 'username' }), field('password', 'Password', { type: 'password', autocomplete: 'current-password' })]
       : field('token', 'Token', { type: 'password', autocomplete: 'off' }),
-    mode === 'none' || isAdmin || !state.account ? field('namespace', 'Namespace', { placeholder: 'your own', value: account.namespace ?? '' }) : null,
-    h('p', { class: 'help' }, 'It is kept for this tab, until the tab is closed. To sign out, leave all empty.'),
+    state.account && !state.account.is_admin ? null : namespaceField(),
+    h('p', { class: 'help' }, 'It is kept for this tab, until the tab is closed.', mode === 'none' ? '' : ' To sign out, leave all empty.'),
   ], 'Go on');
   if (found === null) return;
   const basic = found.get('user') ? `Basic ${encoded(`${found.get('user')}:${found.get('password')}`)}` : '';
   const bearer = found.get('token') ? `Bearer ${found.get('token').trim()}` : '';
   account.signIn(basic || bearer, (found.get('namespace') ?? '').trim());
   await page.begin();
+}
+
+/** Where an administrator looks; those with instances are proposed. */
+function namespaceField() {
+  return [
+    field('namespace', 'Namespace', { placeholder: 'your own', value: account.namespace ?? '', list: 'namespaces', autocomplete: 'off' }),
+    h('datalist', { id: 'namespaces' }, state.namespaces.map((name) => h('option', { value: name }))),
+  ];
 }
 
 function field(name, label, more) {

@@ -43,7 +43,7 @@ function merge(node, wanted) {
     if (!wanted.hasAttribute(name) && name !== 'open') node.removeAttribute(name);
   }
   for (const { name, value } of wanted.attributes) {
-    if (node.getAttribute(name) !== value) node.setAttribute(name, value);
+    if (node.getAttribute(name) !== value && name !== 'open') node.setAttribute(name, value);
   }
   mergeChildren(node, wanted);
 }

@@ -30,6 +30,7 @@ export function bytes(size) {
 export function ticking(instant, before, after = before) {
   const node = h('time', { datetime: instant, 'data-before': before, 'data-after': after });
   node.textContent = told(node);
+  node.classList.toggle('over', isOver(node));
   node.setAttribute('title', exact(instant));
   return node;
 }
@@ -38,6 +39,8 @@ export function ticking(instant, before, after = before) {
 export function exact(instant) {
   return clock.format(new Date(instant));
 }
+
+const isOver = (node) => Date.parse(node.dateTime) < serverNow();
 
 function told(node) {
   const ahead = (Date.parse(node.dateTime) - serverNow()) / 1000;
@@ -50,6 +53,6 @@ setInterval(() => {
   for (const node of document.querySelectorAll('time[data-before]')) {
     const text = told(node);
     if (node.textContent !== text) node.textContent = text;
-    node.classList.toggle('over', Date.parse(node.dateTime) < serverNow());
+    node.classList.toggle('over', isOver(node));
   }
 }, 1000);

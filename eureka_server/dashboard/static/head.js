@@ -2,50 +2,65 @@
 
 import { askIfThere } from './api.js';
 import { h, show } from './dom.js';
-import { bytes, count, plural, span, ticking } from './format.js';
-import { status } from './lists.js';
+import { bytes, count, plural, span } from './format.js';
+import { bySeverity, status } from './lists.js';
 import { state, to } from './place.js';
 
-/** Show the head in its place, as of now; nothing where the server does not tell. */
-export async function head(container) {
-  let told = null;
+/** Ask how the server is; what it told before stays where it does not tell. */
+export async function askHead() {
   try {
-    told = await askIfThere('status');
-  } catch { /* the list below says what is wrong */ }
-  if (!told) return;
-  state.status = told;
-  show(container, warnings(told), figures(told));
+    state.status = await askIfThere('status') ?? state.status;
+  } catch { /* the view below says what is wrong */ }
 }
 
-function warnings(told) {
+/** Show in a container what was told last: all of it, or the warnings alone. */
+export function showHead(container, isWhole) {
+  const told = state.status;
+  if (!told) return;
+  show(container, warnings(told, isWhole), isWhole ? [figures(told), quiet(told.self_preservation)] : null);
+}
+
+function warnings(told, isWhole) {
   const { self_preservation: kept } = told;
-  const texts = told.warnings.filter((text) => text !== kept?.sentence);
-  if (kept?.active) texts.unshift(null);
-  if (!texts.length) return null;
-  return h('ul', { class: 'warnings', 'aria-label': 'To be seen to' }, texts.map((text) => (text === null
-    ? h('li', { 'data-key': 'self-preservation' }, h('span', {}, kept.sentence),
-      state.account?.may_write ? h('button', { type: 'button', 'data-do': 'accept-loss' }, 'Accept the loss') : null)
-    : h('li', { 'data-key': text }, text))));
+  const others = told.warnings.filter((text) => text !== kept?.sentence);
+  const rows = others.map((text) => ({ key: text, text }));
+  if (kept?.active) rows.unshift({ key: 'self-preservation', text: kept.sentence, action: acceptance() });
+  if (!rows.length) return null;
+  return h('ul', { class: 'warnings', 'aria-label': 'To be seen to' }, rows.map(({ key, text, action }) => {
+    // On other views, and on a phone, its beginning is enough until somebody wants more.
+    const end = text.search(/[:.;](\s|$)/);
+    return h('li', { 'data-key': key }, h('details', { open: isWhole && innerWidth > 700 },
+      h('summary', {}, end > 0 ? text.slice(0, end) : text),
+      h('div', {}, h('p', {}, text), action)));
+  }));
+}
+
+function acceptance() {
+  if (!state.account?.may_write) return null;
+  return h('button', { type: 'button', 'data-do': 'accept-loss' }, 'Accept the loss');
 }
 
 function figures(told) {
   const { total, ...statuses } = told.instances;
-  const present = Object.entries(statuses).filter(([, many]) => many);
-  const { renewals, self_preservation: kept, store, peers, catalogs } = told;
+  const present = bySeverity(statuses).filter(([, many]) => many);
+  const { renewals, store, peers, catalogs } = told;
   return h('dl', { class: 'figures', 'aria-label': 'The server' },
     figure('Instances', count(total), h('span', { class: 'counts' }, present.map(([word, many]) =>
-      h('a', { class: 'pair', 'data-go': true, href: to({ view: 'instances', q: `status=${word}` }) }, status(word), ` ${count(many)}`)))),
+      h('a', { class: 'pair', 'data-go': true, href: to({ view: 'instances', q: `status=${word}` }) }, status(word), ` ${count(many)}`))), 'wide'),
     figure('Applications', count(told.applications)),
-    renewals ? figure('Renewals in the last minute', count(renewals.last_minute),
-      `expected ${count(renewals.expected)}, threshold ${count(renewals.threshold)}`) : null,
-    kept ? figure('Self-preservation', kept.mode === 'off' ? 'off' : kept.active ? 'active' : 'not active',
-      kept.active ? (kept.since ? ticking(kept.since, 'since now', 'for *') : null) : kept.sentence, 'wide') : null,
-    figure('Revision', count(told.revision)),
-    figure('Workers', count(told.workers), `up ${span(told.uptime_ms / 1000)}`),
+    renewals ? figure('Renewals a minute', count(renewals.last_minute),
+      `of ${count(renewals.expected)}; threshold ${count(renewals.threshold)}`) : null,
+    figure('Uptime', span(told.uptime_ms / 1000), `${plural(told.workers, 'worker')}, version ${told.version}`),
+    figure('Revision', h('span', { class: 'long' }, String(told.revision))),
     store ? figure('Store', store.url.split(':')[0], store.size_bytes === null ? null : bytes(store.size_bytes)) : null,
     peers ? figure('Peers', `${peers.peers.filter((each) => each.state === 'up').length} of ${peers.peers.length} up`, peers.mode === 'shadow' ? 'shadow: nothing is sent' : null) : null,
     catalogs.length ? figure('Catalogs', plural(catalogs.length, 'catalog'),
       `${count(catalogs.reduce((sum, each) => sum + each.entries, 0))} entries`) : null);
+}
+
+/** Self-preservation, while there is nothing to be done about it. */
+function quiet(kept) {
+  return kept && !kept.active ? h('p', { class: 'sentence' }, kept.sentence) : null;
 }
 
 function figure(name, value, more = null, kind = null) {

@@ -15,8 +15,15 @@ const HELP = 'app:shop  zone=eu-1  meta.version=2  -status=UP  override:';
 
 /** A status: a shape and a word, so that it does not take colours to tell it. */
 export function status(word, more = {}) {
-  const known = ['UP', 'DOWN', 'STARTING', 'OUT_OF_SERVICE', 'UNKNOWN'];
-  return h('span', { class: 'status', 'data-status': known.includes(word) ? word : 'OTHER', ...more }, word);
+  return h('span', { class: 'status', 'data-status': ORDER.includes(word) ? word : 'OTHER', ...more }, word);
+}
+
+const ORDER = ['UP', 'STARTING', 'OUT_OF_SERVICE', 'DOWN', 'UNKNOWN'];
+
+/** Statuses with their numbers, always in the same order; words of one's own come last. */
+export function bySeverity(statuses) {
+  const place = (word) => (ORDER.includes(word) ? ORDER.indexOf(word) : ORDER.length);
+  return Object.entries(statuses).sort(([a], [b]) => place(a) - place(b) || (a < b ? -1 : 1));
 }
 
 /** The field for a search, with what can be typed. */
@@ -66,7 +73,7 @@ export async function applicationsView(place, signal) {
         cells: [
           h('a', { class: 'name', 'data-go': true, href: to({ app: each.service_name, q: place.q }) }, each.service_name),
           h('span', { class: 'number' }, count(each.instances)),
-          [proportions(each), h('span', { class: 'counts' }, Object.entries(each.statuses).map(([word, many]) =>
+          [proportions(each), h('span', { class: 'counts' }, bySeverity(each.statuses).map(([word, many]) =>
             h('span', { class: 'pair' }, status(word), ` ${count(many)}`))),
           each.overrides ? h('span', { class: 'overridden' }, plural(each.overrides, 'override')) : null],
           each.zones.join(', ') || h('span', { class: 'dim' }, 'none'),
@@ -80,7 +87,7 @@ export async function applicationsView(place, signal) {
 /** How the statuses share an application, as a bar that says no more than the numbers beside it. */
 function proportions(each) {
   return h('span', { class: 'shares', 'aria-hidden': 'true' },
-    Object.entries(each.statuses).map(([word, many]) => {
+    bySeverity(each.statuses).map(([word, many]) => {
       // Twelfths, since a style of its own is what the page's policy forbids.
       const share = Math.max(1, Math.round((12 * many) / each.instances));
       return h('i', { 'data-status': word, 'data-share': String(share) });
@@ -134,7 +141,9 @@ function applicationActions(app) {
 export function lease(each) {
   const renewed = ticking(each.last_heartbeat, 'renewed just now', 'renewed * ago');
   if (!each.expires) return h('span', { class: 'dim' }, 'no lease');
-  return [renewed, ticking(each.expires, 'ends in *', 'ended * ago')];
+  const ends = ticking(each.expires, 'ends in *', 'ended * ago');
+  ends.classList.add('ends');
+  return [renewed, ends];
 }
 
 function metadata(told) {

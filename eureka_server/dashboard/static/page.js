@@ -4,10 +4,10 @@
 // `?app=shop&id=shop:1`. A view is a function that fetches what it shows and returns nodes; it is
 // called again when something changed, and what it returns is merged into the page.
 
-import { account, follow } from './api.js';
+import { account, askIfThere, follow } from './api.js';
 import { askAccount, perform, signIn } from './actions.js';
 import { h, show } from './dom.js';
-import { head } from './head.js';
+import { askHead, showHead } from './head.js';
 import { instanceView } from './instance.js';
 import { applicationsView, instancesView } from './lists.js';
 import { page, state, to } from './place.js';
@@ -46,7 +46,7 @@ function go(url, { replace = false, keepsFocus = false } = {}) {
 
 async function arrived(keepsFocus = false) {
   place = read();
-  main.dataset.place = location.search;
+  frame();
   if (!keepsFocus) main.replaceChildren(h('p', { class: 'loading' }, 'Loading …'));
   await refresh.now();
   if (!keepsFocus) {
@@ -75,7 +75,7 @@ async function load() {
     if (control.signal.aborted) return;
     show(main, trouble(error));
   }
-  tabs();
+  frame();
 }
 
 function trouble(error) {
@@ -122,9 +122,16 @@ function paced(work) {
 
 const refresh = paced(load);
 const refreshHead = paced(async () => {
-  await head(document.getElementById('head'));
-  tabs();
+  await askHead();
+  frame();
 });
+
+/** What stands around the view. */
+function frame() {
+  const isOverview = !place.id && !place.app && ['applications', 'instances'].includes(place.view);
+  showHead(document.getElementById('head'), isOverview);
+  tabs();
+}
 
 function tabs() {
   show(document.getElementById('tabs'), Object.entries(views).map(([name, view]) => {
@@ -232,11 +239,14 @@ function search(text, isTyping) {
 addEventListener('popstate', () => arrived());
 
 async function begin() {
+  state.revision = null;
+  state.status = null;
   state.account = await askAccount();
-  const button = document.getElementById('account');
   const { account: who } = state;
-  button.hidden = !!who && who.mode === 'none' && who.namespace === 'default' && !account.namespace;
-  button.textContent = who?.user || (account.credentials ? 'Signed in' : 'Sign in');
+  state.namespaces = (who && (await askIfThere('namespaces'))?.namespaces) ?? [];
+  const button = document.getElementById('account');
+  button.hidden = who?.mode === 'none' && state.namespaces.length < 2 && who.namespace === 'default';
+  button.textContent = who?.user || (who?.mode === 'none' ? 'Namespace' : account.credentials ? 'Account' : 'Sign in');
   document.getElementById('place').textContent =
     who && who.namespace !== 'default' ? who.namespace : '';
   listen();
