@@ -195,7 +195,11 @@ class Access:
             needed = (
                 settings.protect_writes if request.method in _WRITING else settings.protect_reads
             )
-            return self._unauthorized(judge) if needed else self._in_namespace(_ANYBODY, request)
+            return (
+                self._unauthorized(judge, request)
+                if needed
+                else self._in_namespace(_ANYBODY, request)
+            )
         shown = authorization if authorization is not None else f"\0{path_token}"
         mark = hmac.digest(self._salt, shown.encode("utf-8", "replace"), hashlib.sha256)
         known = self._remembered.get(mark)
@@ -210,7 +214,7 @@ class Access:
             self._remember(judge, mark, found)
         except CredentialsError as error:
             self._log_refusal(request, str(error))
-            return self._unauthorized(judge)
+            return self._unauthorized(judge, request)
         except BusyError as error:
             if str(error):
                 self._log_refusal(request, str(error))
@@ -291,8 +295,12 @@ class Access:
             return str(ipaddress.ip_network((address.packed[:8] + bytes(8), 64)))
         return told
 
-    def _unauthorized(self, judge: Judge) -> Answer:
-        return Answer(401, headers={"WWW-Authenticate": f'{judge.challenge} realm="registry"'})
+    def _unauthorized(self, judge: Judge, request: Request) -> Answer:
+        challenge = f'{judge.challenge} realm="registry"'
+        if request.headers.get("x-requested-with") == "XMLHttpRequest":
+            # A page asks for the account itself; a scheme that no browser knows leaves that to it.
+            challenge = f'Page realm="registry", scheme="{judge.challenge}"'
+        return Answer(401, headers={"WWW-Authenticate": challenge})
 
     def _log_refusal(self, request: Request, reason: str) -> None:
         """A line for the operator; of many, some."""

@@ -11,6 +11,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from eureka_server import dashboard
+from eureka_server.access import Access, AccessSettings
 from eureka_server.settings import SettingError, load
 from registry.testing import sample_instance
 from tests.in_process import InProcess
@@ -122,6 +123,21 @@ def test_a_browser_that_knows_the_page_changes_something_only_with_its_token(
         assert answer.status_code == status, path
     # Reading changes nothing, and needs none.
     assert client.get("/eureka/apps", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "challenge"),
+    [
+        ({}, 'Bearer realm="registry"'),
+        ({"X-Requested-With": "XMLHttpRequest"}, 'Page realm="registry", scheme="Bearer"'),
+    ],
+)
+def test_a_page_is_refused_so_that_it_and_no_browser_asks_for_the_account(
+    fields: dict[str, str], challenge: str
+) -> None:
+    world = InProcess(access=Access(AccessSettings(mode="trusted")))
+    answer = world.client.get("/api/v1/account", headers=fields)
+    assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, challenge)
 
 
 def test_who_asks_is_told_what_that_allows() -> None:

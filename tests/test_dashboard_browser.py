@@ -5,17 +5,22 @@ One server and one browser serve all of it; each test has applications of its ow
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, Response, expect, sync_playwright
+from werkzeug.security import generate_password_hash
 
-from tests.servers import JSON, RegistryServer, wait_until
+from conformance.programs import free_port
+from tests.servers import JSON, RegistryServer, instance_body, wait_until
 
 pytestmark = pytest.mark.programs
 
@@ -28,8 +33,46 @@ expect.set_options(timeout=PATIENCE_MS)
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+    """In self-preservation from the start, with a catalog that has a problem and a silent peer."""
     folder = tmp_path_factory.mktemp("page")
-    with RegistryServer(folder, workers=2) as server:
+    listed = folder / "listed"
+    listed.mkdir()
+    entry = {"service_name": "from-file", "endpoint": {"type": "http", "value": "10.3.3.3:80"}}
+    (listed / "default.json").write_text(json.dumps({"instances": [entry]}))
+    (listed / "other.json").write_text(json.dumps({"instances": [{"service_name": "<b>x</b>"}]}))
+    catalogs = [{"kind": "file", "name": "shelf", "folder": str(listed)}]
+    env = {
+        "REGISTRY_CATALOGS": json.dumps(catalogs),
+        "EUREKA_SERVER_ENABLE_SELF_PRESERVATION": "true",
+        "EUREKA_CLIENT_SERVICE_URL_DEFAULT_ZONE": f"http://127.0.0.1:{free_port()}/eureka/",
+        "PEERS_START_WAIT_MS": "0",
+    }
+    with RegistryServer(folder, workers=2, env=env) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+    """A server with accounts, which anybody may read."""
+    folder = tmp_path_factory.mktemp("closed")
+    users = folder / "users"
+    hashed = generate_password_hash("secret", "pbkdf2:sha256:1")
+    users.write_text(f"ann default user {hashed}\nbob other admin {hashed}\n")
+    env = {
+        "STORE_URL": "memory:",
+        "REGISTRY_AUTH": "basic",
+        "REGISTRY_USERS_FILE": str(users),
+        "REGISTRY_AUTH_READS": "false",
+    }
+    with RegistryServer(folder, workers=1, env=env) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+    """A server that knows callers by tokens alone."""
+    env = {"STORE_URL": "memory:", "REGISTRY_AUTH": "trusted"}
+    with RegistryServer(tmp_path_factory.mktemp("tokens"), workers=1, env=env) as server:
         yield server
 
 
@@ -141,6 +184,68 @@ def test_the_url_holds_the_search_and_the_field_is_a_key_away(
     expect(page.locator("tbody tr")).to_have_count(1)
     field.fill("nobody-has-this")
     expect(page.locator("main")).to_contain_text("Nothing answers this search.")
+
+
+# The head, and the other views
+
+
+def test_the_head_tells_how_the_server_is(server: RegistryServer, looked: Looked) -> None:
+    registered(server, new_app())
+    page = looked.go()
+    figures = page.locator(".figures")
+    for text in ("Instances", "UP", "Applications", "Renewals a minute", "threshold", "Revision"):
+        expect(figures).to_contain_text(text)
+    expect(figures.locator("[data-key=Uptime]")).to_contain_text("2 workers")
+    expect(figures.locator("[data-key=Store]")).to_contain_text("lmdb")
+    expect(figures.locator("[data-key=Peers]")).to_contain_text("0 of 1 up")
+    expect(figures.locator("[data-key=Catalogs]")).to_contain_text("1 catalog")
+    warnings = page.get_by_role("list", name="To be seen to")
+    expect(warnings).to_contain_text("Self-preservation is on")
+    expect(warnings).to_contain_text("does not answer")
+    page.locator(".figures").get_by_role("link", name=re.compile("UP")).first.click()
+    expect(page.get_by_role("searchbox")).to_have_value("status=UP")
+
+
+def test_the_last_registrations_and_cancels_are_where_the_original_has_them(
+    server: RegistryServer, looked: Looked
+) -> None:
+    app = new_app()
+    name = registered(server, app)
+    assert server.eureka("DELETE", f"/apps/{app.upper()}/{name}").status == 200
+    page = looked.page
+    page.goto(f"{server.root}/lastn")
+    entries = page.locator(".history li", has_text=name)
+    expect(entries).to_have_count(2)
+    expect(entries.nth(0)).to_contain_text("Cancelled")
+    expect(entries.nth(1)).to_contain_text("Registered")
+    expect(entries.nth(0)).to_contain_text("127.0.0.1")
+    page.get_by_label("Show").select_option(label="Cancels")
+    expect(entries).to_have_count(1)
+    assert "kind=cancelled" in page.url
+    entries.get_by_role("link").click()
+    expect(page.locator("main")).to_contain_text("not listed")
+    expect(page.locator(".why")).to_contain_text(name)
+    expect(page.locator(".history li")).to_have_count(2)
+    # It is looked for, and is no more, which a browser notes.
+    looked.told = [text for text in looked.told if "410" not in text]
+
+
+def test_catalogs_tell_their_problems_and_peers_how_far_they_are_behind(
+    server: RegistryServer, looked: Looked
+) -> None:
+    page = looked.go()
+    page.get_by_role("link", name=re.compile("Catalogs")).click()
+    row = page.get_by_role("row", name=re.compile("file:shelf"))
+    expect(row).to_contain_text("following")
+    expect(row).to_contain_text("endpoint")
+    page.get_by_role("link", name="Peers").click()
+    row = page.get_by_role("row", name=re.compile("127.0.0.1"))
+    expect(row).to_contain_text("down")
+    expect(row).to_contain_text("not compared yet")
+    page = looked.go(q="source:file")
+    page.get_by_role("link", name=re.compile("10.3.3.3|[0-9a-f]{24}")).first.click()
+    expect(page.locator("main")).to_contain_text("listed by file:shelf")
+    expect(page.get_by_role("button", name="Remove")).to_have_count(0)
 
 
 # Live
@@ -265,6 +370,249 @@ def test_what_clients_send_is_text(server: RegistryServer, looked: Looked) -> No
     expect(links).to_have_count(1)
     assert links.get_attribute("rel") == "noopener noreferrer"
     assert links.get_attribute("href") == "https://health.example/%3Cscript%3E"
-    page.locator("summary").click()
+    page.get_by_text("All of it as JSON").click()
     assert page.evaluate("window.hurt") is None
     assert page.locator("main img, main script, main svg").count() == 0
+
+
+# Who may
+
+
+def test_who_may_not_is_offered_nothing_until_there_is_an_account(
+    closed: RegistryServer, browser: Browser
+) -> None:
+    ann = {"Authorization": f"Basic {base64.b64encode(b'ann:secret').decode()}"}
+    body = instance_body("SHOP", "shop:1", leaseInfo=LONG)
+    assert closed.eureka("POST", "/apps/SHOP", body, JSON | ann).status == 204
+    looked = Looked(browser, closed.root)
+    page = looked.go(app="shop", id="shop:1")
+    expect(page.locator("main")).to_contain_text("Registration")
+    expect(page.get_by_role("button", name="Take out of service")).to_have_count(0)
+    for password, has_it in (("wrong", False), ("secret", True)):
+        page.get_by_role("button", name="Sign in").click()
+        page.get_by_label("Name", exact=True).fill("ann")
+        page.get_by_label("Password").fill(password)
+        page.keyboard.press("Enter")
+        if has_it:
+            expect(page.get_by_role("button", name="ann", exact=True)).to_be_visible()
+            page.get_by_role("button", name="Take out of service").click()
+            expect(page.get_by_role("button", name="Back in service")).to_be_visible()
+        else:
+            expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
+    past = page.locator("section[data-key=History]")
+    expect(past).to_contain_text("by ann")
+    # A reload knows who it was; another tab does not.
+    page.reload()
+    expect(page.get_by_role("button", name="Back in service")).to_be_visible()
+    assert {text for text in looked.told if "401" not in text} == set()
+    looked.context.close()
+
+
+def test_what_is_refused_is_told_and_changes_nothing(
+    closed: RegistryServer, browser: Browser
+) -> None:
+    ann = {"Authorization": f"Basic {base64.b64encode(b'ann:secret').decode()}"}
+    body = instance_body("CART", "cart:1", leaseInfo=LONG)
+    assert closed.eureka("POST", "/apps/CART", body, JSON | ann).status == 204
+    looked = Looked(browser, closed.root)
+    looked.page.route(
+        "**/api/v1/account",
+        lambda route: route.fulfill(
+            json={
+                "mode": "basic",
+                "user": "",
+                "namespace": "default",
+                "is_admin": False,
+                "may_write": True,
+            }
+        ),
+    )
+    page = looked.go(app="cart", id="cart:1")
+    page.get_by_role("button", name="Take out of service").click()
+    # The page was told that it may; the registry knows better, and asks for an account.
+    expect(page.get_by_role("dialog")).to_contain_text("An account is needed for this.")
+    page.get_by_role("button", name="Cancel").click()
+    assert told(closed, "cart:1")["override"] is None
+    looked.context.close()
+
+
+def test_the_browsers_own_account_is_enough(closed: RegistryServer, browser: Browser) -> None:
+    account = {"username": "bob", "password": "secret"}
+    looked = Looked(browser, closed.root, http_credentials=account)
+    # The browser was asked for it before, by the API itself, and knows it from then on.
+    looked.page.goto(f"{closed.root}/api/v1/docs")
+    looked.page.evaluate("fetch('instances', {method: 'POST'}).then((answer) => answer.status)")
+    looked.told.clear()
+    page = looked.go()
+    expect(page.get_by_role("button", name="bob")).to_be_visible()
+    expect(page.locator("#place")).to_have_text("other")
+    # An administrator looks into another namespace.
+    page.get_by_role("button", name="bob").click()
+    page.get_by_label("Namespace").fill("elsewhere")
+    page.keyboard.press("Enter")
+    expect(page.locator("#place")).to_have_text("elsewhere")
+    expect(page.locator("main")).to_contain_text("No instance is registered here.")
+    assert looked.told == []
+    looked.context.close()
+
+
+def test_a_token_is_asked_for_and_kept_for_the_tab(
+    tokens: RegistryServer, browser: Browser
+) -> None:
+    red = {"Authorization": "Bearer red"}
+    body = instance_body("SHOP", "shop:1", leaseInfo=LONG)
+    assert tokens.eureka("POST", "/apps/SHOP", body, JSON | red).status == 204
+    looked = Looked(browser, tokens.root)
+    page = looked.go()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
+    page.locator("main").get_by_role("button", name="Sign in").click()
+    page.get_by_label("Token").fill("red")
+    page.keyboard.press("Enter")
+    expect(page.locator("tbody")).to_contain_text("shop")
+    expect(page.get_by_text("Live", exact=True)).to_be_visible()
+    page.reload()
+    expect(page.locator("tbody")).to_contain_text("shop")
+    stored = page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]")
+    assert (stored[0], stored[1]) == (0, 1)
+    assert "red" not in stored[2]
+    assert {text for text in looked.told if "401" not in text} == set()
+    looked.context.close()
+
+
+def test_a_page_of_another_site_changes_nothing(
+    server: RegistryServer, tokens: RegistryServer, browser: Browser
+) -> None:
+    """The other site is another port of this machine, which even has the same cookies."""
+    name = registered(server, new_app())
+    looked = Looked(browser, server.root)
+    looked.go()
+    url = f"{server.root}/api/v1/instances/{quote(name, safe='')}"
+    page = looked.page
+    page.goto(f"{tokens.root}/health/live")
+    outcome = page.evaluate(
+        """async (url) => {
+          const tried = [];
+          for (const init of [{method: 'DELETE'}, {method: 'POST', mode: 'no-cors'},
+                              {method: 'POST', mode: 'no-cors', body: 'x'}]) {
+            const path = init.method === 'POST' ? url + '/drain' : url;
+            tried.push(await fetch(path, init).then((answer) => answer.type, () => 'failed'));
+          }
+          return tried;
+        }""",
+        url,
+    )
+    assert outcome == ["failed", "opaque", "opaque"]
+    assert told(server, name) == {**told(server, name), "status": "UP", "override": None}
+    looked.context.close()
+
+
+# For everybody
+
+WIDTHS = (360, 800, 1440)
+
+
+def test_everybody_can_use_it(server: RegistryServer, looked: Looked) -> None:
+    """Axe finds nothing serious in any view, light and dark, at three widths; nothing overflows."""
+    app = new_app()
+    name = registered(server, app, metadata={"zone": "eu-1", "long": "x" * 300})
+    path = f"/api/v1/instances/{quote(name, safe='')}/override"
+    assert server.send("PUT", path, json.dumps({"status": "OUT_OF_SERVICE"}), JSON).status == 200
+    axe = Axe()
+    found = []
+    page = looked.page
+    for place in (
+        {"view": "applications"},
+        {"view": "instances", "q": f"app={app}"},
+        {"app": app},
+        {"app": app, "id": name},
+        {"view": "activity"},
+        {"view": "catalogs"},
+        {"view": "peers"},
+        {"dialog": "metadata"},
+    ):
+        if "dialog" in place:
+            looked.go(app=app, id=name)
+            page.get_by_role("button", name="Change metadata").click()
+        else:
+            looked.go(**place)
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 900})
+            for scheme in ("light", "dark"):
+                page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+                results = axe.run(page)
+                for violation in results.response["violations"]:
+                    if violation["impact"] in ("serious", "critical"):
+                        nodes = [node["html"] for node in violation["nodes"]][:3]
+                        found.append((place, width, scheme, violation["id"], nodes))
+            wide = page.evaluate("document.documentElement.scrollWidth")
+            assert wide <= width, (place, width, wide)
+    assert found == []
+
+
+def test_the_keyboard_is_enough(server: RegistryServer, looked: Looked) -> None:
+    app = new_app()
+    name = registered(server, app)
+    page = looked.go(app=app)
+    page.locator("body").press("Tab")
+    expect(page.locator(":focus")).to_be_visible()
+    page.get_by_role("link", name=name).focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_be_focused()
+    button = page.get_by_role("button", name="Remove")
+    while not button.evaluate("node => node === document.activeElement"):
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    # What would be done by mistake is not what has the focus.
+    expect(page.get_by_role("dialog").get_by_role("button", name="Cancel")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    assert told(server, name)["status"] == "UP"
+
+
+# Many
+
+
+def test_twenty_thousand_instances_are_searched_and_followed(
+    browser: Browser, tmp_path: Path
+) -> None:
+    with RegistryServer(tmp_path, workers=2) as server:
+        for begin in range(0, 20_000, 250):
+            items = []
+            for number in range(begin, begin + 250):
+                app, name = f"MANY{number % 400}", f"many:{number:05}"
+                fields = {"leaseInfo": LONG, "metadata": {"version": str(number % 7)}}
+                instance = json.loads(instance_body(app, name, **fields))["instance"]
+                item = {"appName": app, "id": name, "action": "Register", "instanceInfo": instance}
+                items.append(item)
+            batch = json.dumps({"replicationList": items})
+            assert server.eureka("POST", "/peerreplication/batch/", batch, JSON).status == 200
+        looked = Looked(browser, server.root)
+        largest = 0
+
+        def measure(response: Response) -> None:
+            nonlocal largest
+            if "/api/v1/" in response.url and "/watch" not in response.url:
+                largest = max(largest, len(response.body()))
+
+        looked.page.on("response", measure)
+        page = looked.go()
+        title = page.locator(".title")
+        expect(title).to_contain_text("400 applications, 20,000 instances")
+        expect(page.locator("tbody tr")).to_have_count(50)
+        page.get_by_role("link", name="Instances").click()
+        expect(title).to_contain_text("20,000 instances")
+        first = page.locator("tbody tr").first
+        before = first.inner_text()
+        page.get_by_role("link", name="Next page").click()
+        expect(first).not_to_have_text(before)
+        assert "after=" in page.url
+        page.get_by_role("link", name="First page").click()
+        page.get_by_role("searchbox").fill("many:19999 meta.version=0")
+        expect(title).to_contain_text("1 instance")
+        expect(page.get_by_text("Live", exact=True)).to_be_visible()
+        assert server.eureka("PUT", "/apps/MANY399/many:19999/status?value=DOWN").status == 200
+        expect(page.locator("tbody")).to_contain_text("DOWN")
+        # The browser is never sent more than a page of them.
+        assert largest < 200_000
+        assert looked.told == []
+        looked.context.close()

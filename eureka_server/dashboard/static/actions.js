@@ -174,12 +174,15 @@ function asked(title, nodes, yes, isDanger) {
   const form = h('form', { method: 'dialog' },
     h('h2', { id: 'dialog-title' }, title), nodes,
     h('div', { class: 'buttons' },
-      h('button', { type: 'submit', value: 'no', formnovalidate: true }, 'Cancel'),
+      h('button', { type: 'button', id: 'cancel' }, 'Cancel'),
       h('button', { type: 'submit', value: 'yes', class: isDanger ? 'danger' : 'primary' }, yes)));
   dialog.replaceChildren(form);
   dialog.returnValue = '';
   dialog.showModal();
-  (form.querySelector('input, textarea') ?? form.querySelector('[value=no]')).focus();
+  const cancel = form.querySelector('#cancel');
+  cancel.addEventListener('click', () => dialog.close());
+  // What would be done by mistake is not what has the focus.
+  (form.querySelector('input, textarea') ?? cancel).focus();
   return new Promise((resolve) => {
     dialog.addEventListener('close', () => {
       resolve(dialog.returnValue === 'yes' ? new FormData(form) : null);
@@ -275,7 +278,7 @@ async function challenged() {
   try {
     await ask('account');
   } catch (error) {
-    return /^basic/i.test(error.challenge ?? '') ? 'basic' : 'jwt';
+    return /scheme="basic"/i.test(error.challenge ?? '') ? 'basic' : 'jwt';
   }
   return 'none';
 }

@@ -114,6 +114,11 @@ export function outside(text, label = text) {
   return h('a', { href: url, rel: 'noopener noreferrer', target: '_blank', title: text }, label);
 }
 
+/** A long name, which may be broken after the marks in it. */
+export function breakable(text) {
+  return text.split(/(?<=[:.@/])/).flatMap((part, at) => (at ? [h('wbr'), part] : [part]));
+}
+
 /** A table that stays one to a screen reader where it is shown as cards. */
 export function table(caption, columns, rows) {
   return h('table', { role: 'table', class: `of-${caption.toLowerCase()}` },

@@ -1,6 +1,6 @@
 // What happened, in words.
 
-import { h } from './dom.js';
+import { breakable, h } from './dom.js';
 import { exact, ticking } from './format.js';
 import { to } from './place.js';
 
@@ -27,7 +27,7 @@ export function historyList(entries, { isOne = false } = {}) {
     h('li', { 'data-kind': entry.kind, 'data-key': `${entry.revision}/${entry.at}/${entry.id}/${entry.kind}/${at}` },
       h('span', { class: 'when' }, ticking(entry.at, exact(entry.at), '* ago')),
       h('span', { class: 'what' }, KINDS[entry.kind] ?? entry.kind),
-      isOne || !entry.id ? null : h('a', { class: 'name', 'data-go': true, href: to({ app: entry.service_name, id: entry.id }) }, entry.id),
+      isOne || !entry.id ? null : h('a', { class: 'name', 'data-go': true, href: to({ app: entry.service_name, id: entry.id }) }, breakable(entry.id)),
       isOne || !entry.service_name ? null : h('span', { class: 'dim' }, entry.service_name),
       details(entry))));
 }

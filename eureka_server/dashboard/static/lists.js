@@ -1,7 +1,7 @@
 // Applications and instances, searched and page by page.
 
 import { ask, askIfThere, below } from './api.js';
-import { h, table } from './dom.js';
+import { breakable, h, table } from './dom.js';
 import { count, plural, ticking } from './format.js';
 import { state, to } from './place.js';
 
@@ -114,10 +114,10 @@ export async function instancesView(place, signal) {
         key: `${each.app}/${each.id}`,
         'data-revision': String(each.revision),
         cells: [
-          [h('a', { class: 'name', 'data-go': true, href: to({ app: each.service_name, id: each.id }) }, each.id),
+          [h('a', { class: 'name', 'data-go': true, href: to({ app: each.service_name, id: each.id }) }, breakable(each.id)),
             place.app ? null : h('span', { class: 'dim' }, each.service_name)],
           [status(each.status), each.override ? overrideOf(each, overrides.get(each)) : null],
-          [h('span', {}, each.endpoint.value), h('span', { class: 'dim' }, each.address)],
+          [h('span', {}, breakable(each.endpoint.value)), h('span', { class: 'dim' }, each.address)],
           each.zone ?? h('span', { class: 'dim' }, 'none'),
           lease(each),
           [h('span', {}, [...new Set([...each.vips, ...each.secure_vips])].join(', ')), metadata(each.metadata)],
