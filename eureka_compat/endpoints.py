@@ -340,20 +340,20 @@ class EurekaApi:
         if method in _READING:
             return self.instance(app, instance_id, negotiated(request.headers.get("accept")))
         if method == "PUT":
-            return self._heartbeat(request, app, instance_id)
+            return self._heartbeat(request, app, instance_id, is_peers)
         if method == "DELETE":
             status = actions.cancel(app, instance_id, is_replication=is_peers)
             return self._unless_not_open(_coded(status), is_peers)
         return wrong_method(*_READING, "PUT", "DELETE")
 
-    def _heartbeat(self, request: Request, app: str, instance_id: str) -> Answer:
+    def _heartbeat(self, request: Request, app: str, instance_id: str, is_peers: bool) -> Answer:
         told = request.parameters()
         return self.heartbeat(
             app,
             instance_id,
             told.get("lastDirtyTimestamp"),
             told.get("overriddenstatus"),
-            is_replication(request.headers),
+            is_peers,
             negotiated(request.headers.get("accept")),
         )
 
