@@ -9,7 +9,7 @@ loses nothing by that, and ``reconcile`` tells from it what the history lacks: a
 so when it starts. What is made up for so is marked, for who asked is not known any more.
 
 A client that registers again and again without changing anything is told of at once, and then once
-in two seconds, with how often it did. The history of an instance stays readable, and a storm small.
+in ten seconds, with how often it did. The history of an instance stays readable, and a storm small.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("registry")
 
 WRITTEN_EVERY_SECS = 0.25
-_REPEATED_MS = 2_000
+_REPEATED_MS = 10_000
 _MOST_REPEATED = 10_000
 # All that is noted is written by then, by workers that live.
-_SETTLED_SECS = 5.0
+SETTLED_SECS = 12.0
 _PRUNED_EVERY_SECS = 10.0
 # So many notes wait at most, each of a group of commits; and so many entries, where none can be
 # written.
@@ -57,42 +57,52 @@ _WRITTEN_AT_ONCE = 500
 _PAUSE_SECS = 0.001
 _MADE_UP = {"made_up": "told from the list; who asked is not known"}
 
+# Makes a named tuple without the Python function that its class would call.
+_new = tuple.__new__
+
 Cause = tuple[str, Mapping[str, Any]]
 """The rule that decided, and more about it."""
 
 
 class _Noted(NamedTuple):
-    """What a worker wrote in one operation. ``by`` is of each commit, or of all."""
+    """What was committed, as which revision, who asked for it, and what decided."""
 
     namespace: Namespace
-    commits: Sequence[Commit]
-    revisions: Sequence[Revision | None]
-    by: Asking | Sequence[Asking | None] | None
-    causes: Sequence[Cause]
+    commit: Commit
+    revision: Revision
+    by: Asking | None
+    cause: Cause | None
 
 
 class _Repeated:
     """An instance that registers again unchanged: since when, and what was not yet told of it."""
 
-    __slots__ = ("latest", "since_ms", "times")
+    __slots__ = ("latest", "since_mono_ms", "times")
 
-    def __init__(self, since_ms: int) -> None:
-        self.since_ms = since_ms
+    def __init__(self, since_mono_ms: int) -> None:
+        self.since_mono_ms = since_mono_ms
         self.times = 0
-        self.latest: HistoryEntry | None = None
+        self.latest: _Noted | None = None
 
 
 class Recorder:
     """Writes the history of a process. Thread-safe."""
 
     def __init__(
-        self, history: History, clock: Clock, *, keep_ms: int, others_lag_ms: int = 0
+        self,
+        history: History,
+        clock: Clock,
+        *,
+        keep_ms: int,
+        others_lag_ms: int = 0,
+        settled_secs: float = SETTLED_SECS,
     ) -> None:
         """Write nothing before ``start`` or ``flush``.
 
         What is older than ``keep_ms`` is forgotten. Other workers may take ``others_lag_ms`` until
-        what they did is told of.
+        what they did is told of, and ``settled_secs`` until all of it is.
         """
+        self._settled_secs = settled_secs
         self._history = history
         self._clock = clock
         self._keep_ms = keep_ms
@@ -100,6 +110,7 @@ class Recorder:
         self._noted: deque[_Noted | HistoryEntry] = deque()
         self._waiting: list[HistoryEntry] = []
         self._repeated: dict[tuple[Namespace, InstanceKey], _Repeated] = {}
+        self._lock = threading.Lock()  # of what is repeated
         self._flushing = threading.Lock()
         self._rebuilding = threading.Lock()
         self._stopping = threading.Event()
@@ -119,11 +130,31 @@ class Recorder:
         by: Asking | Sequence[Asking | None] | None,
         causes: Sequence[Cause] = (),
     ) -> None:
-        """Note what was committed; ``causes`` of each, where there is more to say than it says."""
-        if len(self._noted) < _MOST_NOTED:
-            self._noted.append(_Noted(namespace, commits, revisions, by, causes))
-        else:
+        """Note what was committed; ``causes`` of each, where there is more to say than it says.
+
+        A registration that changed nothing is most of what comes in a storm. It is looked for here,
+        while all of it is in the processor's cache, and then only counted.
+        """
+        if len(self._noted) >= _MOST_NOTED:
             self._lose(len(commits))
+            return
+        for place, commit in enumerate(commits):
+            revision = revisions[place]
+            if revision is None:
+                continue
+            who = by if by is None or callable(by) else by[place]
+            cause = causes[place] if causes else None
+            noted = _new(_Noted, (namespace, commit, revision, who, cause))
+            if is_repetition(commit):
+                with self._lock:
+                    repeated = self._repeated.get((namespace, commit.key))
+                    if repeated is not None:
+                        repeated.times += 1
+                        repeated.latest = noted
+                        continue
+                    if len(self._repeated) < _MOST_REPEATED:
+                        self._repeated[namespace, commit.key] = _Repeated(commit.at_mono_ms)
+            self._noted.append(noted)
 
     def note_event(self, entry: HistoryEntry) -> None:
         """Note what changed nothing that is listed."""
@@ -159,7 +190,7 @@ class Recorder:
         self._history.close()
 
     def _run(self, registry: Registry) -> None:
-        reconciled_at = time.monotonic() + _SETTLED_SECS
+        reconciled_at = time.monotonic() + self._settled_secs
         pruned_at = time.monotonic()
         while not self._stopping.wait(WRITTEN_EVERY_SECS):
             try:
@@ -172,7 +203,7 @@ class Recorder:
                 if self._lacks_some and not self._is_failing and now >= reconciled_at:
                     self._lacks_some = False
                     self._make_up(registry)
-                    reconciled_at = now + _SETTLED_SECS
+                    reconciled_at = now + self._settled_secs
             except StoreError as error:
                 self._tell_failure(error)
             except Exception:
@@ -214,77 +245,35 @@ class Recorder:
 
     def _entries(self, *, is_last: bool) -> list[HistoryEntry]:
         """What was noted since the last call."""
+        now = self._clock.mono_ms()
+        since_boot = self._clock.wall_ms() - now
         found: list[HistoryEntry] = []
-        now = self._clock.wall_ms()
-        since_boot = now - self._clock.mono_ms()
         for _ in range(len(self._noted)):
             noted = self._noted.popleft()
             if isinstance(noted, HistoryEntry):
                 found.append(noted)
             else:
-                self._tell(noted, since_boot, found)
-        self._tell_repeated(now if not is_last else now + _REPEATED_MS, found)
+                again = _AGAIN if is_repetition(noted.commit) else _NOTHING
+                found.append(_entry_of(noted, since_boot, again))
+        for repeated in self._told_of(now, is_last=is_last):
+            if repeated.latest is not None:
+                again = {**_AGAIN, "times": repeated.times}
+                found.append(_entry_of(repeated.latest, since_boot, again))
         return found
 
-    def _tell(self, noted: _Noted, since_boot: int, found: list[HistoryEntry]) -> None:
-        by = noted.by
-        for place, commit in enumerate(noted.commits):
-            revision = noted.revisions[place]
-            if revision is None:
-                continue
-            one = by if by is None or callable(by) else by[place]
-            who = None if one is None else one()
-            kind, detail = what_changed(commit)
-            rule = ""
-            if noted.causes:
-                rule, more = noted.causes[place]
-                detail = {**detail, **more}
-            elif commit.lease is None and commit.override is None and not commit.remove:
-                rule = "override"
-            key = commit.key
-            entry = HistoryEntry(
-                noted.namespace,
-                revision,
-                commit.at_mono_ms + since_boot,
-                kind,
-                key.app,
-                key.id,
-                commit.instance,
-                commit.remove,
-                who,
-                rule,
-                detail,
-            )
-            if detail is _AGAIN:
-                self._count(entry, found)
-            else:
-                found.append(entry)
-
-    def _count(self, entry: HistoryEntry, found: list[HistoryEntry]) -> None:
-        """Tell of an unchanged registration, or keep it for the next time that one is told of."""
-        key = entry.namespace, InstanceKey(entry.app, entry.id)
-        known = self._repeated.get(key)
-        if known is None:
-            if len(self._repeated) < _MOST_REPEATED:
-                self._repeated[key] = _Repeated(entry.at_ms)
-            found.append(entry)
-            return
-        known.times += 1
-        known.latest = entry
-
-    def _tell_repeated(self, now: int, found: list[HistoryEntry]) -> None:
-        """Tell of those that registered again, and of whom nothing was told for a while."""
+    def _told_of(self, now_mono_ms: int, *, is_last: bool) -> list[_Repeated]:
+        """Of those that registered again, the ones of whom nothing was told for a while."""
         told = []
-        for key, known in self._repeated.items():
-            if -1 < now - known.since_ms < _REPEATED_MS:
-                break
-            told.append((key, known))
-        for key, known in told:
-            del self._repeated[key]
-            if known.latest is not None:
-                detail = {**_AGAIN, "times": known.times}
-                found.append(known.latest._replace(detail=detail))
-                self._repeated[key] = _Repeated(now)
+        with self._lock:
+            for key, repeated in self._repeated.items():
+                if now_mono_ms - repeated.since_mono_ms < _REPEATED_MS and not is_last:
+                    break  # they are in the order of these instants
+                told.append((key, repeated))
+            for key, repeated in told:
+                del self._repeated[key]
+                if repeated.latest is not None:
+                    self._repeated[key] = _Repeated(now_mono_ms)
+        return [repeated for _, repeated in told]
 
     # What the history lacks
 
@@ -308,7 +297,7 @@ class Recorder:
             view = registry.in_namespace(namespace).view()
             with view.lock:
                 revisions[namespace] = view.revision
-        until = time.monotonic() + _SETTLED_SECS
+        until = time.monotonic() + self._settled_secs
         while time.monotonic() < until and not self._stopping.wait(WRITTEN_EVERY_SECS):
             self.flush()
         if not self._stopping.is_set():
@@ -403,6 +392,7 @@ class NamespaceHistory:
 
 
 _AGAIN: Mapping[str, Any] = {"again": True}
+_NOTHING: Mapping[str, Any] = {}
 _DIRTY = Instance._fields.index("last_dirty_ms")
 _BEHIND = Instance._fields.index("revision")
 _METADATA = Instance._fields.index("metadata")
@@ -411,6 +401,44 @@ _TOLD = tuple(
     for place, name in enumerate(Instance._fields[:_BEHIND])
     if name not in ("last_dirty_ms", "metadata", "attributes", "origin")
 )
+
+
+def is_repetition(commit: Commit) -> bool:
+    """Whether a registration changed nothing but the instants."""
+    before, instance = commit.before, commit.instance
+    return (
+        before is not None
+        and instance is not None
+        and commit.lease is not None
+        and commit.override is None
+        and before[:_DIRTY] == instance[:_DIRTY]
+        and before[_DIRTY + 1 : _BEHIND] == instance[_DIRTY + 1 : _BEHIND]
+    )
+
+
+def _entry_of(noted: _Noted, since_boot: int, again: Mapping[str, Any]) -> HistoryEntry:
+    namespace, commit, revision, by, cause = noted
+    kind, detail = what_changed(commit)
+    if cause is not None:
+        rule, more = cause
+    elif commit.lease is None and commit.override is None and not commit.remove:
+        rule, more = "override", _NOTHING
+    else:
+        rule, more = "", again
+    key = commit.key
+    return HistoryEntry(
+        namespace,
+        revision,
+        commit.at_mono_ms + since_boot,
+        kind,
+        key.app,
+        key.id,
+        commit.instance,
+        commit.remove,
+        None if by is None else by(),
+        rule,
+        {**detail, **more} if more else detail,
+    )
 
 
 def what_changed(commit: Commit) -> tuple[HistoryKind, Mapping[str, Any]]:
@@ -425,11 +453,6 @@ def what_changed(commit: Commit) -> tuple[HistoryKind, Mapping[str, Any]]:
         return HistoryKind.OVERRIDE, {"override": str(override.status), **_of_peer(instance)}
     if instance is None or before is None:
         return HistoryKind.REGISTERED, _of_peer(instance)
-    if (
-        before[:_DIRTY] == instance[:_DIRTY]
-        and before[_DIRTY + 1 : _BEHIND] == instance[_DIRTY + 1 : _BEHIND]
-    ):
-        return HistoryKind.REGISTERED, _AGAIN
     changed = {
         name: {"from": _json(before[place]), "to": _json(instance[place])}
         for place, name in _TOLD
@@ -446,6 +469,8 @@ def what_changed(commit: Commit) -> tuple[HistoryKind, Mapping[str, Any]]:
         detail["changed"] = changed
     if metadata:
         detail["metadata"] = metadata
+    if not detail.keys() - {"peer"}:
+        return HistoryKind.REGISTERED, detail
     kind = HistoryKind.METADATA if metadata and not changed else HistoryKind.CHANGED
     return kind, detail
 

@@ -121,7 +121,8 @@ def test_an_eviction_tells_the_rule_and_the_last_renewal() -> None:
     assert {entry["rule"] for entry in kept} == {"eviction-budget"}
     assert len({entry["id"] for entry in kept}) == len(kept) == 5
     world.pass_time(65)
-    (late, *_) = [e for e in world.entries("kind=evicted") if e not in first]
+    (late, *_) = world.entries("kind=evicted")
+    assert late["id"] in {entry["id"] for entry in kept}
     assert late["detail"]["held_by"] == "eviction-budget"
     assert late["detail"]["ended_ms_before"] >= 50_000
     assert late["detail"]["last_renewal"] <= form.instant(renewed)
@@ -180,7 +181,7 @@ def test_a_client_that_registers_all_the_time_is_told_of_now_and_then(world: Wor
         world.register()
         world.clock.advance(90)
     assert len(world.entries()) == 2
-    world.clock.advance(2_000)
+    world.clock.advance(10_000)
     told = world.entries()
     assert [e["kind"] for e in told] == ["registered"] * 3
     assert [e["detail"] for e in told] == [{"again": True, "times": 13}, {"again": True}, {}]
