@@ -10,6 +10,8 @@ so when it starts. What is made up for so is marked, for who asked is not known 
 
 A client that registers again and again without changing anything is told of at once, and then once
 in ten seconds, with how often it did. The history of an instance stays readable, and a storm small.
+To the protocol data of one dirty timestamp are the same data, and while a client is counted so its
+word is taken for it: all of it is compared only when it is told of.
 """
 
 from __future__ import annotations
@@ -75,14 +77,41 @@ class _Noted(NamedTuple):
 
 
 class _Repeated:
-    """An instance that registers again unchanged: since when, and what was not yet told of it."""
+    """An instance that registers again unchanged: since when, and what was not yet told of it.
 
-    __slots__ = ("latest", "since_mono_ms", "times")
+    It holds no commit: the instance that a commit replaced would live as long.
+    """
 
-    def __init__(self, since_mono_ms: int) -> None:
+    __slots__ = (
+        "at_mono_ms",
+        "by",
+        "dirty_ms",
+        "latest",
+        "revision",
+        "since_mono_ms",
+        "status",
+        "times",
+        "told",
+    )
+
+    def __init__(self, told: Instance, since_mono_ms: int) -> None:
+        """``told`` is the instance as it was last told of."""
+        self.told = told
+        self.dirty_ms = told.last_dirty_ms
+        self.status = told.status
         self.since_mono_ms = since_mono_ms
         self.times = 0
-        self.latest: _Noted | None = None
+        self.latest: Instance | None = None
+        self.revision = Revision(0)
+        self.at_mono_ms = 0
+        self.by: Asking | None = None
+
+
+class _Ended(NamedTuple):
+    """A repetition that ended with another change."""
+
+    namespace: Namespace
+    repeated: _Repeated
 
 
 class Recorder:
@@ -107,9 +136,9 @@ class Recorder:
         self._clock = clock
         self._keep_ms = keep_ms
         self._others_lag_ms = others_lag_ms
-        self._noted: deque[_Noted | HistoryEntry] = deque()
+        self._noted: deque[_Noted | _Ended | HistoryEntry] = deque()
         self._waiting: list[HistoryEntry] = []
-        self._repeated: dict[tuple[Namespace, InstanceKey], _Repeated] = {}
+        self._repeated: dict[Namespace, dict[InstanceKey, _Repeated]] = {}
         self._lock = threading.Lock()  # of what is repeated
         self._flushing = threading.Lock()
         self._rebuilding = threading.Lock()
@@ -138,23 +167,38 @@ class Recorder:
         if len(self._noted) >= _MOST_NOTED:
             self._lose(len(commits))
             return
-        for place, commit in enumerate(commits):
-            revision = revisions[place]
-            if revision is None:
-                continue
-            who = by if by is None or callable(by) else by[place]
-            cause = causes[place] if causes else None
-            noted = _new(_Noted, (namespace, commit, revision, who, cause))
-            if is_repetition(commit):
-                with self._lock:
-                    repeated = self._repeated.get((namespace, commit.key))
+        one = by if by is None or callable(by) else None
+        several = None if by is None or callable(by) else by
+        with self._lock:
+            known = self._repeated.get(namespace)
+            if known is None:
+                known = self._repeated[namespace] = {}
+            for place, commit in enumerate(commits):
+                revision = revisions[place]
+                if revision is None:
+                    continue
+                who = one if several is None else several[place]
+                instance = commit.instance
+                if commit.before is not None and commit.lease is not None and instance is not None:
+                    key = commit.key
+                    repeated = known.get(key)
                     if repeated is not None:
-                        repeated.times += 1
-                        repeated.latest = noted
-                        continue
-                    if len(self._repeated) < _MOST_REPEATED:
-                        self._repeated[namespace, commit.key] = _Repeated(commit.at_mono_ms)
-            self._noted.append(noted)
+                        if (
+                            repeated.dirty_ms == instance.last_dirty_ms
+                            and repeated.status is instance.status
+                            and commit.override is None
+                        ):
+                            repeated.times += 1
+                            repeated.latest = instance
+                            repeated.revision = revision
+                            repeated.at_mono_ms = commit.at_mono_ms
+                            repeated.by = who
+                            continue
+                        self._noted.append(_new(_Ended, (namespace, known.pop(key))))
+                    elif len(known) < _MOST_REPEATED and is_repetition(commit):
+                        known[key] = _Repeated(instance, commit.at_mono_ms)
+                cause = causes[place] if causes else None
+                self._noted.append(_new(_Noted, (namespace, commit, revision, who, cause)))
 
     def note_event(self, entry: HistoryEntry) -> None:
         """Note what changed nothing that is listed."""
@@ -252,28 +296,32 @@ class Recorder:
             noted = self._noted.popleft()
             if isinstance(noted, HistoryEntry):
                 found.append(noted)
+            elif isinstance(noted, _Ended):
+                found += _entries_of(*noted, since_boot)
             else:
-                again = _AGAIN if is_repetition(noted.commit) else _NOTHING
-                found.append(_entry_of(noted, since_boot, again))
-        for repeated in self._told_of(now, is_last=is_last):
-            if repeated.latest is not None:
-                again = {**_AGAIN, "times": repeated.times}
-                found.append(_entry_of(repeated.latest, since_boot, again))
+                found.append(_entry_of(noted, since_boot))
+        for namespace, repeated in self._told_of(now, is_last=is_last):
+            found += _entries_of(namespace, repeated, since_boot)
         return found
 
-    def _told_of(self, now_mono_ms: int, *, is_last: bool) -> list[_Repeated]:
+    def _told_of(self, now_mono_ms: int, *, is_last: bool) -> list[tuple[Namespace, _Repeated]]:
         """Of those that registered again, the ones of whom nothing was told for a while."""
         told = []
         with self._lock:
-            for key, repeated in self._repeated.items():
-                if now_mono_ms - repeated.since_mono_ms < _REPEATED_MS and not is_last:
-                    break  # they are in the order of these instants
-                told.append((key, repeated))
-            for key, repeated in told:
-                del self._repeated[key]
-                if repeated.latest is not None:
-                    self._repeated[key] = _Repeated(now_mono_ms)
-        return [repeated for _, repeated in told]
+            for namespace, known in list(self._repeated.items()):
+                ended = []
+                for key, repeated in known.items():
+                    if now_mono_ms - repeated.since_mono_ms < _REPEATED_MS and not is_last:
+                        break  # they are in the order of these instants
+                    ended.append((key, repeated))
+                for key, repeated in ended:
+                    del known[key]
+                    if repeated.latest is not None:
+                        known[key] = _Repeated(repeated.latest, now_mono_ms)
+                        told.append((namespace, repeated))
+                if not known:
+                    del self._repeated[namespace]
+        return told
 
     # What the history lacks
 
@@ -411,12 +459,42 @@ def is_repetition(commit: Commit) -> bool:
         and instance is not None
         and commit.lease is not None
         and commit.override is None
-        and before[:_DIRTY] == instance[:_DIRTY]
-        and before[_DIRTY + 1 : _BEHIND] == instance[_DIRTY + 1 : _BEHIND]
+        and _is_same(before, instance)
     )
 
 
-def _entry_of(noted: _Noted, since_boot: int, again: Mapping[str, Any]) -> HistoryEntry:
+def _is_same(one: Instance, other: Instance) -> bool:
+    """Whether two registrations differ in nothing but the instants."""
+    return (
+        one[:_DIRTY] == other[:_DIRTY] and one[_DIRTY + 1 : _BEHIND] == other[_DIRTY + 1 : _BEHIND]
+    )
+
+
+def _entries_of(
+    namespace: Namespace, repeated: _Repeated, since_boot: int
+) -> Iterator[HistoryEntry]:
+    """What a repetition comes to: nothing where it was not repeated since it was last told of."""
+    told, latest, by = repeated.told, repeated.latest, repeated.by
+    if latest is None:
+        return
+    if _is_same(told, latest):
+        kind, detail = HistoryKind.REGISTERED, _AGAIN
+    else:
+        kind, detail = _differences(told, latest)
+    yield HistoryEntry(
+        namespace,
+        repeated.revision,
+        repeated.at_mono_ms + since_boot,
+        kind,
+        latest.app,
+        latest.id,
+        latest,
+        by=None if by is None else by(),
+        detail={**detail, "times": repeated.times},
+    )
+
+
+def _entry_of(noted: _Noted, since_boot: int) -> HistoryEntry:
     namespace, commit, revision, by, cause = noted
     kind, detail = what_changed(commit)
     if cause is not None:
@@ -424,7 +502,7 @@ def _entry_of(noted: _Noted, since_boot: int, again: Mapping[str, Any]) -> Histo
     elif commit.lease is None and commit.override is None and not commit.remove:
         rule, more = "override", _NOTHING
     else:
-        rule, more = "", again
+        rule, more = "", _AGAIN if is_repetition(commit) else _NOTHING
     key = commit.key
     return HistoryEntry(
         namespace,
@@ -453,6 +531,11 @@ def what_changed(commit: Commit) -> tuple[HistoryKind, Mapping[str, Any]]:
         return HistoryKind.OVERRIDE, {"override": str(override.status), **_of_peer(instance)}
     if instance is None or before is None:
         return HistoryKind.REGISTERED, _of_peer(instance)
+    return _differences(before, instance)
+
+
+def _differences(before: Instance, instance: Instance) -> tuple[HistoryKind, Mapping[str, Any]]:
+    """How an instance differs from what it was before."""
     changed = {
         name: {"from": _json(before[place]), "to": _json(instance[place])}
         for place, name in _TOLD
