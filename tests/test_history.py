@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import fcntl
+import shutil
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import pytest
 
 from native_api import form
-from registry import Evictor, InstanceStatus
-from registry.history import History
+from registry import (
+    Clock,
+    Evictor,
+    InstanceStatus,
+    Recorder,
+    Registry,
+    RegistrySettings,
+    SystemClock,
+    recording,
+)
+from registry.history import ForgottenError, History, HistoryEntry, HistoryKind, Moment, Wish
+from registry.model import DEFAULT_NAMESPACE, Revision
+from registry.stores.lmdb import LmdbStore
 from registry.stores.lmdb_history import LmdbHistory
 from registry.stores.memory_history import MemoryHistory
-from registry.testing import HistorySuite
+from registry.testing import HistorySuite, ManualClock, happened, sample_instance
 from tests.in_process import InProcess
-from tests.servers import instance_body
+from tests.servers import instance_body, wait_until
 
+NS = DEFAULT_NAMESPACE
 BYTES = 4 << 20
 
 
@@ -342,3 +357,261 @@ def test_pages_of_the_history_follow_each_other(world: World) -> None:
 
 def rfc3339(world: World) -> str:
     return form.instant(world.clock.wall_ms())
+
+
+# What lies on the disk
+
+
+def numbered(first: int, count: int, ids: int = 50) -> list[HistoryEntry]:
+    return [happened(n, 1_000 + n, f"web:{n % ids}") for n in range(first, first + count)]
+
+
+def test_it_takes_no_more_of_the_disk_than_it_may(tmp_path: Path) -> None:
+    """Also where nobody ever prunes it."""
+    history = LmdbHistory(tmp_path, BYTES)
+    history.begin({}, 0)
+    for start in range(1, 20_000, 500):
+        history.add(numbered(start, 500, ids=2_000))
+    file = (tmp_path / "data.mdb").stat()
+    assert max(file.st_size, file.st_blocks * 512) <= BYTES
+    assert history.extent().entries > 1_000
+    assert len(list(history.state(NS, Moment()))) == 2_000
+
+
+def test_it_is_the_same_after_a_restart(tmp_path: Path) -> None:
+    first = LmdbHistory(tmp_path, BYTES)
+    first.begin({}, 0)
+    first.add(numbered(1, 200))
+    told = first.read(NS, Wish(limit=1000))
+    assert len(told.entries) == 200
+    first.close()
+    second = LmdbHistory(tmp_path, BYTES)
+    assert second.read(NS, Wish(limit=1000)) == told
+    assert second.extent().earliest_ms == 0
+
+
+def test_where_it_may_take_less_than_before_it_is_made_smaller(tmp_path: Path) -> None:
+    """By who opens it alone: what others have open is not moved away from under them."""
+    large = LmdbHistory(tmp_path, 8 * BYTES)
+    large.begin({}, 0)
+    for start in range(1, 12_000, 1000):
+        large.add(numbered(start, 1000))
+    data = tmp_path / "data.mdb"
+    assert data.stat().st_size > BYTES
+    newest = large.read(NS, Wish(limit=100)).entries
+    listed = list(large.state(NS, Moment()))
+    large.close()
+    with (tmp_path / "in-use.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        LmdbHistory(tmp_path, BYTES).close()
+        assert data.stat().st_size > BYTES
+    small = LmdbHistory(tmp_path, BYTES)
+    assert data.stat().st_size <= BYTES
+    assert small.read(NS, Wish(limit=100)).entries == newest
+    assert list(small.state(NS, Moment())) == listed
+
+
+@pytest.mark.parametrize("damage", ["cut", "overwritten", "other"])
+def test_a_damaged_file_is_put_aside(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    history = LmdbHistory(tmp_path, BYTES)
+    history.begin({}, 0)
+    history.add(numbered(1, 2_000))
+    history.close()
+    data = tmp_path / "data.mdb"
+    content = data.read_bytes()
+    if damage == "cut":
+        data.write_bytes(content[: len(content) // 2])
+    elif damage == "overwritten":
+        data.write_bytes(b"\xff" * 8192 + content[8192:])
+    else:
+        with lmdb.open(str(tmp_path), max_dbs=4) as env:
+            with env.begin(write=True) as txn:
+                txn.put(b"format", b"99", db=env.open_db(b"meta", txn))
+    history = LmdbHistory(tmp_path, BYTES)
+    assert "put aside" in caplog.text
+    assert history.read(NS, Wish()).entries == []
+    assert history.extent().earliest_ms is None
+    history.begin({}, 0)
+    history.add(numbered(1, 10))
+    assert len(history.read(NS, Wish()).entries) == 10
+    assert (tmp_path / "damaged.mdb").exists()
+
+
+def test_where_the_states_alone_are_too_much_it_tells_of_what_happened(tmp_path: Path) -> None:
+    """And of all again where it may take more."""
+    history = LmdbHistory(tmp_path, BYTES)
+    history.begin({}, 0)
+    for start in range(1, 12_000, 500):
+        history.add(numbered(start, 500, ids=20_000))
+        while history.prune(0):
+            pass
+    assert history.extent().earliest_ms is None
+    with pytest.raises(ForgottenError):
+        list(history.state(NS, Moment()))
+    newest = history.read(NS, Wish(limit=5)).entries
+    assert [entry.revision for entry in newest] == [12_000, 11_999, 11_998, 11_997, 11_996]
+    file = (tmp_path / "data.mdb").stat()
+    assert file.st_size <= BYTES
+    history.close()
+    larger = LmdbHistory(tmp_path, 16 * BYTES)
+    assert larger.extent().earliest_ms is None
+    larger.begin({NS: Revision(12_000)}, 20_000)
+    assert larger.extent().earliest_ms == 20_000
+
+
+def test_a_page_looks_at_so_many_entries_and_no_more(tmp_path: Path) -> None:
+    """So an answer takes a bounded time, however much there is and however little is wanted."""
+    history = LmdbHistory(tmp_path, 256 << 20)
+    history.begin({}, 0)
+    for start in range(1, 100_001, 5_000):
+        history.add(numbered(start, 5_000, ids=10_000))
+    pages, wish = [], Wish(kinds=frozenset({HistoryKind.EVICTED}))
+    page = history.read(NS, wish)
+    while page.before is not None:
+        pages.append(page.before[1])
+        assert page.entries == []
+        page = history.read(NS, wish._replace(before=page.before))
+    assert pages == [80_001, 60_001, 40_001, 20_001, 1]
+    of_one = history.read(NS, Wish(id="web:7", limit=1000))
+    assert [entry.revision for entry in of_one.entries] == list(range(90_007, 0, -10_000))
+    assert of_one.before is None
+
+
+# What a crash or a full disk leaves
+
+
+class Restarted:
+    """A server on a store and a history in a folder, of which there may be several workers."""
+
+    def __init__(self, folder: Path, clock: Clock, beside: Restarted | None = None) -> None:
+        self.store = LmdbStore(folder) if beside is None else beside.store
+        if beside is None or not (folder / "history").exists():
+            self.history = LmdbHistory(folder / "history", BYTES)
+        else:
+            self.history = beside.history
+        self.recorder = Recorder(self.history, clock, keep_ms=10**9, settled_secs=0.5)
+        self.whole = Registry(self.store, clock, RegistrySettings(), self.recorder)
+        self.whole.start()
+        if self.history.extent().earliest_ms is None:
+            self.recorder.begin(self.whole)
+        self.registry = self.whole.in_namespace(NS)
+
+    def told(self) -> list[tuple[str, str, bool]]:
+        page = self.recorder.read(NS, Wish(limit=1000))
+        return [(e.kind, e.id, "made_up" in e.detail) for e in page.entries]
+
+    def reconcile(self) -> int:
+        return self.recorder.reconcile(self.whole, {NS: self.registry.view().revision})
+
+
+def test_what_a_killed_worker_did_not_tell_is_told_from_the_list(tmp_path: Path) -> None:
+    """All of it that can be known, once; and then what was listed can be told again."""
+    clock = ManualClock()
+    killed = Restarted(tmp_path, clock)
+    other = Restarted(tmp_path, clock, killed)
+    for number in range(4):
+        clock.advance(1)
+        killed.registry.register(sample_instance(instance_id=f"web:{number}"))
+    killed.recorder.flush()
+    clock.advance(1)
+    killed.registry.set_override("WEB", "web:0", InstanceStatus.DOWN)
+    killed.registry.cancel("WEB", "web:1")
+    killed.registry.register(sample_instance(instance_id="web:4"))
+    other.registry.cancel("WEB", "web:2")
+    assert other.told()[0] == ("cancelled", "web:2", False)
+    assert len(other.told()) == 5
+    assert other.reconcile() == 3
+    assert sorted(other.told()[:4]) == [
+        ("cancelled", "web:1", True),
+        ("cancelled", "web:2", False),
+        ("changed", "web:0", True),
+        ("registered", "web:4", True),
+    ]
+    assert other.reconcile() == 0
+    view = other.registry.view()
+    listed = sorted(i for app in view.applications.values() for i in app.values())
+    assert sorted(other.recorder.state(NS, Moment())) == listed
+
+
+def test_what_happened_without_a_history_is_found_at_the_next_start(tmp_path: Path) -> None:
+    """One that was switched off, or lost its folder, begins with what is listed."""
+    clock = ManualClock()
+    before = Restarted(tmp_path, clock)
+    for number in range(4):
+        before.registry.register(sample_instance(instance_id=f"web:{number}"))
+    before.recorder.stop()
+    without = Registry(before.store, clock, RegistrySettings())
+    without.start()
+    registry = without.in_namespace(NS)
+    registry.cancel("WEB", "web:0")
+    registry.register(sample_instance(instance_id="web:1", host_name="new"))
+    clock.advance(10_000_000)
+    before.store.trim(NS, clock.mono_ms())
+    before.store.close()
+    after = Restarted(tmp_path, clock)
+    assert after.reconcile() == 2
+    assert sorted(after.told()[:2]) == [("cancelled", "web:0", True), ("registered", "web:1", True)]
+    found = {each.id: each.host_name for each in after.recorder.state(NS, Moment())}
+    assert found == {"web:1": "new", "web:2": "host.local", "web:3": "host.local"}
+    after.recorder.stop()
+    shutil.rmtree(tmp_path / "history")
+    again = Restarted(tmp_path, clock, after)
+    assert again.told() == []
+    assert {each.id for each in again.recorder.state(NS, Moment())} == set(found)
+
+
+def test_a_history_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line says so, one that it goes on; and what was noted meanwhile is told then."""
+    server = Restarted(tmp_path, ManualClock())
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    for number in range(3):
+        server.registry.register(sample_instance(instance_id=f"web:{number}"))
+        server.recorder.flush()
+    assert len(server.registry.view().applications["WEB"]) == 3
+    assert server.told() == []
+    assert caplog.text.count("goes on without its history") == 1
+    monkeypatch.undo()
+    assert [told[1] for told in server.told()] == ["web:2", "web:1", "web:0"]
+    assert caplog.text.count("the history goes on") == 1
+    assert server.recorder.lost == 0
+
+
+def test_what_waits_for_a_history_is_bounded_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Restarted(tmp_path, ManualClock())
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    monkeypatch.setattr(recording, "_MOST_WAITING", 5)
+    monkeypatch.setattr(recording, "_MOST_NOTED", 8)
+    for number in range(10):
+        server.registry.register(sample_instance(instance_id=f"web:{number}"))
+    assert server.recorder.lost == 2
+    server.recorder.flush()
+    assert server.recorder.lost == 5
+    monkeypatch.undo()
+    assert [told[1] for told in server.told()] == [f"web:{n}" for n in (7, 6, 5, 4, 3)]
+    assert server.reconcile() == 5
+    assert len(list(server.recorder.state(NS, Moment()))) == 10
+
+
+def test_the_thread_writes_what_was_noted_and_makes_up_for_the_rest(tmp_path: Path) -> None:
+    """On the machine's clock, as a worker has it."""
+    clock = SystemClock()
+    killed = Restarted(tmp_path, clock)
+    killed.registry.register(sample_instance())
+    other = Restarted(tmp_path, clock, killed)
+    history = other.history
+    other.recorder.start(other.whole)
+    other.registry.register(sample_instance(instance_id="web:2"))
+    wait_until(lambda: len(history.read(NS, Wish()).entries) == 2)
+    told = {e.id: "made_up" in e.detail for e in history.read(NS, Wish()).entries}
+    assert told == {"web:1": True, "web:2": False}
+    other.registry.cancel("WEB", "web:2")
+    other.recorder.stop()
+    assert LmdbHistory(tmp_path / "history", BYTES).read(NS, Wish()).entries[0].removed

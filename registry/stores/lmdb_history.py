@@ -11,8 +11,10 @@ Words in a key are parted by NUL, which none can hold; the numbers behind them h
 four that which tells entries of one revision apart. So ``entry`` is in the order of instants, and
 ``of`` in that of revisions.
 
-**Bytes.** The map is as large as the history may be, so the file can never be larger. Where three
-quarters of it are in use the oldest entries go, and so they do where a write finds no room.
+**Bytes.** The map is as large as the history may be, so the file can never be larger; one that is,
+since it may be less than before, is made smaller by the next who opens it alone. Where three
+quarters of the map are in use the oldest entries go, and so they do where a write finds no room.
+Nothing is written where the disk has hardly anything left: the registry needs that more.
 
 **Validity.** Each batch is flushed when it is committed, so that even a power cut leaves the file
 whole. A file that is damaged all the same is put aside, and the history begins anew: the registry
@@ -23,12 +25,13 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import shutil
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import lmdb
 import orjson
@@ -50,6 +53,8 @@ from registry.stores.records import U64, decode_instance, encode_instance
 log = logging.getLogger("registry")
 
 _T = TypeVar("_T")
+LEFT_FREE_BYTES = 1024 * 1024
+"""Of the disk so much is left to the registry."""
 _FORMAT = b"1"
 # The end of a key in ``entry``, and in ``of``.
 _WHEN = struct.Struct(">QQI")
@@ -80,47 +85,67 @@ class LmdbHistory:
         """Open or create it; ``StoreError`` where the folder cannot be used."""
         self._folder = folder
         self._most_bytes = most_bytes
+        self._data = folder / "data.mdb"
         self._lock = threading.Lock()  # an environment has one writer, also among threads
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "opening.lock").open("w") as opening:
                 fcntl.flock(opening, fcntl.LOCK_EX)
+                # Held for as long as this process has it open.
+                self._in_use = (folder / "in-use.lock").open("w")
+                is_alone = _is_alone(self._in_use)
+                fcntl.flock(self._in_use, fcntl.LOCK_SH)
+                is_larger = self._data.exists() and self._data.stat().st_size > most_bytes
+                if is_alone and is_larger:
+                    self._make_smaller()
                 self._open_whole()
         except (OSError, lmdb.Error) as error:
             raise StoreError(f"cannot open the history in {folder}: {error}") from error
 
-    def _open_whole(self) -> None:
+    def _open_whole(self, spare_bytes: int = 0) -> None:
         try:
-            self._open()
+            self._open(spare_bytes)
             if self._is_whole():
                 return
             reason: object = "it is cut off, or of another version"
             self._env.close()
         except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError) as error:
             reason = error
-        data = self._folder / "data.mdb"
+        data = self._data
         log.error("%s: %s; it is put aside, and the history begins anew", data, reason)
         data.replace(self._folder / "damaged.mdb")
         (self._folder / "lock.mdb").unlink(missing_ok=True)
-        self._open()
+        self._open(spare_bytes)
         self._is_whole()
 
-    def _open(self) -> None:
-        data = self._folder / "data.mdb"
+    def _open(self, spare_bytes: int) -> None:
+        data = self._data
         size = data.stat().st_size if data.exists() else 0
         self._env = lmdb.open(
             str(self._folder),
-            map_size=max(self._most_bytes, size),
+            map_size=max(self._most_bytes, size + spare_bytes),
             max_dbs=4,
             max_readers=1024,
             metasync=False,
         )
         self._env.reader_check()
 
+    def _make_smaller(self) -> None:
+        """Forget as much as is too much, and write the rest anew."""
+        self._open_whole(spare_bytes=self._data.stat().st_size)
+        self._make_room(_ROOMY)
+        smaller = self._folder / "smaller"
+        shutil.rmtree(smaller, ignore_errors=True)
+        smaller.mkdir()
+        self._env.copy(str(smaller), compact=True)
+        self._env.close()
+        (smaller / "data.mdb").replace(self._data)
+        smaller.rmdir()
+
     def _is_whole(self) -> bool:
         """Open the databases, and state the format; False where this is not what was written."""
         used = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
-        if (self._folder / "data.mdb").stat().st_size < used:
+        if self._data.stat().st_size < used:
             return False
         self._entry = self._env.open_db(b"entry")
         self._of = self._env.open_db(b"of")
@@ -178,10 +203,13 @@ class LmdbHistory:
         self._write(write)
 
     def add(self, entries: Sequence[HistoryEntry]) -> None:
+        if shutil.disk_usage(self._folder).free < LEFT_FREE_BYTES:
+            raise StoreError(f"the disk of {self._folder} is full")
         packed = [(entry, _packed(entry)) for entry in entries]
-        at_once = max(1, self._most_bytes // _BYTES_FOR_EACH)
+        at_once = max(1, self._most_bytes // (4 * _BYTES_FOR_EACH))
         for start in range(0, len(packed), at_once):
             portion = packed[start : start + at_once]
+            self._make_room(_FULL)
             while not self._has_added(portion):
                 if not self._make_room(_ROOMY / 2):
                     raise StoreError(f"the history in {self._folder} has no room for an entry")
@@ -240,14 +268,16 @@ class LmdbHistory:
         return self._pruned(before_ms)
 
     def _pruned(self, before_ms: int) -> bool:
-        at_most = max(1, min(_FORGOTTEN_AT_ONCE, self._most_bytes // (4 * _BYTES_FOR_EACH)))
-        try:
-            return self._write(lambda txn: self._forget(txn, before_ms, at_most))
-        except lmdb.MapFullError:
-            # Not even room to forget in: all of it goes.
-            log.error("the history in %s is full and begins anew", self._folder)
-            self._write(self._empty)
-            return False
+        at_most = min(_FORGOTTEN_AT_ONCE, self._most_bytes // (16 * _BYTES_FOR_EACH))
+        for count in (max(1, at_most), 1):
+            try:
+                return self._write(lambda txn, count=count: self._forget(txn, before_ms, count))  # type: ignore[misc]
+            except lmdb.MapFullError:
+                continue
+        # Not even room to forget in: all of it goes.
+        log.error("the history in %s is full and begins anew", self._folder)
+        self._write(self._empty)
+        return False
 
     def _make_room(self, share: float) -> bool:
         """Forget the oldest until no more than a share of the bytes is used; whether any went."""
@@ -576,6 +606,16 @@ class LmdbHistory:
     def close(self) -> None:
         with self._lock:
             self._env.close()
+            self._in_use.close()
+
+
+def _is_alone(file: IO[str]) -> bool:
+    """Whether no other process has the history open."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _revision_key(namespace: Namespace) -> bytes:
