@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
+import ipaddress
 import shutil
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lmdb
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from werkzeug.security import generate_password_hash
 
+from eureka_compat import EurekaApi, EurekaSettings
+from eureka_http.exchange import Promise, Request
+from eureka_server.access import Access, AccessSettings
 from native_api import form
+from native_api.api import NativeApi
+from native_api.settings import NativeSettings
 from registry import (
     Clock,
     Evictor,
+    Instance,
+    InstanceKey,
     InstanceStatus,
     Recorder,
     Registry,
@@ -25,8 +39,15 @@ from registry.history import ForgottenError, History, HistoryEntry, HistoryKind,
 from registry.model import DEFAULT_NAMESPACE, Revision
 from registry.stores.lmdb import LmdbStore
 from registry.stores.lmdb_history import LmdbHistory
+from registry.stores.memory import MemoryStore
 from registry.stores.memory_history import MemoryHistory
-from registry.testing import HistorySuite, ManualClock, happened, sample_instance
+from registry.testing import (
+    HistorySuite,
+    ManualClock,
+    happened,
+    registry_on,
+    sample_instance,
+)
 from tests.in_process import InProcess
 from tests.servers import instance_body, wait_until
 
@@ -49,7 +70,7 @@ class TestLmdbHistory(HistorySuite):
 class World(InProcess):
     """A server in this process, asked as a client does."""
 
-    def get(self, path: str, status: int = 200, **headers: str) -> Any:
+    def get(self, path: str, status: int = 200, /, **headers: Any) -> Any:
         reply = self.client.get(f"/api/v1{path}", headers=headers)
         assert reply.status_code == status, reply.text
         return reply.json
@@ -311,6 +332,7 @@ def test_what_makes_no_sense_is_a_400_that_says_why(world: World, path: str) -> 
     reply = world.client.get(f"/api/v1{path}")
     assert reply.status_code == 400
     assert reply.content_type == "application/problem+json"
+    assert reply.json is not None
     assert reply.json["detail"]
 
 
@@ -486,7 +508,7 @@ class Restarted:
     """A server on a store and a history in a folder, of which there may be several workers."""
 
     def __init__(self, folder: Path, clock: Clock, beside: Restarted | None = None) -> None:
-        self.store = LmdbStore(folder) if beside is None else beside.store
+        self.store: LmdbStore = LmdbStore(folder) if beside is None else beside.store
         if beside is None or not (folder / "history").exists():
             self.history = LmdbHistory(folder / "history", BYTES)
         else:
@@ -615,3 +637,210 @@ def test_the_thread_writes_what_was_noted_and_makes_up_for_the_rest(tmp_path: Pa
     other.registry.cancel("WEB", "web:2")
     other.recorder.stop()
     assert LmdbHistory(tmp_path / "history", BYTES).read(NS, Wish()).entries[0].removed
+
+
+# Who asked, and who may see it
+
+
+def test_the_account_is_told_and_no_secret(tmp_path: Path) -> None:
+    """A named proxy may say from where; the client's word for itself is masked, and cut."""
+    users = tmp_path / "users"
+    users.write_text(f"ann default admin {generate_password_hash('s3cret', 'pbkdf2:sha256:1')}\n")
+    proxies = (ipaddress.ip_network("127.0.0.0/8"),)
+    access = AccessSettings(mode="basic", users_file=users, trusted_proxies=proxies)
+    world = World(access=Access(access))
+    fields = {
+        "authorization": "Basic " + base64.b64encode(b"ann:s3cret").decode(),
+        "x-forwarded-for": "10.9.9.9, 10.0.0.7",
+        "user-agent": "tool http://ann:s3cret@host/ " + "x" * 200,
+    }
+    body = instance_body("WEB", "web:1")
+    assert world.eureka("POST", "/apps/WEB", body, headers=fields) == 204
+    (entry,) = world.get("/history", authorization=fields["authorization"])["entries"]
+    assert (entry["by"]["account"], entry["by"]["address"]) == ("ann", "10.0.0.7")
+    assert entry["by"]["client"].startswith("tool http://…@host/ xxx")
+    assert len(entry["by"]["client"]) == 128
+    assert "s3cret" not in str(world.get("/history", authorization=fields["authorization"]))
+    world.get("/history", 401)
+
+
+def test_the_history_of_a_namespace_shows_there_alone() -> None:
+    world = World(access=Access(AccessSettings(mode="trusted")))
+    for name in ("red", "blue"):
+        fields = {"authorization": f"Bearer {name}"}
+        body = instance_body("WEB", f"of-{name}")
+        assert world.eureka("POST", "/apps/WEB", body, headers=fields) == 204
+    at = rfc3339(world)
+    for name in ("red", "blue"):
+        fields = {"authorization": f"Bearer {name}"}
+        assert [e["id"] for e in world.get("/history", **fields)["entries"]] == [f"of-{name}"]
+        listed = world.get(f"/instances?at={at}", **fields)["instances"]
+        assert [each["id"] for each in listed] == [f"of-{name}"]
+        assert world.get("/diff?from=0", **fields)["added"][0]["id"] == f"of-{name}"
+        world.get(f"/instances/of-{'red' if name == 'blue' else 'blue'}/history", 404, **fields)
+    assert "of-" not in str(world.get("/history", authorization="Bearer green"))
+
+
+def test_who_registers_in_the_fast_lane_is_told_too() -> None:
+    """The address is the connection's, which the event loop gives the promise."""
+    world = World()
+    headers = {"content-type": "application/json", "user-agent": "java/21", "host": "x"}
+    lane = world.gateway.lane(headers)
+    assert lane is not None
+    promises = []
+    for number in range(2):
+        body = instance_body("WEB", f"web:{number}").encode()
+        promise = lane.answer("POST", "/eureka/apps/WEB", body)
+        assert isinstance(promise, Promise)
+        promise.peer = f"10.0.0.{number}"
+        promises.append(promise)
+    world.gateway.settle()
+    assert [(e["id"], e["by"]["address"], e["by"]["client"]) for e in world.entries()] == [
+        ("web:1", "10.0.0.1", "java/21"),
+        ("web:0", "10.0.0.0", "java/21"),
+    ]
+
+
+def test_what_a_catalog_lists_is_told_as_its_own(world: World) -> None:
+    """Nobody asked for it: the source says where it is from."""
+    world.registry.register(sample_instance(source="file:main"))
+    (entry,) = world.entries()
+    assert (entry["by"], entry["instance"]["source"]) == (None, "file:main")
+
+
+def test_without_a_history_there_is_a_404_and_the_lists_are_as_ever() -> None:
+    registry = registry_on(MemoryStore(), ManualClock())
+    registry.record(HistoryKind.DRAINED, InstanceKey("WEB", ""))
+    assert registry.history is None
+    api = NativeApi(registry, NativeSettings())
+    for path, query in (("history", ""), ("diff", "from=0"), ("instances", "at=0")):
+        request = Request("GET", f"/api/v1/{path}", query, {}, lambda _: b"")
+        answer = api.answer(request)
+        assert answer is not None
+        assert answer.status == 404
+        assert b"no history is kept" in answer.body
+    eureka = EurekaApi(registry, EurekaSettings())
+    answer = eureka.answer(Request("GET", "/", "at=0", {}, lambda _: b""), "apps")
+    assert answer is not None
+    assert (answer.status, answer.body) == (404, b"no history is kept here")
+
+
+# Against a model
+
+
+class Operation(NamedTuple):
+    """Something that is done to one of a few instances."""
+
+    what: str
+    number: int
+    value: int
+
+
+operations = st.lists(
+    st.builds(
+        Operation,
+        st.sampled_from(
+            [
+                "register",
+                "again",
+                "cancel",
+                "override",
+                "remove",
+                "renew",
+                "evict",
+                "prune",
+                "flush",
+            ]
+        ),
+        st.integers(0, 2),
+        st.integers(0, 2),
+    ),
+    max_size=40,
+)
+
+
+@pytest.mark.parametrize("kind", ["memory", "lmdb"])
+@given(done=operations)
+@settings(max_examples=100)
+def test_what_was_listed_is_what_a_model_says(
+    done: list[Operation], kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """At each revision and instant from the earliest on, and so is each difference."""
+    with ExitStack() as opened:
+        history: History = MemoryHistory(BYTES)
+        if kind == "lmdb":
+            history = LmdbHistory(tmp_path_factory.mktemp("history"), BYTES)
+            opened.callback(history.close)
+        check_against_model(World(history=history), history, done)
+
+
+def check_against_model(world: World, history: History, done: list[Operation]) -> None:
+    registry, clock = world.registry, world.clock
+
+    def listed() -> dict[str, Instance]:
+        view = registry.view()
+        return {i.id: i for app in view.applications.values() for i in app.values()}
+
+    states = [(clock.wall_ms(), registry.view().revision, listed())]
+    for number, (what, which, value) in enumerate(done, 1):
+        clock.advance(20)
+        key = InstanceKey("WEB", f"web:{which}")
+        match what:
+            case "register":
+                metadata = {"v": str(value)}
+                instance = sample_instance(*key, metadata=metadata, last_dirty_ms=1_000 + number)
+                registry.register(instance)
+            case "again":
+                registry.amend(*key, lambda listed: listed)
+            case "cancel":
+                registry.cancel(*key)
+            case "override":
+                registry.set_override(*key, list(InstanceStatus)[value])
+            case "remove":
+                registry.remove_override(*key, list(InstanceStatus)[value])
+            case "renew":
+                registry.renew(*key)
+            case "evict":
+                lease = registry.lease(key)
+                registry.evict([(key, lease)] if lease is not None else [])
+            case "prune":
+                world.recorder.flush()
+                while history.prune(clock.wall_ms() - 100 * value):
+                    pass
+            case "flush":
+                world.recorder.flush()
+        states.append((clock.wall_ms(), registry.view().revision, listed()))
+    earliest = world.recorder.extent().earliest_ms
+    assert earliest is not None
+    told = [state for state in states if state[0] >= earliest]
+    repeated = {o.number for o in done if o.what == "again"}
+
+    def shown(instances: Iterable[Instance]) -> dict[str, tuple[Any, ...]]:
+        """Who registers again unchanged is told of once in ten seconds: but for the instants."""
+        behind = Instance._fields.index("revision")
+        found = {}
+        for each in instances:
+            is_exact = int(each.id.rpartition(":")[2]) not in repeated
+            found[each.id] = tuple(each) if is_exact else tuple(each)[:behind]
+        return found
+
+    for at_ms, revision, expected in told:
+        for moment in (Moment(at_ms), Moment(at_ms + 19), Moment(revision=revision)):
+            try:
+                found = list(world.recorder.state(NS, moment))
+            except ForgottenError:
+                assert moment.revision is not None  # pruned up to a later revision
+                continue
+            assert shown(found) == shown(expected.values())
+    if told:
+        first, last = told[0], told[-1]
+        pairs = list(world.recorder.differences(NS, Moment(first[0]), Moment(last[0])))
+        expected_pairs = {
+            name: (first[2].get(name), last[2].get(name))
+            for name in first[2].keys() | last[2].keys()
+            if first[2].get(name) != last[2].get(name)
+        }
+        exact = [name for name in expected_pairs if int(name[-1]) not in repeated]
+        found_pairs = {(b or a).id: (a, b) for a, b in pairs if (b or a) is not None}  # type: ignore[union-attr]
+        assert {n: found_pairs[n] for n in exact} == {n: expected_pairs[n] for n in exact}
+        assert {n for n in found_pairs if int(n[-1]) not in repeated} == set(exact)
