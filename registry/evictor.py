@@ -40,7 +40,7 @@ _PAUSE_SECS = 0.002
 _NEVER = 1 << 62
 # Who is held back is looked at again after so long, and so many times as long as a look takes.
 _HELD_BACK_MS = 1_000
-_HELD_BACK_SHARE = 4
+_HELD_BACK_SHARE = 9
 # While nothing may be evicted, the history is told of what has expired once in so long.
 _KEPT_MS = 10_000
 _NOBODY = InstanceKey("", "")

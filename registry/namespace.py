@@ -87,6 +87,7 @@ from registry.settings import RegistrySettings
 from registry.status_rules import Situation, effective_status, status_after_renewal
 from registry.store import Commit, Fence, Store
 from registry.view import View
+from registry.words import who
 
 log = logging.getLogger("registry")
 
@@ -1115,7 +1116,8 @@ class NamespaceRegistry:
         history name who asks.
         """
         asked = asking.get()
-        by = _named(None if asked is None else asked())
+        asker = Asker() if asked is None else asked()
+        by = who(asker.account, asker.address)
         ended = [
             each
             for each in self._records.due(self.namespace, self.clock.mono_ms()).expired
@@ -1171,12 +1173,6 @@ class NamespaceRegistry:
         for key in gone:
             log.warning("evicted %s/%s: its lease ended", key.app, key.id)
         return len(gone)
-
-
-def _named(asker: Asker | None) -> str:
-    """Who asks, for a line of the log."""
-    account, address = (asker.account, asker.address) if asker is not None else ("", "")
-    return f"{account or 'somebody'}{f' at {address}' if address else ''}"
 
 
 def _check_identity(instance: Instance) -> None:

@@ -8,21 +8,32 @@ holds it; where it came from.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from registry.errors import StoreError
+from registry.history import HistoryEntry, HistoryKind, Wish
 from registry.lease import eviction_limit
 from registry.model import Change, Instance, InstanceKey, InstanceStatus, Lease
 from registry.namespace import NamespaceRegistry
 from registry.preservation import Preservation
 from registry.status_rules import Situation, deciding_rule
 from registry.view import NotYetError
-from registry.words import counted, instant, span
+from registry.words import counted, instant, span, who
 
 # A renewal so much later than the client's own came from elsewhere.
 _LATER_MS = 1_000
 # A heartbeat is missed once it is half an interval late.
 _LATE = 0.5
+# A page of the history may be empty though more follow.
+_PAGES = 20
+# What the history calls what kept an instance.
+_HELD_BY = {
+    "self-preservation": "self-preservation",
+    "eviction-budget": "the eviction limit",
+    "peers": "a server that may know more",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +60,10 @@ def explain(
     """Why an instance is as it is, or why it is not listed; ``StoreError``.
 
     ``app`` (upper case) tells instances of one id apart; ``catalogs`` tells how each catalog is.
-    ``NotYetError`` where it ``is_quick`` and what has gone must be looked for.
+    ``NotYetError`` where it ``is_quick`` and the history or what has gone must be looked through.
     """
+    if is_quick and registry.history is not None:
+        raise NotYetError
     view = registry.view()
     gone = None
     with view.lock:
@@ -131,10 +144,25 @@ class _Listed:
         self._sentences.append(
             f"{instance.id} of {instance.app} is listed as {instance.status}: {text}."
         )
+        if self._override is not None and instance.is_leased:
+            self._tell_who_set(self._override)
         if instance.custom_status is not None and instance.status is InstanceStatus.UP:
             self._sentences.append(
                 f"Its own word for that is {instance.custom_status!r}, which the native API shows."
             )
+
+    def _tell_who_set(self, override: InstanceStatus) -> None:
+        """Who set the override, and when, as far as the history knows."""
+        instance = self._instance
+        entry = _newest(self._registry, instance.app, instance.id, HistoryKind.OVERRIDE)
+        if entry is None or entry.detail.get("override") != override:
+            return
+        by = _by(entry)
+        self._facts |= {"override_set_ms": entry.at_ms, "override_set_by": by}
+        ago = span(self._wall - entry.at_ms)
+        self._sentences.append(
+            f"The override was set {ago} ago, at {instant(entry.at_ms)}, by {by}."
+        )
 
     def _status(self) -> tuple[str, str]:
         """The name of the rule that decided, and what it comes to."""
@@ -314,10 +342,15 @@ class _Listed:
             told = f"The catalog {instance.source}{part} listed it at {at}."
         else:
             api = "native API" if instance.source == "native" else "Eureka protocol"
+            entry = _newest(self._registry, instance.app, instance.id, HistoryKind.REGISTERED)
             if instance.peers_know:
                 told = f"Another server told of it by the {api}; it was last registered at {at}."
-            else:
+            elif entry is None or entry.by is None:
                 told = f"It registered itself by the {api}, last at {at}."
+            else:
+                by = _by(entry)
+                self._facts["registered_by"] = by
+                told = f"It was registered by the {api}, last at {at}, by {by}."
         self._sentences.append(told)
         self._facts |= {
             "source": instance.source,
@@ -341,14 +374,66 @@ def _last_removal(changes: Sequence[Change], instance_id: str, app: str | None) 
     return None
 
 
+def _newest(
+    registry: NamespaceRegistry, app: str | None, instance_id: str, *kinds: HistoryKind
+) -> HistoryEntry | None:
+    """The newest entry of these kinds that the history has of an instance, if there is any."""
+    if registry.history is None:
+        return None
+    wish = Wish(app=app, id=instance_id, kinds=frozenset(kinds), limit=1)
+    for _ in range(_PAGES):
+        try:
+            page = registry.history.read(wish)
+        except StoreError:
+            return None
+        if page.entries:
+            return page.entries[0]
+        if page.before is None:
+            return None
+        wish = wish._replace(before=page.before)
+    return None
+
+
+def _by(entry: HistoryEntry) -> str:
+    """Who asked for what an entry tells of."""
+    if entry.detail.get("peer"):
+        return "another server"
+    return "somebody" if entry.by is None else who(*entry.by)
+
+
+class _Gone(NamedTuple):
+    """How an instance went: by the history, or, as long as that lacks it, by the change log."""
+
+    instance: Instance
+    is_eviction: bool
+    at_ms: int
+    by: str | None = None
+    detail: Mapping[str, Any] = {}
+
+
+def _how_it_went(
+    registry: NamespaceRegistry, app: str | None, instance_id: str, change: Change | None
+) -> _Gone | None:
+    entry = _newest(registry, app, instance_id, HistoryKind.EVICTED, HistoryKind.CANCELLED)
+    logged = None if change is None else change.instance
+    is_newest = change is None or (entry is not None and entry.revision >= change.revision)
+    if entry is not None and entry.instance is not None and is_newest:
+        is_eviction = entry.kind is HistoryKind.EVICTED
+        by = None if entry.by is None else _by(entry)
+        return _Gone(entry.instance, is_eviction, entry.at_ms, by, entry.detail)
+    if change is None or logged is None:
+        return None
+    return _Gone(logged, change.evicted, logged.last_updated_ms)
+
+
 def _not_listed(
     registry: NamespaceRegistry,
     instance_id: str,
     app: str | None,
-    gone: Change | None,
+    change: Change | None,
     override: InstanceStatus | None,
 ) -> Why:
-    """Why an id is not listed: it went lately, or nothing is known of it."""
+    """Why an id is not listed: how it went, or that nothing is known of it."""
     facts: dict[str, Any] = {
         "id": instance_id,
         "application": app,
@@ -358,29 +443,31 @@ def _not_listed(
         "gone": None,
     }
     of = "" if app is None else f" of {app}"
-    if gone is None or gone.instance is None:
-        remembered = span(registry.settings.delta_retention_ms)
+    gone = _how_it_went(registry, app, instance_id, change)
+    if gone is None:
         sentences = [
             f"{instance_id}{of} is not listed in the namespace {registry.namespace}, and no such"
-            f" instance went in the last {remembered}; what was before that is not remembered."
+            f" instance {_since_when(registry)}"
         ]
     else:
         instance = gone.instance
-        ago_ms = max(0, registry.clock.wall_ms() - instance.last_updated_ms)
+        ago_ms = max(0, registry.clock.wall_ms() - gone.at_ms)
         facts |= {
             "application": instance.app,
-            "gone": "evicted" if gone.evicted else "cancelled",
-            "gone_ms": instance.last_updated_ms,
+            "gone": "evicted" if gone.is_eviction else "cancelled",
+            "gone_ms": gone.at_ms,
             "gone_ms_ago": ago_ms,
+            "gone_by": gone.by,
             "source": instance.source,
             "registered_ms": instance.registration_ms,
             "status": str(instance.status),
         }
-        went = "was evicted" if gone.evicted else "went"
-        at, registered = instant(instance.last_updated_ms), instant(instance.registration_ms)
+        went = "was evicted" if gone.is_eviction else "went"
+        at, registered = instant(gone.at_ms), instant(instance.registration_ms)
         sentences = [
             f"{instance_id} of {instance.app} is not listed: it {went} {span(ago_ms)} ago, at {at},"
-            f" {_reason(gone, instance)}.",
+            f" {_reason(gone)}.",
+            *_kept_before(gone),
             f"It was {instance.status}, and last registered at {registered}.",
         ]
     if override is not None:
@@ -388,11 +475,37 @@ def _not_listed(
     return Why(tuple(sentences), facts)
 
 
-def _reason(gone: Change, instance: Instance) -> str:
-    if gone.evicted:
+def _since_when(registry: NamespaceRegistry) -> str:
+    """As far back as anything is known: what is remembered of an id that nobody has."""
+    if registry.history is not None:
+        with suppress(StoreError):
+            earliest = registry.history.earliest_ms()
+            if earliest is not None:
+                return f"went since {instant(earliest)}, when the history begins."
+    remembered = span(registry.settings.delta_retention_ms)
+    return f"went in the last {remembered}; what was before that is not remembered."
+
+
+def _reason(gone: _Gone) -> str:
+    instance = gone.instance
+    if gone.is_eviction:
         return f"because its lease of {span(instance.lease_secs * 1000)} had ended"
     if not instance.is_leased:
         return f"because {instance.source} no longer had it"
     if instance.peers_know:
         return "because it was cancelled at another server"
+    if gone.by is not None:
+        return f"because it was cancelled by {gone.by}"
     return "because its client or an operator cancelled it"
+
+
+def _kept_before(gone: _Gone) -> list[str]:
+    """When an evicted instance had renewed last, and what had kept it after its lease ended."""
+    renewed_ms = gone.detail.get("last_renewal_ms")
+    if renewed_ms is None:
+        return []
+    told = f"It was last heard of {span(gone.at_ms - renewed_ms)} before that"
+    held_by = _HELD_BY.get(gone.detail.get("held_by", ""))
+    if held_by is not None:
+        told += f", and {held_by} had kept it for {span(gone.detail['ended_ms_before'])}"
+    return [f"{told}."]

@@ -34,3 +34,11 @@ def span(milliseconds: int) -> str:
 def _in_two(secs: int, large: int, large_name: str, small: int, small_name: str) -> str:
     rest = secs % large // small
     return f"{secs // large} {large_name}" + (f" {rest} {small_name}" if rest else "")
+
+
+def who(account: str, address: str, client: str = "") -> str:
+    """Who asked, as far as that is known, and with what."""
+    told = account or "somebody"
+    if address:
+        told += f" at {address}"
+    return f"{told} ({client})" if client else told

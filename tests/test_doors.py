@@ -54,7 +54,7 @@ ODD = (
     ("GET", "/api/v1/instances/i~:1?fields=id,endpoint,metadata"),
     ("PUT", "/api/v1/instances/i~:1/heartbeat"),
     ("PUT", "/api/v1/instances/nobody/heartbeat"),
-    ("GET", "/api/v1/instances/nobody/why"),
+    ("PUT", "/api/v1/instances/nobody/why"),
     ("PUT", "/api/v1/status"),
     ("GET", "/api/v1/watch?since=x"),
     ("GET", "/api/v1/openapi.json"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,10 +11,13 @@ import pytest
 from eureka_compat.peers.hold import Asked, Hold, tell
 from registry import (
     DEFAULT_NAMESPACE,
+    Asker,
     Evictor,
     InstanceStatus,
     NotYetError,
     Registering,
+    StoreError,
+    asking,
     explain,
 )
 from registry.testing import sample_instance
@@ -296,7 +300,9 @@ def test_a_native_instance_out_of_service_waits(world: World) -> None:
     world.pass_time(60)
     text, facts = world.why(reply.json["id"])
     assert "It is put aside and waits to return: while it is OUT_OF_SERVICE it needs no" in text
-    assert "It registered itself by the native API, last at" in text
+    assert (
+        f"It was registered by the native API, last at {AT_START}, by somebody at 127.0.0.1" in text
+    )
     assert facts["held_by"] == ["out-of-service"]
 
 
@@ -358,20 +364,39 @@ def test_who_was_evicted(world: World) -> None:
     text, facts = world.why()
     assert text == (
         "web:1 of WEB is not listed: it was evicted 9.5 s ago, at 2023-11-14 22:14:50 UTC, because"
-        f" its lease of 90 s had ended. It was UP, and last registered at {AT_START}."
+        " its lease of 90 s had ended. It was last heard of 90 s before that. It was UP, and last"
+        f" registered at {AT_START}."
     )
     assert (facts["listed"], facts["gone"], facts["gone_ms_ago"]) == (False, "evicted", 9_500)
 
 
-@pytest.mark.parametrize(
-    ("source", "by_peer", "said"),
-    [
-        ("eureka", False, "because its client or an operator cancelled it."),
-        ("eureka", True, "because it was cancelled at another server."),
-        ("file:x", False, "because file:x no longer had it."),
-    ],
-)
-def test_who_was_cancelled(world: World, source: str, by_peer: bool, said: str) -> None:
+def test_who_was_kept_for_a_while_and_then_evicted() -> None:
+    world = World(self_preservation=True)
+    world.registry.register(sample_instance())
+    world.pass_time(120)
+    world.registry.accept_loss(None)
+    world.pass_time(1)
+    assert (
+        "It was last heard of 2 min before that, and self-preservation had kept it for 30 s."
+        in world.why()[0]
+    )
+
+
+CANCELS = [
+    ("eureka", False, "because its client or an operator cancelled it."),
+    ("eureka", True, "because it was cancelled at another server."),
+    ("file:x", False, "because file:x no longer had it."),
+]
+
+
+@pytest.mark.parametrize("is_kept", [True, False], ids=["history", "log"])
+@pytest.mark.parametrize(("source", "by_peer", "said"), CANCELS)
+def test_who_was_cancelled(
+    world: World, source: str, by_peer: bool, said: str, is_kept: bool
+) -> None:
+    """By the history, and without one by the log of changes."""
+    if not is_kept:
+        world.registry.history = None
     world.registry.register(sample_instance(source=source))
     world.registry.cancel("WEB", "web:1", source=source, is_replication=by_peer)
     world.clock.advance(2_000)
@@ -380,11 +405,21 @@ def test_who_was_cancelled(world: World, source: str, by_peer: bool, said: str) 
     assert facts["gone"] == "cancelled"
 
 
+def test_who_was_evicted_before_the_log_begins_is_in_the_history(world: World) -> None:
+    world.registry.register(sample_instance())
+    world.pass_time(100)
+    world.pass_time(220)
+    text, _ = world.why()
+    assert "web:1 of WEB is not listed: it was evicted 3 min 49 s ago, at 2023-11-14" in text
+    world.registry.history = None
+    assert "what was before that is not remembered" in world.why()[0]
+
+
 def test_who_was_never_there(world: World) -> None:
     text, facts = world.why("nobody")
     assert text == (
-        "nobody is not listed in the namespace default, and no such instance went in the last"
-        " 3 min; what was before that is not remembered."
+        "nobody is not listed in the namespace default, and no such instance went since"
+        f" {AT_START}, when the history begins."
     )
     assert facts == {
         "id": "nobody",
@@ -394,6 +429,85 @@ def test_who_was_never_there(world: World) -> None:
         "override": None,
         "gone": None,
     }
+    world.registry.history = None
+    assert world.why("nobody")[0] == (
+        "nobody is not listed in the namespace default, and no such instance went in the last"
+        " 3 min; what was before that is not remembered."
+    )
+
+
+# Who asked, by the history
+
+
+ANN = Asker("ann", "10.0.0.1", "curl/8")
+
+
+def as_ann(work: Callable[[], object]) -> None:
+    before = asking.set(lambda: ANN)
+    work()
+    asking.reset(before)
+
+
+def test_who_set_the_override_and_when(world: World) -> None:
+    registry, down = world.registry, InstanceStatus.OUT_OF_SERVICE
+    registry.register(sample_instance())
+    world.pass_time(20)
+    as_ann(lambda: registry.set_override("WEB", "web:1", down))
+    world.pass_time(12)
+    text, facts = world.why()
+    assert (
+        "(rule override_exists). The override was set 12 s ago, at 2023-11-14 22:13:40 UTC, by ann"
+        " at 10.0.0.1 (curl/8)." in text
+    )
+    assert facts["override_set_by"] == "ann at 10.0.0.1 (curl/8)"
+    assert facts["override_set_at"] == "2023-11-14T22:13:40.000Z"
+
+
+def test_an_override_that_came_with_the_registration_was_set_by_nobody_here(world: World) -> None:
+    instance = sample_instance(overridden_status=InstanceStatus.OUT_OF_SERVICE)
+    world.registry.register(instance)
+    text, facts = world.why()
+    assert "The override was set" not in text
+    assert "override_set_by" not in facts
+
+
+def test_an_override_by_a_peer(world: World) -> None:
+    world.registry.register(sample_instance())
+    down = InstanceStatus.OUT_OF_SERVICE
+    world.registry.set_override("WEB", "web:1", down, is_replication=True)
+    assert "The override was set 0 s ago, at" in world.why()[0]
+    assert world.why()[1]["override_set_by"] == "another server"
+
+
+def test_who_registered_it(world: World) -> None:
+    as_ann(lambda: world.registry.register(sample_instance()))
+    text, facts = world.why()
+    assert text.endswith(
+        f"It was registered by the Eureka protocol, last at {AT_START},"
+        " by ann at 10.0.0.1 (curl/8)."
+    )
+    assert facts["registered_by"] == "ann at 10.0.0.1 (curl/8)"
+
+
+def test_who_cancelled_it(world: World) -> None:
+    world.registry.register(sample_instance())
+    as_ann(lambda: world.registry.cancel("WEB", "web:1", source=None))
+    text, facts = world.why()
+    assert f"at {AT_START}, because it was cancelled by ann at 10.0.0.1 (curl/8)." in text
+    assert facts["gone_by"] == "ann at 10.0.0.1 (curl/8)"
+
+
+def test_a_history_that_does_not_answer_costs_no_more_than_its_sentences(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise StoreError("no answer")
+
+    as_ann(lambda: world.registry.register(sample_instance()))
+    monkeypatch.setattr(world.recorder, "read", broken)
+    monkeypatch.setattr(world.recorder, "extent", broken)
+    assert "It registered itself by the Eureka protocol" in world.why()[0]
+    assert "what was before that is not remembered" in world.why("nobody")[0]
 
 
 # Ids
@@ -413,6 +527,12 @@ def test_any_id_can_be_asked_for(world: World, instance_id: str) -> None:
     assert world.why(instance_id.replace("/", "%2F"))[1]["id"] == instance_id
 
 
-def test_what_has_gone_is_not_looked_for_in_the_loop(world: World) -> None:
+def test_history_and_what_has_gone_are_not_looked_through_in_the_loop(world: World) -> None:
+    registry = world.whole.in_namespace(DEFAULT_NAMESPACE)
+    registry.register(sample_instance())
     with pytest.raises(NotYetError):
-        explain(world.whole.in_namespace(DEFAULT_NAMESPACE), "nobody", is_quick=True)
+        explain(registry, "web:1", is_quick=True)
+    registry.history = None
+    assert explain(registry, "web:1", is_quick=True).facts["listed"]
+    with pytest.raises(NotYetError):
+        explain(registry, "nobody", is_quick=True)
