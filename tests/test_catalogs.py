@@ -491,7 +491,7 @@ def test_reports_and_metrics_are_the_same_from_every_worker(folder: Path, tmp_pa
             report = report_of(server)
             assert (report["source"], report["entries"], report["stale"]) == (SOURCE, 2, False)
             text = server.send("GET", "/metrics").body.decode()
-            assert f'registry_catalog_entries{{source="{SOURCE}"}} 2\n' in text
+            assert f'registry_catalog_entries{{source="{SOURCE}"}} 2.0\n' in text
         folder.rename(tmp_path / "away")
         wait_until(lambda: report_of(server)["last_error"], "its error")
         assert len(server.apps()) == 2
