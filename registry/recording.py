@@ -266,7 +266,7 @@ class Recorder:
                 self._lose(too_many)
             try:
                 while self._waiting:
-                    self._history.add(self._waiting[:_WRITTEN_AT_ONCE])
+                    self._add(self._waiting[:_WRITTEN_AT_ONCE])
                     del self._waiting[:_WRITTEN_AT_ONCE]
                     if self._waiting:
                         time.sleep(_PAUSE_SECS)
@@ -277,6 +277,20 @@ class Recorder:
                     log.warning("the history goes on; what it lacks is told from the list")
                     self._lacks_some = True
                 self._is_failing = False
+
+    def _add(self, entries: Sequence[HistoryEntry]) -> None:
+        """Write entries; what cannot be written at all is lost, and holds up none behind it."""
+        try:
+            self._history.add(entries)
+        except StoreError:
+            raise
+        except Exception:
+            if len(entries) > 1:
+                for entry in entries:
+                    self._add((entry,))
+                return
+            log.exception("the history cannot hold an entry")
+            self._lose(1)
 
     def _tell_failure(self, error: StoreError) -> None:
         if not self._is_failing:

@@ -622,6 +622,18 @@ def test_what_waits_for_a_history_is_bounded_and_counted(
     assert len(list(server.recorder.state(NS, Moment()))) == 10
 
 
+def test_what_cannot_be_written_at_all_holds_up_none_behind_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Restarted(tmp_path, ManualClock())
+    for number in range(3):
+        server.registry.register(sample_instance(instance_id=f"web:{number}"))
+        server.registry.record(HistoryKind.DRAINED, InstanceKey("WEB", ""), of=object())
+    assert [told[1] for told in server.told()] == ["web:2", "web:1", "web:0"]
+    assert server.recorder.lost == 3
+    assert caplog.text.count("the history cannot hold an entry") == 3
+
+
 def test_the_thread_writes_what_was_noted_and_makes_up_for_the_rest(tmp_path: Path) -> None:
     """On the machine's clock, as a worker has it."""
     clock = SystemClock()
