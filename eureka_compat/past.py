@@ -9,7 +9,7 @@ from eureka_compat.encoded import EncodedAnswers, encode_single
 from eureka_compat.negotiation import JSON, Form, list_form, negotiated, takes_gzip
 from eureka_compat.refusals import NOT_FOUND, plain
 from eureka_http.exchange import Answer, Request
-from registry import ForgottenError, NamespaceRegistry, NotYetError, told_moment
+from registry import ForgottenError, NamespaceRegistry, NotYetError, NotYetThereError, told_moment
 
 
 class Past:
@@ -29,11 +29,11 @@ class Past:
             return None
         history, registry = self._registry.history, self._registry
         try:
-            moment = told_moment(told, registry.clock.wall_ms())
+            moment = told_moment(told, registry.clock.wall_ms(), registry.view().revision)
         except ValueError as error:
-            return plain(400, f"at: expected {error}, or a revision")
-        if moment.revision is not None and moment.revision > registry.view().revision:
-            return plain(400, "at: expected a revision that there was, or an RFC 3339 instant")
+            return plain(400, f"at: expected {error}")
+        except NotYetThereError as error:
+            return plain(404, f"at: {error}")
         if history is None:
             return plain(404, "no history is kept here")
         app = path[0] if path else None

@@ -526,7 +526,8 @@ class NativeApi:
 def _check_present(query: Mapping[str, str]) -> None:
     """Refuse to search in the past, page by page: each page would have to look at all of it."""
     if "at" in query:
-        raise ProblemError(problem(400, "at: a search is of the present", errors={"at": "none"}))
+        text = "only the present can be searched"
+        raise ProblemError(problem(404, text, errors={"at": text}))
 
 
 _NO_CACHE = {"Cache-Control": "no-store"}

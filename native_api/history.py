@@ -23,6 +23,7 @@ from registry import (
     NamespaceHistory,
     NamespaceRegistry,
     NotYetError,
+    NotYetThereError,
     Wish,
     told_instant,
     told_moment,
@@ -107,8 +108,6 @@ class Past:
             raise _expected("from", "an RFC 3339 instant, or a revision")
         first = self._moment(query, "from")
         second = self._moment(query, "to") if "to" in query else Moment()
-        if _is_later(first, second):
-            raise _expected("to", "a moment that is not before the other")
         history = self._kept(request)
         added, removed, changed = [], [], []
         try:
@@ -160,26 +159,19 @@ class Past:
         raise ProblemError(problem(410, f"no instance {name!r} was registered then"))
 
     def _moment(self, query: Mapping[str, str], name: str) -> Moment:
+        registry = self._registry
         try:
-            moment = told_moment(query[name], self._registry.clock.wall_ms())
+            return told_moment(query[name], registry.clock.wall_ms(), registry.view().revision)
         except ValueError as error:
-            raise _expected(name, f"{error}, or a revision") from None
-        if moment.revision is not None:
-            view = self._registry.view()
-            if moment.revision > view.revision:
-                raise _expected(name, f"a revision up to {view.revision}, or an RFC 3339 instant")
-        return moment
+            raise _expected(name, str(error)) from None
+        except NotYetThereError as error:
+            errors = {name: str(error)}
+            raise ProblemError(problem(404, f"{name}: {error}", errors=errors)) from None
 
 
 def _in_portions(found: Iterator[Instance]) -> Iterator[list[Instance]]:
     while portion := list(itertools.islice(found, _ENCODED_AT_ONCE)):
         yield portion
-
-
-def _is_later(first: Moment, second: Moment) -> bool:
-    if first.revision is not None and second.revision is not None:
-        return first.revision > second.revision
-    return first.at_ms is not None and second.at_ms is not None and first.at_ms > second.at_ms
 
 
 def _shown(entry: HistoryEntry) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
@@ -213,34 +213,60 @@ class History(Protocol):
         ...
 
 
-_MOST_DIGITS = 19
+_REVISION = re.compile(r"[0-9]{1,18}")
+_INSTANT = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:[Zz]|([+ -])(\d\d):(\d\d))",
+    re.ASCII,
+)
 
 
-def told_moment(text: str, now_ms: int) -> Moment:
+class NotYetThereError(Exception):
+    """A moment that is still to come."""
+
+
+def told_moment(text: str, now_ms: int, revision: Revision) -> Moment:
     """The moment that a text names: an RFC 3339 instant, or a revision.
 
-    ``ValueError``, which says what was expected, for any other text, and for what is to come.
+    ``ValueError``, which says what was expected, for any other text, and ``NotYetThereError`` for
+    what is after this instant, or this revision.
     """
-    if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS:
+    if _REVISION.fullmatch(text):
+        if int(text) > revision:
+            raise NotYetThereError(f"the newest revision is {revision}")
         return Moment(revision=int(text))
-    at_ms = told_instant(text)
+    try:
+        at_ms = told_instant(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, or a revision") from None
     if at_ms > now_ms:
-        raise ValueError("an instant that is past")
+        raise NotYetThereError(f"it is not {text} yet")
     return Moment(at_ms)
 
 
 def told_instant(text: str) -> int:
     """The epoch milliseconds of an RFC 3339 instant; ``ValueError`` for any other text.
 
-    In a query a plus sign that was not escaped means a blank, so one may stand for it.
+    What was before the epoch counts as its beginning, and a leap second as the one before it. In a
+    query a plus sign that was not escaped means a blank, so one may stand for it.
     """
+    found = _INSTANT.fullmatch(text)
     try:
-        at = datetime.fromisoformat(re.sub(r" (\d\d:?\d\d)\Z", r"+\1", text))
-        if at.tzinfo is None or "T" not in text.upper():
+        if found is None:
             raise ValueError
-        at_ms = int(at.timestamp() * 1000)
-    except (ValueError, OverflowError):
-        at_ms = -1
-    if at_ms < 0:
-        raise ValueError("an RFC 3339 instant, such as 2026-01-31T12:00:00Z")
-    return at_ms
+        year, month, day, hour, minute, second = (int(found[place]) for place in range(1, 7))
+        at = datetime(max(year, 1), month, day, hour, minute, min(second, 59), tzinfo=UTC)
+        if second > _LEAP:
+            raise ValueError
+        ahead = timedelta(0)
+        if found[8] is not None:
+            ahead = timedelta(hours=int(found[9]), minutes=int(found[10]))
+        past = (at - _EPOCH) // _MILLISECOND + int(f"{found[7] or ''}000"[:3])
+        shift = ahead // _MILLISECOND
+        return max(0, past + shift if found[8] == "-" else past - shift)
+    except ValueError:
+        raise ValueError("an RFC 3339 instant, such as 2026-01-31T12:00:00Z") from None
+
+
+_LEAP = 60
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
