@@ -1,6 +1,7 @@
 """``python -m conformance URL``: what a Eureka server does and does not do.
 
-With ``--api native`` the same of a server that speaks the Amalgam8 registry's protocol.
+With ``--api native`` the same of a server that speaks the Amalgam8 registry's protocol, and with
+``--peer-port`` what it tells its peers too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +21,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from conformance import report
 from conformance.case import Case, FailedError, Session, Target, chosen
-from conformance.cases import ALL, NATIVE
+from conformance.cases import ALL, NATIVE, sending
 from conformance.cases.native import API
 from conformance.fleet import Fleet
+from conformance.peer import PeerEndpoint
 from conformance.programs import KINDS, Kind, named
 from conformance.report import Run
 from conformance.run import Outcome, Result, failing, run_cases, told_again
@@ -122,6 +125,17 @@ def reachable_natively(target: Target) -> str:
     return ""
 
 
+def tells(target: Target) -> str:
+    """Nothing, or why the suite learns nothing of what this server tells its peers."""
+    session = Session(target)
+    try:
+        with session.running():
+            sending.told(session, session.register(), "Register")
+    except FailedError:
+        return f"it does not tell {session.peer.url}: is that among its peers?"
+    return ""
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m conformance",
@@ -164,6 +178,16 @@ def parser() -> argparse.ArgumentParser:
         help="whether the server has it switched on, and has run for less than a minute; leases "
         "then cannot be tested",
     )
+    made.add_argument(
+        "--peer-port",
+        type=int,
+        metavar="PORT",
+        help="be a peer of the server, and say what it tells its peers; it must have "
+        "http://HOST:PORT/eureka/ in its list of them",
+    )
+    made.add_argument(
+        "--peer-host", default="127.0.0.1", metavar="HOST", help="the address to listen on for that"
+    )
     made.add_argument("--only", default="", metavar="TEXT", help="cases that hold this text")
     return made
 
@@ -171,22 +195,38 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     console = wide_console()
+    with ExitStack() as stack:
+        try:
+            peer = None
+            if options.peer_port is not None:
+                peer = PeerEndpoint(options.peer_port, options.peer_host)
+                stack.callback(peer.close)
+            return played(options, peer, console)
+        except (ValueError, OSError) as error:
+            console.print(f"[red]{options.url}[/]: {escape(str(error))}", highlight=False)
+            return 2
+
+
+def played(options: argparse.Namespace, peer: PeerEndpoint | None, console: Console) -> int:
+    """Play what was asked for; the exit code. ``ValueError`` where that cannot be done."""
     preserving = options.self_preservation == "on"
-    try:
-        is_native = options.api == "native"
-        url = options.url.rstrip("/").removesuffix(API) if is_native else options.url
-        target = Target(url, self_preservation=preserving)
-        if options.timing == "real":
-            target = real_timing(target)
-        kinds = () if is_native else named(options.clients)
-        problem = reachable_natively(target) if is_native else reachable(target)
-    except ValueError as error:
-        problem = str(error)
+    is_native = options.api == "native"
+    url = options.url.rstrip("/").removesuffix(API) if is_native else options.url
+    target = Target(url, self_preservation=preserving, peer=peer)
+    if options.timing == "real":
+        target = real_timing(target)
+    kinds = () if is_native else named(options.clients)
+    problem = reachable_natively(target) if is_native else reachable(target)
+    if peer is not None:
+        problem = problem or tells(target)
     if problem:
-        console.print(f"[red]{options.url}[/]: {problem}", highlight=False)
-        return 2
-    of_protocol = NATIVE if is_native else ALL
-    cases = chosen(of_protocol, self_preservation=preserving, only=options.only)
+        raise ValueError(problem)
+    cases = chosen(
+        NATIVE if is_native else ALL,
+        self_preservation=preserving,
+        only=options.only,
+        peer=peer is not None,
+    )
     run = run_suite(target, cases, kinds, options.second, console)
     for table in report.summary(run):
         console.print(table)

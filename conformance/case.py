@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from conformance import documents
 from conformance.documents import Form, Instance, Listing
 from conformance.http import Connection, Exchange
+from conformance.peer import PeerEndpoint
 from conformance.spellings import Dress, plain
 
 _T = TypeVar("_T")
@@ -26,7 +27,8 @@ class Target:
 
     ``patience`` is how many seconds a list may lag behind a change, ``lease`` how many seconds long
     the short leases are (longer than the patience), ``sweep`` how many an expired one may wait for
-    eviction; ``self_preservation`` is whether the server has it switched on.
+    eviction; ``self_preservation`` is whether the server has it switched on; ``peer`` is the suite
+    itself as one of the server's peers, where it is one.
     """
 
     url: str
@@ -34,6 +36,7 @@ class Target:
     lease: int = 2
     sweep: float = 3.0
     self_preservation: bool = False
+    peer: PeerEndpoint | None = None
 
 
 class FailedError(Exception):
@@ -52,7 +55,8 @@ class Case:
     genuine server's sources, or the requirements of clients (R numbers, ``requirements.py``).
     ``beyond`` is empty, or says why a genuine server need not pass; such a case is not required.
     A case that ``waits`` passes its time waiting and may run beside others. One that ``spoils``
-    leaves a genuine server's lists as some readers cannot take them, so it comes last.
+    leaves a genuine server's lists as some readers cannot take them, so it comes last. One with
+    ``peer`` is about a server that has the suite among its peers.
     """
 
     name: str
@@ -64,6 +68,7 @@ class Case:
     waits: bool = False
     self_preservation: bool = False
     spoils: bool = False
+    peer: bool = False
 
 
 @dataclass
@@ -83,6 +88,7 @@ class Catalogue:
         waits: bool = False,
         self_preservation: bool = False,
         spoils: bool = False,
+        peer: bool = False,
     ) -> Callable[[Callable[..., None]], Callable[..., None]]:
         """Make a case of a function, or one for each entry of ``over`` (its name: its arguments).
 
@@ -104,6 +110,7 @@ class Catalogue:
                         waits,
                         self_preservation,
                         spoils,
+                        peer,
                     )
                 )
             return function
@@ -165,6 +172,13 @@ class Session:
     def close(self) -> None:
         """End it and leave everything registered."""
         self._connection.close()
+
+    @property
+    def peer(self) -> PeerEndpoint:
+        """The suite's own side as the server's peer."""
+        if self.target.peer is None:
+            raise FailedError("the suite to be among the server's peers")
+        return self.target.peer
 
     # Requests.
 
@@ -268,11 +282,17 @@ class Session:
             pause = min(pause * 2, 0.25)
 
 
-def chosen(cases: Iterable[Case], *, self_preservation: bool, only: str = "") -> list[Case]:
-    """The cases that fit a server's setting and whose name or operation holds a text."""
+def chosen(
+    cases: Iterable[Case], *, self_preservation: bool, only: str = "", peer: bool = False
+) -> list[Case]:
+    """The cases that fit a server's setting and whose name or operation holds a text.
+
+    With ``peer`` those too that need the suite among the server's peers.
+    """
     return [
         c
         for c in cases
         if c.self_preservation == self_preservation
+        and (peer or not c.peer)
         and only.lower() in f"{c.operation}: {c.name} [{c.column}]".lower()
     ]

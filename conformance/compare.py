@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 
@@ -25,6 +26,7 @@ from conformance.__main__ import reachable, run_suite, wide_console
 from conformance.case import Target, chosen
 from conformance.cases import ALL
 from conformance.differential import DisagreementError, compare
+from conformance.peer import PeerEndpoint
 from conformance.programs import HOXTON_OPTIONS, Kind, built_jar, free_port, named
 from conformance.report import Run
 from conformance.run import Outcome, Result
@@ -39,6 +41,13 @@ PROFILES: dict[str, Mapping[str, str]] = {
     "self-preservation": {
         "enable-self-preservation": "true",
         "eviction-interval-timer-in-ms": "500",
+    },
+    "peers": {
+        "enable-self-preservation": "false",
+        "eviction-interval-timer-in-ms": "500",
+        # Spring's 200 ms are no time for a peer on a machine that does all of this at once.
+        "peer-node-connect-timeout-ms": "10000",
+        "peer-node-read-timeout-ms": "10000",
     },
     "sequences": {
         "enable-self-preservation": "false",
@@ -89,17 +98,21 @@ class Started:
         self._log.close()
 
 
-def genuine(generation: str, profile: Mapping[str, str], port: int | None = None) -> Started:
-    """A genuine Spring Cloud Eureka server, built where it has not been."""
+def genuine(
+    generation: str, profile: Mapping[str, str], port: int | None = None, peer: str = ""
+) -> Started:
+    """A genuine Spring Cloud Eureka server, built where it has not been; ``peer`` is a URL."""
     port = port or free_port()
     jar = built_jar(HERE / "oracle", GENERATIONS[generation])
     options = HOXTON_OPTIONS if generation == "hoxton" else ()
     settings = [f"--eureka.server.{name}={value}" for name, value in profile.items()]
+    if peer:
+        settings.append(f"--eureka.client.service-url.defaultZone={peer}")
     command = ["java", "-Xmx400m", *options, "-jar", str(jar), f"--server.port={port}", *settings]
     return Started(command, {}, port)
 
 
-def ours(profile: Mapping[str, str], folder: Path) -> Started:
+def ours(profile: Mapping[str, str], folder: Path, peer: str = "") -> Started:
     """The server of this project with two worker processes and an empty store."""
     port = free_port()
     named_as_variables = {
@@ -112,6 +125,10 @@ def ours(profile: Mapping[str, str], folder: Path) -> Started:
         "STORE_URL": f"lmdb:{folder / f'store-{port}'}",
         **named_as_variables,
     }
+    if peer:
+        # The genuine server's settings are not to list itself anywhere either.
+        environment["EUREKA_CLIENT_SERVICEURL_DEFAULTZONE"] = peer
+        environment["EUREKA_CLIENT_REGISTERWITHEUREKA"] = "false"
     return Started([sys.executable, "-m", "gunicorn", "wsgi:app"], environment, port)
 
 
@@ -168,11 +185,32 @@ def run_both(
         for name, server in ((GENUINE, theirs), (OURS, own)):
             target = Target(server.url, self_preservation=True)
             more = run_suite(target, cases, (), None, console, second_try=True)
-            first = runs[name]
-            runs[name] = Run(
-                first.url, [*first.results, *more.results], first.seconds + more.seconds
-            )
+            runs[name] = joined(runs[name], more)
+    for name, more in as_a_peer(generation, folder, console).items():
+        runs[name] = joined(runs[name], more)
     return runs
+
+
+def as_a_peer(generation: str, folder: Path, console: Console) -> dict[str, Run]:
+    """What each of the two tells the suite, which it has among its peers."""
+    profile = PROFILES["peers"]
+    cases = [case for case in chosen(ALL, self_preservation=False, peer=True) if case.peer]
+    runs: dict[str, Run] = {}
+    for name in (GENUINE, OURS):
+        with closing(PeerEndpoint()) as peer:
+            started = (
+                genuine(generation, profile, peer=peer.url)
+                if name == GENUINE
+                else ours(profile, folder, peer.url)
+            )
+            with started as server:
+                target = Target(server.url, peer=peer)
+                runs[name] = run_suite(target, cases, (), None, console, second_try=True)
+    return runs
+
+
+def joined(first: Run, more: Run) -> Run:
+    return Run(first.url, [*first.results, *more.results], first.seconds + more.seconds)
 
 
 def main() -> int:

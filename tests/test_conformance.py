@@ -8,6 +8,7 @@ import re
 import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -15,10 +16,10 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import pytest
 from rich.console import Console
 
-from conformance import report
-from conformance.__main__ import reachable, reachable_natively, run_suite
+from conformance import documents, report
+from conformance.__main__ import main, reachable, reachable_natively, run_suite, tells
 from conformance.case import Case, FailedError, Session, Target, chosen
-from conformance.cases import ALL, NATIVE
+from conformance.cases import ALL, NATIVE, sending
 from conformance.cases.native import CORRECTIONS, RECORDED, replay
 from conformance.cases.native import named as named_natively
 from conformance.cases.recorded import (
@@ -29,19 +30,22 @@ from conformance.cases.recorded import (
     scenario,
     taken_back,
 )
+from conformance.cases.replicating import DIRTY
 from conformance.compare import differences, last_words
 from conformance.differential import DisagreementError, compare
-from conformance.documents import Form
+from conformance.documents import Form, sample
 from conformance.follower import follow
 from conformance.gate import Gatehouse
 from conformance.http import Connection
-from conformance.programs import named
+from conformance.peer import PeerEndpoint
+from conformance.programs import free_port, named
 from conformance.report import Run
 from conformance.run import Outcome, Result, run_cases
 from eureka_server.app import create_app
 from eureka_server.settings import load
 from tests.servers import HANG_SECS, RegistryServer
 
+OF_PEERS = [case for case in ALL if case.peer]
 INSTANT = [case for case in ALL if not case.waits and not case.self_preservation]
 
 
@@ -102,6 +106,22 @@ def test_self_preservation_keeps_what_expired(tmp_path: Path) -> None:
         cases = chosen(ALL, self_preservation=True)
         results = ran(cases, patient(server.base, self_preservation=True))
     assert results
+    assert {k: r.message for k, r in results.items() if r.outcome is not Outcome.PASSED} == {}
+
+
+@pytest.mark.slow
+def test_it_tells_its_peers_what_a_genuine_server_tells(tmp_path: Path) -> None:
+    with closing(PeerEndpoint()) as peer:
+        env = {
+            "EUREKA_CLIENT_SERVICEURL_DEFAULTZONE": peer.url,
+            "EUREKA_CLIENT_REGISTERWITHEUREKA": "false",
+            "EUREKA_SERVER_EVICTION_INTERVAL_TIMER_IN_MS": "500",
+        }
+        with RegistryServer(tmp_path, env=env) as server:
+            target = patient(server.base, peer=peer)
+            assert tells(target) == ""
+            results = ran(OF_PEERS, target)
+    assert len(results) > 20
     assert {k: r.message for k, r in results.items() if r.outcome is not Outcome.PASSED} == {}
 
 
@@ -224,6 +244,114 @@ def test_random_sequences_agree_through_both_workers_and_one_process(
     duel = compare(server.base, faulty(lambda _, answer: answer), 60)
     assert duel.sequences >= 60
     assert duel.exchanges > 200
+
+
+class FakeSender:
+    """A fake of what a server tells its peers: one item for each request that it did.
+
+    It knows the instances that cases register by name alone. A fault changes an item, or has it
+    told though it should not be.
+    """
+
+    def __init__(self, peer: PeerEndpoint, fault: Callable[[dict[str, Any]], None]) -> None:
+        self._connection = Connection(peer.url)
+        self._fault = fault
+
+    def __call__(self, environ: dict[str, Any], answer: Answer) -> Answer:
+        app = environ["PATH_INFO"].split("/")[3]
+        method, done = environ["REQUEST_METHOD"], answer[0].startswith("20")
+        action = {"POST": "Register", "PUT": "Heartbeat", "DELETE": "Cancel"}.get(method)
+        if not done or action is None or "peerreplication" in environ["PATH_INFO"]:
+            return answer
+        instance = sample(app, f"{app.lower()}:one")
+        item = {"appName": app.upper(), "id": instance["instanceId"], "action": action}
+        if action != "Cancel":
+            item |= {"lastDirtyTimestamp": DIRTY, "status": "UP"}
+        if action == "Register":
+            item["instanceInfo"] = json.loads(documents.body(instance, Form.JSON)[0])["instance"]
+        self._fault(item)
+        body = json.dumps({"replicationList": [item]})
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            "Accept-Encoding": "gzip",
+        }
+        self._connection.send("POST", "/peerreplication/batch/", body, headers)
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("found_by", "fault"),
+    [
+        (
+            "a registration is told with the whole instance",
+            lambda item: item.get("instanceInfo", {}).update(ipAddr="10.9.9.9"),
+        ),
+        (
+            "a registration is told with the whole instance",
+            lambda item: item.update(lastDirtyTimestamp=str(DIRTY)),
+        ),
+        (
+            "a renewal is told with its timestamp and without the instance",
+            lambda item: item.update(instanceInfo={}) if item["action"] == "Heartbeat" else None,
+        ),
+        ("a cancel is told by name alone", lambda item: item.update(lastDirtyTimestamp=DIRTY)),
+    ],
+)
+def test_a_server_that_tells_its_peers_otherwise_is_found_out(
+    faulty: Any, found_by: str, fault: Callable[[dict[str, Any]], None]
+) -> None:
+    cases = [case for case in OF_PEERS if case.name == found_by]
+    assert len(cases) == 1
+    for change, want in ((lambda _: None, Outcome.PASSED), (fault, Outcome.FAILED)):
+        with closing(PeerEndpoint()) as peer:
+            url = faulty(FakeSender(peer, change))
+            (result,) = ran(cases, Target(url, peer=peer)).values()
+            assert result.outcome is want, result.message
+
+
+def test_a_server_that_passes_on_what_a_peer_said_is_found_out(faulty: Any) -> None:
+    (case,) = [each for each in OF_PEERS if "no other [with the mark]" in each.name]
+    with closing(PeerEndpoint()) as peer:
+        (result,) = ran([case], Target(faulty(FakeSender(peer, id)), peer=peer)).values()
+        assert result.outcome is Outcome.FAILED
+        assert "what the other peer is told: expected []" in result.message
+
+
+def test_a_server_that_has_the_suite_not_among_its_peers_is_said(
+    faulty: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sending, "SOON", 0.1)
+    url = faulty(lambda _, answer: answer)
+    port = str(free_port())
+    assert main([url, "--peer-port", port, "--only", "peer"]) == 2
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"it does not tell http://127.0.0.1:{port}/eureka/: is that among its peers?" in said
+
+
+def test_a_peer_lists_what_it_is_told() -> None:
+    with closing(PeerEndpoint()) as peer:
+        connection = Connection(peer.url)
+
+        def tell(*items: dict[str, Any]) -> list[int]:
+            body = json.dumps({"replicationList": items})
+            answer = connection.send("POST", "/peerreplication/batch/", body, {})
+            return [each["statusCode"] for each in json.loads(answer.body)["responseList"]]
+
+        instance = json.loads(documents.body(sample("APP", "app:1"), Form.JSON)[0])["instance"]
+        name = {"appName": "APP", "id": "app:1"}
+        update = {**name, "action": "StatusUpdate", "status": "DOWN"}
+        assert tell(update) == [404]
+        assert tell({**name, "action": "Register", "instanceInfo": instance}, update) == [200, 200]
+        listing = documents.listing(connection.send("GET", "/apps/", None, {}).body)
+        assert listing.hash_code == "DOWN_1_"
+        assert [each["overriddenStatus"] for each in listing.instances()] == ["DOWN"]
+        assert tell({**name, "action": "Cancel"}) == [200]
+        assert documents.listing(connection.send("GET", "/apps", None, {}).body).instances() == []
+        assert [each.action for each in peer.told("app")][1:] == [
+            *("Register", "StatusUpdate", "Cancel")
+        ]
+        connection.close()
 
 
 def test_a_follower_notices_a_delta_without_deletions(faulty: Any) -> None:

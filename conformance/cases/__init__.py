@@ -15,6 +15,7 @@ from conformance.cases import (
     registering,
     renewing,
     replicating,
+    sending,
     spelling,
 )
 
@@ -29,6 +30,7 @@ ALL: list[Case] = [
         overriding,
         changing,
         replicating,
+        sending,
         leasing,
         recorded,
         beyond,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from typing import Any
 
@@ -13,6 +14,7 @@ from conformance.http import Exchange
 catalogue = Catalogue()
 case = catalogue.case
 PEER = {"Content-Type": "application/json", "Accept": "application/json"}
+MARK = {"x-netflix-discovery-replication": "true"}
 DIRTY = 1700000000000
 
 
@@ -144,18 +146,142 @@ def a_batch_that_cannot_be_read_is_refused(s: Session, body: str) -> None:
     s.status(s.send("POST", "/peerreplication/batch/", body, PEER), 400, 500)
 
 
+@case(
+    "peer batch",
+    "ReplicationList, ReplicationInstance; the reader",
+    over={
+        "a key of nobody's": ({"colour": "green"}, True),
+        "an action of nobody's": ({"action": "Forget"}, True),
+        "one object for the list": ({}, False),
+    },
+)
+def a_batch_with_what_is_none_of_the_protocols_is_refused_whole(
+    s: Session, fields: Instance, is_list: bool
+) -> None:
+    sent, first = s.register(), unregistered(s)
+    good, bad = item(first, "Register", instanceInfo=first), item(sent, "Cancel") | fields
+    document = {"replicationList": [good, bad] if is_list else bad}
+    s.status(s.send("POST", "/peerreplication/batch/", json.dumps(document), PEER), 400)
+    s.status(s.get(s.path(first)), 404)
+    s.status(s.get(s.path(sent)), 200)
+
+
+@case(
+    "peer batch",
+    "PeerReplicationResource.dispatch; an exception amid a batch",
+    over={
+        "a Register without its instance": ("Register", {}),
+        "a DeleteStatusOverride without a timestamp": (
+            "DeleteStatusOverride",
+            {"lastDirtyTimestamp": None},
+        ),
+        "no action": (None, {}),
+    },
+)
+def an_item_without_what_it_needs_is_a_500_and_the_others_are_done(
+    s: Session, action: str | None, fields: Instance
+) -> None:
+    sent, absent = s.register(), unregistered(s)
+    made = item(sent, action or "", **fields)
+    bad = {key: value for key, value in made.items() if value not in (None, "")}
+    s.equal(codes(s, bad, item(sent, "Heartbeat"), item(absent, "Cancel")), [500, 200, 404], "them")
+
+
+@case("peer batch", "PeerReplicationResource.handleRegister; its result is not looked at")
+def a_registration_that_is_none_is_answered_200_and_not_taken(s: Session) -> None:
+    sent = unregistered(s)
+    invalid = {key: value for key, value in sent.items() if key != "hostName"}
+    s.equal(codes(s, item(sent, "Register", instanceInfo=invalid)), [200], "the codes")
+    s.status(s.get(s.path(sent)), 404)
+
+
+@case("peer batch", "AbstractInstanceRegistry; who is unknown")
+def whatever_is_said_of_an_unknown_instance_is_a_404(s: Session) -> None:
+    absent = unregistered(s)
+    actions = ("Heartbeat", "StatusUpdate", "DeleteStatusOverride", "Cancel")
+    got = codes(s, *(item(absent, action) for action in actions))
+    s.equal(got, [404] * len(actions), "the codes")
+
+
+@case("peer batch", "PeerReplicationResource; names of applications in any case")
+def an_application_is_found_in_lower_case(s: Session) -> None:
+    sent = s.register()
+    lower = item(sent, "Heartbeat") | {"appName": sent["app"].lower()}
+    s.equal(codes(s, lower), [200], "the codes")
+
+
+@case("peer batch", "AbstractInstanceRegistry.register; the newer dirty timestamp")
+def an_older_registration_of_a_peer_changes_nothing(s: Session) -> None:
+    sent = s.register(metadata={"v": "new"})
+    older = {**sent, "metadata": {"v": "old"}, "lastDirtyTimestamp": str(DIRTY - 1)}
+    told = item(sent, "Register", instanceInfo=older, lastDirtyTimestamp=DIRTY - 1)
+    s.equal(codes(s, told), [200], "the codes")
+    s.equal(s.instance(sent).get("metadata"), {"v": "new"}, "metadata")
+
+
+@case("peer batch", "PeerReplicationResource; written when all of it is done")
+def the_instance_of_a_conflict_is_as_it_is_after_the_batch(s: Session) -> None:
+    sent = s.register()
+    exchange = batch(
+        s,
+        item(sent, "Heartbeat", lastDirtyTimestamp=DIRTY - 1),
+        item(sent, "StatusUpdate", status="OUT_OF_SERVICE"),
+    )
+    conflict, update = json.loads(exchange.body)["responseList"]
+    s.equal((conflict["statusCode"], update["statusCode"]), (409, 200), "the codes", exchange)
+    s.equal(conflict["responseEntity"]["status"], "OUT_OF_SERVICE", "its status", exchange)
+
+
+@case(
+    "peer batch",
+    "ReplicationList; a compressed body",
+    column="gzip",
+    beyond="a genuine Spring server does not unpack request bodies",
+)
+def a_compressed_batch_is_read(s: Session) -> None:
+    sent = s.register()
+    body = gzip.compress(json.dumps({"replicationList": [item(sent, "Heartbeat")]}).encode())
+    headers = {**PEER, "Content-Encoding": "gzip"}
+    exchange = s.send("POST", "/peerreplication/batch/", body, headers)
+    s.status(exchange, 200)
+    s.equal(json.loads(exchange.body), {"responseList": [{"statusCode": 200}]}, "the answer")
+
+
+@case(
+    "peer request",
+    "InstanceResource.validateDirtyTimestamp; replicated",
+    over={"older": (-1, 409), "the same": (0, 200), "newer": (1, 404)},
+)
+def a_renewal_told_by_a_peer_is_judged_by_its_timestamp(
+    s: Session, later: int, status: int
+) -> None:
+    sent = s.register()
+    path = s.path(sent, f"?status=UP&lastDirtyTimestamp={DIRTY + later}")
+    exchange = s.send("PUT", path, None, {**MARK, "Accept": "application/json"})
+    s.status(exchange, status)
+    if status == 409:
+        got = s.read(documents.instance, exchange)
+        s.equal(got["instanceId"], sent["instanceId"], "the instance", exchange)
+
+
+@case("peer request", "InstanceResource.cancelLease; replicated")
+def a_cancel_told_by_a_peer_is_done(s: Session) -> None:
+    sent = s.register()
+    s.status(s.send("DELETE", s.path(sent), None, MARK), 200)
+    s.status(s.send("DELETE", s.path(sent), None, MARK), 404)
+
+
 @case("peer request", "ApplicationResource.addInstance; replicated", over=forms(*FULL))
 def a_registration_told_by_a_peer_is_taken(s: Session, form: Form) -> None:
-    sent = s.register(form=form, headers={"x-netflix-discovery-replication": "true"})
+    sent = s.register(form=form, headers=MARK)
     s.equal(s.instance(sent)["status"], "UP", "status")
 
 
 @case("peer request", "InstanceResource; replicated")
 def a_status_told_by_a_peer_is_taken(s: Session) -> None:
-    headers = {"x-netflix-discovery-replication": "true"}
     sent = s.register()
     query = "/status?value=OUT_OF_SERVICE&lastDirtyTimestamp=1700000000000"
-    s.status(s.send("PUT", s.path(sent, query), None, headers), 200)
+    s.status(s.send("PUT", s.path(sent, query), None, MARK), 200)
     s.equal(s.instance(sent)["status"], "OUT_OF_SERVICE", "status")
-    s.status(s.send("DELETE", s.path(sent, "/status?value=UP"), None, headers), 200)
+    s.status(s.send("DELETE", s.path(sent, "/status?value=UP"), None, MARK), 200)
     s.equal(s.instance(sent)["status"], "UP", "status")
