@@ -200,7 +200,7 @@ def test_the_head_tells_how_the_server_is(server: RegistryServer, looked: Looked
     expect(figures.locator("[data-key=Peers]")).to_contain_text("0 of 1 up")
     expect(figures.locator("[data-key=Catalogs]")).to_contain_text("1 catalog")
     warnings = page.get_by_role("list", name="To be seen to")
-    expect(warnings).to_contain_text("Self-preservation is on")
+    expect(warnings).to_contain_text("Self-preservation")
     expect(warnings).to_contain_text("does not answer")
     page.locator(".figures").get_by_role("link", name=re.compile("UP")).first.click()
     expect(page.get_by_role("searchbox")).to_have_value("status=UP")
@@ -341,6 +341,22 @@ def test_an_application_is_done_at_once(server: RegistryServer, looked: Looked) 
     dialog.get_by_role("button", name="Remove all").click()
     expect(page.locator("main")).to_contain_text("No instance is registered here.")
     assert not set(names) & server.apps().keys()
+
+
+def test_the_loss_is_accepted_where_it_is_told_of(server: RegistryServer, looked: Looked) -> None:
+    app = new_app()
+    name = f"{app}:short"
+    short = {"renewalIntervalInSecs": 1, "durationInSecs": 1}
+    assert server.register(app.upper(), name, leaseInfo=short) == 204
+    page = looked.go()
+    warnings = page.get_by_role("list", name="To be seen to")
+    expect(warnings).to_contain_text("Self-preservation")
+    path = f"/api/v1/instances/{quote(name, safe='')}/why"
+    wait_until(lambda: server.send("GET", path).json()["facts"].get("lease_ends_in_ms", 0) < 0)
+    warnings.get_by_role("button", name="Accept the loss").click()
+    page.get_by_role("dialog").get_by_role("button", name="Accept the loss").click()
+    wait_until(lambda: name not in server.apps())
+    expect(page.locator(".notice")).to_be_visible()
 
 
 # Hostile clients

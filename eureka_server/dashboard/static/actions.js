@@ -6,6 +6,7 @@ import { plural } from './format.js';
 import { page, state } from './place.js';
 
 const NOTICE_MS = 12_000;
+const DRAIN_MS = 2000;
 
 /** Who looks; null where nobody may without an account. */
 export async function askAccount() {
@@ -32,9 +33,10 @@ const deeds = {
     undo: () => ask(`${below('instances', id)}/override`, { method: 'PUT', query: { service_name: app }, body: { status: override } }),
   }),
   drain: ({ id, app, override, status }) => ({
-    run: () => ask(`${below('instances', id)}/drain`, { method: 'POST', query: { service_name: app } }),
-    done: (told) => drained(id, told),
+    run: (since) => ask(`${below('instances', id)}/drain`, { method: 'POST', query: { service_name: app, since } }),
+    done: (told) => `${id} is out of service. ${told.sentence}`,
     undo: () => restored(id, app, override, status),
+    isOut: async () => (await ask(below('instances', id), { query: { service_name: app, fields: 'status' } })).status === 'OUT_OF_SERVICE',
   }),
   remove: ({ id, app }) => ({
     ask: {
@@ -70,9 +72,10 @@ const deeds = {
       text: 'All its instances are taken out of service; then you are told whether every client has heard of it.',
       yes: 'Drain',
     },
-    run: () => ask(`${below('services', app)}/drain`, { method: 'POST' }),
-    done: (told) => drained(app, told),
+    run: (since) => ask(`${below('services', app)}/drain`, { method: 'POST', query: { since } }),
+    done: (told) => `All of ${app} is out of service. ${told.sentence}`,
     undo: () => ask(`${below('services', app)}/override`, { method: 'DELETE', query: { status: 'UP' } }),
+    isOut: async () => (await ask('instances', { query: { service_name: app, q: '-status=OUT_OF_SERVICE', limit: 1 } })).total === 0,
   }),
   'app-remove': ({ app }) => ({
     ask: {
@@ -90,7 +93,7 @@ const deeds = {
       yes: 'Accept the loss',
     },
     run: () => ask('self-preservation/accept-loss', { method: 'POST', body: app ? { service_name: app } : {} }),
-    done: 'The loss is accepted; what has expired goes now.',
+    done: (told) => told.sentence,
   }),
 };
 
@@ -102,11 +105,6 @@ function ofMany(told, what) {
   const refused = told.refused?.length ?? 0;
   return `${plural(told.done.length, 'instance')} ${told.done.length === 1 ? 'is' : 'are'} ${what}.`
     + (refused ? ` ${plural(refused, 'instance')} could not be changed: ${told.refused[0].detail}.` : '');
-}
-
-function drained(name, told) {
-  if (told.safe_to_stop) return `${name} is out of service, and safe to stop: every client that reads here has fetched since.`;
-  return `${name} is out of service. Not yet safe to stop: ${told.why ?? 'not every client has fetched since'}.`;
 }
 
 /** Do what a button says. */
@@ -124,7 +122,7 @@ export async function perform(name, button) {
   return undefined;
 }
 
-async function attempt({ run, done, undo }) {
+async function attempt({ run, done, undo, isOut }) {
   let told;
   try {
     told = await run();
@@ -132,8 +130,28 @@ async function attempt({ run, done, undo }) {
     failed(error);
     return;
   }
-  notice(typeof done === 'function' ? done(told) : done, undo);
+  const box = notice(typeof done === 'function' ? done(told) : done, undo);
   await page.refresh();
+  if (isOut) await followDrain(box, told, { run, done, isOut });
+}
+
+/** Say in a notice when what is drained may be stopped, as long as the notice is there. */
+async function followDrain(box, told, { run, done, isOut }) {
+  const { since } = told;
+  while (!told.safe) {
+    await new Promise((resolve) => { setTimeout(resolve, DRAIN_MS); });
+    if (!box.isConnected) return;
+    try {
+      // Who has brought it back meanwhile meant it.
+      if (!(await isOut())) return;
+      told = await run(since);
+    } catch (error) {
+      failed(error);
+      return;
+    }
+    box.firstChild.textContent = done(told);
+  }
+  box.classList.add('good');
 }
 
 function failed(error) {
@@ -163,6 +181,7 @@ function notice(text, undo, isTrouble = false) {
   document.getElementById('notices').append(box);
   // What can be undone, or went wrong, stays until it was read.
   if (!undo && !isTrouble) setTimeout(close, NOTICE_MS);
+  return box;
 }
 
 // Dialogs

@@ -38,6 +38,7 @@ function merge(node, wanted) {
     if (node.data !== wanted.data) node.data = wanted.data;
     return;
   }
+  const revision = node.dataset?.revision;
   for (const { name } of [...node.attributes]) {
     // Whether it is open is the reader's business.
     if (!wanted.hasAttribute(name) && name !== 'open') node.removeAttribute(name);
@@ -45,6 +46,7 @@ function merge(node, wanted) {
   for (const { name, value } of wanted.attributes) {
     if (node.getAttribute(name) !== value && name !== 'open') node.setAttribute(name, value);
   }
+  if (revision !== undefined && revision !== node.dataset.revision) node.classList.add('fresh');
   mergeChildren(node, wanted);
 }
 

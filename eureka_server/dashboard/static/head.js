@@ -6,6 +6,10 @@ import { bytes, count, plural, span } from './format.js';
 import { bySeverity, status } from './lists.js';
 import { state, to } from './place.js';
 
+const MOST_APPLICATIONS = 10;
+// Characters of a warning that is shown whole everywhere.
+const SHORT = 140;
+
 /** Ask how the server is; what it told before stays where it does not tell. */
 export async function askHead() {
   try {
@@ -24,9 +28,10 @@ function warnings(told, isWhole) {
   const { self_preservation: kept } = told;
   const others = told.warnings.filter((text) => text !== kept?.sentence);
   const rows = others.map((text) => ({ key: text, text }));
-  if (kept?.active) rows.unshift({ key: 'self-preservation', text: kept.sentence, action: acceptance() });
+  if (kept?.active) rows.unshift({ key: 'self-preservation', text: kept.sentence, action: acceptance(kept) });
   if (!rows.length) return null;
   return h('ul', { class: 'warnings', 'aria-label': 'To be seen to' }, rows.map(({ key, text, action }) => {
+    if (!action && text.length < SHORT) return h('li', { 'data-key': key }, text);
     // On other views, and on a phone, its beginning is enough until somebody wants more.
     const end = text.search(/[:.;](\s|$)/);
     return h('li', { 'data-key': key }, h('details', { open: isWhole && innerWidth > 700 },
@@ -35,9 +40,14 @@ function warnings(told, isWhole) {
   }));
 }
 
-function acceptance() {
+/** What lets the expired go: of each application where they are kept so, or of all. */
+function acceptance({ applications }) {
   if (!state.account?.may_write) return null;
-  return h('button', { type: 'button', 'data-do': 'accept-loss' }, 'Accept the loss');
+  const shown = applications.slice(0, MOST_APPLICATIONS);
+  if (!shown.length) return h('button', { type: 'button', 'data-do': 'accept-loss' }, 'Accept the loss');
+  return h('ul', { class: 'plain' }, shown.map(({ application, ended }) =>
+    h('li', { 'data-key': application }, `${application}: ${plural(ended, 'instance')} kept. `,
+      h('button', { type: 'button', 'data-do': 'accept-loss', 'data-app': application.toLowerCase() }, 'Accept the loss'))));
 }
 
 function figures(told) {
@@ -50,12 +60,12 @@ function figures(told) {
     figure('Applications', count(told.applications)),
     renewals ? figure('Renewals a minute', count(renewals.last_minute),
       `of ${count(renewals.expected)}; threshold ${count(renewals.threshold)}`) : null,
-    figure('Uptime', span(told.uptime_ms / 1000), `${plural(told.workers, 'worker')}, version ${told.version}`),
+    figure('Uptime', span(told.uptime_ms / 1000), [plural(told.workers, 'worker'), told.version === 'unknown' ? null : `, version ${told.version}`]),
     figure('Revision', h('span', { class: 'long' }, String(told.revision))),
     store ? figure('Store', store.url.split(':')[0], store.size_bytes === null ? null : bytes(store.size_bytes)) : null,
     peers ? figure('Peers', `${peers.peers.filter((each) => each.state === 'up').length} of ${peers.peers.length} up`, peers.mode === 'shadow' ? 'shadow: nothing is sent' : null) : null,
     catalogs.length ? figure('Catalogs', plural(catalogs.length, 'catalog'),
-      `${count(catalogs.reduce((sum, each) => sum + each.entries, 0))} entries`) : null);
+      plural(catalogs.reduce((sum, each) => sum + each.entries, 0), 'entry', 'entries')) : null);
 }
 
 /** Self-preservation, while there is nothing to be done about it. */

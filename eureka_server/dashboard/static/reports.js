@@ -94,7 +94,7 @@ async function findings(place, signal) {
 
 export const reports = {
   activity: { title: 'Activity', load: activity },
-  catalogs: { title: 'Catalogs', load: catalogs, isThere: () => state.status?.catalogs.length > 0, count: () => state.status?.catalogs.length },
+  catalogs: { title: 'Catalogs', load: catalogs, isThere: () => state.status?.catalogs.length > 0 },
   peers: { title: 'Peers', load: peers, isThere: () => !!state.status?.peers },
   findings: { title: 'Findings', load: findings, isThere: () => false },
 };
