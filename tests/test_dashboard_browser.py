@@ -25,6 +25,8 @@ from tests.servers import JSON, RegistryServer, instance_body, wait_until
 pytestmark = pytest.mark.programs
 
 CHROMIUM = "/usr/bin/chromium"
+# Under gthread a watch holds a thread, for a while also after its page was closed.
+THREADS = {"THREADS": "64"}
 LONG = {"renewalIntervalInSecs": 30, "durationInSecs": 3600}
 _numbers = itertools.count()
 PATIENCE_MS = 90_000
@@ -41,7 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]
     (listed / "default.json").write_text(json.dumps({"instances": [entry]}))
     (listed / "other.json").write_text(json.dumps({"instances": [{"service_name": "<b>x</b>"}]}))
     catalogs = [{"kind": "file", "name": "shelf", "folder": str(listed)}]
-    env = {
+    env = THREADS | {
         "REGISTRY_CATALOGS": json.dumps(catalogs),
         "EUREKA_SERVER_ENABLE_SELF_PRESERVATION": "true",
         "EUREKA_CLIENT_SERVICE_URL_DEFAULT_ZONE": f"http://127.0.0.1:{free_port()}/eureka/",
@@ -58,7 +60,7 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]
     users = folder / "users"
     hashed = generate_password_hash("secret", "pbkdf2:sha256:1")
     users.write_text(f"ann default user {hashed}\nbob other admin {hashed}\n")
-    env = {
+    env = THREADS | {
         "STORE_URL": "memory:",
         "REGISTRY_AUTH": "basic",
         "REGISTRY_USERS_FILE": str(users),
@@ -71,7 +73,7 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
     """A server that knows callers by tokens alone."""
-    env = {"STORE_URL": "memory:", "REGISTRY_AUTH": "trusted"}
+    env = THREADS | {"STORE_URL": "memory:", "REGISTRY_AUTH": "trusted"}
     with RegistryServer(tmp_path_factory.mktemp("tokens"), workers=1, env=env) as server:
         yield server
 
@@ -246,6 +248,23 @@ def test_catalogs_tell_their_problems_and_peers_how_far_they_are_behind(
     page.get_by_role("link", name=re.compile("10.3.3.3|[0-9a-f]{24}")).first.click()
     expect(page.locator("main")).to_contain_text("listed by file:shelf")
     expect(page.get_by_role("button", name="Remove")).to_have_count(0)
+
+
+def test_applications_are_searched_by_their_instances(
+    server: RegistryServer, looked: Looked
+) -> None:
+    app = new_app()
+    registered(server, app, metadata={"canary": app})
+    registered(server, new_app())
+    page = looked.go()
+    page.get_by_role("searchbox").fill(f"meta.canary={app}")
+    expect(page.locator("tbody tr")).to_have_count(1)
+    expect(page.get_by_role("heading", level=1)).to_have_text("Applications")
+    page.get_by_role("link", name=app, exact=True).click()
+    expect(page.get_by_role("searchbox")).to_have_value(f"meta.canary={app}")
+    page.go_back()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Applications")
+    expect(page.locator("tbody tr")).to_have_count(1)
 
 
 # Live
@@ -522,6 +541,56 @@ def test_a_page_of_another_site_changes_nothing(
     looked.context.close()
 
 
+# What was seen of clients
+
+
+def test_findings_name_the_instance_and_the_setting(server: RegistryServer, looked: Looked) -> None:
+    app = new_app()
+    name = registered(server, app, hostName="localhost", ipAddr="127.0.0.1")
+    wait_until(lambda: "loopback" in server.send("GET", "/api/v1/findings").body.decode())
+    page = looked.go(view="findings")
+    found = page.locator(".findings > li[data-key=loopback-host]")
+    expect(found).to_contain_text("eureka.instance.hostname")
+    expect(page.get_by_role("link", name=re.compile(r"Findings \d"))).to_be_visible()
+    expect(found.get_by_role("link").first).to_be_visible()
+    assert server.eureka("DELETE", f"/apps/{app.upper()}/{name}").status == 200
+
+
+def test_trends_are_drawn_and_told_in_words(server: RegistryServer, looked: Looked) -> None:
+    registered(server, new_app())
+    # Something is counted each half minute.
+    wait_until(lambda: len(server.send("GET", "/api/v1/series").json()["samples"]) > 1)
+    page = looked.go(view="trends")
+    drawing = page.get_by_role("img", name=re.compile("^Instances: .* now; between .* and "))
+    expect(drawing).to_be_visible()
+    expect(page.locator(".plot")).to_have_count(8)
+    assert drawing.locator("path.line").count() >= 1
+    page.get_by_label("The last").select_option(label="1 hour")
+    assert "kind=60" in page.url
+    expect(page.locator(".plot")).to_have_count(8)
+
+
+# A server that goes and comes back
+
+
+def test_what_was_shown_stays_while_the_server_is_away(
+    browser: Browser, server: RegistryServer
+) -> None:
+    app = new_app()
+    registered(server, app, 1)
+    looked = Looked(browser, server.root)
+    page = looked.go(app=app)
+    expect(page.get_by_text("Live", exact=True)).to_be_visible()
+    server.kill9()
+    expect(page.get_by_text("Reconnecting", exact=True)).to_be_visible()
+    expect(page.locator("tbody")).to_contain_text(f"{app}:1")
+    server.start()
+    registered(server, app, 2)
+    expect(page.locator("tbody")).to_contain_text(f"{app}:2")
+    expect(page.get_by_text("Live", exact=True)).to_be_visible()
+    looked.context.close()
+
+
 # For everybody
 
 WIDTHS = (360, 800, 1440)
@@ -541,7 +610,9 @@ def test_everybody_can_use_it(server: RegistryServer, looked: Looked) -> None:
         {"view": "instances", "q": f"app={app}"},
         {"app": app},
         {"app": app, "id": name},
+        {"view": "trends"},
         {"view": "activity"},
+        {"view": "findings"},
         {"view": "catalogs"},
         {"view": "peers"},
         {"dialog": "metadata"},

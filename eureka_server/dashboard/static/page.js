@@ -4,18 +4,20 @@
 // `?app=shop&id=shop:1`. A view is a function that fetches what it shows and returns nodes; it is
 // called again when something changed, and what it returns is merged into the page.
 
-import { account, askIfThere, follow } from './api.js';
+import { Refusal, account, askIfThere, follow } from './api.js';
 import { askAccount, perform, signIn } from './actions.js';
 import { h, show } from './dom.js';
 import { askHead, showHead } from './head.js';
 import { instanceView } from './instance.js';
 import { applicationsView, instancesView } from './lists.js';
 import { page, state, to } from './place.js';
-import { reports } from './reports.js';
+import { countFindings, reports } from './reports.js';
 
 const LEAST_PAUSE_MS = 1000;
 const RENEWALS_EVERY_MS = 10_000;
 const HEAD_EVERY_MS = 5000;
+const BEGIN_AGAIN_MS = 3000;
+const FINDINGS_EVERY_MS = 60_000;
 
 const views = {
   applications: { title: 'Applications', load: applicationsView },
@@ -40,18 +42,20 @@ function read() {
 }
 
 function go(url, { replace = false, keepsFocus = false } = {}) {
+  // Whoever comes back wants to be where they were.
+  if (!replace) history.replaceState({ y: scrollY }, '');
   history[replace ? 'replaceState' : 'pushState'](null, '', url);
   arrived(keepsFocus);
 }
 
-async function arrived(keepsFocus = false) {
+async function arrived(keepsFocus = false, y = 0) {
   place = read();
   frame();
   if (!keepsFocus) main.replaceChildren(h('p', { class: 'loading' }, 'Loading …'));
   await refresh.now();
   if (!keepsFocus) {
     (main.querySelector('h1') ?? main).focus({ preventScroll: true });
-    scrollTo(0, 0);
+    scrollTo(0, y);
   }
 }
 
@@ -73,7 +77,9 @@ async function load() {
     document.title = `${asked.id ?? asked.app ?? views[asked.view].title} · Eureka registry`;
   } catch (error) {
     if (control.signal.aborted) return;
-    show(main, trouble(error));
+    // While the registry cannot be asked, what it told last stays; beside "Live" it says so.
+    const isRefused = error instanceof Refusal && error.status < 500;
+    if (isRefused || main.querySelector('.loading')) show(main, trouble(error));
   }
   frame();
 }
@@ -183,8 +189,11 @@ document.addEventListener('visibilitychange', () => {
 });
 
 // A renewal is no change: leases on display are read again now and then, as are the head's figures.
-setInterval(() => refresh.ask(), RENEWALS_EVERY_MS);
-setInterval(() => refreshHead.ask(), HEAD_EVERY_MS);
+setInterval(() => state.account && refresh.ask(), RENEWALS_EVERY_MS);
+setInterval(() => state.account && refreshHead.ask(), HEAD_EVERY_MS);
+setInterval(() => {
+  if (state.account && !document.hidden) countFindings().then(frame, () => {});
+}, FINDINGS_EVERY_MS);
 
 // What is clicked
 
@@ -230,18 +239,24 @@ document.addEventListener('keydown', (event) => {
 });
 
 function search(text, isTyping) {
-  const wanted = to({ view: place.app || place.view === 'applications' ? '' : place.view, app: place.app, q: text });
-  if (wanted === to({ view: place.app || place.view === 'applications' ? '' : place.view, app: place.app, q: place.q })) return;
+  if (text === place.q && !place.after) return;
+  const wanted = to({ view: place.app ? '' : place.view, app: place.app, q: text });
   // While somebody types, the page before the search stays one step back.
   go(wanted, { replace: isTyping && place.q !== '', keepsFocus: true });
 }
 
-addEventListener('popstate', () => arrived());
+addEventListener('popstate', (event) => arrived(false, event.state?.y ?? 0));
 
 async function begin() {
   state.revision = null;
   state.status = null;
-  state.account = await askAccount();
+  try {
+    state.account = await askAccount();
+  } catch (error) {
+    show(main, trouble(error));
+    setTimeout(begin, BEGIN_AGAIN_MS);
+    return;
+  }
   const { account: who } = state;
   state.namespaces = (who && (await askIfThere('namespaces'))?.namespaces) ?? [];
   const button = document.getElementById('account');
@@ -251,6 +266,7 @@ async function begin() {
     who && who.namespace !== 'default' ? who.namespace : '';
   listen();
   refreshHead.ask();
+  if (who) countFindings().then(frame, () => {});
   await arrived();
 }
 

@@ -1,7 +1,7 @@
 // What more than one part of the page knows, and how a part has the page do something.
 
 /** Who looks, how the server is, and the revision of the first list that was shown. */
-export const state = { account: null, namespaces: [], status: null, revision: null };
+export const state = { account: null, namespaces: [], status: null, findings: null, revision: null };
 
 /** What the page does for its parts; `page.js` fills it in. */
 export const page = {

@@ -1,10 +1,11 @@
-// The views beside the lists: what happened last, catalogs, peers, findings.
+// The views beside the lists: trends, what happened last, catalogs, peers, findings.
 
 import { askIfThere } from './api.js';
-import { h, table } from './dom.js';
+import { breakable, h, table } from './dom.js';
 import { count, plural, span, ticking } from './format.js';
 import { historyList } from './history.js';
-import { state } from './place.js';
+import { state, to } from './place.js';
+import { plot } from './plot.js';
 
 const LAST = 1000;
 const SELECTIONS = {
@@ -82,19 +83,81 @@ function differences(told) {
     h('span', { class: 'dim' }, `${count(told.ours)} here, ${count(told.theirs)} there`)];
 }
 
+const HOURS = { 60: '1 hour', 180: '3 hours', 720: '12 hours', 1440: '1 day' };
+const PLOTS = [
+  ['Instances', 'instances', ['instances']],
+  ['Of them UP', 'instances', ['up']],
+  ['Renewals', 'a minute', ['renewals']],
+  ['Registrations', 'a minute', ['registrations']],
+  ['Evictions', 'a minute', ['evictions']],
+  ['Cancels', 'a minute', ['cancellations']],
+  ['Fetches of everything', 'a minute', ['full_fetches']],
+  ['Fetches of changes', 'a minute', ['delta_fetches']],
+];
+
+async function trends(place, signal) {
+  const minutes = place.kind in HOURS ? place.kind : '180';
+  const told = await askIfThere('series', { query: { minutes }, signal });
+  const times = told?.samples.map(([at]) => Date.parse(at)) ?? [];
+  const values = (name) => {
+    const column = told.columns.indexOf(name);
+    return told.samples.map((sample) => sample[column] ?? null);
+  };
+  return [
+    h('h1', {}, 'Trends'),
+    h('p', { class: 'choice' }, h('label', { for: 'kind' }, 'The last'), ' ',
+      h('select', { id: 'kind' }, Object.entries(HOURS).map(([value, label]) =>
+        h('option', { value, selected: value === minutes }, label)))),
+    times.length > 1
+      ? h('div', { class: 'plots' }, PLOTS.map(([title, unit, [name]]) => plot(title, unit, times, told.step_secs * 1000, values(name))))
+      : h('p', { class: 'empty' }, 'Nothing has been counted yet.'),
+    h('p', { class: 'dim' }, 'All namespaces and all workers of this machine, each half minute.'),
+  ];
+}
+
 async function findings(place, signal) {
   const told = await askIfThere('findings', { signal });
   const rows = told?.findings ?? [];
+  state.findings = rows.length;
   return [
     h('h1', {}, 'Findings'),
-    rows.length ? h('ul', { class: 'findings' }, rows.map((each, at) => h('li', { 'data-key': String(at) }, JSON.stringify(each))))
+    h('p', { class: 'dim' }, 'What is wrong with clients, as far as the registry sees it, and the setting to change.'),
+    rows.length ? h('ul', { class: 'findings' }, rows.map(finding))
       : h('p', { class: 'empty' }, 'Nothing is wrong with any client.'),
   ];
 }
 
+function finding({ kind, sentence, count: many, settings, examples }) {
+  return h('li', { 'data-key': kind },
+    h('h2', {}, sentence),
+    h('p', { class: 'dim' }, many > examples.length ? `${count(many)} in all, such as` : null),
+    h('ul', { class: 'plain' }, examples.map(example)),
+    settings.length ? h('dl', { class: 'facts' }, settings.map(({ client, name }) =>
+      h('div', {}, h('dt', {}, client), h('dd', {}, h('code', {}, name))))) : null);
+}
+
+/** An instance, or a client, and what is told of it. */
+function example({ service_name: app, id, ...told }) {
+  const details = Object.entries(told).map(([name, value]) => {
+    const unit = name.endsWith('_secs') ? ' s' : '';
+    const label = name.replace(/_secs$/, '').replaceAll('_', ' ');
+    return `${label} ${typeof value === 'string' ? value : JSON.stringify(value)}${unit}`;
+  }).join(', ');
+  return h('li', {},
+    id ? h('a', { class: 'name', 'data-go': true, href: to({ app: app?.toLowerCase(), id }) }, breakable(id)) : app ?? null,
+    id && app ? h('span', { class: 'dim' }, ` ${app.toLowerCase()}`) : null,
+    details ? h('span', { class: 'dim' }, `${id || app ? ': ' : ''}${details}`) : null);
+}
+
+/** Ask how many findings there are, for the tab. */
+export async function countFindings() {
+  state.findings = (await askIfThere('findings'))?.findings.length ?? null;
+}
+
 export const reports = {
+  trends: { title: 'Trends', load: trends },
   activity: { title: 'Activity', load: activity },
   catalogs: { title: 'Catalogs', load: catalogs, isThere: () => state.status?.catalogs.length > 0 },
   peers: { title: 'Peers', load: peers, isThere: () => !!state.status?.peers },
-  findings: { title: 'Findings', load: findings, isThere: () => false },
+  findings: { title: 'Findings', load: findings, count: () => state.findings },
 };
