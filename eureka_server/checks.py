@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from gunicorn import util
 from gunicorn.workers.base import Worker
 
+from eureka_http.shown import masked_url
 from eureka_server.access import Access
 from eureka_server.settings import Environment, SettingError, TlsSettings, load
 from registry import StoreError, open_store
@@ -133,6 +134,7 @@ def _check_store(url: str) -> None:
     if child == 0:
         os.close(reading)
         _try_store(url, writing)
+    url = masked_url(url) if "://" in url else url
     os.close(writing)
     with open(reading, "rb") as told:
         text = told.read().decode("utf-8", "replace")
@@ -154,7 +156,8 @@ def _try_store(url: str, told: int) -> NoReturn:
     except (StoreError, OSError, ValueError) as error:
         os.write(told, " ".join(str(error).split()).encode("utf-8", "replace"))
     except Exception as error:
-        text = f"STORE_URL={url}: the store is damaged: {type(error).__name__}: {error}"
+        shown = masked_url(url) if "://" in url else url
+        text = f"STORE_URL={shown}: the store is damaged: {type(error).__name__}: {error}"
         os.write(told, " ".join(text.split()).encode("utf-8", "replace"))
     finally:
         # Nothing that the parent has open is this process's to end.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-from eureka_http.shown import escaped
+from eureka_http.shown import escaped, masked_url
 
 if TYPE_CHECKING:
     from eureka_server.settings import Setting
@@ -112,9 +112,11 @@ def check(environ: Mapping[str, str]) -> int:
         return 1
     for warning in environment.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    url = environment.store_url
+    shown = masked_url(url) if "://" in url else url
     print(
         f"it would serve on {environment.host}:{environment.port}"
-        f" with accounts {environment.access.mode!r}, {environment.store_url}"
+        f" with accounts {environment.access.mode!r}, {shown}"
         f" and {len(environment.catalogs)} catalogs"
     )
     return 0

@@ -17,6 +17,7 @@ from catalogs import read_catalogs
 from eureka_compat.peers.membership import read_url
 from eureka_server.access import Network
 from eureka_server.spring_config import locations
+from registry import folder_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +109,11 @@ def _network(text: str) -> Network:
 
 
 def _store_url(text: str) -> str:
-    if text == "memory:" or (text.startswith("lmdb:") and len(text) > len("lmdb:")):
-        return text
-    raise ValueError("memory: or lmdb:PATH")
+    try:
+        folder_of(text)
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("expected ")) from None
+    return text
 
 
 def _urls(text: str) -> tuple[str, ...]:
@@ -199,7 +202,7 @@ URL = Spelling("URL", _url)
 URLS = Spelling("URL,…", _urls)
 DURATION = Spelling("7d", _duration)
 SIZE = Spelling("256MiB", _size)
-STORE_URL = Spelling("memory:|lmdb:PATH", _store_url)
+STORE_URL = Spelling("memory:|lmdb:PATH|redis://…", _store_url)
 CATALOGS = Spelling("YAML|FILE", read_catalogs)
 INTERVAL = Spelling("SECONDS", _interval)
 MILLISECONDS = whole(0, 2**53, "MS")

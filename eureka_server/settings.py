@@ -28,6 +28,7 @@ from eureka_server.amalgam8 import AMALGAM8
 from eureka_server.foreign_settings import DEFAULT_ZONE, SPRING, is_region, is_zone, reduced
 from eureka_server.readers import Spelling, choice, whole
 from native_api.settings import NativeSettings
+from registry import folder_of
 from registry.settings import HistorySettings, RegistrySettings
 
 
@@ -172,7 +173,8 @@ SUBJECTS: dict[str, tuple[Setting, ...]] = {
     ),
     "Store": (
         Setting("STORE_URL", "store_url", readers.STORE_URL, "lmdb:data",
-            "lmdb:PATH, shared by all workers and kept; memory:, one worker and nothing kept"),
+            "lmdb:PATH, shared by all workers and kept; redis:// or rediss://, shared by many"
+            " machines; memory:, one worker and nothing kept"),
     ),
     "History": (
         Setting("REGISTRY_HISTORY", "history.keep_ms", readers.DURATION, "7d",
@@ -405,8 +407,8 @@ def load(environ: Mapping[str, str]) -> Environment:
         raise SettingError("expected REGISTRY_MIN_TTL <= REGISTRY_DEFAULT_TTL <= REGISTRY_MAX_TTL")
     access = AccessSettings(**values["access"])
     _check_accounts(access, given)
-    if access.users_file is not None and is_shared:
-        folder = Path(server["store_url"].removeprefix("lmdb:"))
+    folder = folder_of(server["store_url"])
+    if access.users_file is not None and folder is not None:
         access = replace(access, users_copy=folder / "users.last-good")
     tls = TlsSettings(**values["tls"])
     if (tls.cert_file is None) != (tls.key_file is None):

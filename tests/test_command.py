@@ -265,7 +265,7 @@ def _samples(folder: Path) -> dict[str, str]:
         "NAME,…": "peer1,test",
         "FILE,…": str(spring),
         "NETWORK,…": "10.0.0.0/8",
-        "memory:|lmdb:PATH": "lmdb:elsewhere",
+        "memory:|lmdb:PATH|redis://…": "lmdb:elsewhere",
     }
 
 

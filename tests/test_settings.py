@@ -77,7 +77,7 @@ def test_springs_port_is_read_where_ours_is_not_set() -> None:
     [
         ("PORT", "0", "a whole number from 1 to 65535"),
         ("WORKERS", "none", "a whole number from 1 to 256"),
-        ("STORE_URL", "sqlite:x", "memory: or lmdb:PATH"),
+        ("STORE_URL", "sqlite:x", "memory:, lmdb:PATH or redis://HOST:PORT/DATABASE"),
         ("LEASE_EXPIRY", "never", "exact or genuine"),
         ("LOG_LEVEL", "loud", "debug or info or warning or error"),
         ("EUREKA_SERVER_ENABLESELFPRESERVATION", "maybe", "true or false"),
@@ -178,8 +178,9 @@ def test_a_letter_that_is_missing_does_not_open_the_server(given: str, nearest: 
 
 def test_a_value_is_shown_without_its_secrets() -> None:
     with pytest.raises(SettingError) as caught:
-        load({"STORE_URL": "redis://ann:s3cret@h/0"})
-    assert str(caught.value) == "STORE_URL='redis://…@h/0': expected memory: or lmdb:PATH"
+        load({"STORE_URL": "valkey://ann:s3cret@h/0"})
+    expected = "memory:, lmdb:PATH or redis://HOST:PORT/DATABASE"
+    assert str(caught.value) == f"STORE_URL='valkey://…@h/0': expected {expected}"
 
 
 @pytest.mark.parametrize(

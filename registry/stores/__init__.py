@@ -1,4 +1,7 @@
-"""The stores, and their histories, chosen by URL scheme: ``memory:`` and ``lmdb:PATH``."""
+"""The stores, and their histories, chosen by URL scheme: ``memory:``, ``lmdb:PATH``, ``redis://``.
+
+A store on Redis, ``redis://`` or with TLS ``rediss://``, has a folder on this machine too.
+"""
 
 from __future__ import annotations
 
@@ -9,33 +12,46 @@ from registry.model import Revision
 from registry.store import Store, another_life
 
 
-def open_store(url: str) -> Store:
-    """Open the store that a URL names; ``ValueError`` for a URL that names none."""
+def folder_of(url: str) -> Path | None:
+    """The folder of this machine where a store has its files, if it has any.
+
+    ``ValueError``, which does not show the URL, for one that names no store.
+    """
     scheme, _, rest = url.partition(":")
     if scheme == "memory" and not rest:
+        return None
+    if scheme == "lmdb" and rest:
+        return Path(rest)
+    if scheme in ("redis", "rediss"):
+        from registry.stores.redis import read_address
+
+        return Path(read_address(url).folder)
+    raise ValueError("expected memory:, lmdb:PATH or redis://HOST:PORT/DATABASE")
+
+
+def open_store(url: str) -> Store:
+    """Open the store that a URL names; ``ValueError`` for a URL that names none, ``StoreError``."""
+    folder = folder_of(url)
+    if folder is None:
         from registry.stores.memory import MemoryStore
 
         return MemoryStore(another_life(Revision(0)))
-    if scheme == "lmdb" and rest:
+    if url.startswith("lmdb:"):
         from registry.stores.lmdb import LmdbStore
 
-        return LmdbStore(Path(rest))
-    raise ValueError(f"STORE_URL={url!r}: expected memory: or lmdb:PATH")
+        return LmdbStore(folder)
+    from registry.stores.redis import RedisStore, read_address
+
+    return RedisStore(read_address(url))
 
 
 def open_history(url: str, most_bytes: int) -> History:
     """Open the history beside the store that a URL names; it takes so many bytes at most."""
-    scheme, _, rest = url.partition(":")
-    if scheme == "lmdb":
-        from registry.stores.lmdb_history import LmdbHistory
+    folder = folder_of(url)
+    if folder is None:
+        from registry.stores.memory_history import MemoryHistory
 
-        return LmdbHistory(Path(rest) / "history", most_bytes)
-    from registry.stores.memory_history import MemoryHistory
+        return MemoryHistory(most_bytes)
+    from registry.stores.lmdb_history import LmdbHistory
 
-    return MemoryHistory(most_bytes)
-
-
-def folder_of(url: str) -> Path | None:
-    """The folder on this machine that the store of a URL has; None where it has none."""
-    scheme, _, rest = url.partition(":")
-    return Path(rest) if scheme == "lmdb" and rest else None
+    return LmdbHistory(folder / "history", most_bytes)

@@ -302,12 +302,21 @@ class LeaseFile:
                 found.append((Place(slot, generation), at))
         return found
 
-    def count(self, slot: int, window: int) -> None:
-        """Count a renewal in a window, in a slot of this owner's own."""
+    def renewals(self) -> list[int]:
+        """When each slot's lease was last renewed: it differs after a renewal."""
+        self._map()  # others may have made room
+        return self._words[_FIRST_WORD + 2 :: _SLOT_WORDS].tolist()
+
+    def place(self, slot: int) -> Place:
+        """Which lease has a slot."""
+        return Place(slot, self._words[self._word(slot)] & _GENERATION)
+
+    def count(self, slot: int, window: int, count: int = 1) -> None:
+        """Count renewals in a window, in a slot of this owner's own."""
         word = self._word(slot) + (window & 1)
         words = self._words
         with self._lock:
-            words[word] = _counted_once_more(words[word], window)
+            words[word] = _counted_more(words[word], window, count)
 
     def counted(self, slot: int, window: int) -> int:
         """How many renewals were counted there in a window."""
@@ -378,3 +387,9 @@ def _mapped(file: int, size: int) -> memoryview:
 
 def _counted_once_more(stored: int, window: int) -> int:
     return stored + 1 if stored >> _WINDOW_SHIFT == window else window << _WINDOW_SHIFT | 1
+
+
+def _counted_more(stored: int, window: int, count: int) -> int:
+    if stored >> _WINDOW_SHIFT == window:
+        return stored + count
+    return window << _WINDOW_SHIFT | count

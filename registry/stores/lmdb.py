@@ -38,6 +38,7 @@ brings the slots in line with what was committed.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import operator
 import os
@@ -45,10 +46,11 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import lmdb
 import orjson
@@ -145,12 +147,33 @@ class _Written:
         """That of the last change, of these commits or before them."""
         return Revision(self._next - 1)
 
+    def skip_to(self, revision: Revision) -> None:
+        """Have this revision be the next."""
+        self._next = revision
+
     def take(self) -> Revision:
         """The next revision."""
         revision = self.last = Revision(self._next)
         self._next += 1
         self.revisions.append(revision)
         return revision
+
+
+class Renewed(NamedTuple):
+    """A lease as it was renewed."""
+
+    namespace: Namespace
+    key: InstanceKey
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """All of a namespace. The instants of its changes are of the monotonic clock here."""
+
+    snapshot: Snapshot
+    leases: Mapping[InstanceKey, Lease]
+    expected_clients: int | None = None
 
 
 class LmdbStore:
@@ -169,9 +192,11 @@ class LmdbStore:
         self._checkpoint_cost = 0.0
         self._places: dict[Namespace, dict[InstanceKey, Place]] = {}
         self._owners: dict[Place, tuple[Namespace, InstanceKey]] = {}
+        # The revision up to which each namespace's changes are in it.
+        self._owned: dict[Namespace, int] = {}
         self._counters: dict[Namespace, int] = {}
         self._revisions: dict[Namespace, tuple[int, Revision]] = {}
-        self._life = another_life(Revision(0)) if life is None else life
+        self._first_life = another_life(Revision(0)) if life is None else life
         self._gone: str | None = None
         self._probed = 0.0
         try:
@@ -205,9 +230,6 @@ class LmdbStore:
             # The file may be new; the store knows how many slots.
             slots = self._read(lambda txn: self._number(txn, self._meta, b"slots")) or 0
             self._live.reserve(max(0, slots - 1))
-            self._life = Revision(
-                self._read(lambda txn: self._number(txn, self._meta, b"life")) or 0
-            )
             self._read(self._show_clock)
             if self._live.is_alone():
                 self._live.skip_to(self._read(self._last_freed))
@@ -261,7 +283,7 @@ class LmdbStore:
         found = txn.get(formats.KEY, db=self._meta)
         if found is None and txn.stat(self._record)["entries"] == 0:
             txn.put(formats.KEY, formats.STATED, db=self._meta)
-            txn.put(b"life", U64.pack(self._life), db=self._meta)
+            txn.put(b"life", U64.pack(self._first_life), db=self._meta)
         elif found != formats.STATED:
             raise StoreError(f"the store in {self._folder} is in use by another version")
         return txn.get(formats.BEGINS, db=self._meta) is not None
@@ -295,7 +317,7 @@ class LmdbStore:
             for key, value in txn.cursor(self._meta)
             if key.startswith(b"revision\0")
         ]
-        before = max([self._number(txn, self._meta, b"life") or 0, *(r for _, r in revisions)])
+        before = max([self._life_in(txn), *(r for _, r in revisions)])
         life = U64.pack(another_life(Revision(before)))
         txn.put(b"life", life, db=self._meta)
         for key, _ in revisions:
@@ -390,10 +412,15 @@ class LmdbStore:
         return None if value is None else _I64.unpack(value)[0]
 
     def _revision(self, txn: Any, namespace: Namespace) -> int:
-        return self._number(txn, self._meta, b"revision\0" + namespace.encode()) or self._life
+        key = b"revision\0" + namespace.encode()
+        return self._number(txn, self._meta, key) or self._life_in(txn)
 
     def _trimmed(self, txn: Any, namespace: Namespace) -> int:
-        return self._number(txn, self._meta, b"trimmed\0" + namespace.encode()) or self._life
+        key = b"trimmed\0" + namespace.encode()
+        return self._number(txn, self._meta, key) or self._life_in(txn)
+
+    def _life_in(self, txn: Any) -> int:
+        return self._number(txn, self._meta, b"life") or 0
 
     def revision(self, namespace: Namespace) -> Revision:
         # Read before the store is: what is kept may be newer than its version says, never older.
@@ -517,35 +544,37 @@ class LmdbStore:
         with self._alone():
             known = self._revisions.get(namespace, _UNKNOWN)
             is_known = known[0] == self._live.version
-            self._live.begin_change()
-            try:
-                written = self._write(write)
-            except BaseException:
-                self._live.end_change()  # nothing was written
-                raise
-            places = self._places.setdefault(namespace, {})
-            for key, place, lease in written.places:
-                self._live.write(place, lease or _NO_LEASE)
-                if lease is None:
-                    places.pop(key, None)
-                else:
-                    places[key] = place
-            self._live.end_change()
-            # Nobody else can have written since, so whoever reads next needs no transaction.
-            self._revisions[namespace] = (self._live.version, written.revision)
-        return written.revisions
+            return self._written(namespace, write).revisions
+
+    def _written(self, namespace: Namespace, write: Callable[[Any], _Written]) -> _Written:
+        """Write and bring the slots in line; the lease file is locked."""
+        self._live.begin_change()
+        try:
+            written = self._write(write)
+        except BaseException:
+            self._live.end_change()  # nothing was written
+            raise
+        places = self._places.setdefault(namespace, {})
+        for key, place, lease in written.places:
+            self._live.write(place, lease or _NO_LEASE)
+            if lease is None:
+                places.pop(key, None)
+            else:
+                places[key] = place
+        self._live.end_change()
+        # Nobody else can have written since, so whoever reads next needs no transaction.
+        self._revisions[namespace] = (self._live.version, written.revision)
+        return written
 
     def _apply(self, txn: Any, namespace: Namespace, commit: Commit, written: _Written) -> None:
         """Write a commit if its guards hold, all but what is written once for many."""
         app, instance_id = commit.key
         key = self._key(namespace, app, instance_id)
-        record, leases = self._record, self._leased
-        stored = txn.get(key, db=record)
+        stored = txn.get(key, db=self._record)
         override = None
         if written.has_overrides or commit.override is not None:
-            override_key = self._key(namespace, instance_id)
-            override = txn.get(override_key, db=self._override)
-        leased = txn.get(key, db=leases)
+            override = txn.get(self._key(namespace, instance_id), db=self._override)
+        leased = txn.get(key, db=self._leased)
         deadline = commit.expected_deadline_mono_ms
         if (
             # The revision leads the record, so that the guard costs no decoding.
@@ -564,6 +593,20 @@ class LmdbStore:
         ):
             written.revisions.append(None)
             return
+        self._put(txn, commit, key, stored, leased, namespace, written)
+
+    def _put(
+        self,
+        txn: Any,
+        commit: Commit,
+        key: bytes,
+        stored: bytes | None,
+        leased: bytes | None,
+        namespace: Namespace,
+        written: _Written,
+    ) -> None:
+        """Write a commit whose guards hold, or are another's to look at."""
+        record, leases = self._record, self._leased
         revision = written.take()
         instance, lease, change = commit.instance, commit.lease, commit.override
         packed_revision = U64.pack(revision)
@@ -572,6 +615,7 @@ class LmdbStore:
         if change is not None:
             kind = OF_OVERRIDE
             written.has_overrides = True
+            override_key = self._key(namespace, commit.key.id)
             if change.status is None:
                 txn.delete(override_key, db=self._override)
             else:
@@ -711,6 +755,193 @@ class LmdbStore:
         after = self.running_ms(after_mono_ms)
         seconds = self._read(lambda txn: self._evicted(txn, namespace))
         return sum(n for second, n in seconds.items() if second >= after // 1000)
+
+    # Where this store is a copy of what another has decided (``redis``).
+
+    def life(self) -> Revision:
+        """Where revisions begin in this life."""
+        return Revision(self._read(self._life_in))
+
+    def locked(self, name: str) -> AbstractContextManager[None]:
+        """Keep other processes, and other threads, from doing what has this name meanwhile."""
+        return self._files.locked(f"{name}.lock")
+
+    def complete_after(self, namespace: Namespace) -> Revision:
+        """The revision after which all changes are told of."""
+        return Revision(self._read(lambda txn: self._trimmed(txn, namespace)))
+
+    def follow(
+        self,
+        namespace: Namespace,
+        decided: Sequence[tuple[Revision, Commit]],
+        expected_clients: int | None,
+    ) -> None:
+        """Write what was decided elsewhere, in one operation: no guard is looked at.
+
+        Each change has the revision that it was given there. What is no news here is passed over,
+        so several may bring the same.
+        """
+
+        def write(txn: Any) -> _Written:
+            written = _Written(namespace, self._revision(txn, namespace), has_overrides=True)
+            for revision, commit in decided:
+                if revision > written.revision:
+                    written.skip_to(revision)
+                    key = self._key(namespace, *commit.key)
+                    stored = txn.get(key, db=self._record)
+                    leased = txn.get(key, db=self._leased)
+                    self._put(txn, commit, key, stored, leased, namespace, written)
+            written.steps.clear()
+            self._count(txn, namespace, written)
+            if expected_clients is not None:
+                packed = U64.pack(expected_clients)
+                txn.put(b"expected\0" + namespace.encode(), packed, db=self._meta)
+            return written
+
+        with self._alone():
+            self._written(namespace, write)
+
+    def replace(self, life: Revision, contents: Mapping[Namespace, Contents]) -> None:
+        """Hold this instead of all that was held, in one operation.
+
+        A lease that is held already, and ends later than the given one, stays as it is.
+        """
+
+        def write(txn: Any) -> list[tuple[Place, Lease]]:
+            txn.put(b"life", U64.pack(life), db=self._meta)
+            slots: list[tuple[Place, Lease]] = []
+            for namespace in {*self._sizes(txn), *contents}:
+                found = contents.get(namespace) or Contents(Snapshot(life, (), {}, (), life), {})
+                self._replace(txn, namespace, found, slots)
+            return slots
+
+        with self._alone():
+            self._live.begin_change()
+            try:
+                for place, lease in self._write(write):
+                    self._live.write(place, lease)
+            finally:
+                self._places.clear()
+                self._live.end_change()
+
+    def _replace(
+        self,
+        txn: Any,
+        namespace: Namespace,
+        contents: Contents,
+        slots: list[tuple[Place, Lease]],
+    ) -> None:
+        name, snapshot = namespace.encode(), contents.snapshot
+        prefix = name + b"\0"
+        for db in (self._record, self._override, self._log, self._removal, self._removed):
+            for key, _ in list(self._items(txn, db, namespace)):
+                txn.delete(prefix + key, db=db)
+        for instance in snapshot.instances:
+            key = self._key(namespace, *instance.key)
+            record = U64.pack(instance.revision) + sealed(encode_instance(instance))
+            txn.put(key, record, db=self._record)
+        for each, status in snapshot.overrides.items():
+            txn.put(self._key(namespace, each), status.encode(), db=self._override)
+        leases = {self._key(namespace, *key): lease for key, lease in contents.leases.items()}
+        for key, leased in list(self._items(txn, self._leased, namespace)):
+            lease = leases.get(prefix + key)
+            known = self._as_renewed(leased)
+            if lease is None or lease.duration_ms != known.duration_ms:
+                txn.delete(prefix + key, db=self._leased)
+                slots.append((self._free_place(txn, leased), _NO_LEASE))
+                continue
+            if lease.deadline_mono_ms > known.deadline_mono_ms:
+                slots.append((_place(leased), lease))
+            del leases[prefix + key]
+        for key, lease in leases.items():
+            place = self._new_place(txn)
+            txn.put(key, _pack(place, lease), db=self._leased)
+            slots.append((place, lease))
+        removed_bytes = 0
+        for change in snapshot.changes:
+            at = self.running_ms(change.at_running_ms)
+            kind = OF_OVERRIDE if change.override is not None else 0
+            packed, instance_of = U64.pack(change.revision), change.instance
+            if instance_of is not None and not change.removed:
+                entry = packed_entry(at, kind, "\0".join(instance_of.key).encode())
+                txn.put(prefix + packed, entry, db=self._log)
+                continue
+            kind |= EVICTED if change.evicted else 0
+            if instance_of is not None:
+                removed = "\0".join(instance_of.key).encode()
+                entry = packed_entry(at, kind, removed, sealed(encode_instance(instance_of)))
+                txn.put(prefix + removed, packed, db=self._removed)
+                txn.put(prefix + packed, entry, db=self._removal)
+                removed_bytes += _size_of_removal(entry)
+        txn.put(b"size\0" + name, U64.pack(len(snapshot.instances)), db=self._meta)
+        txn.put(b"revision\0" + name, U64.pack(snapshot.revision), db=self._meta)
+        txn.put(b"trimmed\0" + name, U64.pack(snapshot.complete_after), db=self._meta)
+        txn.put(b"removed\0" + name, U64.pack(removed_bytes), db=self._meta)
+        if contents.expected_clients is not None:
+            packed = U64.pack(contents.expected_clients)
+            txn.put(b"expected\0" + name, packed, db=self._meta)
+
+    def renewed_since(self, seen: list[int]) -> tuple[list[int], list[Renewed]]:
+        """What tells renewals from the next time, and the leases that were renewed since.
+
+        It is what was returned the last time, or an empty list: then all are told. Leases that
+        began since are told too.
+        """
+        now = self._live.renewals()
+        places = [
+            slot
+            for slot, (is_now, was) in enumerate(
+                itertools.zip_longest(now, seen[: len(now)], fillvalue=0)
+            )
+            if is_now != was
+        ]
+        if places:
+            self._look_for_owners()
+        found = []
+        for slot in places:
+            place = self._live.place(slot)
+            owner = self._owners.get(place)
+            lease = None if owner is None else self._live.read(place)
+            if owner is not None and lease is not None:
+                found.append(Renewed(*owner, lease))
+        return now, found
+
+    def _look_for_owners(self) -> None:
+        """Know whose lease each place is: from the log, where that tells all that changed."""
+
+        def look(txn: Any) -> bool:
+            """Look at what changed; whether that was all there is to be known."""
+            for name, after in self._owned.items():
+                if after < self._trimmed(txn, name):
+                    return False
+            for name in self._sizes(txn):
+                after = self._owned.get(name, 0)
+                prefix = name.encode() + b"\0"
+                for _, value in self._items(txn, self._log, name, U64.pack(after)):
+                    key = value[ENTRY.size :]
+                    leased = txn.get(prefix + key, db=self._leased)
+                    if leased is not None:
+                        owner = name, InstanceKey(*key.decode().split("\0"))
+                        self._owners[_place(leased)] = owner
+                self._owned[name] = self._revision(txn, name)
+            return True
+
+        if len(self._owners) <= 2 * self._live.size() and self._read(look) and self._owners:
+            return
+        # What is known may be older than what is found, never newer.
+        self._owned = self._read(
+            lambda txn: {name: self._revision(txn, name) for name in self._sizes(txn)}
+        )
+        self._owners = self._owners_of_places()
+
+    def count_renewals(self, namespace: Namespace, window: int, count: int) -> None:
+        """Count so many renewals of elsewhere in a window."""
+        if count > 0:
+            self._live.count(self._counter(namespace), window, count)
+
+    def trim_to(self, namespace: Namespace, revision: Revision) -> int:
+        """Forget the changes up to a revision, as ``trim`` does those up to an instant."""
+        return self._trim(namespace, lambda key, _: U64.unpack(key)[0] <= revision)
 
     # Leases: who has which slot is said here, what renewals change in the lease file.
 
@@ -935,22 +1166,26 @@ class LmdbStore:
         self._write(lambda txn: txn.put(key, U64.pack(count), db=self._meta))
 
     def trim(self, namespace: Namespace, before_mono_ms: int) -> int:
+        before = self.running_ms(before_mono_ms)
+        return self._trim(namespace, lambda _, value: ENTRY.unpack_from(value)[0] < before)
+
+    def _trim(self, namespace: Namespace, is_old: Callable[[bytes, bytes], bool]) -> int:
+        """Forget the first changes, as long as they are old by key and value; a few at a time."""
         name = namespace.encode()
 
-        def old(txn: Any, db: Any, before: int) -> list[bytes]:
+        def old(txn: Any, db: Any) -> list[bytes]:
             found: list[bytes] = []
             for key, value in self._items(txn, db, namespace):
-                if ENTRY.unpack_from(value)[0] >= before or len(found) == _TRIMMED_AT_ONCE:
+                if not is_old(key, value) or len(found) == _TRIMMED_AT_ONCE:
                     break
                 found.append(key)
             return found
 
         def write(txn: Any) -> int:
-            before = self.running_ms(before_mono_ms)
-            changed = old(txn, self._log, before)
+            changed = old(txn, self._log)
             for key in changed:
                 txn.delete(name + b"\0" + key, db=self._log)
-            removed = old(txn, self._removal, before)
+            removed = old(txn, self._removal)
             size = sum([self._forget_removal(txn, name, key) for key in removed])
             if size:
                 self._keep_to_budget(txn, name, -size)
@@ -1123,7 +1358,7 @@ class LmdbStore:
                 blocks = sum([entry.stat().st_blocks for entry in entries if entry.is_file()])
         except OSError as error:
             raise StoreError(f"cannot look at the store in {self._folder}: {error}") from error
-        return StoreState(self._life, blocks * _BLOCK_BYTES)
+        return StoreState(self.life(), blocks * _BLOCK_BYTES)
 
     def _make_room(self) -> None:
         """Have the files as long as the next registrations need them."""

@@ -1,0 +1,135 @@
+"""Three machines with two workers each on one Redis, as processes: one registry."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.redis_servers import RedisServer, another_prefix
+from tests.servers import JSON, RegistryServer, instance_body, wait_until
+
+pytestmark = pytest.mark.programs
+LEASE_SECS = 6
+SHORT = {"leaseInfo": {"renewalIntervalInSecs": 1, "durationInSecs": LEASE_SECS}}
+
+
+class Fleet:
+    """The machines, and the Redis that they share."""
+
+    def __init__(self, redis: RedisServer, servers: list[RegistryServer]) -> None:
+        self.redis = redis
+        self.servers = servers
+
+    def list_the_same(self, expected: set[str]) -> bool:
+        return all(set(server.apps()) == expected for server in self.servers)
+
+    def renew(self, *names: str, at: list[RegistryServer] | None = None) -> None:
+        """Renew each at the machines in turn, for longer than a lease lasts."""
+        servers = at or self.servers
+        until = time.monotonic() + LEASE_SECS * 1.5
+        turn = 0
+        while time.monotonic() < until:
+            for name in names:
+                answer = servers[turn % len(servers)].eureka("PUT", f"/apps/WEB/{name}")
+                assert answer.status == 200, name
+                turn += 1
+            time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    folder = tmp_path_factory.mktemp("fleet")
+    with ExitStack() as running:
+        redis = RedisServer(folder)
+        running.callback(redis.stop)
+        prefix = another_prefix()
+        servers = []
+        for name in ("one", "two", "three"):
+            home = folder / name
+            home.mkdir()
+            env = {"STORE_URL": redis.url(prefix, home / "copy")}
+            servers.append(running.enter_context(RegistryServer(home, env=env)))
+        yield Fleet(redis, servers)
+
+
+@pytest.fixture(autouse=True)
+def emptied(fleet: Fleet) -> Iterator[None]:
+    yield
+    for name in fleet.servers[0].apps():
+        assert fleet.servers[0].eureka("DELETE", f"/apps/WEB/{name}").status == 200
+    wait_until(lambda: fleet.list_the_same(set()))
+
+
+def test_what_one_machine_accepted_all_list(fleet: Fleet) -> None:
+    """At once on the machine itself, whichever worker is asked; and soon on the others."""
+    names = set()
+    for number in range(12):
+        server, name = fleet.servers[number % 3], f"web:{number}"
+        assert server.register("WEB", name) == 204
+        names.add(name)
+        for _ in range(4):
+            assert name in server.apps()
+    wait_until(lambda: fleet.list_the_same(names))
+    one, two, three = fleet.servers
+    assert two.eureka("PUT", "/apps/WEB/web:0/status?value=OUT_OF_SERVICE").status == 200
+    wait_until(lambda: one.apps()["web:0"]["status"] == "OUT_OF_SERVICE")
+    assert three.eureka("DELETE", "/apps/WEB/web:1").status == 200
+    wait_until(lambda: fleet.list_the_same(names - {"web:1"}))
+    assert one.eureka("PUT", "/apps/WEB/web:1").status == 404
+
+
+def test_who_renews_anywhere_stays_and_who_renews_nowhere_is_evicted(fleet: Fleet) -> None:
+    for name in ("web:1", "web:2", "dead"):
+        assert fleet.servers[0].register("WEB", name, **SHORT) == 204
+    wait_until(lambda: fleet.list_the_same({"web:1", "web:2", "dead"}))
+    fleet.renew("web:1", "web:2")
+    fleet.renew("web:1", at=fleet.servers[1:2])
+    fleet.servers[2].register("WEB", "web:2", **SHORT)
+    wait_until(lambda: "dead" not in fleet.servers[0].apps())
+
+
+@pytest.mark.slow
+def test_a_machine_that_was_paused_evicts_nobody(fleet: Fleet) -> None:
+    """It is behind when it goes on, and hears first what was renewed meanwhile."""
+    names = {"web:1", "web:2", "web:3"}
+    for name in names:
+        assert fleet.servers[0].register("WEB", name, **SHORT) == 204
+    wait_until(lambda: fleet.list_the_same(names))
+    for paused in fleet.servers:
+        paused.kill(signal.SIGSTOP)
+        fleet.renew(*names, at=[server for server in fleet.servers if server is not paused])
+        paused.kill(signal.SIGCONT)
+        fleet.renew(*names)
+        assert fleet.list_the_same(names)
+
+
+@pytest.mark.parametrize("fault", ["killed", "emptied"])
+def test_nothing_acknowledged_is_lost_with_redis(fleet: Fleet, fault: str) -> None:
+    """It comes back with nothing, and the machines give it back what they have."""
+    names = {f"web:{number}" for number in range(9)}
+    for number, name in enumerate(sorted(names)):
+        assert fleet.servers[number % 3].register("WEB", name) == 204
+    wait_until(lambda: fleet.list_the_same(names))
+    if fault == "killed":
+        fleet.redis.kill()
+        for server in fleet.servers:
+            answer = server.eureka("POST", "/apps/WEB", instance_body("WEB", "late"), JSON)
+            assert (answer.status, "retry-after" in answer.headers) == (503, True)
+            assert server.eureka("PUT", "/apps/WEB/web:1").status == 200
+            assert set(server.apps()) == names
+            wait_until(lambda server=server: server.send("GET", "/health/ready").status == 503)
+        fleet.redis.start()
+    else:
+        with fleet.redis.client() as client:
+            client.flushall()
+    for server in fleet.servers:
+        wait_until(lambda server=server: server.send("GET", "/health/ready").status == 200)
+        assert set(server.apps()) == names
+    assert fleet.servers[2].register("WEB", "late") == 204
+    wait_until(lambda: fleet.list_the_same(names | {"late"}))
+    for server in fleet.servers:
+        assert server.eureka("PUT", "/apps/WEB/web:1").status == 200

@@ -1,0 +1,576 @@
+"""The store on Redis against the contract, and what it promises beyond it."""
+
+from __future__ import annotations
+
+import operator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lmdb
+import pytest
+import redis
+
+from registry import StoreError, open_store
+from registry.errors import ConflictError, LockLostError
+from registry.lease import SystemClock, renewal_window
+from registry.model import (
+    DEFAULT_NAMESPACE,
+    InstanceStatus,
+    Lease,
+    OverrideChange,
+    Revision,
+)
+from registry.store import Commit, Fence, Store
+from registry.stores import redis as redis_store
+from registry.stores.lmdb import LmdbStore
+from registry.stores.redis import RedisStore, read_address, scripts
+from registry.stores.redis import server as redis_server
+from registry.stores.redis.server import Server
+from registry.testing import Failing, StoreSuite, put, sample_instance
+from tests.redis_servers import RedisServer, another_prefix
+from tests.servers import HANG_SECS, wait_until
+from tests.test_stores import FragileEnvironment
+
+NS = DEFAULT_NAMESPACE
+by_revision = operator.attrgetter("revision")
+pytestmark = pytest.mark.programs
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+class TestRedisStore(StoreSuite):
+    @pytest.fixture
+    def prefix(self) -> str:
+        return another_prefix()
+
+    @pytest.fixture
+    def opened(self) -> Iterator[list[Store]]:
+        """The stores that are to be closed."""
+        opened: list[Store] = []
+        yield opened
+        for store in opened:
+            store.close()
+
+    @pytest.fixture
+    def store(
+        self,
+        server: RedisServer,
+        prefix: str,
+        failing: Failing,
+        opened: list[Store],
+        tmp_path: Path,
+    ) -> Store:
+        address = read_address(server.url(prefix, tmp_path / "copy"))
+        opened.append(RedisStore(address, life=Revision(0)))
+        return opened[0]
+
+    @pytest.fixture
+    def another_life(
+        self, server: RedisServer, prefix: str, opened: list[Store], tmp_path: Path
+    ) -> Callable[[], Store]:
+        def lose() -> Store:
+            opened.pop().close()
+            with server.client() as client:
+                client.delete(*client.scan_iter(f"{{{prefix}}}*"))
+            opened.append(open_store(server.url(prefix, tmp_path / "another")))
+            return opened[0]
+
+        return lose
+
+    @pytest.fixture
+    def failing(self, monkeypatch: pytest.MonkeyPatch) -> Failing:
+        """Neither Redis nor the files of this machine's copy can be had."""
+        opened: list[FragileEnvironment] = []
+        lmdb_open, send = lmdb.open, redis.connection.Connection.send_command
+        fails = False
+
+        def open_fragile(*arguments: Any, **options: Any) -> FragileEnvironment:
+            opened.append(FragileEnvironment(lmdb_open(*arguments, **options)))
+            return opened[-1]
+
+        def send_command(connection: Any, *arguments: Any, **options: Any) -> None:
+            if fails:
+                raise redis.ConnectionError("refused") from ConnectionRefusedError()
+            send(connection, *arguments, **options)
+
+        @contextmanager
+        def fail() -> Iterator[None]:
+            nonlocal fails
+            fails = True
+            for environment in opened:
+                environment.fails = True
+            yield
+            fails = False
+            for environment in opened:
+                environment.fails = False
+
+        monkeypatch.setattr(lmdb, "open", open_fragile)
+        monkeypatch.setattr(redis.connection.Connection, "send_command", send_command)
+        return fail
+
+
+# Several machines: each has a folder of its own, and all the same prefix.
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server that a test may kill."""
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    server = RedisServer(folder)
+    yield server
+    server.stop()
+
+
+class Machines:
+    """The stores of several machines on one Redis, in this process."""
+
+    def __init__(self, server: RedisServer, folder: Path) -> None:
+        self.server = server
+        self._prefix = another_prefix()
+        self._folder = folder
+        self._opened: list[RedisStore] = []
+
+    def url(self, name: str) -> str:
+        return self.server.url(self._prefix, self._folder / name)
+
+    def open(self, name: str) -> RedisStore:
+        store = open_store(self.url(name))
+        assert isinstance(store, RedisStore)
+        self._opened.append(store)
+        return store
+
+    def close(self, *stores: RedisStore) -> None:
+        for store in stores or tuple(self._opened):
+            self._opened.remove(store)
+            store.close()
+
+    def forget(self) -> None:
+        """Have Redis lose everything of this registry."""
+        with self.server.client() as client:
+            client.delete(*client.scan_iter(f"{{{self._prefix}}}*"))
+
+
+@pytest.fixture
+def machines(server: RedisServer, tmp_path: Path) -> Iterator[Machines]:
+    machines = Machines(server, tmp_path)
+    yield machines
+    machines.close()
+
+
+@pytest.fixture
+def fragile(own: RedisServer, tmp_path: Path) -> Iterator[Machines]:
+    """Machines on a server that the test may kill."""
+    machines = Machines(own, tmp_path)
+    yield machines
+    own.go_on()
+    machines.close()
+
+
+def lease_from(now_mono_ms: int, duration_ms: int = 90_000, by_client: int = 0) -> Lease:
+    return Lease(now_mono_ms + duration_ms, duration_ms, now_mono_ms, by_client)
+
+
+def mono() -> int:
+    return SystemClock().mono_ms()
+
+
+def listed(store: Store) -> set[str]:
+    return {instance.id for instance in store.load(NS).instances}
+
+
+def test_what_one_machine_writes_all_others_follow(machines: Machines) -> None:
+    """With lease, override and what was removed, in the same revisions."""
+    here, there = machines.open("here"), machines.open("there")
+    one, two = sample_instance(), sample_instance(instance_id="web:2")
+    lease = lease_from(mono())
+    first = here.commit(
+        NS, put(one, lease=lease, override=OverrideChange("web:1", InstanceStatus.DOWN))
+    )
+    gone = here.commit(NS, put(two, lease=lease))
+    gone = here.commit(NS, put(two, expected=gone, remove=True, lease=None, evicted=True))
+    wait_until(lambda: there.revision(NS) == gone)
+    ours, theirs = here.load(NS), there.load(NS)
+    assert theirs.instances == ours.instances == (one._replace(revision=first),)
+    assert theirs.overrides == {"web:1": InstanceStatus.DOWN}
+    assert [change._replace(at_running_ms=0) for change in theirs.changes] == [
+        change._replace(at_running_ms=0) for change in ours.changes
+    ]
+    assert there.namespaces() == {NS: 1}
+    found = there.lease(NS, one.key)
+    assert found is not None
+    assert abs(found.deadline_mono_ms - lease.deadline_mono_ms) <= 1_000
+    assert found._replace(deadline_mono_ms=0) == lease._replace(deadline_mono_ms=0)
+
+
+def test_what_others_wrote_before_comes_with_the_answer_to_an_own_write(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that an own change is never seen without those before it; without another call."""
+    here, there = machines.open("here"), machines.open("there")
+    monkeypatch.setattr(there, "_catch_up", lambda namespace: None)
+    here.commit(NS, put(sample_instance(instance_id="web:1")))
+    here.commit(NS, put(sample_instance(instance_id="web:2")))
+    revision = there.commit(NS, put(sample_instance(instance_id="web:3")))
+    assert there.revision(NS) == revision
+    assert listed(there) == {"web:1", "web:2", "web:3"}
+
+
+def test_of_two_machines_that_decide_at_once_one_loses(machines: Machines) -> None:
+    here, there = machines.open("here"), machines.open("there")
+    assert here.commit(NS, put(sample_instance()))
+    with pytest.raises(ConflictError):
+        there.commit(NS, put(sample_instance(ip_addr="10.9.9.9")))
+    wait_until(lambda: listed(there) == {"web:1"})
+    assert there.load(NS).instances[0].ip_addr == "10.0.0.1"
+
+
+def test_a_lock_has_one_owner_among_all_machines(machines: Machines) -> None:
+    here, there = machines.open("here"), machines.open("there")
+    token = here.acquire("evictor", "a", mono(), 60_000)
+    assert token is not None
+    assert there.acquire("evictor", "b", mono(), 60_000) is None
+    here.release("evictor", "a")
+    later = there.acquire("evictor", "b", mono(), 60_000)
+    assert later is not None
+    with pytest.raises(LockLostError):
+        here.commit(NS, put(sample_instance()), Fence("evictor", token))
+    here.set_note("a", b"1")
+    assert there.note("a") == b"1"
+
+
+def test_renewals_are_heard_on_all_machines_and_counted(machines: Machines) -> None:
+    here, there = machines.open("here"), machines.open("there")
+    key = sample_instance().key
+    now = mono()
+    revision = here.commit(NS, put(sample_instance(), lease=lease_from(now)))
+    wait_until(lambda: there.revision(NS) == revision)
+    window = renewal_window(mono())
+    for _ in range(3):
+        assert here.renew(NS, key, lease_from(now + 5_000, by_client=now + 5_000), window)
+
+    def is_heard() -> bool:
+        found = there.lease(NS, key)
+        return found is not None and found.last_renewal_ms == now + 5_000
+
+    wait_until(is_heard)
+    found = there.lease(NS, key)
+    assert found is not None
+    assert abs(found.deadline_mono_ms - (now + 95_000)) <= 1_000
+    assert [each for each, _ in there.renewed_by_clients(NS, 0)] == [key]
+    windows = range(window - 1, renewal_window(mono()) + 1)
+    wait_until(lambda: sum(there.renewals(NS, each) for each in windows) == 3)
+    assert here.renewals(NS, window) == 3
+    assert here.revision(NS) == there.revision(NS) == revision
+
+
+def test_nobody_is_evicted_before_every_machine_has_told_its_renewals(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where one was renewed elsewhere, nor where that may be."""
+    here, there = machines.open("here"), machines.open("there")
+    instance = sample_instance()
+    # Both have told that they are there.
+    wait_until(lambda: here._told_until and there._told_until)
+    monkeypatch.setattr(there, "_tell", lambda: None)
+    until = there._told_until
+    monkeypatch.setattr(here._server, "now", lambda: until + 3_000)
+    lease = lease_from(mono() - 1_000, duration_ms=10)._replace(
+        deadline_mono_ms=here._server.mono_of(until + 2_000)
+    )
+    revision = here.commit(NS, put(instance, lease=lease))
+    removal = put(instance, expected=revision, remove=True, lease=None, evicted=True)
+    eviction = removal._replace(expected_deadline_mono_ms=lease.deadline_mono_ms)
+    with pytest.raises(ConflictError):
+        here.commit(NS, eviction)
+    monkeypatch.undo()
+
+    def is_evicted() -> bool:
+        try:
+            here.commit(NS, eviction)
+        except ConflictError:
+            return False
+        return True
+
+    wait_until(is_evicted)
+    assert listed(here) == set()
+
+
+def test_a_new_machine_gets_everything_page_by_page(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_store, "_PAGE", 5)
+    monkeypatch.setattr(redis_store, "_FETCHED_AT_ONCE", 7)
+    here = machines.open("here")
+    instances = [sample_instance(instance_id=f"web:{number}") for number in range(600)]
+    revisions = here.commit_all(NS, [put(each) for each in instances])
+    removed = put(instances[0], expected=revisions[0], remove=True, lease=None)
+    here.commit(NS, removed)
+    before = mono()
+    there = machines.open("there")
+    ours, theirs = here.load(NS), there.load(NS)
+    assert sorted(theirs.instances, key=by_revision) == sorted(ours.instances, key=by_revision)
+    assert [change.revision for change in theirs.changes] == [
+        change.revision for change in ours.changes
+    ]
+    assert theirs.revision == ours.revision
+    # What was renewed meanwhile it cannot know.
+    due = there.due(NS, before)
+    assert (due.leases, due.expired) == (599, [])
+
+
+def test_who_missed_what_was_trimmed_gets_everything(machines: Machines) -> None:
+    here, there = machines.open("here"), machines.open("there")
+    here.commit(NS, put(sample_instance(), at_mono_ms=100))
+    wait_until(lambda: listed(there) == {"web:1"})
+    machines.close(there)
+    late = [put(sample_instance(instance_id=f"web:{n}"), at_mono_ms=200) for n in range(2, 9)]
+    here.commit_all(NS, late)
+    here.trim(NS, 300)
+    known = here.revision(NS)
+    there = machines.open("there")
+    assert there.load(NS).complete_after == known
+    assert listed(there) == listed(here)
+    assert there.revision(NS) == known
+
+
+def test_all_machines_forget_what_one_trims(machines: Machines) -> None:
+    here, there = machines.open("here"), machines.open("there")
+    revision = here.commit(NS, put(sample_instance(), at_mono_ms=100))
+    wait_until(lambda: there.revision(NS) == revision)
+    assert here.trim(NS, 300) == 1
+    wait_until(lambda: there.load(NS).changes == ())
+    assert there.changes(NS, Revision(revision - 1)) is None
+    assert there.changes(NS, revision) == []
+
+
+# Redis away, restarted, emptied.
+
+
+def test_while_redis_is_away_reads_and_renewals_go_on(fragile: Machines) -> None:
+    """And writes fail, nobody is evicted, and afterwards every lease has its whole duration."""
+    store = fragile.open("here")
+    key = sample_instance().key
+    store.resume(0)
+    store.commit(NS, put(sample_instance(), lease=Lease(1_000, 90_000, 5)))
+    fragile.server.kill()
+    assert listed(store) == {"web:1"}
+    assert store.renew(NS, key, Lease(2_000, 90_000, 6), None)
+    for call in (
+        lambda: store.commit(NS, put(sample_instance(instance_id="web:2"))),
+        lambda: store.resume(4_000),
+        lambda: store.acquire("evictor", "a", 4_000, 100),
+        store.probe,
+    ):
+        with pytest.raises(StoreError, match="Redis at redis://127"):
+            call()
+    assert store.running_ms(60_000) == store.running_ms(2_500)
+    fragile.server.start()
+    assert store.resume(100_000) == 1
+    assert store.lease(NS, key) == Lease(190_000, 90_000, 6)
+
+
+def test_a_machine_that_starts_while_redis_is_away_serves_its_copy(fragile: Machines) -> None:
+    store = fragile.open("here")
+    store.commit(NS, put(sample_instance()))
+    fragile.close(store)
+    fragile.server.kill()
+    assert listed(fragile.open("here")) == {"web:1"}
+    with pytest.raises(StoreError, match="Redis at redis://127"):
+        fragile.open("another")
+
+
+@pytest.mark.parametrize("how", ["restarted", "emptied"])
+def test_what_redis_lost_the_machines_give_back(fragile: Machines, how: str) -> None:
+    """In another life; what is removed stays so, though another machine had not heard of it."""
+    here, there = fragile.open("here"), fragile.open("there")
+    instances = [sample_instance(instance_id=f"web:{number}") for number in range(4)]
+    override = OverrideChange("web:0", InstanceStatus.OUT_OF_SERVICE)
+    first = put(instances[0], override=override)
+    revisions = here.commit_all(NS, [first, *map(put, instances[1:])])
+    here.set_expected_clients(NS, 7)
+    known = here.revision(NS)
+    wait_until(lambda: there.revision(NS) == known)
+    fragile.close(there)
+    only_here = put(instances[3], expected=revisions[3], remove=True, lease=None)
+    known = here.commit(NS, only_here)
+    if how == "restarted":
+        fragile.server.kill()
+        fragile.server.start()
+    else:
+        with fragile.server.client() as client:
+            client.flushall()
+    wait_until(lambda: here.revision(NS) > known + 1_000)
+    there = fragile.open("there")
+    for store in (here, there, fragile.open("new")):
+        wait_until(lambda store=store: store.revision(NS) == here.revision(NS))
+        assert listed(store) == {"web:0", "web:1", "web:2"}
+        assert store.load(NS).overrides == {"web:0": InstanceStatus.OUT_OF_SERVICE}
+        assert store.changes(NS, known) is None
+        assert store.expected_clients(NS) == 7
+        assert store.due(NS, 0).leases == 3
+        told = {c.instance.id for c in store.load(NS).changes if c.instance and not c.removed}
+        assert told == listed(store)
+    token = here.acquire("evictor", "a", 0, 100)
+    assert token is not None
+    assert token > known
+
+
+def test_the_tail_that_a_restarted_redis_lost_is_given_back(fragile: Machines) -> None:
+    """It has an earlier state: the machines know better, and what they know is later."""
+    here, there = fragile.open("here"), fragile.open("there")
+    one, two, three = (sample_instance(instance_id=f"web:{number}") for number in range(3))
+    first, second = here.commit_all(NS, [put(one), put(two)])
+    with fragile.server.client() as client:
+        client.save()
+    changed = one._replace(ip_addr="10.9.9.9")
+    here.commit(NS, put(changed, expected=first))
+    here.commit(NS, put(two, expected=second, remove=True, lease=None))
+    known = here.commit(NS, put(three))
+    wait_until(lambda: there.revision(NS) == known)
+    fragile.server.kill()
+    fragile.server.start()
+    for store in (here, there):
+        wait_until(lambda store=store: store.revision(NS) > known + 1_000)
+        wait_until(lambda store=store: listed(store) == {"web:0", "web:2"})
+        assert {each.ip_addr for each in store.load(NS).instances} == {"10.9.9.9", "10.0.0.1"}
+    wait_until(lambda: here.revision(NS) == there.revision(NS))
+    machine = fragile.open("new")
+    assert listed(machine) == {"web:0", "web:2"}
+
+
+def test_a_write_that_met_a_paused_redis_is_written_once(fragile: Machines) -> None:
+    store = fragile.open("here")
+    before = store.commit(NS, put(sample_instance()))
+    fragile.server.pause()
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(store.commit, NS, put(sample_instance(instance_id="web:2")))
+        time.sleep(1.2)  # longer than a call waits for its answer
+        fragile.server.go_on()
+        assert writing.result(timeout=HANG_SECS) == before + 1
+    assert listed(store) == {"web:1", "web:2"}
+
+
+def test_a_redis_that_hangs_is_waited_for_once(fragile: Machines) -> None:
+    """Or else all threads would soon wait for it, and nobody answered the readers."""
+    store = fragile.open("here")
+    store.commit(NS, put(sample_instance()))
+    fragile.server.pause()
+    late = put(sample_instance(instance_id="web:2"))
+    with pytest.raises(StoreError, match="Timeout"):
+        store.commit(NS, late)
+    with pytest.raises(StoreError, match="it hangs"):
+        store.commit(NS, late)
+    assert listed(store) == {"web:1"}
+    fragile.server.go_on()
+    wait_until(lambda: _takes(store, put(sample_instance(instance_id="web:3"))))
+
+
+def _takes(store: Store, commit: Commit) -> bool:
+    try:
+        store.commit(NS, commit)
+    except StoreError:
+        return False
+    return True
+
+
+def test_a_write_whose_answer_was_cut_off_is_asked_for_again(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was executed, so it must not be executed again, nor be told to have failed."""
+    store = machines.open("here")
+    before = store.commit(NS, put(sample_instance()))
+    exchange, cut = redis_server._exchange, []
+
+    def cut_off(connection: Any, command: tuple[Any, ...]) -> Any:
+        answer = exchange(connection, command)
+        if command[1] == scripts.COMMIT.sha and not cut:
+            cut.append(command)
+            raise redis.TimeoutError("cut off")
+        return answer
+
+    monkeypatch.setattr(redis_server, "_exchange", cut_off)
+    assert store.commit(NS, put(sample_instance(instance_id="web:2"))) == before + 1
+    assert len(cut) == 1
+    assert store.revision(NS) == before + 1
+    assert listed(store) == {"web:1", "web:2"}
+
+
+# From LMDB and back.
+
+
+def test_a_folder_of_lmdb_fills_an_empty_redis_and_can_be_taken_back(
+    machines: Machines, tmp_path: Path
+) -> None:
+    folder = tmp_path / "here"
+    alone = LmdbStore(folder)
+    instances = [sample_instance(instance_id=f"web:{number}") for number in range(700)]
+    known = alone.commit_all(NS, [put(each) for each in instances])
+    alone.close()
+    here, there = machines.open("here"), machines.open("there")
+    assert listed(here) == listed(there) == {each.id for each in instances}
+    last = known[-1]
+    assert last is not None
+    assert here.revision(NS) == there.revision(NS) > last
+    here.commit(NS, put(sample_instance(instance_id="late")))
+    wait_until(lambda: "late" in listed(there))
+    machines.close(there)
+    back = LmdbStore(tmp_path / "there")
+    assert listed(back) == {each.id for each in instances} | {"late"}
+    back.close()
+
+
+def test_a_folder_and_a_redis_that_both_have_something_are_not_mixed(
+    machines: Machines, tmp_path: Path
+) -> None:
+    machines.open("here").commit(NS, put(sample_instance()))
+    alone = LmdbStore(tmp_path / "there")
+    alone.commit(NS, put(sample_instance(instance_id="web:2")))
+    alone.close()
+    with pytest.raises(StoreError, match="has a registry, and the folder another"):
+        machines.open("there")
+
+
+def test_a_copy_of_another_registry_is_refused(
+    machines: Machines, server: RedisServer, tmp_path: Path
+) -> None:
+    machines.close(machines.open("here"))
+    with pytest.raises(StoreError, match="the folder is a copy of the registry"):
+        open_store(server.url(another_prefix(), tmp_path / "here"))
+
+
+def test_a_password_is_shown_nowhere() -> None:
+    address = read_address("redis://user:secret@127.0.0.1:1/0")
+    assert "secret" not in address.shown
+    assert address.prefix == "eureka"
+
+
+def test_the_clocks_offset_moves_only_where_a_round_trip_proves_it_wrong(
+    server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis_at = Server(read_address(server.url("clock", tmp_path)))
+    reads = iter([1_000, 1_010, 2_000, 2_030, 3_000, 3_002, 4_000, 4_010])
+    times = iter([50_005, 51_015, 52_020, 40_000])
+
+    def call(*_: str, waits: bool) -> tuple[int, int]:
+        seconds, milliseconds = divmod(next(times), 1000)
+        return seconds, milliseconds * 1000
+
+    monkeypatch.setattr(redis_at, "_clock", SimpleNamespace(mono_ms=lambda: next(reads)))
+    monkeypatch.setattr(redis_at, "call", call)
+    found = []
+    for _ in range(4):
+        redis_at.look_at_clock()
+        found.append(redis_at.time_of(0))
+    assert found == [49_000, 49_000, 49_017, 36_001]
+    assert redis_at.mono_of(redis_at.time_of(5)) == 5
