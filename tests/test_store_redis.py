@@ -316,17 +316,23 @@ def test_a_new_machine_gets_everything_page_by_page(
     revisions = here.commit_all(NS, [put(each) for each in instances])
     removed = put(instances[0], expected=revisions[0], remove=True, lease=None)
     here.commit(NS, removed)
+    # An override that changed alone, before its instance was listed.
+    down = OverrideChange("api:1", InstanceStatus.DOWN)
+    api = sample_instance("API", "api:1")
+    here.commit(NS, Commit(api.key, Revision(0), None, 100, None, override=down))
+    here.commit(NS, put(api, expected_override=InstanceStatus.DOWN))
     before = mono()
     there = machines.open("there")
     ours, theirs = here.load(NS), there.load(NS)
     assert sorted(theirs.instances, key=by_revision) == sorted(ours.instances, key=by_revision)
-    assert [change.revision for change in theirs.changes] == [
-        change.revision for change in ours.changes
+    assert [change._replace(at_running_ms=0) for change in theirs.changes] == [
+        change._replace(at_running_ms=0) for change in ours.changes
     ]
+    assert theirs.overrides == ours.overrides
     assert theirs.revision == ours.revision
     # What was renewed meanwhile it cannot know.
     due = there.due(NS, before)
-    assert (due.leases, due.expired) == (599, [])
+    assert (due.leases, due.expired) == (600, [])
 
 
 def test_who_missed_what_was_trimmed_gets_everything(machines: Machines) -> None:

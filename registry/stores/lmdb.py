@@ -48,7 +48,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -169,10 +169,14 @@ class Renewed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """All of a namespace. The instants of its changes are of the monotonic clock here."""
+    """All of a namespace as another store has it; its log as the commits that were the last."""
 
-    snapshot: Snapshot
-    leases: Mapping[InstanceKey, Lease]
+    revision: Revision
+    complete_after: Revision
+    instances: Sequence[Instance] = ()
+    overrides: Mapping[str, InstanceStatus] = field(default_factory=dict)
+    log: Sequence[tuple[Revision, Commit]] = ()
+    leases: Mapping[InstanceKey, Lease] = field(default_factory=dict)
     expected_clients: int | None = None
 
 
@@ -811,7 +815,7 @@ class LmdbStore:
             txn.put(b"life", U64.pack(life), db=self._meta)
             slots: list[tuple[Place, Lease]] = []
             for namespace in {*self._sizes(txn), *contents}:
-                found = contents.get(namespace) or Contents(Snapshot(life, (), {}, (), life), {})
+                found = contents.get(namespace) or Contents(life, life)
                 self._replace(txn, namespace, found, slots)
             return slots
 
@@ -831,16 +835,16 @@ class LmdbStore:
         contents: Contents,
         slots: list[tuple[Place, Lease]],
     ) -> None:
-        name, snapshot = namespace.encode(), contents.snapshot
+        name = namespace.encode()
         prefix = name + b"\0"
         for db in (self._record, self._override, self._log, self._removal, self._removed):
             for key, _ in list(self._items(txn, db, namespace)):
                 txn.delete(prefix + key, db=db)
-        for instance in snapshot.instances:
+        for instance in contents.instances:
             key = self._key(namespace, *instance.key)
             record = U64.pack(instance.revision) + sealed(encode_instance(instance))
             txn.put(key, record, db=self._record)
-        for each, status in snapshot.overrides.items():
+        for each, status in contents.overrides.items():
             txn.put(self._key(namespace, each), status.encode(), db=self._override)
         leases = {self._key(namespace, *key): lease for key, lease in contents.leases.items()}
         for key, leased in list(self._items(txn, self._leased, namespace)):
@@ -858,24 +862,24 @@ class LmdbStore:
             txn.put(key, _pack(place, lease), db=self._leased)
             slots.append((place, lease))
         removed_bytes = 0
-        for change in snapshot.changes:
-            at = self.running_ms(change.at_running_ms)
-            kind = OF_OVERRIDE if change.override is not None else 0
-            packed, instance_of = U64.pack(change.revision), change.instance
-            if instance_of is not None and not change.removed:
-                entry = packed_entry(at, kind, "\0".join(instance_of.key).encode())
-                txn.put(prefix + packed, entry, db=self._log)
+        for revision, commit in contents.log:
+            at, packed = self.running_ms(commit.at_mono_ms), U64.pack(revision)
+            kind = OF_OVERRIDE if commit.override is not None else 0
+            key = self._key(namespace, *commit.key)
+            changed = key[len(prefix) :]
+            if commit.instance is not None and not commit.remove:
+                txn.put(prefix + packed, packed_entry(at, kind, changed), db=self._log)
                 continue
-            kind |= EVICTED if change.evicted else 0
-            if instance_of is not None:
-                removed = "\0".join(instance_of.key).encode()
-                entry = packed_entry(at, kind, removed, sealed(encode_instance(instance_of)))
-                txn.put(prefix + removed, packed, db=self._removed)
-                txn.put(prefix + packed, entry, db=self._removal)
-                removed_bytes += _size_of_removal(entry)
-        txn.put(b"size\0" + name, U64.pack(len(snapshot.instances)), db=self._meta)
-        txn.put(b"revision\0" + name, U64.pack(snapshot.revision), db=self._meta)
-        txn.put(b"trimmed\0" + name, U64.pack(snapshot.complete_after), db=self._meta)
+            kind |= EVICTED if commit.evicted else 0
+            last = commit.instance
+            encoded = b"" if last is None else sealed(encode_instance(last))
+            entry = packed_entry(at, kind, changed, encoded)
+            txn.put(prefix + packed, entry, db=self._removal)
+            txn.put(key if encoded else key + b"\0", packed, db=self._removed)
+            removed_bytes += _size_of_removal(entry)
+        txn.put(b"size\0" + name, U64.pack(len(contents.instances)), db=self._meta)
+        txn.put(b"revision\0" + name, U64.pack(contents.revision), db=self._meta)
+        txn.put(b"trimmed\0" + name, U64.pack(contents.complete_after), db=self._meta)
         txn.put(b"removed\0" + name, U64.pack(removed_bytes), db=self._meta)
         if contents.expected_clients is not None:
             packed = U64.pack(contents.expected_clients)

@@ -40,7 +40,7 @@ import logging
 import re
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -87,6 +87,7 @@ _LISTENS_SECS = 0.25
 _AGAIN_SECS = 0.2
 _TRIMMED_AT_ONCE = 1_000
 _OFFERED_AT_ONCE = 500
+_ASKED_AT_ONCE = 2_000
 # Notes in the copy, which are none of the contract's.
 _COPY_OF, _NODE, _TELLER = "redis/copy-of", "redis/node", "redis/teller"
 _HEARD, _COUNTED = "redis/heard", "redis/counted"
@@ -202,25 +203,28 @@ class RedisStore:
         return max([self._copy.life(), *known])
 
     def _give_back(self, life: Revision, namespace: Namespace) -> None:
-        """Offer Redis all that the copy has."""
+        """Offer Redis what the copy has, as far as that is later than what Redis has."""
         snapshot = self._copy.load(namespace)
         leases = dict(self._copy.due(namespace, _NEVER).expired)
         expected = self._copy.expected_clients(namespace)
-        offers: list[tuple[Argument, ...]] = []
-        for instance in snapshot.instances:
-            lease = leases.get(instance.key)
-            override = snapshot.overrides.get(instance.id, "")
-            told = "" if lease is None else self._told(lease)
-            encoded = encode_instance(instance)
-            offers.append((_name(instance.key), instance.revision, encoded, 0, told, override))
-        offers += [
-            (_name(each.key), change.revision, encode_instance(each), 1, "", "")
+        held = [(instance, 0) for instance in snapshot.instances] + [
+            (change.instance, 1)
             for change in snapshot.changes
-            if (each := change.instance) is not None and change.removed
+            if change.instance is not None and change.removed
         ]
+        wanted = list(self._wanted(life, namespace, held))
+
+        def offer(instance: Instance, removed: int) -> Iterator[Argument]:
+            lease = None if removed else leases.get(instance.key)
+            override = "" if removed else snapshot.overrides.get(instance.id, "")
+            yield from (_name(instance.key), instance.revision, encode_instance(instance), removed)
+            yield from ("" if lease is None else self._told(lease), override)
+
         given = 0
-        for start in range(0, max(1, len(offers)), _OFFERED_AT_ONCE):
-            portion = [each for offer in offers[start : start + _OFFERED_AT_ONCE] for each in offer]
+        for start in range(0, max(1, len(wanted)), _OFFERED_AT_ONCE):
+            portion = [
+                value for each in wanted[start : start + _OFFERED_AT_ONCE] for value in offer(*each)
+            ]
             given += int(
                 self._server.run(
                     scripts.OFFER,
@@ -233,6 +237,20 @@ class RedisStore:
             )
         if given:
             log.warning("gave %d changes in %s back to Redis", given, namespace)
+
+    def _wanted(
+        self, life: Revision, namespace: Namespace, held: list[tuple[Instance, int]]
+    ) -> Iterator[tuple[Instance, int]]:
+        """Of what the copy has, what is news to Redis."""
+        for start in range(0, len(held), _ASKED_AT_ONCE):
+            portion = held[start : start + _ASKED_AT_ONCE]
+            names = [
+                value
+                for instance, removed in portion
+                for value in (_name(instance.key), instance.revision, removed)
+            ]
+            for place in self._server.run(scripts.WANT, life, namespace, *names):
+                yield portion[place]
 
     def _told(self, lease: Lease) -> str:
         """A lease in Redis' words, but for the batch and the revision at its end."""
@@ -285,11 +303,14 @@ class RedisStore:
             log_after, changes = Revision(0), []
             while True:
                 revision, trimmed, expected, _, entries = self._fetch(
-                    life, namespace, log_after, everything=True
+                    life, namespace, log_after, known_until=first
                 )
-                for at, commit, lease in entries:
-                    log_after = at
-                    changes.append(_change(at, commit))
+                for at, told, lease in entries:
+                    log_after, commit = at, told
+                    listed = instances.get(commit.key)
+                    if commit.instance is None and listed is not None and listed.revision == at:
+                        commit = commit._replace(instance=listed)
+                    changes.append((at, commit))
                     if commit.instance is not None and commit.remove:
                         instances.pop(commit.key, None)
                         leases.pop(commit.key, None)
@@ -305,10 +326,15 @@ class RedisStore:
                 if len(entries) < _FETCHED_AT_ONCE:
                     break
             if trimmed <= max(first, life):
-                snapshot = Snapshot(
-                    revision, tuple(instances.values()), overrides, tuple(changes), trimmed
+                return Contents(
+                    revision,
+                    trimmed,
+                    tuple(instances.values()),
+                    overrides,
+                    changes,
+                    leases,
+                    expected,
                 )
-                return Contents(snapshot, leases, expected)
 
     def _from_now(self, lease: Lease) -> Lease:
         """A lease with its whole duration left: while it was not followed it may have renewed."""
@@ -318,15 +344,26 @@ class RedisStore:
     # Following.
 
     def _fetch(
-        self, life: Revision, namespace: Namespace, after: Revision, *, everything: bool = False
+        self,
+        life: Revision,
+        namespace: Namespace,
+        after: Revision,
+        *,
+        known_until: Revision | None = None,
     ) -> tuple[Revision, Revision, int | None, bool, list[_Entry]]:
         """What changed after a revision, a portion at a time.
 
         Before it the revision of the last change, that after which all is told, the number of
         expected clients, and whether so much was forgotten that the copy cannot go on from there.
+        With ``known_until`` all that is there is told, but without what is listed since then.
         """
         revision, trimmed, expected, is_far, found = self._server.run(
-            scripts.FETCH, life, namespace, after, _FETCHED_AT_ONCE, int(everything)
+            scripts.FETCH,
+            life,
+            namespace,
+            after,
+            _FETCHED_AT_ONCE,
+            "" if known_until is None else known_until,
         )
         return (
             Revision(int(revision)),
@@ -794,15 +831,3 @@ def _key(name: bytes) -> InstanceKey:
 def _listed(record: bytes) -> Instance:
     revision, _, encoded = record.partition(b" ")
     return decode_instance(encoded, int(revision))
-
-
-def _change(revision: Revision, commit: Commit) -> Change:
-    """A change as the log has it, its instant on the monotonic clock."""
-    return Change(
-        revision,
-        commit.at_mono_ms,
-        commit.instance,
-        commit.remove,
-        commit.evicted,
-        commit.override,
-    )

@@ -61,8 +61,9 @@ end
 """
 
 _CHANGES = """
--- The entries of the log after a revision and up to another, six values each.
-local function changes(N, after, up_to, into, most)
+-- The entries of the log after a revision and up to another, six values each. What is listed since
+-- the revision ``known`` or before goes without its record and its lease.
+local function changes(N, after, up_to, into, most, known)
   local found = call('ZRANGEBYSCORE', N .. 'log', '(' .. after, up_to, 'WITHSCORES',
                      'LIMIT', 0, most)
   for i = 1, #found, 2 do
@@ -73,7 +74,7 @@ local function changes(N, after, up_to, into, most)
     if kind % 4 >= 2 then
       override = call('HGET', N .. 'override', string.match(name, '^[^%z]*%z([^%z]*)')) or ''
     end
-    if kind < 4 and string.sub(name, -1) ~= '\\0' then
+    if kind < 4 and string.sub(name, -1) ~= '\\0' and tonumber(found[i + 1]) > known then
       record = call('HGET', N .. 'record', name) or ''
       lease = call('HGET', N .. 'lease', name) or ''
     end
@@ -131,7 +132,7 @@ local known = tonumber(ARGV[5])
 if known < trimmed then
   is_far = '1'
 elseif known < revision then
-  if changes(N, ARGV[5], whole(revision), missing, 201) > 200 then
+  if changes(N, ARGV[5], whole(revision), missing, 201, 0) > 200 then
     missing, is_far = {}, '1'
   end
 end
@@ -253,7 +254,8 @@ FETCH = _script(
     _BEGIN,
     _CHANGES,
     """
--- run, life, namespace, revision known, how many at most, whether all that is there ('1').
+-- run, life, namespace, revision known, how many at most; and the revision up to which what is
+-- listed is known, where all entries are wanted.
 local lost = check_life()
 if lost then return lost end
 local N = P .. ARGV[3] .. ':'
@@ -261,10 +263,10 @@ local meta = call('HMGET', N .. 'meta', 'revision', 'trimmed', 'expected')
 local revision, trimmed = meta[1] or ARGV[2], meta[2] or ARGV[2]
 local found = {}
 local is_far = '0'
-if ARGV[6] ~= '1' and tonumber(ARGV[4]) < tonumber(trimmed) then
+if ARGV[6] == '' and tonumber(ARGV[4]) < tonumber(trimmed) then
   is_far = '1'
 else
-  changes(N, ARGV[4], '+inf', found, tonumber(ARGV[5]))
+  changes(N, ARGV[4], '+inf', found, tonumber(ARGV[5]), tonumber(ARGV[6]) or 0)
 end
 return {revision, trimmed, meta[3] or '', is_far, found}
 """,
@@ -403,9 +405,44 @@ return {ARGV[2], ARGV[1], ARGV[2], ARGV[1]}
 )
 """Which life it is; another one begins where it is still the one that the caller saw."""
 
+_NEWS = """
+-- Whether a state that had a revision in another life is later than what is known here.
+local function is_news(N, name, offered, removed)
+  local stored = call('HGET', N .. 'record', name)
+  local known = stored and tonumber(string.match(stored, '^(%d+)'))
+    or tonumber(call('ZSCORE', N .. 'log', name) or 0)
+  local was = call('HGET', N .. 'was', name)
+  if was then
+    local now, before = string.match(was, '^(%d+) (%d+)')
+    if tonumber(now) == known then known = tonumber(before) end
+  end
+  return offered > known and (stored or removed ~= '1' or known == 0), stored
+end
+"""
+
+WANT = _script(
+    _BEGIN,
+    _NEWS,
+    """
+-- run, life, namespace; then three for each: name, revision that it had, removed ('1') or not.
+local lost = check_life()
+if lost then return lost end
+local N = P .. ARGV[3] .. ':'
+local wanted = {}
+for i = 4, #ARGV, 3 do
+  if is_news(N, ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2]) then
+    wanted[#wanted + 1] = (i - 4) / 3
+  end
+end
+return wanted
+""",
+)
+"""Which of the states that a node has of an earlier life are news here, by their places."""
+
 OFFER = _script(
     _BEGIN,
     _WRITE,
+    _NEWS,
     """
 -- run, life, namespace, node, expected clients; then six for each: name, revision that it had,
 -- instance, removed ('1') or not, lease, override.
@@ -419,16 +456,9 @@ local first = revision
 local time = call('TIME')
 local at = whole(tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000))
 for i = 6, #ARGV, 6 do
-  local name, offered = ARGV[i], tonumber(ARGV[i + 1])
-  local stored = call('HGET', N .. 'record', name)
-  local known = stored and tonumber(string.match(stored, '^(%d+)'))
-    or tonumber(call('ZSCORE', N .. 'log', name) or 0)
-  local was = call('HGET', N .. 'was', name)
-  if was then
-    local now, before = string.match(was, '^(%d+) (%d+)')
-    if tonumber(now) == known then known = tonumber(before) end
-  end
-  if offered > known and (stored or ARGV[i + 3] ~= '1' or known == 0) then
+  local name = ARGV[i]
+  local news, stored = is_news(N, name, tonumber(ARGV[i + 1]), ARGV[i + 3])
+  if news then
     revision = revision + 1
     local number = whole(revision)
     call('HSET', N .. 'was', name, number .. ' ' .. ARGV[i + 1])
