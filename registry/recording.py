@@ -162,7 +162,7 @@ class Recorder:
         """Note what was committed; ``causes`` of each, where there is more to say than it says.
 
         A registration that changed nothing is most of what comes in a storm. It is looked for here,
-        while all of it is in the processor's cache, and then only counted.
+        while most of it is in the processor's cache, and then only counted.
         """
         if len(self._noted) >= _MOST_NOTED:
             self._lose(len(commits))
@@ -183,10 +183,12 @@ class Recorder:
                     key = commit.key
                     repeated = known.get(key)
                     if repeated is not None:
+                        # What comes alone may be an operator's change of the same data.
                         if (
                             repeated.dirty_ms == instance.last_dirty_ms
                             and repeated.status is instance.status
                             and commit.override is None
+                            and (several is not None or is_repetition(commit))
                         ):
                             repeated.times += 1
                             repeated.latest = instance
@@ -249,6 +251,7 @@ class Recorder:
                     self._make_up(registry)
                     reconciled_at = now + self._settled_secs
             except StoreError as error:
+                self._lacks_some = True
                 self._tell_failure(error)
             except Exception:
                 # A defect must not end the history for as long as this worker lives.

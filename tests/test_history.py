@@ -225,6 +225,32 @@ def test_a_client_that_registers_all_the_time_is_told_of_now_and_then(world: Wor
     assert told[0]["revision"] == world.registry.view().revision
 
 
+def test_an_operators_change_amid_repetitions_is_told_with_the_name(world: World) -> None:
+    """Also where the dirty timestamp stays as it was, and so does what the client says after it."""
+    lane = world.gateway.lane({"content-type": "application/json", "host": "x"})
+    assert lane is not None
+
+    def register() -> None:
+        lane.answer("POST", "/eureka/apps/WEB", instance_body("WEB", "web:1").encode())
+        world.gateway.settle()
+        world.clock.advance(10)
+
+    for _ in range(4):
+        register()
+    fields = {"user-agent": "operator"}
+    assert world.eureka("PUT", "/apps/WEB/web:1/metadata?zone=b", headers=fields) == 200
+    register()
+    world.clock.advance(20_000)
+    told = [(e["kind"], e["by"]["client"], e["detail"].get("times")) for e in world.entries()]
+    assert told == [
+        ("metadata", "", None),
+        ("metadata", "operator", None),
+        ("registered", "", 2),
+        ("registered", "", None),
+        ("registered", "", None),
+    ]
+
+
 def test_what_changed_is_told_field_by_field(world: World) -> None:
     world.register()
     later = {"lastDirtyTimestamp": "1700000001000"}
