@@ -30,7 +30,7 @@ from native_api.api import NativeApi
 from native_api.problems import problem
 from native_api.settings import NativeSettings
 from native_api.status import Server
-from registry import DEFAULT_NAMESPACE, Namespace, Registry, StoreError, asking
+from registry import DEFAULT_NAMESPACE, Asker, Namespace, Registry, StoreError, asking
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 # What the operator's page keeps as a cookie, and what it sends of it with each change.
@@ -95,6 +95,7 @@ class Gateway:
         self._eureka_settings = eureka
         self._native_settings = native
         self._access = access
+        self._asker = self._asked_by
         self._lock = threading.Lock()
         self._eureka_apis: dict[Namespace, EurekaApi] = {}
         self._native_apis: dict[Namespace, NativeApi] = {}
@@ -299,7 +300,7 @@ class Gateway:
     def _as(self, grant: Grant, request: Request, work: Callable[[], _T]) -> _T:
         """Have log and history say who asked for what they tell of."""
         before = caller.set(grant)
-        asked = asking.set(partial(self._access.asker, grant.user, request.headers, request.peer))
+        asked = asking.set(partial(self._asker, grant, request))
         try:
             return work()
         finally:
@@ -318,6 +319,9 @@ class Gateway:
             "may_write": self._access.may_write(request),
         }
         return Answer(200, orjson.dumps(told), "application/json", {"Cache-Control": "no-store"})
+
+    def _asked_by(self, grant: Grant, request: Request) -> Asker:
+        return self._access.asker(grant.user, request.headers, request.peer)
 
     def _is_waiting(self, request: Request) -> bool:
         """Whether a native read asks what this server does not know before a peer has answered."""
