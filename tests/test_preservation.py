@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +20,8 @@ from registry.loss import accept, accepted
 from registry.testing import sample_instance
 from tests.fleets import Fleet, Member
 from tests.in_process import InProcess
-from tests.servers import ROOT
+from tests.servers import ROOT, RegistryServer, send, wait_until
+from tests.test_system import worker_connections
 
 MODES = ("genuine", "by-application")
 
@@ -519,3 +522,60 @@ class TestByTheApi:
         assert found["loss-accepted"]["by"]["address"] == "127.0.0.1"
         assert found["loss-accepted"]["detail"]["ended"] == 12
         assert found["evicted"]["detail"]["held_by"] == "self-preservation"
+
+
+@pytest.mark.slow
+def test_each_worker_tells_the_same_and_any_may_be_told_to_accept_the_loss(tmp_path: Path) -> None:
+    """Two workers, one of which evicts: over the socket, with a lease of two seconds."""
+    preserving = {
+        "SELF_PRESERVATION": "by-application",
+        "EUREKA_SERVER_ENABLE_SELF_PRESERVATION": "true",
+    }
+    short = {"leaseInfo": {"renewalIntervalInSecs": 1, "durationInSecs": 2}}
+    with RegistryServer(tmp_path, env=preserving) as server:
+        for number in range(12):
+            assert server.register("WEB", f"web:{number}", **short) == 204
+        connections = worker_connections(server, 2).values()
+
+        def told(connection: HTTPConnection, path: str) -> Any:
+            reply = send(server.port, "GET", f"/api/v1/{path}", connection=connection)
+            return reply.json()
+
+        went = []
+        for number, connection in enumerate(connections):
+            if number:
+                for again in range(12):
+                    assert server.register("WEB", f"web:{again}", **short) == 204
+
+            def has_ended(connection: HTTPConnection = connection) -> bool:
+                facts = told(connection, "instances/web:11/why")["facts"]
+                return facts.get("held_by") == ["self-preservation"]
+
+            wait_until(has_ended, "that the last lease ends, and is kept")
+            # While they registered the first two may have ended, and gone.
+            kept = len(server.apps())
+            assert kept >= 10
+
+            def tells_of_it(connection: HTTPConnection = connection, kept: int = kept) -> bool:
+                status = told(connection, "status")
+                apps = status["self_preservation"]["applications"]
+                is_warned = any(f"keeps {kept} ended leases" in w for w in status["warnings"])
+                return is_warned and [(a["application"], a["ended"]) for a in apps] == [
+                    ("WEB", kept)
+                ]
+
+            wait_until(tells_of_it, "that the status tells of it")
+            reply = send(
+                server.port,
+                "POST",
+                "/api/v1/self-preservation/accept-loss",
+                '{"service_name": "web"}',
+                {"Content-Type": "application/json"},
+                connection,
+            )
+            assert (reply.status, reply.json()["will_go"]) == (202, kept)
+            wait_until(lambda: server.apps() == {}, "that they go")
+            went.append(kept)
+        log = server.log()
+    said = r"somebody at 127\.0\.0\.1 accepted the loss in default: (\d+) instances of WEB evicted"
+    assert list(map(int, re.findall(said, log))) == went
