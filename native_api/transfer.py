@@ -30,7 +30,6 @@ from registry import (
     NamespaceRegistry,
     NotYetError,
     RegistryError,
-    StoreError,
     duration_ms,
 )
 
@@ -43,12 +42,30 @@ MAX_IMPORT_BYTES = 4 * 1024 * 1024
 """Of one request. A longer export comes in parts, each behind its first line."""
 
 _PORTION = 500
+# So many are listed in one operation of the store.
+_GROUP = 200
 _PAUSE_SECS = 0.0001
 _SHOWN = 200
 
 
 class _LineError(ValueError):
     """A line that says nothing that could be listed; the text says why."""
+
+
+class _Read(NamedTuple):
+    """What a line tells of."""
+
+    line: int
+    instance: Instance
+    age_ms: int
+
+
+class _Refused(NamedTuple):
+    """A line that was refused, and why."""
+
+    line: int
+    id: str | None
+    detail: str
 
 
 class Transfer:
@@ -109,7 +126,8 @@ class Transfer:
         first, *lines = request.read_body(MAX_IMPORT_BYTES).split(b"\n")
         self._check_header(first)
         counts: Counter[str] = Counter()
-        refused = []
+        refused: list[_Refused] = []
+        group: list[_Read] = []
         for number, line in enumerate(lines, start=2):
             if not line.strip():
                 continue
@@ -117,13 +135,30 @@ class Transfer:
             try:
                 told = _parsed(line)
                 identity = _identity(told)
-                counts[self._taken(told)] += 1
-            except StoreError:
-                raise  # nothing that follows can be written either
-            except (_LineError, RegistryError) as error:
-                refused.append({"line": number, "id": identity, "detail": str(error)})
+                found = self._read(told)
+            except _LineError as error:
+                refused.append(_Refused(number, identity, str(error)))
+                continue
+            if found is None:
+                counts["of_catalogs"] += told.get("kind") != "end"
+                continue
+            group.append(_Read(number, *found))
+            if len(group) == _GROUP:
+                self._adopt(group, counts, refused)
+        self._adopt(group, counts, refused)
         done = {word: counts[word] for word in ("taken", "kept", "of_catalogs")}
-        return json_answer({**done, "refused": refused})
+        refused.sort()
+        return json_answer({**done, "refused": [each._asdict() for each in refused]})
+
+    def _adopt(self, group: list[_Read], counts: Counter[str], refused: list[_Refused]) -> None:
+        """List what some lines say, and tell what became of each."""
+        wanted = [(read.instance, read.age_ms) for read in group]
+        for read, outcome in zip(group, self._registry.adopt_all(wanted), strict=True):
+            if isinstance(outcome, RegistryError):
+                refused.append(_Refused(read.line, read.instance.id[:_SHOWN], str(outcome)))
+            else:
+                counts["taken" if outcome else "kept"] += 1
+        group.clear()
 
     def _check_header(self, line: bytes) -> None:
         try:
@@ -146,15 +181,18 @@ class Transfer:
             )
             raise ProblemError(problem(409, text))
 
-    def _taken(self, told: Mapping[str, Any]) -> str:
-        """List what a line says, and tell what became of it."""
+    def _read(self, told: Mapping[str, Any]) -> tuple[Instance, int] | None:
+        """The instance that a line tells of, and how much of its lease has gone (ms).
+
+        None where it tells of none that is to be listed.
+        """
         if told.get("kind") == "end":
-            return "end"
+            return None
         if told.get("kind") != "instance":
             raise _LineError("expected a line of the kind instance")
         source = _field(told, "source", _text)
         if source not in ("eureka", form.SOURCE):
-            return "of_catalogs"
+            return None
         if source == form.SOURCE:
             instance = self._native(told)
         else:
@@ -166,8 +204,7 @@ class Transfer:
         remaining = _field(told, "lease_remaining_ms", _optional(_whole(0, 2**53)))
         if remaining is None or remaining > duration:
             remaining = duration
-        taken = self._registry.adopt(instance, age_ms=duration - remaining)
-        return "taken" if taken else "kept"
+        return instance, duration - remaining
 
     def _native(self, told: Mapping[str, Any]) -> Instance:
         """What registered at this API, from its registration, which is checked as ever."""

@@ -530,38 +530,73 @@ class NamespaceRegistry:
         is_new, _ = self._decide(decide, fence)
         _log_registered(instance, is_new)
 
-    def adopt(self, instance: Instance, *, age_ms: int = 0) -> bool:
-        """List what another registry's copy says, unless what is listed is as new; whether it was.
+    def adopt_all(self, wanted: Sequence[tuple[Instance, int]]) -> list[bool | RegistryError]:
+        """List what another registry's copy says, unless what is listed is as new.
 
-        The newest dirty timestamp wins. Of two that are alike, a copy with an override is listed
-        where there is none here; else it only tells how long the lease still goes, which counts
-        where that is longer. ``age_ms`` of it have gone. An override that stands here stays.
+        Each comes with how much of its lease has gone (ms). The newest dirty timestamp wins. Of two
+        that are alike, a copy with an override is listed where there is none here; else it only
+        tells how long the lease still goes, which counts where that is longer. An override that
+        stands here stays.
 
-        Raises what ``register`` raises.
+        All are one operation of the store, and each is decided for itself: the outcome is whether
+        it was listed, or the error that ``register`` would raise for it. ``StoreError`` where the
+        store took none of them.
         """
-        _check_identity(instance)
+        outcomes: list[bool | RegistryError] = [False] * len(wanted)
+        view = self._synced()
+        commits: list[Commit] = []
+        places: list[int] = []
+        now = self._now()
+        with view.lock:
+            for place, (instance, age_ms) in enumerate(wanted):
+                try:
+                    _check_identity(instance)
+                    commit = self._adoption(view, instance, age_ms, now)
+                except RegistryError as error:
+                    outcomes[place] = error
+                    continue
+                if commit is not None:
+                    commits.append(commit)
+                    places.append(place)
+        with self._timed():
+            revisions = self._records.commit_all(self.namespace, commits)
+        self._follow(commits, revisions, asking.get())
+        for place, revision in zip(places, revisions, strict=True):
+            try:  # without a revision it lost a race, maybe to one before it
+                outcomes[place] = revision is not None or self._adopt(*wanted[place])
+            except RegistryError as error:
+                outcomes[place] = error
+        for (instance, age_ms), outcome in zip(wanted, outcomes, strict=True):
+            if outcome is True:
+                log.debug("adopted %s/%s as %s", instance.app, instance.id, instance.status)
+            elif outcome is False:
+                remaining = duration_ms(instance.duration_secs) - age_ms
+                self.extend_lease(instance.key, self.clock.mono_ms() + remaining)
+        return outcomes
 
+    def _adopt(self, instance: Instance, age_ms: int) -> bool:
         def decide(view: View) -> tuple[Commit | None, bool]:
-            existing = view.get(instance.key)
-            if existing is not None and existing.is_leased:
-                is_overridden = instance.overridden_status is not InstanceStatus.UNKNOWN
-                adds_override = is_overridden and instance.id not in view.overrides
-                at, told_at = existing.last_dirty_ms, instance.last_dirty_ms
-                if at > told_at or (at == told_at and not adds_override):
-                    return None, False
-            commit = self._registration(view, instance, True, self._now(), age_ms=age_ms)
-            if commit.instance is None:
-                return commit, True
-            # Nobody else was told of it: peers are to hear it from here.
-            return commit._replace(instance=commit.instance._replace(peers_know=False)), True
+            commit = self._adoption(view, instance, age_ms, self._now())
+            return commit, commit is not None
 
-        is_adopted, _ = self._decide(decide)
-        if is_adopted:
-            log.info("adopted %s/%s as %s", instance.app, instance.id, instance.status)
-        else:
-            remaining = duration_ms(instance.duration_secs) - age_ms
-            self.extend_lease(instance.key, self.clock.mono_ms() + remaining)
-        return is_adopted
+        return self._decide(decide)[0]
+
+    def _adoption(
+        self, view: View, instance: Instance, age_ms: int, at: tuple[int, int]
+    ) -> Commit | None:
+        """The commit that lists what a copy says; None where what is listed is as new."""
+        existing = view.get(instance.key)
+        if existing is not None and existing.is_leased:
+            is_overridden = instance.overridden_status is not InstanceStatus.UNKNOWN
+            adds_override = is_overridden and instance.id not in view.overrides
+            ours, theirs = existing.last_dirty_ms, instance.last_dirty_ms
+            if ours > theirs or (ours == theirs and not adds_override):
+                return None
+        commit = self._registration(view, instance, True, at, age_ms=age_ms)
+        if commit.instance is None:
+            return commit
+        # Nobody else was told of it: peers are to hear it from here.
+        return commit._replace(instance=commit.instance._replace(peers_know=False))
 
     def register_all(self, wanted: Sequence[Registering]) -> list[RegistryError | None]:
         """Register several in one operation of the store (a *group commit*).
