@@ -135,18 +135,45 @@ def test_an_instance_that_is_not_listed_is_one_line_and_the_code_1(operator: Ope
     )
 
 
+def watching_to(out: Path, count: int, url: str) -> subprocess.Popen[bytes]:
+    """The command runs for itself, as one terminal does while another changes something."""
+    with out.open("wb") as file:
+        return subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "eureka_server",
+                *("watch", "--count", str(count), "-o", "json"),
+            ],
+            cwd=ROOT,
+            env={**os.environ, "EUREKA_REGISTRY_URL": url},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def test_a_server_that_is_restarted_is_followed_on(tmp_path: Path) -> None:
+    with RegistryServer(tmp_path, workers=1) as server:
+        server.register("SHOP", "shop:1")
+        out = tmp_path / "out"
+        watching = watching_to(out, 2, server.root)
+        wait_until(lambda: b"listed" in out.read_bytes(), "the snapshot")
+        server.register("SHOP", "shop:2")
+        wait_until(lambda: b"shop:2" in out.read_bytes(), "the first change")
+        server.stop()
+        wait_until(lambda: b"it is asked again" in out.read_bytes(), "the loss of the server")
+        server.start()
+        server.register("SHOP", "shop:3")
+        assert watching.wait() == 0
+    told = [json.loads(line) for line in out.read_text().splitlines() if line.startswith("{")]
+    assert [each["instance"]["id"] for each in told] == ["shop:1", "shop:2", "shop:3"]
+
+
 def test_changes_are_followed_as_they_come(
     operator: Operator, server: RegistryServer, tmp_path: Path
 ) -> None:
-    """The command runs for itself, as one terminal does while another changes something."""
     out = tmp_path / "out"
-    with out.open("wb") as file:
-        watching = subprocess.Popen(
-            [*(sys.executable, "-m", "eureka_server", "watch", "--count", "2", "-o", "json")],
-            cwd=ROOT,
-            env={**os.environ, **operator.environ},
-            stdout=file,
-        )
+    watching = watching_to(out, 2, server.root)
     wait_until(lambda: out.read_bytes().count(b"listed") == 3, "the snapshot")
     operator.types("down", "shop:1")
     operator.types("rm", "shop:2")
@@ -260,6 +287,14 @@ def test_what_is_refused_is_told_and_the_others_are_done(operator: Operator) -> 
             {"id": "nobody", "detail": "no instance 'nobody' is registered; register it again"}
         ],
     }
+
+
+def test_a_loss_is_accepted(operator: Operator) -> None:
+    said = operator.types("accept-loss", "shop")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith("The loss is accepted, but no lease of shop has ended")
+    assert operator.types("accept-loss", "--all", "-o", "json").json()["will_go"] == 0
+    assert operator.types("accept-loss", "nobody").code == 1
 
 
 # Words

@@ -199,7 +199,7 @@ class Server:
         if body:
             with suppress(ValueError):
                 told = json.loads(body)
-        if status in (200, 201, 204):
+        if 200 <= status < 300:
             if body and told is None:
                 raise self._no_registry(status)
             return told

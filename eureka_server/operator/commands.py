@@ -464,19 +464,25 @@ def _show(server: Server, options: _Options) -> Shown:
 
 def _watch(server: Server, options: _Options) -> Iterator[Shown]:
     """Each change as it comes; where the connection breaks, from there on."""
-    since, left = None, options.count
+    since: str | None = None
+    left = options.count
     while True:
-        for event in server.events("/watch", since, service_name=options.service):
-            since = event.id or since
-            if event.name == "snapshot":
-                if not options.changes_only:
-                    yield from (_change(since, "listed", each) for each in _listed(event.data))
-                continue
-            yield _change(since, event.name, event.data)
-            left = None if left is None else left - 1
-            if left == 0:
-                return
-        # It ended on the server's side: it stops, or its worker is replaced.
+        try:
+            for event in server.events("/watch", since, service_name=options.service):
+                since = event.id or since
+                if event.name == "snapshot":
+                    if not options.changes_only:
+                        yield from (_change(since, "listed", each) for each in _listed(event.data))
+                    continue
+                yield _change(since, event.name, event.data)
+                left = None if left is None else left - 1
+                if left == 0:
+                    return
+        except EndError as end:
+            # A server that has answered once is waited for.
+            if since is None or end.code != UNREACHABLE:
+                raise
+            print(f"{escaped(str(end))}; it is asked again", file=sys.stderr)
         time.sleep(1)
 
 
