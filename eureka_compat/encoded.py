@@ -130,18 +130,20 @@ class EncodedAnswers:
         """
         view = self._registry.view()
         kept: EncodedAnswer | None = view.listing.kept.get(form)
-        if kept is not None and (zipped is None or kept.has(gzipped=zipped)):
+        if kept is not None and (zipped is None or kept.made[zipped]):
             return kept
         self._prepare(view, lambda: self._cells(view.listing, form), zipped, is_quick)
         with view.lock:
-            return self._listed(view.listing, "1", form)
+            return self._listed(view.listing, "1", form, view.revision)
 
-    def _listed(self, listing: Listing, version: str, form: Form) -> EncodedAnswer:
-        """The answer with a listing, kept with it."""
+    def _listed(
+        self, listing: Listing, version: str, form: Form, revision: int = 0
+    ) -> EncodedAnswer:
+        """The answer with a listing, kept with it; the listing is as of ``revision``."""
         answer: EncodedAnswer | None = listing.kept.get(form)
         if answer is None:
             code = hash_code(listing.counts.items())
-            answer = _wrapped(self._pieces(listing, form), version, code, form)
+            answer = _wrapped(self._pieces(listing, form), version, code, form, revision)
             listing.kept[form] = answer
         return answer
 
@@ -224,7 +226,7 @@ class EncodedAnswers:
             kept is not None
             and kept[0] == view.version
             and (kept[1] is None or registry.clock.mono_ms() <= kept[1])
-            and (zipped is None or kept[2].has(gzipped=zipped))
+            and (zipped is None or kept[2].made[zipped])
         ):
             return kept[2]
         self._prepare(view, lambda: self._cells(view.changed, form), zipped, is_quick)
@@ -233,7 +235,7 @@ class EncodedAnswers:
             self._make_room(view)
             code = hash_code(view.listing.counts.items())
             pieces = self._pieces(view.changed, form)
-            answer = _wrapped(pieces, str(view.revision + 1), code, form)
+            answer = _wrapped(pieces, str(view.revision + 1), code, form, view.revision)
             self._deltas[form] = (view.version, until, answer)
             return answer
 
@@ -267,14 +269,15 @@ class EncodedAnswers:
                 )
                 found = _Selection(view.version, until, listing, changed)
                 self._selections.keep(without, found)
-            version = str(view.revision + 1) if is_delta else "1"
+            revision = view.revision
+            version = str(revision + 1) if is_delta else "1"
         listing = found.changed if is_delta else found.listing
         self._prepare(view, lambda: self._cells(listing, form), zipped, is_quick)
         with view.lock:
             answer: EncodedAnswer | None = listing.kept.get(form)
             if answer is None:
                 code = hash_code(found.listing.counts.items())
-                answer = _wrapped(self._pieces(listing, form), version, code, form)
+                answer = _wrapped(self._pieces(listing, form), version, code, form, revision)
                 listing.kept[form] = answer
             return answer
 
@@ -303,19 +306,21 @@ class EncodedAnswers:
                 if not local and self._hidden:
                     return None
                 if 0 < len(local) < len(application):
-                    return self._local_part(application, local, form)
+                    return self._local_part(application, local, form, view.revision)
             answer: EncodedAnswer | None = application.kept.get(form)
-            if answer is not None and (zipped is None or answer.has(gzipped=zipped)):
+            if answer is not None and (zipped is None or answer.made[zipped]):
                 return answer
         self._prepare(view, cells, zipped, is_quick)
         with view.lock:
             application = view.applications.get(app)
             if application is None:
                 return None
-            return self._whole_application(application, form)
+            return self._whole_application(application, form, view.revision)
 
-    def _whole_application(self, application: Application, form: Form) -> EncodedAnswer:
-        """The answer with all of an application."""
+    def _whole_application(
+        self, application: Application, form: Form, revision: int = 0
+    ) -> EncodedAnswer:
+        """The answer with all of an application, as of ``revision``."""
         answer: EncodedAnswer | None = application.kept.get(form)
         if answer is None:
             if application.portions is None:
@@ -323,7 +328,7 @@ class EncodedAnswers:
             else:
                 cells = self._cells_of(application, application.portions, form, 0)
                 pieces = [self._made(cell) for cell in cells]
-            answer = self._keep_application(application, form, pieces, form)
+            answer = self._keep_application(application, form, pieces, form, revision)
         return answer
 
     def of_past(
@@ -337,24 +342,29 @@ class EncodedAnswers:
         return None if application is None else self._whole_application(application, form)
 
     def _local_part(
-        self, application: Application, local: Sequence[Instance], form: Form
+        self, application: Application, local: Sequence[Instance], form: Form, revision: int
     ) -> EncodedAnswer:
         """The answer with those instances of an application that are of no remote region."""
         answer: EncodedAnswer | None = application.kept.get(("local", form))
         if answer is None:
             pieces = [Piece(self._join(application.name, local, form, 0))]
-            answer = self._keep_application(application, ("local", form), pieces, form)
+            answer = self._keep_application(application, ("local", form), pieces, form, revision)
         return answer
 
     def _keep_application(
-        self, application: Application, name: Hashable, pieces: list[Piece], form: Form
+        self,
+        application: Application,
+        name: Hashable,
+        pieces: list[Piece],
+        form: Form,
+        revision: int,
     ) -> EncodedAnswer:
         """The answer with an application, of its pieces, kept with it by this name."""
         if form.is_json:
             pieces = [_OPENING, *pieces, _CLOSING]
         else:
             pieces[-1] = Piece([*pieces[-1].parts[:-1], pieces[-1].parts[-1].rstrip()])
-        answer = application.kept[name] = EncodedAnswer(pieces, form.media)
+        answer = application.kept[name] = EncodedAnswer(pieces, form.media, revision)
         self._kept.append((application.kept, name))
         if len(self._kept) > _KEPT_ANSWERS:
             kept, other = self._kept.popleft()
@@ -393,7 +403,7 @@ class EncodedAnswers:
             if (
                 kept is not None
                 and kept[0] == view.version
-                and (zipped is None or kept[1].has(gzipped=zipped))
+                and (zipped is None or kept[1].made[zipped])
             ):
                 return kept[1]
             version, listing = view.version, self._of_vip(view, vip, secure=secure)
@@ -402,7 +412,7 @@ class EncodedAnswers:
         with view.lock:
             if view.version != version:
                 listing = self._of_vip(view, vip, secure=secure)
-            answer = self._listed(listing, "-1", form)
+            answer = self._listed(listing, "-1", form, view.revision)
             self._vips.keep((vip, secure, form), (view.version, answer))
             return answer
 
@@ -485,14 +495,16 @@ def _without(listing: Listing, sources: frozenset[str]) -> Listing:
     )
 
 
-def _wrapped(applications: list[Piece], version: str, code: str, form: Form) -> EncodedAnswer:
+def _wrapped(
+    applications: list[Piece], version: str, code: str, form: Form, revision: int
+) -> EncodedAnswer:
     opening, closing = _frame(version.encode(), code.encode(), form)
     first = [opening]
     if form.is_json and applications:
         # The first has no comma before it; what is before it changes with every answer anyway.
         first += applications[0].parts[1:]
         applications = applications[1:]
-    return EncodedAnswer([Piece(first), *applications, Piece([closing])], form.media)
+    return EncodedAnswer([Piece(first), *applications, Piece([closing])], form.media, revision)
 
 
 def _frame(version: bytes, code: bytes, form: Form) -> tuple[bytes, bytes]:

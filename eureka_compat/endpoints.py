@@ -40,7 +40,7 @@ from eureka_compat.refusals import (
     refusal,
     wrong_method,
 )
-from eureka_compat.routes import REGISTER, ROUTES, route
+from eureka_compat.routes import REGISTER, ROUTES, route, split
 from eureka_compat.server_status import ServerStatus, status_overrides
 from eureka_compat.settings import EurekaSettings
 from eureka_http.cache import Cache
@@ -133,11 +133,11 @@ class EurekaApi:
 
     def route(self, method: str, path: str) -> str:
         """What a request is counted as."""
-        return route(method, *_split(path))
+        return route(method, *split(path))
 
     def admit(self, request: Request, path: str) -> Answer | int:
         """What can be said before the body has come: the refusal, or how long it may be."""
-        resource, rest = _split(path)
+        resource, rest = split(path)
         if resource not in self._handlers:
             return NOT_FOUND
         limit = UNREAD_BODY_BYTES
@@ -149,7 +149,7 @@ class EurekaApi:
         return Answer(413) if request.announced() > limit else limit
 
     def _dispatch(self, request: Request, path: str) -> Answer:
-        resource, rest = _split(path)
+        resource, rest = split(path)
         handler = self._handlers.get(resource)
         if handler is None:
             return NOT_FOUND
@@ -294,7 +294,9 @@ class EurekaApi:
                 return None
             if encoded is None:
                 return None
-            answer = encoded.gzipped() if zipped else encoded.plain()
+            answer = encoded.made[zipped]
+            if answer is None:
+                answer = encoded.gzipped() if zipped else encoded.plain()
             if answer is not last:
                 last, length = answer, answer.length
             numbers[place] += 1
@@ -422,18 +424,6 @@ class EurekaApi:
 
 def _coded(status: int) -> Answer:
     return OK if status == 200 else Answer(status)
-
-
-def _split(path: str) -> tuple[str, list[str]]:
-    """The resource that a path names, and what follows it."""
-    raw = path.split("/")
-    if raw[0].startswith("v2") and len(raw) > 1:
-        raw = raw[1:]  # to the original, too, whatever begins so is a version
-    while len(raw) > 1 and raw[0] in ("", "."):
-        raw = raw[1:]
-    if len(raw) > 1 and raw[-1] == "":
-        raw.pop()  # one trailing slash is as good as none
-    return raw[0], raw[1:]
 
 
 def _size_of(key: tuple[str, ListFields]) -> int:

@@ -75,14 +75,13 @@ class EurekaLane:
                     numbers, place = self._numbers, self._renews
                     began = 0.0 if numbers[place] & UNMEASURED else time.perf_counter()
                     app, instance_id, dirty = beat.groups()
-                    answer = bodiless(
-                        self._api.heartbeat(
-                            app, instance_id, dirty, None, self._is_replication, self._media
-                        )
+                    answer = self._api.heartbeat(
+                        app, instance_id, dirty, None, self._is_replication, self._media
                     )
                     if answer is OK:
                         numbers[place] += 1
                     else:
+                        answer = bodiless(answer)
                         self._requests.count(place, answer.status)
                     if began:
                         self._took(place, began, answer)
@@ -97,7 +96,10 @@ class EurekaLane:
                     numbers, place = self._numbers, self._shows
                     began = 0.0 if numbers[place] & UNMEASURED else time.perf_counter()
                     answer = self._api.instance(one[1], one[2], self._media)
-                    self._requests.count(place, answer.status)
+                    if answer.status == 200:
+                        numbers[place] += 1
+                    else:
+                        self._requests.count(place, answer.status)
                     numbers[self._shown] += len(answer.body)
                     if began:
                         self._took(place, began, answer)

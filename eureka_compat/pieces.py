@@ -78,37 +78,36 @@ def _compressed(raw: bytes) -> bytes:
 class EncodedAnswer:
     """A body, plain and compressed; each form is put together once, when it is asked for."""
 
-    __slots__ = ("_gzipped", "_media", "_pieces", "_plain")
+    __slots__ = ("_media", "_pieces", "_revision", "made")
 
-    def __init__(self, pieces: Sequence[Piece], media: str) -> None:
-        """``media`` is the type of the body."""
+    def __init__(self, pieces: Sequence[Piece], media: str, revision: int = 0) -> None:
+        """``media`` is the type of the body, which shows what is listed as of ``revision``."""
+        self._revision = revision
         self._pieces = pieces
         self._media = media
-        self._plain: Answer | None = None
-        self._gzipped: Answer | None = None
+        self.made: list[Answer | None] = [None, None]
+        """The answer plain, and compressed; None until it was put together. For who is in haste."""
 
     def plain(self) -> Answer:
         """The answer with the body as it is."""
-        if self._plain is None:
-            self._plain = self._answer([piece.raw() for piece in self._pieces], {})
-        return self._plain
+        answer = self.made[0]
+        if answer is None:
+            answer = self.made[0] = self._answer([piece.raw() for piece in self._pieces], {})
+        return answer
 
     def gzipped(self) -> Answer:
         """The answer with the body as gzip."""
-        if self._gzipped is None:
+        answer = self.made[1]
+        if answer is None:
             blocks = [_HEADER, *[piece.deflated() for piece in self._pieces], _END]
             crc = size = 0
             for piece in self._pieces:
                 crc, size = piece.joined_to(crc, size)
             blocks.append(crc.to_bytes(4, "little") + (size & 0xFFFFFFFF).to_bytes(4, "little"))
-            self._gzipped = self._answer(blocks, _GZIP)
-        return self._gzipped
-
-    def has(self, *, gzipped: bool) -> bool:
-        """Whether this form of it was put together."""
-        return (self._gzipped if gzipped else self._plain) is not None
+            answer = self.made[1] = self._answer(blocks, _GZIP)
+        return answer
 
     def _answer(self, parts: list[bytes], headers: Mapping[str, str]) -> Answer:
         if sum(map(len, parts)) > _LONG:
-            return Answer(200, b"", self._media, headers, parts)
-        return Answer(200, b"".join(parts), self._media, headers)
+            return Answer(200, b"", self._media, headers, parts, self._revision)
+        return Answer(200, b"".join(parts), self._media, headers, (), self._revision)

@@ -215,6 +215,8 @@ class Connection(asyncio.Protocol):
         "_dear_until",
         "_find_fields",
         "_find_request",
+        "_given_by",
+        "_given_revision",
         "_host",
         "_is_held",
         "_is_queued",
@@ -226,6 +228,7 @@ class Connection(asyncio.Protocol):
         "_transport",
         "_unsent_before",
         "deadline",
+        "given_at",
         "peer",
         "reading",
         "server",
@@ -240,6 +243,11 @@ class Connection(asyncio.Protocol):
         # Bound here: they are looked up for each request.
         self._find_fields = host.known_fields.get
         self._find_request = host.known_requests.get
+        # What gave the last list, of which revision that was, and when. The list itself is not
+        # held: it may be long, and its successors are others' too.
+        self._given_by: Callable[[], Answer | None] | None = None
+        self._given_revision = 0
+        self.given_at = 0.0
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.reading = _IDLE
         self.writing = _READY
@@ -276,13 +284,14 @@ class Connection(asyncio.Protocol):
         self._stash.clear()
         self._reader.drop()
         self._host.connection_lost(self)
+        self._host.hooks.gone(self.peer)
 
     def data_received(self, data: bytes) -> None:
         stash = self._stash
         if self.writing is _READY:
             if not stash and self.reading is _IDLE and len(data) <= PIECE:
                 read = self._find_request(data) if data[0] == _G else None
-                if (read is not None and self._is_recalled(read)) or self._is_known(data):
+                if (read is not None and self._is_recalled(read, data)) or self._is_known(data):
                     return
             stash += data
             if self._is_queued:
@@ -572,7 +581,7 @@ class Connection(asyncio.Protocol):
         else:
             self._listen()
 
-    def _is_recalled(self, read: Callable[[], Answer | None]) -> bool:
+    def _is_recalled(self, read: Callable[[], Answer | None], data: bytes) -> bool:
         """Answer a request whose bytes came before; False where it is to be looked at."""
         host = self._host
         if not host.is_quick or host.nr + 1 >= host.max_requests:
@@ -585,8 +594,16 @@ class Connection(asyncio.Protocol):
         if answer is None:
             return False
         host.nr += 1
+        if answer.revision != self._given_revision or read is not self._given_by:
+            self._note_given(read, data, answer.revision)
+        self.given_at = host.now
         self._reply(answer)
         return True
+
+    def _note_given(self, read: Callable[[], Answer | None], data: bytes, revision: int) -> None:
+        self._given_by, self._given_revision = read, revision
+        if revision:
+            self._host.hooks.gave(self, data, revision)
 
     def _fail(self, what: str) -> None:
         """Answer 500 for the error that is being handled, and close."""
@@ -625,6 +642,9 @@ class Connection(asyncio.Protocol):
                     read = lane.reader(target)
                     if read is not None:
                         host.known_requests.keep(data, read)
+                        if isinstance(answer, Answer):
+                            self.given_at = host.now
+                            self._note_given(read, data, answer.revision)
                 host.nr += 1
                 if isinstance(answer, Promise):
                     answer.peer = self.peer if isinstance(self.peer, str) else self.peer[0]
@@ -752,6 +772,7 @@ class Connection(asyncio.Protocol):
             gunicorn.scheme,
             peer if isinstance(peer, str) else peer[0],
             gunicorn.base_path,
+            port=0 if isinstance(peer, str) else peer[1],
         )
 
     def _mounted(self, target: str) -> str:

@@ -36,9 +36,9 @@ class Request:
     ``NEXT_LINE``, where the way in tells lines apart.
 
     ``read_body`` reads at most the given number of bytes and raises ``BodyTooLargeError`` beyond.
-    ``scheme`` and ``peer`` are those of the connection itself, whatever a proxy tells; ``base`` is
-    the path that the whole application is mounted at. ``is_quick`` says that the answer is awaited
-    in the event loop, where nothing may take long.
+    ``scheme``, ``peer`` and its ``port`` are those of the connection itself, whatever a proxy
+    tells; ``base`` is the path that the whole application is mounted at. ``is_quick`` says that the
+    answer is awaited in the event loop, where nothing may take long.
     """
 
     method: str
@@ -50,6 +50,7 @@ class Request:
     peer: str = ""
     base: str = ""
     is_quick: bool = False
+    port: int = 0
 
     def parameters(self) -> dict[str, str]:
         """The parameters of the query; of one that is given twice the first counts."""
@@ -84,6 +85,9 @@ class Answer:
     content_type: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     parts: Sequence[bytes] = ()
+    revision: int = field(default=0, compare=False)
+    """Up to which change it shows what it lists, by the application's count; 0 where it lists
+    nothing."""
     sent: Any = field(default=None, compare=False, repr=False)
     """What the event loop keeps with an answer that is given often: how it was sent."""
 
@@ -157,6 +161,15 @@ class LoopState(NamedTuple):
     """By how much the loop has come late to what is due twice a second, all in all."""
 
 
+class Fetcher(Protocol):
+    """A connection on which lists are read."""
+
+    peer: Any
+    """The client's address: for a TCP socket a tuple that begins with address and port."""
+    given_at: float
+    """When a list was last given to it, on the loop's clock."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoopHooks:
     """What an application offers to an event loop beside WSGI, as its attribute ``loop_hooks``.
@@ -192,6 +205,16 @@ class LoopHooks:
 
     tick: Callable[[], None] = lambda: None
     """Called every 20 ms while a stream is open."""
+
+    gave: Callable[[Fetcher, bytes, int], None] = lambda fetcher, request, revision: None
+    """Called when a lane's list was given to a connection that was last given another, or none.
+
+    The request is told by its bytes, and the answer by its revision. Where the same is given again,
+    ``given_at`` of the connection tells of it.
+    """
+
+    gone: Callable[[Any], None] = lambda peer: None
+    """Called when the connection of a client has ended."""
 
     began: Callable[[Callable[[], LoopState]], None] = lambda state: None
     """Is given, as the loop begins, what tells how it is; that may be asked in any thread."""

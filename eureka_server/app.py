@@ -40,7 +40,8 @@ from registry import (
     open_history,
     open_store,
 )
-from registry.figures import opened
+from registry.figures import opened as open_figures
+from registry.readers import opened as open_readers
 
 log = logging.getLogger("server")
 
@@ -85,10 +86,12 @@ def _assembled(environment: Environment, parts: ExitStack) -> Door:
     store = open_store(environment.store_url)
     parts.callback(store.close)
     folder = folder_of(environment.store_url)
-    figures = opened(metrics.SECTIONS, None if folder is None else folder / "figures")
+    figures = open_figures(metrics.SECTIONS, None if folder is None else folder / "figures")
     parts.callback(figures.close)
     recorder = _recorder(environment, parts)
-    registry = Registry(store, SystemClock(), environment.registry, recorder, figures)
+    readers = open_readers(figures, folder)
+    parts.callback(readers.close)
+    registry = Registry(store, SystemClock(), environment.registry, recorder, figures, readers)
     registry.start()
     if recorder is not None:
         recorder.start(registry)
@@ -107,6 +110,14 @@ def _assembled(environment: Environment, parts: ExitStack) -> Door:
     replicator = Replicator(registry, environment.peers)
     parts.callback(replicator.stop)
     replicator.start()
+    measured = metrics.Metrics(
+        registry,
+        version=version(),
+        most_applications=environment.metrics_applications,
+        catalogs=runner.reports,
+        peers=replicator.report,
+    )
+    parts.callback(measured.stop)
     app = Door(__name__, static_folder=None)
     app.url_map.merge_slashes = False
     gateway = Gateway(
@@ -124,6 +135,8 @@ def _assembled(environment: Environment, parts: ExitStack) -> Door:
             state=registry.store_state,
             check=registry.check,
             warnings=environment.warnings,
+            delta_enabled=environment.eureka.delta_enabled,
+            samples=measured.samples,
             # Without accounts a request can name none but the default one.
             namespaces=(lambda: (DEFAULT_NAMESPACE,))
             if environment.access.mode == "none"
@@ -131,16 +144,7 @@ def _assembled(environment: Environment, parts: ExitStack) -> Door:
         ),
         Requests(ROUTES, figures.numbers(metrics.REQUESTS)),
     )
-    measured = metrics.Metrics(
-        registry,
-        version=version(),
-        most_applications=environment.metrics_applications,
-        watchers=gateway.watchers,
-        catalogs=runner.reports,
-        peers=replicator.report,
-    )
-    parts.callback(measured.stop)
-    measured.start()
+    measured.start(gateway.watchers, gateway.fetches.flush)
     app.register_blueprint(blueprint(gateway, environment.threads))
     app.register_blueprint(
         health.blueprint(registry, actuator=environment.actuator, is_open=replicator.is_open)
@@ -157,6 +161,8 @@ def _assembled(environment: Environment, parts: ExitStack) -> Door:
         admit=admission(app, gateway),
         tick=gateway.tick,
         began=measured.follow,
+        gave=gateway.fetches.gave,
+        gone=gateway.fetches.gone,
     )
     app.wsgi_app = _without_offers(app.wsgi_app)  # type: ignore[method-assign]
     return app

@@ -176,6 +176,7 @@ def _request() -> Request:
         environ.get("wsgi.url_scheme", "http"),
         plain_address(environ.get("REMOTE_ADDR", "")),
         environ.get("SCRIPT_NAME", ""),
+        port=int(environ.get("REMOTE_PORT") or 0),
     )
 
 

@@ -24,6 +24,7 @@ from eureka_http.counting import Requests
 from eureka_http.exchange import UNREAD_BODY_BYTES, Answer, Lane, Request, Stream
 from eureka_http.shown import caller
 from eureka_server.access import Access, Grant
+from eureka_server.fetches import Fetches
 from eureka_server.paths import EUREKA, below_eureka, is_below, normalised
 from native_api import api, description
 from native_api.api import NativeApi
@@ -87,6 +88,8 @@ class Gateway:
         namespaces. All requests are counted in ``requests``, which knows the ``ROUTES``.
         """
         self._server = server
+        self.fetches = Fetches(registry.readers, registry.clock, access.asker)
+        """Who was given lists."""
         self.requests = Requests(ROUTES) if requests is None else requests
         self.watching_threads = 0
         self._peers = peers
@@ -298,14 +301,17 @@ class Gateway:
         return answer
 
     def _as(self, grant: Grant, request: Request, work: Callable[[], _T]) -> _T:
-        """Have log and history say who asked for what they tell of."""
+        """Have log, history and readers say who asked for what they tell of."""
         before = caller.set(grant)
         asked = asking.set(partial(self._asker, grant, request))
         try:
-            return work()
+            found = work()
         finally:
             asking.reset(asked)
             caller.reset(before)
+        if isinstance(found, Answer) and found.revision:
+            self.fetches.note(request, grant.namespace, found)
+        return found
 
     def _account(self, request: Request, grant: Grant) -> Answer:
         """Who asks, and what that allows: so a page need not offer what would be refused."""

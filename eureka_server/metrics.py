@@ -39,6 +39,7 @@ from eureka_compat.peers.comparison import DifferenceKind
 from eureka_http.counting import Requests, Told
 from eureka_http.exchange import LoopState
 from eureka_server.gateway import NATIVE_RENEW, ROUTES
+from native_api.status import Samples
 from registry import (
     EVENTS,
     InstanceStatus,
@@ -63,6 +64,8 @@ SAMPLED = (
     *("full_fetches", "delta_fetches"),
 )
 """The columns of a sample, after its instant."""
+# So many of them are what there is; the rest is counted.
+_STOCKS = 2
 
 _PUBLISH_SECS = 0.25
 # After so many turns what takes longer to find out is looked at again.
@@ -89,7 +92,6 @@ class Metrics(Collector):
         *,
         version: str,
         most_applications: int,
-        watchers: Callable[[], int],
         catalogs: Callable[[], Sequence[Report]],
         peers: Callable[[], Mapping[str, Any]],
     ) -> None:
@@ -98,7 +100,8 @@ class Metrics(Collector):
         self._figures = registry.figures
         self._version = version
         self._most_applications = most_applications
-        self._watchers = watchers
+        self._watchers: Callable[[], int] = lambda: 0
+        self._flush: Callable[[], None] = lambda: None
         self._catalogs = catalogs
         self._peers = peers
         self._loop: Callable[[], LoopState] | None = None
@@ -114,8 +117,13 @@ class Metrics(Collector):
         """Tell of an event loop from now on."""
         self._loop = state
 
-    def start(self) -> None:
-        """Publish in the background until ``stop``."""
+    def start(self, watchers: Callable[[], int], flush: Callable[[], None]) -> None:
+        """Publish in the background until ``stop``.
+
+        ``watchers`` tells how many of this worker's clients are told of changes; ``flush`` is
+        called before its numbers are published.
+        """
+        self._watchers, self._flush = watchers, flush
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
 
@@ -135,6 +143,7 @@ class Metrics(Collector):
             try:
                 if turn % _LOOKED_AT_SELDOM == 0:
                     self._look_at_process()
+                self._flush()
                 self.publish()
                 self.sample()
                 fails = False
@@ -188,6 +197,24 @@ class Metrics(Collector):
             fetched.get(routes.FETCH_ALL, 0),
             fetched.get(routes.FETCH_DELTA, 0),
         ]
+
+    def samples(self, since_secs: float) -> Samples:
+        """The samples since an instant, and one of now; what is counted, as so many a minute."""
+        now = self._registry.clock.wall_ms() / 1000
+        with self._looking:
+            kept = self._figures.samples(now, since_secs - figures.SAMPLE_SECS)
+            taken: list[list[float]] = [[*row[: len(SAMPLED) + 1]] for row in kept]
+            taken.append([now, *self.sampled()])
+        rows = []
+        for before, after in itertools.pairwise(taken):
+            minutes = max(after[0] - before[0], 1.0) / 60
+            rates = [
+                # Counts begin anew where their file does.
+                round(max(0.0, value - earlier) / minutes, 2)
+                for earlier, value in zip(before[_STOCKS + 1 :], after[_STOCKS + 1 :], strict=True)
+            ]
+            rows.append([*after[: _STOCKS + 1], *rates])
+        return Samples(figures.SAMPLE_SECS, SAMPLED, rows)
 
     def exposition(self) -> bytes:
         """Everything, in Prometheus's text format."""
@@ -297,6 +324,11 @@ class Metrics(Collector):
         for reason, count in _labelled(figures.EVICTION_REASONS, events, figures.EVICTED):
             evictions.add_metric((reason,), count)
         yield evictions
+        yield CounterMetricFamily(
+            "registry_full_fetches_after_delta",
+            "Full lists that were fetched right after a delta: its hash did not match.",
+            events[figures.FULL_AFTER_DELTA],
+        )
         changes = CounterMetricFamily(
             "registry_override_changes", "Overrides that were set or removed.", labels=("kind",)
         )
@@ -325,7 +357,7 @@ class Metrics(Collector):
     def _of_namespaces(self) -> Iterator[Metric]:
         try:
             namespaces = self._namespaces()
-            states = [(name, each, each.self_preservation()) for name, each in namespaces]
+            states = [(name, each, each.preservation()) for name, each in namespaces]
             views = [(name, each.view()) for name, each in namespaces]
         except StoreError:
             yield GaugeMetricFamily("registry_store_up", "Whether the store answers.", 0)
@@ -369,7 +401,7 @@ class Metrics(Collector):
         yield from (instances, applications, leases, overrides, revision, changed)
         preserving = _gauge(
             "self_preservation_active",
-            "1 while evictions are held back because too few clients renew.",
+            "1 while ended leases are kept because too few clients renew.",
             "namespace",
         )
         renewals = _gauge(
@@ -379,13 +411,19 @@ class Metrics(Collector):
             "renewals_threshold", "Below so many, evictions are held back.", "namespace"
         )
         expected = _gauge("expected_clients", "Clients that are expected to renew.", "namespace")
-        for (name, _, state), (_, view) in zip(states, views, strict=True):
-            is_active = not state.expiration_enabled and view.leased > 0
-            preserving.add_metric((name,), is_active)
-            renewals.add_metric((name,), state.renewals_last_minute)
-            threshold.add_metric((name,), state.threshold)
-            expected.add_metric((name,), state.expected_clients)
-        yield from (preserving, renewals, threshold, expected)
+        kept = _gauge(
+            "preserved_applications",
+            "Applications whose ended leases are kept, each for itself.",
+            "namespace",
+        )
+        for name, _, state in states:
+            numbers = state.arithmetic
+            preserving.add_metric((name,), state.is_active)
+            kept.add_metric((name,), len(state.applications))
+            renewals.add_metric((name,), numbers.renewals_last_minute)
+            threshold.add_metric((name,), numbers.threshold)
+            expected.add_metric((name,), numbers.expected_clients)
+        yield from (preserving, kept, renewals, threshold, expected)
 
     def _of_store(self) -> Iterator[Metric]:
         with suppress(StoreError):

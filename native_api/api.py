@@ -20,6 +20,7 @@ from native_api import form, watch, why
 from native_api.bodies import JSON, MAX_BODY_BYTES, json_answer, json_body
 from native_api.history import Past
 from native_api.lists import COLUMNS, DETAILS, Lists, Wanted, without_comma
+from native_api.observed import Observed
 from native_api.operations import Operations
 from native_api.preservation import accept_loss
 from native_api.problems import ProblemError, gone, problem
@@ -87,6 +88,7 @@ class NativeApi:
         self._server = server or Server()
         self._status = Status(registry, self._server, catalogs, peers)
         self._past = Past(registry)
+        self._observed = Observed(registry, self._server)
         operations = Operations(registry, self._schemas)
         self._transfer = Transfer(registry, settings, self._schemas)
         # What answers about one instance, and about one service, by the last word of the path.
@@ -216,6 +218,12 @@ class NativeApi:
                 handlers = {"GET": self._past.entries}
             case ["diff"]:
                 handlers = {"GET": self._past.diff}
+            case ["findings"]:
+                handlers = {"GET": self._observed.findings}
+            case ["series"]:
+                handlers = {"GET": self._observed.series}
+            case ["readers"]:
+                handlers = {"GET": self._observed.readers}
             case ["catalogs"]:
                 handlers = {"GET": self._show_catalogs if is_admin else self._show_own_catalogs}
             case ["peers"]:
@@ -496,10 +504,13 @@ class NativeApi:
         wanted = self._wanted(request.parameters(), service)
         pieces: Sequence[bytes]
         if past is not None:
+            revision = 0
             pieces = without_comma([wanted.spelled(some) for some in past])
         else:
-            _, pieces = self._lists.spelled(wanted, is_quick=request.is_quick)
-        return _in_parts([opening + b'"instances":[', *pieces, b"]}"])
+            revision, pieces = self._lists.spelled(wanted, is_quick=request.is_quick)
+        answer = _in_parts([opening + b'"instances":[', *pieces, b"]}"])
+        answer.revision = revision
+        return answer
 
     def _wanted(self, query: Mapping[str, str], service: str | None) -> Wanted:
         return Wanted(

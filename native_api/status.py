@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from eureka_http.shown import masked_url
 from native_api.form import instant
@@ -35,6 +35,15 @@ def _no_store() -> StoreState:
     raise StoreError("there is no store")
 
 
+class Samples(NamedTuple):
+    """What was counted at regular instants."""
+
+    step_secs: int
+    columns: tuple[str, ...]
+    rows: list[list[float]]
+    """The instant (epoch seconds), then the columns: what there was, or what came in a minute."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
     """What is the same in all namespaces of a server.
@@ -50,6 +59,10 @@ class Server:
     state: Callable[[], StoreState] = _no_store
     check: Callable[[], None] = lambda: None
     warnings: tuple[str, ...] = ()
+    delta_enabled: bool = True
+    """Whether Eureka's clients may fetch deltas."""
+    samples: Callable[[float], Samples] = lambda since_secs: Samples(0, (), [])
+    """What was counted regularly, since an instant (epoch seconds)."""
     namespaces: Callable[[], Sequence[str]] = lambda: (DEFAULT_NAMESPACE,)
     """Those that an administrator may name."""
 

@@ -50,6 +50,7 @@ from registry.model import (
 )
 from registry.namespace import AcceptedLoss, HoldBack, NamespaceRegistry, Registering
 from registry.preservation import Preservation, Preserved, SelfPreservation
+from registry.readers import Behind, Reader
 from registry.recording import NamespaceHistory, Recorder
 from registry.registry import Registry
 from registry.settings import HistorySettings, RegistrySettings
@@ -70,6 +71,7 @@ __all__ = [
     "ActionType",
     "Application",
     "Asker",
+    "Behind",
     "Change",
     "Clock",
     "ConflictError",
@@ -103,6 +105,7 @@ __all__ = [
     "Preservation",
     "Preserved",
     "QuotaError",
+    "Reader",
     "Recorder",
     "Records",
     "Registering",

@@ -352,7 +352,10 @@ class Evictor:
             portion = chosen[start : start + _EVICTED_AT_ONCE]
             try:
                 evicted += registry.evict(
-                    portion, fence=fence, held_by=self._held_by(registry.namespace)
+                    portion,
+                    fence=fence,
+                    held_by=self._held_by(registry.namespace),
+                    is_accepted=is_accepted,
                 )
             except LockLostError:
                 break

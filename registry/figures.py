@@ -161,6 +161,11 @@ class Figures:
         self._words = _words(mmap.mmap(self._file, os.fstat(self._file).st_size))
 
     @property
+    def is_shared(self) -> bool:
+        """Whether other workers use the same file."""
+        return self._file is not None
+
+    @property
     def number(self) -> int:
         """Which of the workers this is: a small number that no other living one has."""
         return self._mine
@@ -188,19 +193,20 @@ class Figures:
         totals = self._publish(section)
         place = self._places[section]
         for number in self._others():
-            if not section.is_gauge or self._is_alive(number):
+            if not section.is_gauge or self.is_alive(number):
                 for at, value in enumerate(self._slot(number)[place].tolist()):
                     totals[at] += value
         return totals
 
     def workers(self) -> int:
         """How many workers there are."""
-        return 1 + sum(map(self._is_alive, self._others()))
+        return 1 + sum(map(self.is_alive, self._others()))
 
     def _others(self) -> list[int]:
         return [each for each in range(self._words[_SLOTS]) if each != self._mine]
 
-    def _is_alive(self, number: int) -> bool:
+    def is_alive(self, number: int) -> bool:
+        """Whether another worker with this number lives."""
         return self._file is not None and not is_free(self._file, number, 1)
 
     def _slot(self, number: int) -> memoryview:

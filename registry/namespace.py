@@ -82,6 +82,7 @@ from registry.preservation import (
     note_name,
     read_note,
 )
+from registry.readers import ALL, Behind, Reader, Readers, what
 from registry.recording import Cause, NamespaceHistory, Recorder, event
 from registry.settings import RegistrySettings
 from registry.status_rules import Situation, effective_status, status_after_renewal
@@ -150,6 +151,7 @@ class NamespaceRegistry:
         moved: Callable[[NamespaceRegistry], None],
         recorder: Recorder | None,
         counted: list[int],
+        readers: Readers,
     ) -> None:
         """Read nothing yet. ``moved`` is called whenever the view may show something new.
 
@@ -165,6 +167,7 @@ class NamespaceRegistry:
         self.history = None if recorder is None else NamespaceHistory(recorder, namespace)
         """What happened here; None where none is kept."""
         self.counted = counted
+        self._readers = readers
         self._doubled = settings.lease_expiry == "genuine"
         self._held_back: HoldBack | None = None
 
@@ -410,6 +413,30 @@ class NamespaceRegistry:
         )
         self._recorder.note_event(told)
 
+    # Who reads
+
+    def behind(self, revision: Revision, instance: Instance | None = None) -> Behind:
+        """Who reads lists with an instance in them, and has not fetched one since a revision.
+
+        Without an instance: who reads anything. Where nobody is behind, and the answer is complete,
+        every client that reads from this machine's workers knows what became of the instance.
+        Watches of the native API are told at once and are not among them.
+        """
+        now = self.clock.wall_ms()
+        if instance is None:
+            return self._readers.behind(self.namespace, revision, now)
+        concerned = {ALL, what("apps", instance.app)}
+        for kind, names in (
+            ("vips", instance.vip_address),
+            ("svips", instance.secure_vip_address),
+        ):
+            concerned.update(what(kind, name) for name in (names or "").split(","))
+        return self._readers.behind(self.namespace, revision, now, concerned.__contains__)
+
+    def readers(self) -> list[Reader]:
+        """Who reads what is listed here; a client may be several."""
+        return [each for each in self._readers.all() if each.client.namespace == self.namespace]
+
     # Writes
 
     def _decide(
@@ -448,7 +475,12 @@ class NamespaceRegistry:
         counted[COMMITS] += 1
         counted[COMMIT_NANOSECONDS] += time.perf_counter_ns() - began
 
-    def _count(self, commits: Sequence[Commit], revisions: Sequence[Revision | None]) -> None:
+    def _count(
+        self,
+        commits: Sequence[Commit],
+        revisions: Sequence[Revision | None],
+        is_accepted: bool,
+    ) -> None:
         """Count what was written."""
         counted = self.counted
         for commit, revision in zip(commits, revisions, strict=True):
@@ -461,7 +493,7 @@ class NamespaceRegistry:
             if instance is None:
                 continue
             if commit.evicted:
-                counted[EVICTED] += 1
+                counted[EVICTED + is_accepted] += 1
             elif commit.remove:
                 counted[CANCELLED + _source(instance)] += 1
             elif commit.lease is not None or not instance.is_leased:
@@ -474,12 +506,14 @@ class NamespaceRegistry:
         revisions: Sequence[Revision | None],
         by: Asking | Sequence[Asking | None] | None,
         causes: Sequence[Cause] = (),
+        *,
+        is_accepted: bool = False,
     ) -> None:
         """Do what follows every write of this process. ``by``: who asked for each, or for all."""
         if self._recorder is not None:
             self._recorder.note(self.namespace, commits, revisions, by, causes)
         self._view.follow_all(commits, revisions)
-        self._count(commits, revisions)
+        self._count(commits, revisions, is_accepted)
         self._moved(self)
         self._make_up_for(commits, revisions)
 
@@ -1176,10 +1210,12 @@ class NamespaceRegistry:
         *,
         fence: Fence | None = None,
         held_by: Callable[[InstanceKey, Lease], str] = lambda key, lease: "",
+        is_accepted: bool = False,
     ) -> int:
         """Remove the instances whose leases ended so, in one operation; how many were removed.
 
-        ``held_by`` tells the history what kept each listed until now, after its lease had ended.
+        ``held_by`` tells the history what kept each listed until now, after its lease had ended;
+        ``is_accepted`` that somebody has let them go.
 
         One that was renewed, registered again or cancelled meanwhile is left alone, and so is one
         that stays without a lease (``Instance.expires``). With ``StoreError`` and
@@ -1203,7 +1239,7 @@ class NamespaceRegistry:
                 causes.append(_cause_of_eviction(commit, lease, held_by(key, lease)))
         with self._timed():
             revisions = self._records.commit_all(self.namespace, commits, fence)
-        self._follow(commits, revisions, None, causes)
+        self._follow(commits, revisions, None, causes, is_accepted=is_accepted)
         gone = [c.key for c, revision in zip(commits, revisions, strict=True) if revision]
         for key in gone:
             log.warning("evicted %s/%s: its lease ended", key.app, key.id)

@@ -15,6 +15,7 @@ from registry.figures import EVENTS, Figures
 from registry.lease import Clock
 from registry.model import DEFAULT_NAMESPACE, Namespace
 from registry.namespace import NamespaceRegistry
+from registry.readers import Readers
 from registry.recording import Recorder
 from registry.settings import RegistrySettings
 from registry.store import Coordination, Store, StoreState
@@ -36,12 +37,15 @@ class Registry:
         settings: RegistrySettings,
         recorder: Recorder | None = None,
         figures: Figures | None = None,
+        readers: Readers | None = None,
     ) -> None:
         """Nothing is read before ``start``.
 
         The ``recorder`` keeps the history, if anybody does; what happens is counted in ``figures``.
         """
         self.figures = Figures() if figures is None else figures
+        self.readers = Readers(self.figures) if readers is None else readers
+        """Who fetches what is listed."""
         self.clock = clock
         self.settings = settings
         self.coordination: Coordination = store
@@ -89,6 +93,7 @@ class Registry:
                     self._keep,
                     self.recorder,
                     self.figures.numbers(EVENTS),
+                    self.readers,
                 )
                 self._known[namespace] = found
             return found

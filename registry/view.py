@@ -45,7 +45,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from registry.changes import ChangeLog
 from registry.errors import StoreError
@@ -65,6 +65,8 @@ from registry.store import Commit, Records
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 _LARGE_VIPS = 256
+# So many ids are remembered that have changed their addresses, and so many addresses of each.
+_MOVED, _ADDRESSES = 1_000, 8
 # An answer that lacks more pieces than this has them made before, one by one (see ``prepare``).
 _MADE_AT_ONCE = 16
 # While pieces are made others may change again. After so many rounds the rest is made at once.
@@ -81,6 +83,14 @@ class NotYetError(Exception):
     """An answer takes too long to make where it was asked for: it is to be made in a thread."""
 
 
+class Moved(NamedTuple):
+    """An id that has changed its address."""
+
+    addresses: frozenset[str]
+    returns: int
+    """How often it came back to one of them: then several processes have this id."""
+
+
 class View:
     """One namespace as of ``revision``. Hold ``lock`` while reading anything of it."""
 
@@ -94,6 +104,8 @@ class View:
         """Whether the store was ever read."""
         self._shortest_lease_secs: int | None = None
         self._preparing = threading.Lock()
+        self.moved: dict[InstanceKey, Moved] = {}
+        """Which ids have changed their addresses while this view followed, the latest last."""
         self.version = next(_FIRST_VERSIONS)
         """Grows whenever what the view shows may differ, also where no revision tells it."""
         self._running = 0
@@ -195,6 +207,9 @@ class View:
                 self._take_out(instance.key)
             else:
                 self._put(instance)
+        elif self.listing.kept:
+            # What is listed stays the same, and what is made of it tells of this revision.
+            self.listing.kept.clear()
         override = change.override
         if override is not None:
             if override.status is None:
@@ -247,6 +262,8 @@ class View:
 
     def _put(self, instance: Instance) -> None:
         before = self.applications.get(instance.app, _NOBODY).get(instance.id)
+        if before is not None and before.ip_addr != instance.ip_addr:
+            self._note_move(before, instance)
         if (
             before is not None
             and before.source == instance.source
@@ -265,6 +282,15 @@ class View:
         self._index(instance)
         for listing in self._large_vips_of(instance):
             listing.put(instance)
+
+    def _note_move(self, before: Instance, after: Instance) -> None:
+        moved = self.moved.pop(after.key, None) or Moved(frozenset([before.ip_addr]), 0)
+        returns = moved.returns + (after.ip_addr in moved.addresses)
+        if len(moved.addresses) < _ADDRESSES:
+            moved = moved._replace(addresses=moved.addresses | {after.ip_addr})
+        self.moved[after.key] = moved._replace(returns=returns)
+        if len(self.moved) > _MOVED:
+            del self.moved[next(iter(self.moved))]
 
     def _index(self, instance: Instance) -> None:
         """Have a listed instance found by its id alone, and by its VIPs."""

@@ -14,6 +14,7 @@ from eureka_server.access import Access, AccessSettings
 from eureka_server.flask_door import blueprint
 from eureka_server.gateway import Gateway
 from native_api.settings import NativeSettings
+from native_api.status import Server
 from registry import (
     DEFAULT_NAMESPACE,
     HistorySettings,
@@ -43,6 +44,7 @@ class InProcess:
         catalogs: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
         store: Store | None = None,
         history: History | None = None,
+        server: Server | None = None,
         **limits: Any,
     ) -> None:
         self.clock = ManualClock()
@@ -61,6 +63,7 @@ class InProcess:
             native or NativeSettings(),
             access or Access(AccessSettings()),
             catalogs,
+            server=server,
         )
 
     @cached_property

@@ -7,13 +7,13 @@ import math
 import re
 import socket
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import pytest
 
 from eureka_http import connection as module
 from eureka_http.connection import Connection, Reading, Writing
-from eureka_http.exchange import Answer, LoopHooks, Request, Stream
+from eureka_http.exchange import Answer, LoopHooks, Promise, Request, Stream
 from eureka_http.worker import EventLoopWorker
 from tests.turned import (
     Counting,
@@ -570,3 +570,52 @@ def test_what_is_thrown_away_is_read_a_piece_at_a_time_on_all_connections_togeth
         discard()
     assert all(transport.reads for _, transport in several)
     assert loop.later == []
+
+
+class Listing(Laned):
+    """Its lane gives a list, of the revision that a test says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.list = Answer(200, b"list", revision=1)
+        self.gave: list[tuple[bytes, int]] = []
+        self.gone: list[Any] = []
+        self.loop_hooks = LoopHooks(
+            self.fast_lane,
+            self.lane,
+            gave=lambda fetcher, data, revision: self.gave.append((data, revision)),
+            gone=self.gone.append,
+        )
+
+    def answer(self, method: str, target: str, body: bytes) -> Answer | Promise | None:
+        return self.list
+
+    def reader(self, target: str) -> Callable[[], Answer]:  # type: ignore[override]
+        return self.readers.setdefault(target, lambda: self.list)
+
+    readers: ClassVar[dict[str, Callable[[], Answer]]] = {}
+
+
+def test_a_list_is_told_of_where_it_is_another_than_the_last_on_its_connection() -> None:
+    application = Listing()
+    worker, loop = a_worker(application)
+    connection, _ = connected(worker)
+    one, other = request("/list"), request("/another")
+
+    def ask(data: bytes) -> None:
+        worker.now += 1
+        connection.data_received(data)
+        loop.run()
+
+    for data in (one, one, one, one):  # the first is read whole, the second finds its lane
+        ask(data)
+    assert application.gave == [(one, 1)]
+    assert connection.given_at == worker.now
+    application.list = Answer(200, b"longer", revision=2)
+    ask(one)
+    ask(one)
+    ask(other)
+    assert application.gave == [(one, 1), (one, 2), (other, 2)]
+    assert application.gone == []
+    connection.connection_lost(None)
+    assert application.gone == [("127.0.0.1", 1)]

@@ -225,3 +225,21 @@ def test_one_worker_without_a_folder_tells_the_same(tmp_path: Path) -> None:
     assert found["registry_instances{application=WEB,namespace=default,status=UP}"] == 1
     assert found["registry_requests_total{route=register,status=204}"] == 1
     assert found["registry_workers"] == 1
+
+
+# The series
+
+
+def test_the_series_ends_with_now_and_knows_what_there_is(server: RegistryServer) -> None:
+    server.register("SERIES", "series:1")
+
+    def last() -> dict[str, float] | None:
+        told = server.send("GET", "/api/v1/series?minutes=1").json()
+        assert told["step_secs"] == 30
+        rows = told["samples"]
+        return dict(zip(told["columns"], rows[-1], strict=True)) if rows else None
+
+    wait_until(lambda: (last() or {}).get("instances") == len(server.apps()), "the instances")
+    for _ in range(200):
+        server.eureka("PUT", "/apps/SERIES/series:1")
+    wait_until(lambda: (last() or {}).get("renewals", 0) > 0, "renewals")

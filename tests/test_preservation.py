@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from eureka_compat.peers.hold import Asked, Hold, tell
 from registry import DEFAULT_NAMESPACE, Asker, Evictor, Registering, Registry, StoreError, asking
+from registry.figures import EVICTED, EVICTION_REASONS
 from registry.lease import eviction_limit
 from registry.loss import accept, accepted
 from registry.testing import sample_instance
@@ -337,6 +338,7 @@ def test_a_loss_of_all_lets_every_application_go() -> None:
     assert fleet.registry.accept_loss(None).ended == 30
     fleet.run(1)
     assert (evicted(fleet.of("WEB")), evicted(fleet.of("API"))) == (20, 10)
+    assert fleet.registry.counted[EVICTED + EVICTION_REASONS.index("loss-accepted")] == 30
     assert not fleet.registry.preservation().is_active
 
 
