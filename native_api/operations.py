@@ -16,6 +16,7 @@ import orjson
 from eureka_http.exchange import Answer, Request
 from native_api import form
 from native_api.bodies import MAX_BODY_BYTES, json_answer, json_body
+from native_api.drain import Drain
 from native_api.problems import ProblemError, gone, problem
 from native_api.schemas import Schemas
 from registry import Instance, InstanceStatus, NamespaceRegistry, SourceConflictError
@@ -32,12 +33,15 @@ class Operations:
         """``of_instance`` and ``of_service`` have what is done, by the last word of its path."""
         self._registry = registry
         self._schemas = schemas
+        self._draining = Drain(registry)
         self.of_instance: Mapping[str, Mapping[str, _Handler]] = {
             "override": {"PUT": self._set_override, "DELETE": self._remove_override},
             "metadata": {"PATCH": self._patch_metadata},
+            "drain": {"POST": self._drain},
         }
         self.of_service: Mapping[str, Mapping[str, _Handler]] = {
             "override": {"PUT": self._set_overrides, "DELETE": self._remove_overrides},
+            "drain": {"POST": self._drain_all},
         }
 
     # One instance
@@ -87,6 +91,10 @@ class Operations:
             raise ProblemError(gone(name, _NOT_REMOVED))
         return Answer(200)
 
+    def _drain(self, request: Request, name: str) -> Answer:
+        found = self._found(request, name)
+        return self._draining.instances(request, form.service_name(found), [found])
+
     def _found(self, request: Request, instance_id: str, code: str | None = None) -> Instance:
         """The instance that is meant, also where its lease has ended and it is still listed.
 
@@ -128,11 +136,15 @@ class Operations:
         """Take all instances of a service out, with their overrides."""
         return self._each(name, lambda i: self._registry.cancel(i.app, i.id, source=None))
 
-    def _each(self, service: str, do: Callable[[Instance], bool]) -> Answer:
-        """Do it to each instance; which it was done to, and which were refused.
+    def _drain_all(self, request: Request, name: str) -> Answer:
+        instances = self._all_of(name)
+        leased = [each for each in instances if each.is_leased]
+        if not leased:
+            raise ProblemError(problem(409, _of_a_catalog(instances[0])))
+        return self._draining.instances(request, name, leased)
 
-        One that has gone meanwhile is neither. A 409 where all are a catalog's.
-        """
+    def _all_of(self, service: str) -> list[Instance]:
+        """The instances of a service; ``ProblemError`` with a 404 where there is none."""
         view = self._registry.view()
         with view.lock:
             listed = list(view.applications.get(service.upper(), {}).values())
@@ -140,6 +152,14 @@ class Operations:
         if not instances:
             text = f"no instance of {service!r} is registered"
             raise ProblemError(problem(404, text, code=_NO_SERVICE))
+        return instances
+
+    def _each(self, service: str, do: Callable[[Instance], bool]) -> Answer:
+        """Do it to each instance; which it was done to, and which were refused.
+
+        One that has gone meanwhile is neither. A 409 where all are a catalog's.
+        """
+        instances = self._all_of(service)
         done, refused = [], []
         for instance in instances:
             try:

@@ -186,6 +186,50 @@ def test_changes_are_followed_as_they_come(
     assert told[3]["revision"] < told[4]["revision"]
 
 
+def test_who_reads_is_told(operator: Operator, server: RegistryServer) -> None:
+    fetching = {"User-Agent": "cart/1.0", "Accept": "application/json"}
+    assert server.send("GET", "/eureka/apps", None, fetching).status == 200
+    wait_until(lambda: "cart/1.0" in operator.types("readers").out, "the reader to be noted")
+    said = operator.types("readers")
+    assert said.code == 0
+    (line,) = [line for line in said.lines if line.startswith("cart/1.0")]
+    assert line.split()[1:3] == ["127.0.0.1", "all"]
+    operator.types("down", "shop:1")
+    wait_until(lambda: "cart/1.0" in operator.types("readers", "--behind").out, "it to be behind")
+
+
+def test_what_is_wrong_with_clients_is_told_with_the_setting_to_change(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finding = {
+        "kind": "clock-off",
+        "sentence": "The clocks of 2 clients are off.",
+        "count": 2,
+        "settings": [{"client": "the machine", "name": "NTP"}],
+        "examples": [{"id": "shop:1", "off_ms": 7000}],
+    }
+    at_site = Operator(capsys, f"http://{site.host}")
+    site.body = json.dumps({"findings": [finding]}).encode()
+    said = at_site.types("findings")
+    assert (said.code, said.lines) == (
+        1,
+        [
+            "clock-off (2): The clocks of 2 clients are off.",
+            "    change NTP (the machine)",
+            "    such as id=shop:1 off_ms=7000",
+        ],
+    )
+    site.body = b'{"findings": []}'
+    assert at_site.types("findings") == (0, "nothing is wrong with the clients\n", "")
+
+
+def test_a_servers_findings_can_be_read(operator: Operator) -> None:
+    said = operator.types("findings")
+    found = operator.types("findings", "-o", "json").json()["findings"]
+    assert said.code == (1 if found else 0)
+    assert all(f"{each['kind']} (" in said.out for each in found)
+
+
 def test_catalogs_are_told_where_there_is_none(operator: Operator) -> None:
     said = operator.types("catalogs")
     assert (said.code, said.lines) == (0, ["CATALOG  STATE  ENTRIES  LAST SUCCESS  PROBLEM"])

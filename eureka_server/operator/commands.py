@@ -27,7 +27,16 @@ from eureka_server.operator.client import (
     Whom,
     segment,
 )
-from eureka_server.operator.tables import FORMS, Shown, ago, duration, epoch_ms, pairs, table
+from eureka_server.operator.tables import (
+    FORMS,
+    Shown,
+    ago,
+    duration,
+    epoch_ms,
+    pairs,
+    spelled,
+    table,
+)
 
 PROGRAM = "eureka-registry"
 _EXIT_CODES = (
@@ -36,6 +45,9 @@ _EXIT_CODES = (
 )
 _CLEAR = "\x1b[H\x1b[2J"
 _INTERRUPTED = 130
+_AGAIN_SECS = 1.0
+_NAMED = 5
+_MOST_READERS = 1000
 _PAGE = 500
 _HISTORY_PAGE = 1000
 # Another instant has other ones of these.
@@ -500,6 +512,38 @@ def _change(revision: str | None, what: str, instance: Mapping[str, Any]) -> Sho
     return Shown(document, [line], [instance["id"]])
 
 
+def _readers(server: Server, options: _Options) -> Shown:
+    told = server.get("/readers", limit=_MOST_READERS, behind="true" if options.behind else None)
+    rows = [
+        (
+            each["client"],
+            each["address"],
+            each["what"],
+            ago(server.now_ms, each["last_fetch"]),
+            "yes" if each["behind"] else "no",
+            [instance["id"] for instance in each["instances"]],
+        )
+        for each in told["readers"]
+    ]
+    head = ("CLIENT", "ADDRESS", "READS", "LAST FETCH", "BEHIND", "INSTANCES THERE")
+    lines = table(head, rows)
+    if told["total"] > len(rows):
+        lines.append(f"and {told['total'] - len(rows)} more")
+    return Shown(told, lines, [each["address"] for each in told["readers"]])
+
+
+def _findings(server: Server, _: _Options) -> Shown:
+    told = server.get("/findings")
+    found = told["findings"]
+    lines = []
+    for each in found:
+        lines.append(f"{each['kind']} ({each['count']}): {each['sentence']}")
+        lines += [f"    change {one['name']} ({one['client']})" for one in each["settings"]]
+        lines += [f"    such as {spelled(one)}" for one in each["examples"]]
+    kinds = [each["kind"] for each in found]
+    return Shown(told, lines or ["nothing is wrong with the clients"], kinds, not found)
+
+
 def _catalogs(server: Server, _: _Options) -> Shown:
     told = server.get("/catalogs")
     catalogs = told["catalogs"]
@@ -561,6 +605,49 @@ def _down(server: Server, options: _Options) -> Shown:
 
 def _rm(server: Server, options: _Options) -> Shown:
     return _each(server, options, "DELETE", "")
+
+
+def _drain(server: Server, options: _Options) -> Shown:
+    """Out of service, and wait until everybody who reads has fetched since; or say who has not."""
+    paths = [f"/instances/{segment(each)}/drain" for each in options.id]
+    if not paths:
+        if options.service is None:
+            raise EndError(WRONG_USE, "expected ids, or --service for all of a service")
+        paths = [f"/services/{segment(options.service)}/drain"]
+    query: dict[str, str | None] = {"service_name": options.service if options.id else None}
+    until = time.monotonic() + options.timeout
+    told: dict[str, Any] = {}
+    said = ""
+    while True:
+        for path in paths:
+            before = told.get(path)
+            if before is None or not before["safe"]:
+                since = None if before is None else str(before["since"])
+                told[path] = server.send("POST", path, query={**query, "since": since})
+        late = [each for each in told.values() if not each["safe"]]
+        if not late or time.monotonic() >= until:
+            break
+        now_said = _who(late)
+        if now_said not in (said, ""):
+            print(f"waiting for {escaped(now_said)}", file=sys.stderr, flush=True)
+            said = now_said
+        time.sleep(_AGAIN_SECS)
+    if not late:
+        time.sleep(options.grace)
+    sentences = dict.fromkeys(each["sentence"] for each in late or told.values())
+    document = {"safe": not late, "drained": list(told.values())}
+    names = [each for one in told.values() if one["safe"] for each in one["drained"]]
+    return Shown(document, list(sentences), names, not late)
+
+
+def _who(late: Sequence[Mapping[str, Any]]) -> str:
+    """Who has not fetched."""
+    found = {
+        f"{each['client'] or '?'} at {each['address']}"
+        for one in late
+        for each in one["waiting_for"]
+    }
+    return ", ".join(sorted(found)[:_NAMED]) + (" …" if len(found) > _NAMED else "")
 
 
 def _each(
@@ -717,6 +804,28 @@ COMMANDS: Mapping[str, Command] = {
         code_1=_NOT_DONE,
         is_read=False,
     ),
+    "drain": Command(
+        "set an instance out of service, and wait until it is safe to stop: until every client"
+        " that reads from this server has fetched since",
+        _drain,
+        (
+            _IDS,
+            _ALL_OF,
+            Argument(
+                ("--timeout",),
+                "wait so long at most (default 120s)",
+                kwargs={"type": _seconds, "default": 120.0, "metavar": "TIME"},
+            ),
+            Argument(
+                ("--grace",),
+                "and then for so long: what clients make of their copies may be older, such as a"
+                " load balancer's cache (default 0s)",
+                kwargs={"type": _seconds, "default": 0.0, "metavar": "TIME"},
+            ),
+        ),
+        code_1="somebody has not fetched in time, or there is no such instance",
+        is_read=False,
+    ),
     "rm": Command(
         "take an instance out; one that still lives registers again",
         _rm,
@@ -756,6 +865,22 @@ COMMANDS: Mapping[str, Command] = {
         ),
         code_1="something was refused, or the export is cut off",
         is_read=False,
+    ),
+    "readers": Command(
+        "who reads lists from this server, and who has not fetched the last change",
+        _readers,
+        (
+            Argument(
+                ("--behind",),
+                "only those who have not fetched the last change",
+                kwargs={"action": "store_true"},
+            ),
+        ),
+    ),
+    "findings": Command(
+        "what is wrong with clients, and the setting to change",
+        _findings,
+        code_1="something is wrong",
     ),
     "catalogs": Command(
         "how each catalog is", _catalogs, code_1="one does not follow its source, or has a problem"

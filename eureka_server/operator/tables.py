@@ -45,7 +45,7 @@ class Shown(NamedTuple):
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
     """Lines with aligned columns; an empty cell is a dash. Only the head where there is no row."""
-    cells = [tuple(head), *(tuple(_cell(value) for value in row) for row in rows)]
+    cells = [tuple(head), *(tuple(spelled(value) for value in row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -55,20 +55,21 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
 
 def pairs(told: Iterable[tuple[str, Any]]) -> list[str]:
     """A line for each name and its value."""
-    named = [(name, _cell(value)) for name, value in told]
+    named = [(name, spelled(value)) for name, value in told]
     width = max((len(name) for name, _ in named), default=0)
     return [f"{name.ljust(width)}  {value}" for name, value in named]
 
 
-def _cell(value: Any) -> str:
+def spelled(value: Any) -> str:
+    """A value in one line: nothing is a dash, an object its names and values."""
     if value is None or value == "" or value == [] or value == {}:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ",".join(_cell(each) for each in value)
+        return ",".join(spelled(each) for each in value)
     if isinstance(value, dict):
-        return " ".join(f"{name}={_cell(each)}" for name, each in value.items())
+        return " ".join(f"{name}={spelled(each)}" for name, each in value.items())
     # In a table a line is a row.
     return escaped(str(value))
 
