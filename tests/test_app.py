@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -83,9 +84,14 @@ def test_importing_anything_but_the_entry_point_starts_nothing(tmp_path: Path) -
 def parts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is opened and closed, in its order; nothing of it runs in the background."""
     told: list[str] = []
+    here = threading.current_thread()
 
     def note(owner: type, verb: str, word: str) -> None:
-        monkeypatch.setattr(owner, verb, lambda _: told.append(word))
+        def noted(_: object) -> None:
+            if threading.current_thread() is here:  # parts that other tests opened go on elsewhere
+                told.append(word)
+
+        monkeypatch.setattr(owner, verb, noted)
 
     note(Access, "start", "access opened")
     note(Access, "stop", "access closed")
