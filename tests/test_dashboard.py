@@ -85,6 +85,14 @@ def test_there_is_a_page_unless_it_is_switched_off() -> None:
     assert load({"EUREKA_DASHBOARD_PATH": "ops/page"}).dashboard_path == "/ops/page"
 
 
+def test_what_springs_file_says_of_the_page_counts(tmp_path: Path) -> None:
+    file = tmp_path / "application.properties"
+    file.write_text("eureka.dashboard.path=/ops\neureka.dashboard.enabled=false\n")
+    found = load({"SPRING_CONFIG_LOCATION": str(file)})
+    assert (found.dashboard, found.dashboard_path) == (False, "/ops")
+    assert not any("dashboard" in warning for warning in found.warnings)
+
+
 @pytest.mark.parametrize("path", ["/eureka", "/api/v1/x", "/a b", "/../x", "/a/./b", "//x", "/é"])
 def test_a_path_that_the_page_cannot_have_is_refused(path: str) -> None:
     with pytest.raises(SettingError, match="EUREKA_DASHBOARD_PATH"):

@@ -51,6 +51,9 @@ function go(url, { replace = false, keepsFocus = false } = {}) {
 async function arrived(keepsFocus = false, y = 0) {
   place = read();
   frame();
+  // On a phone not all of the tabs are seen at once.
+  const nav = document.getElementById('tabs');
+  nav.scrollLeft = (nav.querySelector('[aria-current]')?.offsetLeft ?? 0) - nav.offsetLeft - 16;
   if (!keepsFocus) main.replaceChildren(h('p', { class: 'loading' }, 'Loading …'));
   await refresh.now();
   if (!keepsFocus) {

@@ -4,10 +4,10 @@ import { h, svg } from './dom.js';
 import { count } from './format.js';
 
 const WIDTH = 640;
-const HEIGHT = 150;
+const HEIGHT = 164;
 const LEFT = 1;
-const TOP = 12;
-const BOTTOM = 22;
+const TOP = 24;
+const BOTTOM = 26;
 
 const time = new Intl.DateTimeFormat('en-GB', { hour: '2-digit', minute: '2-digit' });
 
