@@ -6,6 +6,7 @@ One server and one browser serve all of it; each test has applications of its ow
 from __future__ import annotations
 
 import base64
+import http.client
 import itertools
 import json
 import re
@@ -440,6 +441,36 @@ def test_who_may_not_is_offered_nothing_until_there_is_an_account(
     page.reload()
     expect(page.get_by_role("button", name="Back in service")).to_be_visible()
     assert {text for text in looked.told if "401" not in text} == set()
+    looked.context.close()
+
+
+def test_a_drain_is_followed_until_it_is_safe_to_stop(
+    closed: RegistryServer, browser: Browser
+) -> None:
+    ann = {"Authorization": f"Basic {base64.b64encode(b'ann:secret').decode()}"}
+    body = instance_body("DRAINED", "drained:1", leaseInfo=LONG)
+    assert closed.eureka("POST", "/apps/DRAINED", body, JSON | ann).status == 204
+    client = http.client.HTTPConnection("127.0.0.1", closed.port)
+
+    def fetch() -> None:
+        assert closed.eureka("GET", "/apps", None, JSON, client).status == 200
+
+    fetch()
+    wait_until(lambda: closed.send("GET", "/api/v1/readers").json()["total"])
+    looked = Looked(browser, closed.root)
+    stored = f"sessionStorage.setItem('registry credentials', '{ann['Authorization']}')"
+    looked.context.add_init_script(stored)
+    page = looked.go(app="drained", id="drained:1")
+    page.get_by_role("button", name="Drain").click()
+    notice = page.locator(".notice")
+    expect(notice).to_contain_text("Not yet safe to stop: 1 client")
+    assert told(closed, "drained:1")["override"] == "OUT_OF_SERVICE"
+    fetch()
+    expect(notice).to_contain_text("Safe to stop")
+    notice.get_by_role("button", name="Undo").click()
+    expect(page.get_by_role("button", name="Take out of service")).to_be_visible()
+    assert told(closed, "drained:1") == {**told(closed, "drained:1"), "status": "UP"}
+    client.close()
     looked.context.close()
 
 
