@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
 from contextvars import ContextVar
 from urllib.parse import urlsplit
 
@@ -27,12 +28,15 @@ _PATH_TOKEN = re.compile(
     rf"|/{_spelled('api')}{_ON}(?:[^?#\s]{{1,64}}?/\.\.{_ON})?{_spelled('eureka')}{_ON}"
     r"(?!v2/(?!v2(?:/|\b)))(?=[^/?#\s]*/v2(?:/|\b)))[^/?#\s]+"
 )
-_QUERY_SECRET = re.compile(
-    r"""([?&;][^=&\s"']*?
-    (?:token|passw(?:or)?d|passwd|pwd|secret|credential|api[_-]?key|access[_-]?key|sig(?:nature)?)
-    [^=&\s"']*=|[?&;](?:key|auth|jwt|pass)=)[^&\#\s]+""",
+# A query's parameter up to its value, whatever stands in its name; each letter is read once, for
+# the text is anybody's.
+_PARAMETER = re.compile(r"[?&;][^=&\s\"']*")
+_SECRET_NAME = re.compile(
+    r"""token|passw(?:or)?d|passwd|pwd|secret|credential|api[_-]?key|access[_-]?key|sig(?:nature)?
+    |[?&;](?:key|auth|jwt|pass)\Z""",
     re.IGNORECASE | re.VERBOSE,
 )
+_VALUE = re.compile(r"=[^&#\s]+")
 _HEADER_SECRET = re.compile(r"\b(Basic|Bearer)\s+[A-Za-z0-9+/=._~-]{6,}", re.IGNORECASE)
 # Controls, what else ends a line, what turns the direction of writing, and halves of characters.
 _UNSAFE = re.compile(
@@ -50,8 +54,21 @@ def masked(text: str) -> str:
     if "/n" in text or "/eureka" in text or "%" in text:
         text = _PATH_TOKEN.sub(r"\1…", text)
     if "=" in text:
-        text = _QUERY_SECRET.sub(r"\1…", text)
+        text = "".join(_without_values(text))
     return _HEADER_SECRET.sub(r"\1 …", text)
+
+
+def _without_values(text: str) -> Iterator[str]:
+    """A text, in parts, without the values of parameters whose names sound secret."""
+    end = 0
+    while (parameter := _PARAMETER.search(text, end)) is not None:
+        value = _VALUE.match(text, parameter.end())
+        yield text[end : parameter.end()]
+        end = parameter.end()
+        if value is not None and _SECRET_NAME.search(parameter[0]):
+            yield "=…"
+            end = value.end()
+    yield text[end:]
 
 
 def masked_url(url: str) -> str:
