@@ -222,6 +222,7 @@ class Node:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                node.is_called = True
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(node.name)))
                 self.end_headers()
@@ -234,6 +235,7 @@ class Node:
         self.start()
 
     def start(self) -> None:
+        self.is_called = False
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler)
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
         port = {"$": self._http.server_port, "@enabled": "true"}
@@ -291,6 +293,8 @@ def test_no_call_fails_during_a_rolling_restart_with_drain_and_some_do_without(
                 assert said.code == 0, said
             node.stop()
             node.start()
+            # The next one waits until this one is in use again.
+            wait_until(lambda: node.is_called, "it to be called again")  # noqa: B023
         made = list(calls)
         failed = [body for status, body in made if status != 200]
         print(f"{'with' if drains else 'without'} drain {len(failed)} of {len(made)} calls failed")
