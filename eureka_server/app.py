@@ -143,6 +143,7 @@ def _assembled(environment: Environment, parts: ExitStack) -> Door:
             else registry.namespaces,
         ),
         Requests(ROUTES, figures.numbers(metrics.REQUESTS)),
+        threads=environment.threads,
     )
     measured.start(gateway.watchers, gateway.fetches.flush)
     app.register_blueprint(blueprint(gateway, environment.threads))

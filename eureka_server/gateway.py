@@ -81,17 +81,20 @@ class Gateway:
         peers: PeersSeen = ALONE,
         server: Server | None = None,
         requests: Requests | None = None,
+        threads: int = 8,
     ) -> None:
         """Serve the registry's namespaces to those whom ``access`` lets in.
 
         ``catalogs`` tells how each catalog is, as JSON values; ``server`` what is the same in all
-        namespaces. All requests are counted in ``requests``, which knows the ``ROUTES``.
+        namespaces. All requests are counted in ``requests``, which knows the ``ROUTES``. Of the
+        ``threads`` that answer, half may look much up.
         """
         self._server = server
         self.fetches = Fetches(registry.readers, registry.clock, access.asker)
         """Who was given lists."""
         self.requests = Requests(ROUTES) if requests is None else requests
         self.watching_threads = 0
+        self._may_look_up = threading.BoundedSemaphore(max(1, threads // 2))
         self._peers = peers
         self._catalogs = catalogs
         self._registry = registry
@@ -296,6 +299,17 @@ class Gateway:
         native = self._native_api(grant.namespace)
         if native.is_watch(request):
             return native.watched(request, self._holds(request, grant))
+        if not native.is_costly(request):
+            return self._answered(native, request, grant)
+        # Probes and registrations wait for a thread as well: these must not have all of them.
+        if not self._may_look_up.acquire(blocking=False):
+            return _busy()
+        try:
+            return self._answered(native, request, grant)
+        finally:
+            self._may_look_up.release()
+
+    def _answered(self, native: NativeApi, request: Request, grant: Grant) -> Answer:
         answer = self._as(grant, request, lambda: native.answer(request, is_admin=grant.is_admin))
         assert answer is not None  # only a quick one may take too long
         return answer
@@ -445,6 +459,11 @@ _ELSEWHERE = Answer(403, headers={"X-Refused": "cross-site"})
 def _not_open() -> Answer:
     text = "this server has just started empty and waits for its peers"
     return problem(503, text, headers={"Retry-After": "1"})
+
+
+def _busy() -> Answer:
+    text = "as much is looked up here as may be at once; try again in a moment"
+    return problem(429, text, headers={"Retry-After": "1"})
 
 
 def _elsewhere() -> Answer:

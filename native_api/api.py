@@ -52,6 +52,8 @@ _NAMEABLE = frozenset((*COLUMNS, *DETAILS, "links"))
 _FILTERS = frozenset({"id", "service_name", "status", "tags", "fields", "at"})
 # With any of these a list comes page by page.
 _PAGING = frozenset({"q", "limit", "after"})
+_COSTLY = frozenset({"history", "diff", "findings", "series", "readers", "export"})
+_COSTLY_QUERY = _PAGING | {"at"}
 _LONG = 64 * 1024
 _MOST_DIGITS = 20
 _ALONE = "This server has no peers."
@@ -142,6 +144,15 @@ class NativeApi:
         """Whether the request is answered by ``stream`` (or, in a thread, by ``watched``)."""
         path = request.path[len(BASE) :].rstrip("/")
         return request.method == "GET" and path == "/watch"
+
+    def is_costly(self, request: Request) -> bool:
+        """Whether the answer looks at all instances, at the past, or at files, for one caller."""
+        if request.method not in ("GET", "HEAD"):
+            return False
+        words = request.path[len(BASE) :].strip("/").split("/")
+        if words[0] in _COSTLY or words[-1] in ("why", "history"):
+            return True
+        return bool(request.query) and not _COSTLY_QUERY.isdisjoint(request.parameters())
 
     def stream(self, request: Request, holds: Callable[[], bool] = watch.always) -> Answer | Stream:
         """A watch that costs no thread; to be called, as ``tick``, in the event loop's thread.

@@ -41,6 +41,9 @@ MEDIA_TYPE = "application/x-ndjson"
 MAX_IMPORT_BYTES = 4 * 1024 * 1024
 """Of one request. A longer export comes in parts, each behind its first line."""
 
+MAX_IMPORT_LINES = 20_000
+"""Of one request: each line that is refused is answered for, and is far shorter than its answer."""
+
 _PORTION = 500
 # So many are listed in one operation of the store.
 _GROUP = 200
@@ -123,7 +126,10 @@ class Transfer:
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media != MEDIA_TYPE:
             raise ProblemError(problem(415, f"expected Content-Type: {MEDIA_TYPE}"))
-        first, *lines = request.read_body(MAX_IMPORT_BYTES).split(b"\n")
+        body = request.read_body(MAX_IMPORT_BYTES)
+        if body.count(b"\n") > MAX_IMPORT_LINES:
+            raise ProblemError(problem(413, f"the body has more than {MAX_IMPORT_LINES} lines"))
+        first, *lines = body.split(b"\n")
         self._check_header(first)
         counts: Counter[str] = Counter()
         refused: list[_Refused] = []

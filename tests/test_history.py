@@ -6,7 +6,9 @@ import base64
 import fcntl
 import ipaddress
 import shutil
+import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,8 +38,8 @@ from registry import (
     recording,
     told_instant,
 )
-from registry.history import ForgottenError, History, HistoryEntry, HistoryKind, Moment, Wish
-from registry.model import DEFAULT_NAMESPACE, Revision
+from registry.history import ForgottenError, History, HistoryEntry, HistoryKind, Moment, Page, Wish
+from registry.model import DEFAULT_NAMESPACE, Namespace, Revision
 from registry.stores.lmdb import LmdbStore
 from registry.stores.lmdb_history import LmdbHistory
 from registry.stores.memory import MemoryStore
@@ -731,6 +733,56 @@ def test_the_account_is_told_and_no_secret(tmp_path: Path) -> None:
     assert len(entry["by"]["client"]) == 128
     assert "s3cret" not in str(world.get("/history", authorization=fields["authorization"]))
     world.get("/history", 401)
+
+
+class HeldUp(MemoryHistory):
+    """Whose reading takes until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__(BYTES)
+        self.reading = threading.Semaphore(0)
+        self.may_go_on = threading.Event()
+
+    def read(self, namespace: Namespace, wish: Wish) -> Page:
+        self.reading.release()
+        assert self.may_go_on.wait(60)
+        return super().read(namespace, wish)
+
+
+def test_who_looks_up_the_past_leaves_threads_to_the_others() -> None:
+    """Once, some clients that asked for the past had all threads, and probes failed meanwhile."""
+    history = HeldUp()
+    world = World(history=history)
+    client = world.client.application.test_client
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(client().get, "/api/v1/history") for _ in range(4)]
+        try:
+            for _ in asked:
+                assert history.reading.acquire(timeout=60)
+            for costly in (
+                "history",
+                "diff?from=0",
+                "findings",
+                "series",
+                "readers",
+                "export",
+                "instances?at=0",
+                "instances/a?at=0",
+                "instances/a/why",
+                "instances/a/history",
+                "instances?q=a",
+                "services/a?at=0",
+                "services?limit=1",
+            ):
+                reply = client().get(f"/api/v1/{costly}")
+                assert (reply.status_code, reply.headers["retry-after"]) == (429, "1"), costly
+            assert client().get("/api/v1/instances").status_code == 200
+            assert client().get("/api/v1/status").status_code == 200
+            world.register()
+        finally:
+            history.may_go_on.set()
+        assert [each.result().status_code for each in asked] == [200] * 4
+    assert client().get("/api/v1/history").status_code == 200
 
 
 def test_the_history_of_a_namespace_shows_there_alone() -> None:

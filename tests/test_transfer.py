@@ -299,6 +299,18 @@ def test_more_than_one_request_may_have_is_refused() -> None:
     assert reply.json["detail"] == "the body is longer than 4194304 bytes"
 
 
+def test_lines_that_say_nothing_are_not_answered_for_by_the_million() -> None:
+    """Once, 4 MiB of them had an answer of 120 MB, and took several times that as memory."""
+    world = World()
+    head = json.dumps(HEADER).encode()
+    for lines, status in ((20_000, 200), (20_001, 413)):
+        reply = world.client.post(
+            "/api/v1/import", data=head + b"\n1" * lines, content_type=MEDIA_TYPE
+        )
+        assert reply.status_code == status
+    assert reply.json["detail"] == "the body has more than 20000 lines"
+
+
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4),
     lambda inner: (

@@ -20,7 +20,7 @@ from eureka_server.operator.tables import Shown, table
 
 _MEDIA_TYPE = "application/x-ndjson"
 _FORMAT = "eureka-registry export"
-_PART_BYTES = 1024 * 1024
+_PART_BYTES, _PART_LINES = 1024 * 1024, 10_000
 # No server takes more at once, and no line comes alone.
 _LONGEST_LINE = 3 * 1024 * 1024
 _COUNTS = ("taken", "kept", "of_catalogs")
@@ -140,7 +140,7 @@ class _Reader:
             self._part.append(line.rstrip(b"\r\n"))
             self._numbers.append(self._number)
             self._size += len(line)
-            if self._size >= _PART_BYTES:
+            if self._size >= _PART_BYTES or len(self._part) >= _PART_LINES:
                 self._send()
 
     def close(self) -> None:
