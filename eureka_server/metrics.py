@@ -350,9 +350,9 @@ class Metrics(Collector):
     # What there is
 
     def _namespaces(self) -> list[tuple[str, NamespaceRegistry]]:
-        """The namespaces that hold something, and the default one."""
-        registry = self._registry
-        return [(each, registry.in_namespace(each)) for each in registry.occupied()]
+        """The namespaces that hold something, and the default one, by what they are shown as."""
+        found = [self._registry.in_namespace(each) for each in self._registry.occupied()]
+        return [(each.settings.shown(each.namespace), each) for each in found]
 
     def _of_namespaces(self) -> Iterator[Metric]:
         try:

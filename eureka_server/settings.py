@@ -421,7 +421,7 @@ def load(environ: Mapping[str, str]) -> Environment:
     catalogs += _regions(of_regions, {each.source for each in catalogs})
     return Environment(
         **server,
-        registry=RegistrySettings(**values["registry"]),
+        registry=RegistrySettings(**values["registry"], names_are_secret=access.mode == "trusted"),
         history=HistorySettings(**values["history"]),
         eureka=EurekaSettings(**values["eureka"]),
         native=native,

@@ -232,7 +232,7 @@ class NativeApi:
             case ["findings"]:
                 handlers = {"GET": self._observed.findings}
             case ["series"]:
-                handlers = {"GET": self._observed.series}
+                handlers = {"GET": self._observed.series if is_admin else self._hide_series}
             case ["readers"]:
                 handlers = {"GET": self._observed.readers}
             case ["catalogs"]:
@@ -480,6 +480,9 @@ class NativeApi:
 
     def _hide_peers(self, request: Request, name: str) -> Answer:
         raise ProblemError(problem(403, "only an administrator sees the peers"))
+
+    def _hide_series(self, request: Request, name: str) -> Answer:
+        raise ProblemError(problem(403, "it is of all namespaces: only an administrator sees it"))
 
     def _namespaces(self, request: Request, name: str) -> Answer:
         if request.is_quick:

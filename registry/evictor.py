@@ -426,7 +426,8 @@ class Evictor:
         for change, whom in changes.items():
             if whom is None:
                 continue
-            log.warning("%s self-preservation in %s%s: %s", change, namespace, whom, sentence)
+            where = registry.settings.shown(namespace)
+            log.warning("%s self-preservation in %s%s: %s", change, where, whom, sentence)
             is_entered = change == "entered"
             kind = HistoryKind.PRESERVATION_ENTERED if is_entered else HistoryKind.PRESERVATION_LEFT
             # Of each application, where it is decided for each; else of all of the namespace.
@@ -456,7 +457,7 @@ class Evictor:
             log.warning(
                 "%s accepted the loss in %s: %s of %s evicted",
                 loss.by,
-                loss.namespace,
+                registry.settings.shown(loss.namespace),
                 counted(gone, "instance"),
                 whose,
             )

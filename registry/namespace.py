@@ -1194,7 +1194,8 @@ class NamespaceRegistry:
         ]
         going, held_back = self.evictable(ended)
         loss.accept(self._records, self.clock, self.namespace, app, by)
-        log.warning("the loss of %s is accepted in %s by %s", app or "all", self.namespace, by)
+        where = self.settings.shown(self.namespace)
+        log.warning("the loss of %s is accepted in %s by %s", app or "all", where, by)
         self.record(
             HistoryKind.LOSS_ACCEPTED,
             InstanceKey(app or "", ""),

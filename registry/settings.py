@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Literal
+
+from registry.model import DEFAULT_NAMESPACE, Namespace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +56,18 @@ class RegistrySettings:
 
     max_namespaces: int = 1_000
     """Namespaces that hold an instance, besides the default one: each costs every worker memory."""
+
+    names_are_secret: bool = False
+    """Whether who knows a namespace's name may do everything in it."""
+
+    def shown(self, namespace: Namespace) -> str:
+        """A namespace as logs and metrics name it: where names are secret, by a part of a digest.
+
+        ``printf NAME | sha256sum`` begins with it.
+        """
+        if not self.names_are_secret or namespace == DEFAULT_NAMESPACE:
+            return namespace
+        return hashlib.sha256(namespace.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

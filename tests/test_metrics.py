@@ -210,7 +210,16 @@ def test_it_needs_no_account_and_tells_how_many_were_refused(tmp_path: Path) -> 
         body = instance_body("WEB", "web:1")
         assert server.eureka("POST", "/apps/WEB", body, JSON).status == 401
         assert server.send("GET", "/api/v1/instances").status == 401
+        token = {"authorization": "Bearer s3cret-team", **JSON}
+        assert server.eureka("POST", "/apps/WEB", body, token).status == 204
         found = told(server)
+        assert server.send("GET", "/api/v1/series", headers=token).status == 403
+        accepted = "/api/v1/self-preservation/accept-loss"
+        assert server.send("POST", accepted, "{}", token).status == 202
+        wait_until(lambda: "the loss of all is accepted in 8d73d18472e0 " in server.log())
+        assert "s3cret" not in server.log() + str(found)
+    # sha256sum of the name, which is the token.
+    assert found["registry_leases{namespace=8d73d18472e0}"] == 1
     assert found["registry_unauthorized_requests_total"] == 3
     assert found["registry_requests_total{route=fetch-all,status=401}"] == 1
     assert found["registry_requests_total{route=register,status=401}"] == 1

@@ -110,7 +110,7 @@ async function trends(place, signal) {
         h('option', { value, selected: value === minutes }, label)))),
     times.length > 1
       ? h('div', { class: 'plots' }, PLOTS.map(([title, unit, [name]]) => plot(title, unit, times, told.step_secs * 1000, values(name))))
-      : h('p', { class: 'empty' }, 'Nothing has been counted yet.'),
+      : h('p', { class: 'empty' }, told ? 'Nothing has been counted yet.' : 'Only an administrator sees what was counted.'),
     h('p', { class: 'dim' }, 'All namespaces and all workers of this machine, each half minute.'),
   ];
 }
