@@ -20,6 +20,7 @@ import yaml
 
 from eureka_server.command import commands, main
 from eureka_server.operator import commands as operators
+from eureka_server.operator.client import Server
 from eureka_server.operator.commands import COMMANDS, arguments_of, parser_of
 from eureka_server.operator.completion import candidates
 from eureka_server.operator.tables import ago, duration, epoch_ms, table
@@ -520,6 +521,17 @@ def test_ids_and_services_are_completed_by_the_server(
     assert candidates(["rm", "--url", server.root, "shop:2"], {}) == ["shop:2"]
     assert candidates(["rm", f"--url={server.root}", "shop:2"], {}) == ["shop:2"]
     assert candidates(["rm", "--url", "http://127.0.0.1:1", "sh"], {}) == []
+
+
+def test_what_means_something_to_a_shell_is_not_completed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once, an id such as ``a;reboot`` was put on an operator's command line, to be run."""
+    hostile = [f"a{mark}b" for mark in " \n\t\x1b\x9b;&|<>()$`\\\"'*?[]{}!#^~é"]
+    hostile += ["--url=http://other", "-h", "=ls", "~root", ""]
+    page = {"instances": [{"id": each} for each in (*hostile, "host:shop-1.a:8080/x_y=z")]}
+    monkeypatch.setattr(Server, "get", lambda *arguments, **query: page)
+    assert candidates(["rm", ""], {}) == ["host:shop-1.a:8080/x_y=z"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

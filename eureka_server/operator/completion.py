@@ -8,6 +8,7 @@ that the words name, or the environment; where it does not answer at once, nothi
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -57,6 +58,9 @@ complete -c eureka-registry -a '(__eureka_registry)'
 """,
 }
 SHELLS = tuple(_SCRIPTS)
+# What a client calls itself stands on the command line as if somebody had typed it: so it may mean
+# nothing to any shell, and be no flag.
+_is_plain = re.compile(r"[A-Za-z0-9_@%+:,./][A-Za-z0-9_@%+=:,./-]*").fullmatch
 
 
 def main(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
@@ -137,7 +141,8 @@ def _values(
     try:
         server = Server(whom, environ, patience_secs=_PATIENCE_SECS)
         page = server.get(path, q=search, limit=_MOST, **({"fields": "id"} if is_id else {}))
-        yield from (str(each["id" if is_id else "service_name"]) for each in page[path[1:]])
+        found = [str(each["id" if is_id else "service_name"]) for each in page[path[1:]]]
+        yield from filter(_is_plain, found)
     except (EndError, LookupError, TypeError):
         return
 
