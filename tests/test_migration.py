@@ -80,6 +80,8 @@ _RETRY = re.compile(
     r"|Problem making eureka request Error: "
     r"|(Error sending heartbeat|Could not complete|Couldn't get apps).* error: .*"
     r"(connection refused|connection reset|EOF)"
+    # Reactor's word for an answer that came to nothing after its asker had gone on.
+    r"|default onErrorDropped"
 )
 _LINE = re.compile(r"^(eureka-\d)\$ (.+)$")
 _ANSWER = re.compile(r'"([A-Z]+) (\S+) HTTP/1\.[01]" (\d{3})')

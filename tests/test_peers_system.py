@@ -159,7 +159,8 @@ def test_what_one_server_is_told_all_of_them_list(cluster: list[int], at: int) -
     name, path = f"told:{at}", f"/eureka/apps/WEB/told:{at}"
     here = cluster[at]
 
-    register(here, name)
+    # Nobody renews it, and a genuine server may be slow to hear of it.
+    register(here, name, leaseInfo={"renewalIntervalInSecs": 30, "durationInSecs": 3600})
     for port in cluster:
         wait_until(lambda port=port: has(port, name, status="UP"), f"a registration at {port}")
 

@@ -113,8 +113,12 @@ class Replicator:
         """Whether this server may answer reads.
 
         One that starts with an empty store asks its peers first: clients would take an empty answer
-        for the truth.
+        for the truth. A worker that is not open looks whether another was told meanwhile: once one
+        calls the server ready, none refuses a read.
         """
+        if not self._is_open:
+            with contextlib.suppress(StoreError):
+                self._is_open = self._registry.coordination.note(_OPEN_NOTE) == self._server
         return self._is_open
 
     def report(self) -> dict[str, Any]:
