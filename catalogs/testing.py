@@ -89,9 +89,19 @@ def until(condition: Callable[[], Any]) -> Any:
     """The condition's first true answer; ``AssertionError`` where it does not come about at all."""
     end = time.monotonic() + HANG_SECS
     while not (found := condition()):
-        assert time.monotonic() < end, f"it did not come about within {HANG_SECS:.0f} s"
+        assert time.monotonic() < end, _what_is_there(condition)
         time.sleep(0.01)
     return found
+
+
+def _what_is_there(condition: Callable[[], Any]) -> str:
+    """What a condition that did not come about looks at."""
+    told = f"it did not come about within {HANG_SECS:.0f} s"
+    for cell in getattr(condition, "__closure__", None) or ():
+        if isinstance(cell.cell_contents, Followed):
+            found = cell.cell_contents
+            told += f"; {found.report()}; listed are {sorted(found.instances())}"
+    return told
 
 
 class Followed:

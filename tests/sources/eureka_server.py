@@ -13,6 +13,9 @@ from tests.servers import JSON, ROOT, instance_body, send, wait_until
 from tests.sources.process import OwnProcess
 
 RENEWS_EACH_SECS = 20.0
+# A genuine server that makes a list just when an instance registers can keep it without that
+# instance until its cache forgets it: after three minutes, by default.
+FORGETS_LISTS = "--eureka.server.response-cache-auto-expiration-in-seconds=5"
 
 
 class EurekaSource(OwnProcess):
@@ -30,7 +33,10 @@ class EurekaSource(OwnProcess):
     def start(self) -> None:
         jar = built_jar(ROOT / "conformance" / "oracle")
         self._process = subprocess.Popen(
-            ["java", *SMALL_JVM, "-Xmx300m", "-jar", str(jar), f"--server.port={self.port}"],
+            [
+                *("java", *SMALL_JVM, "-Xmx300m", "-jar", str(jar)),
+                *(f"--server.port={self.port}", FORGETS_LISTS),
+            ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
