@@ -602,6 +602,26 @@ def test_where_no_peer_has_anything_one_that_fails_last_is_not_waited_for(
         failing.close()
 
 
+def test_once_one_worker_calls_the_server_ready_none_refuses_a_read(peer: FakePeer) -> None:
+    let_go = threading.Event()
+
+    def late() -> Answer:
+        let_go.wait(HANG_SECS)
+        return listed([instance()])
+
+    peer.lists = late
+    try:
+        with Running(peer) as (registry, running):
+            # It has never looked by itself, as another worker between two looks.
+            another = Replicator(registry, PeersSettings(urls=(peer.url,)))
+            assert (running.is_open(), another.is_open()) == (False, False)
+            let_go.set()
+            wait_until(running.is_open, "readiness")
+            assert another.is_open()
+    finally:
+        let_go.set()
+
+
 def test_what_was_compared_before_a_restart_is_no_verdict_after_it(
     peer: FakePeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
