@@ -97,17 +97,19 @@ class Actions:
             outcomes = self._registry.register_all(wanted)
         except StoreError as error:
             outcomes = [error] * len(wanted)
-        for (promise, wish), outcome in zip(promised, outcomes, strict=True):
-            promise.answer = (
-                NO_CONTENT
-                if outcome is None
-                else refusal(outcome, "POST", f"apps/{wish.instance.app}")
-            )
         # Each of them has waited for all.
         took = time.perf_counter() - began
-        for promise, _ in promised:
-            assert promise.answer is not None
-            self._requests.note(REGISTER, promise.answer.status, took, promise.answer.length)
+        listed = 0
+        for (promise, wish), outcome in zip(promised, outcomes, strict=True):
+            if outcome is None:
+                promise.answer = NO_CONTENT
+                listed += 1
+            else:
+                answer = refusal(outcome, "POST", f"apps/{wish.instance.app}")
+                promise.answer = answer
+                self._requests.note(REGISTER, answer.status, took, answer.length)
+        if listed:
+            self._requests.note(REGISTER, NO_CONTENT.status, took, times=listed)
 
     def renew(
         self,

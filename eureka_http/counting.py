@@ -67,13 +67,18 @@ class Requests:
         """Count an answer of the route that is there."""
         self.numbers[place + _PLACES[status]] += 1
 
-    def note(self, route: str, status: int, secs: float | None, length: int = 0) -> None:
-        """Count a request that was answered, and how long that took where it was measured."""
+    def note(
+        self, route: str, status: int, secs: float | None, length: int = 0, times: int = 1
+    ) -> None:
+        """Count a request that was answered, and how long that took where it was measured.
+
+        ``times``: so many that were answered together, each in this time and with this length.
+        """
         place, numbers = self._first[route], self.numbers
-        numbers[place + _PLACES[status]] += 1
-        numbers[place + _BYTES] += length
+        numbers[place + _PLACES[status]] += times
+        numbers[place + _BYTES] += length * times
         if secs is not None:
-            self.took(place, secs, 1)
+            self.took(place, secs, times)
 
     def took(self, place: int, secs: float, weight: int = SAMPLED) -> None:
         """Count how long an answer took, for as many of the route as ``weight`` says."""
