@@ -201,6 +201,8 @@ class _Run:
         self._local = _Local(registry, settings)
         self._stopping = threading.Event()
         self._links: dict[Peer, _Following] = {}
+        # Held while peers are added: the first may answer before the last is there to be asked.
+        self._naming = threading.Lock()
         # Up to which change the peers were told; what was before them, comparisons find.
         self._told: Revision | None = None
         self._next_passing = 0.0
@@ -235,7 +237,8 @@ class _Run:
 
         Or where no peer has anything to tell: all were asked, and one at least has answered.
         """
-        links = self._all()
+        with self._naming:
+            links = self._all()
         if listed or (all(e.was_asked for e in links) and any(e.has_told for e in links)):
             self._opened()
 
@@ -252,7 +255,8 @@ class _Run:
             )
             # A list that is empty may be a resolver's fault: the old one stays.
             if found or not self._links:
-                self._change_links(found)
+                with self._naming:
+                    self._change_links(found)
             if not self._links:
                 self._opened()  # it is alone: there is nobody to wait for
             self._stopping.wait(self._settings.resolve_interval_ms / 1000 if found else 5.0)
