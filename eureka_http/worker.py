@@ -45,6 +45,8 @@ _DISCARD_SECS = 0.001
 # so does freeing it when a connection ends.
 _SOCKET_BUFFER_BYTES = 256 * 1024
 _TICK_SECS = 0.02
+# An error that lasts is not logged at each tick.
+_LOGGED_AGAIN_SECS = 60.0
 _SWEEP_SECS = 0.5
 # How long a client has to read the last answer.
 _LINGER_SECS = 2.0
@@ -135,6 +137,7 @@ class EventLoopWorker(GunicornWorker):
         self._promised: list[PromisedAnswer] = []
         self._streams = 0
         self._ticks = False
+        self._tick_logged_at = 0.0
         self._stops_at: float | None = None
         self.refused = 0
         self._sweeps_at = math.inf
@@ -189,7 +192,10 @@ class EventLoopWorker(GunicornWorker):
         try:
             self.hooks.tick()
         except Exception:
-            self.log.exception("Error in the application's tick")
+            now = self.loop.time()
+            if now >= self._tick_logged_at:
+                self._tick_logged_at = now + _LOGGED_AGAIN_SECS
+                self.log.exception("Error in the application's tick")
 
     def stream_opened(self) -> None:
         self._streams += 1

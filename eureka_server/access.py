@@ -44,6 +44,7 @@ from eureka_server.credentials import (
     Verified,
 )
 from registry import DEFAULT_NAMESPACE, NAMESPACE, Asker, Namespace
+from registry.duty import Duty
 
 log = logging.getLogger("access")
 
@@ -140,11 +141,9 @@ class Access:
             self._judge.stop()
 
     def _follow(self) -> None:
+        duty = Duty("looking for changed users and keys", 0.0, self.refresh, log)
         while not self._stopping.wait(_REREAD_SECS):
-            try:
-                self.refresh()
-            except Exception:
-                log.exception("users and keys stay as they are")
+            duty.run(time.monotonic())
 
     def refresh(self) -> None:
         """Read users and keys where their files have changed; what is wrong changes nobody.

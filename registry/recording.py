@@ -21,9 +21,11 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from registry.duty import Duty
 from registry.errors import StoreError
 from registry.history import (
     Asker,
@@ -236,28 +238,52 @@ class Recorder:
         self._history.close()
 
     def _run(self, registry: Registry) -> None:
-        reconciled_at = time.monotonic() + self._settled_secs
-        pruned_at = time.monotonic()
+        # A defect must not end the history for as long as this worker lives.
+        duties = (
+            Duty("writing the history", 0.0, self._write_noted, log),
+            Duty("forgetting what is old", _PRUNED_EVERY_SECS, self._prune_all, log),
+            Duty("making up for what the history lacks", 0.0, self._made_up(registry), log),
+        )
         while not self._stopping.wait(WRITTEN_EVERY_SECS):
-            try:
-                self.flush()
-                now = time.monotonic()
-                if not self._is_failing and now >= pruned_at:
-                    while self.prune() and not self._stopping.wait(_PAUSE_SECS):
-                        pass
-                    pruned_at = now + _PRUNED_EVERY_SECS
-                if self._lacks_some and not self._is_failing and now >= reconciled_at:
-                    self._lacks_some = False
-                    self._make_up(registry)
-                    reconciled_at = now + self._settled_secs
-            except StoreError as error:
-                self._lacks_some = True
-                self._tell_failure(error)
-            except Exception:
-                # A defect must not end the history for as long as this worker lives.
-                if not self._is_failing:
-                    log.exception("no history is written while this error lasts")
-                self._is_failing = True
+            for duty in duties:
+                duty.run(time.monotonic())
+
+    def _write_noted(self) -> None:
+        with self._failures():
+            self.flush()
+
+    def _prune_all(self) -> None:
+        with self._failures():
+            while self.prune() and not self._stopping.wait(_PAUSE_SECS):
+                pass
+
+    def _made_up(self, registry: Registry) -> Callable[[], None]:
+        """What makes up, now and then, for what the history lacks."""
+        due_at = time.monotonic() + self._settled_secs
+
+        def make_up() -> None:
+            nonlocal due_at
+            now = time.monotonic()
+            if not self._lacks_some or self._is_failing or now < due_at:
+                return
+            due_at = now + self._settled_secs
+            self._lacks_some = False
+            with self._failures():
+                self._make_up(registry)
+
+        return make_up
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """What the history lacks after a failure is made up for."""
+        try:
+            yield
+        except StoreError as error:
+            self._lacks_some = True
+            self._tell_failure(error)
+        except BaseException:
+            self._lacks_some = True
+            raise
 
     def flush(self, *, is_last: bool = False) -> None:
         """Write what was noted. Where that fails it waits for the next time, and is logged once."""

@@ -11,7 +11,6 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -28,7 +27,6 @@ from registry import (
     InstanceKey,
     InstanceStatus,
     Registry,
-    StoreError,
 )
 from registry.settings import RegistrySettings
 from registry.stores.memory import MemoryStore
@@ -490,42 +488,6 @@ def test_a_lasting_fault_of_one_duty_leaves_the_others_and_the_log_alone(
     assert tried
     faults = [each for each in caplog.records if "growing intervals" in each.getMessage()]
     assert [each.exc_info is not None for each in faults] == [True]
-
-
-def test_a_duty_that_fails_is_tried_at_growing_intervals_and_says_when_it_goes_on(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level(logging.INFO)
-    faults: list[Exception | None] = []
-
-    def do() -> None:
-        fault = ValueError("a fault") if len(faults) < 12 else None
-        faults.append(fault)
-        if fault is not None:
-            raise fault
-
-    duty = replicator._Duty("the work", 5.0, do)
-    done = [now for now in range(1000) if duty.run(float(now))]
-
-    assert len(faults) - 12 == len(done)
-    assert done[0] > 12 * 5
-    assert [later - earlier for earlier, later in pairwise(done)] == [5] * (len(done) - 1)
-    said = [each.getMessage() for each in caplog.records]
-    assert said == ["the work failed, and is tried again at growing intervals", "the work goes on"]
-
-
-def test_a_store_that_does_not_answer_is_asked_again_at_once(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    answers = iter([False, False, True])
-
-    def do() -> None:
-        if not next(answers):
-            raise StoreError("away")
-
-    duty = replicator._Duty("the work", 5.0, do)
-    assert [duty.run(float(now)) for now in range(4)] == [False, False, True, False]
-    assert warnings(caplog) == []
 
 
 def threads() -> list[threading.Thread]:

@@ -25,7 +25,6 @@ from typing import Any
 import orjson
 
 from eureka_compat.peers import hold
-from eureka_compat.peers.circuit import Breaker, Circuit
 from eureka_compat.peers.comparison import Comparison, Difference, DifferenceKind, compared
 from eureka_compat.peers.hold import Asked, Hold
 from eureka_compat.peers.link import Link, PeerError
@@ -44,6 +43,7 @@ from registry import (
     StoreError,
     duration_ms,
 )
+from registry.duty import Duty
 
 log = logging.getLogger("peers")
 
@@ -56,8 +56,8 @@ _GATHER_SECS = 0.05
 _IDLE_SECS = 0.5
 _STOP_SECS = 5.0
 _GRACE_SECS = 1.0
-# Between two attempts at what a fault of this server's prevents.
-_FAULT_SECS, _LONGEST_FAULT_SECS = 1.0, 60.0
+# Between two comparisons that changes ask for which cannot be told.
+_LONGEST_FAULT_SECS = 60.0
 # A genuine server may list a change as late as that (its response cache), and until then a
 # difference says nothing. A server of ours lists it at once: only what is under way is younger.
 _CACHED_MS, _UNDER_WAY_MS = 35_000, 3_000
@@ -281,16 +281,21 @@ class _Run:
     def _follow(self) -> None:
         settings = self._settings
         duties = [
-            _Duty("telling the peers of changes", 0.0, self._tell_changes),
-            _Duty(
-                "telling of renewals", settings.heartbeat_interval_ms / 1000, self._tell_renewals
+            Duty("telling the peers of changes", 0.0, self._tell_changes, log),
+            Duty(
+                "telling of renewals",
+                settings.heartbeat_interval_ms / 1000,
+                self._tell_renewals,
+                log,
             ),
-            _Duty("telling how the peers are", _REPORT_SECS, self._report),
-            _Duty("telling who was asked", _REPORT_SECS, self._tell_whom_was_asked),
+            Duty("telling how the peers are", _REPORT_SECS, self._report, log),
+            Duty("telling who was asked", _REPORT_SECS, self._tell_whom_was_asked, log),
         ]
         if settings.register and settings.mode != "shadow":
             own = self._own_entry()
-            duties.insert(1, _Duty("its own entry", _RENEW_SECS, lambda: self._list_itself(own)))
+            duties.insert(
+                1, Duty("its own entry", _RENEW_SECS, lambda: self._list_itself(own), log)
+            )
         while not self._stopping.wait(_FOLLOW_SECS):
             for duty in duties:
                 duty.run(time.monotonic())
@@ -398,39 +403,6 @@ class _Run:
             "verdict": verdict(peers),
         }
         self._registry.coordination.set_note(_REPORT_NOTE, orjson.dumps(told))
-
-
-class _Duty:
-    """What is to be done again and again, whatever becomes of the other duties.
-
-    A fault that lasts is logged when it begins and when it ends, and between them the duty is tried
-    at growing intervals. A store that does not answer is no fault of the duty's.
-    """
-
-    def __init__(self, name: str, every_secs: float, do: Callable[[], None]) -> None:
-        self._name = name
-        self._every_secs = every_secs
-        self._do = do
-        self._next = 0.0
-        self._faults = Breaker(first_secs=_FAULT_SECS, longest_secs=_LONGEST_FAULT_SECS)
-
-    def run(self, now: float) -> bool:
-        """Do it, where it is due (monotonic seconds); whether it was done."""
-        if now < self._next or self._faults.state(now) is Circuit.OPEN:
-            return False
-        try:
-            self._do()
-        except StoreError as error:
-            log.debug("the store does not answer, %s comes later: %s", self._name, error)
-            return False
-        except Exception:
-            if self._faults.failed(now):
-                log.exception("%s failed, and is tried again at growing intervals", self._name)
-            return False
-        if self._faults.succeeded():
-            log.info("%s goes on", self._name)
-        self._next = now + self._every_secs
-        return True
 
 
 class _Local:
@@ -636,7 +608,7 @@ class _Following:
 
     def _tell(self) -> None:
         """Send whatever there is, until stopped."""
-        turn = _Duty(f"telling {self.link.peer.name}", 0.0, self._send)
+        turn = Duty(f"telling {self.link.peer.name}", 0.0, self._send, log)
         while not self._stopping.is_set():
             if turn.run(time.monotonic()) and self._has_sent:
                 continue
@@ -655,7 +627,7 @@ class _Following:
 
     def _compare_again(self) -> None:
         """Compare whenever it is due, until stopped."""
-        duty = _Duty(f"comparing with {self.link.peer.name}", 0.0, self._compare_if_due)
+        duty = Duty(f"comparing with {self.link.peer.name}", 0.0, self._compare_if_due, log)
         while not self._stopping.is_set():
             duty.run(time.monotonic())
             self._wanted.wait(_IDLE_SECS)
