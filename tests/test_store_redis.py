@@ -26,9 +26,9 @@ from registry.model import (
     Revision,
 )
 from registry.store import Commit, Fence, Store
-from registry.stores import redis as redis_store
 from registry.stores.lmdb import LmdbStore
 from registry.stores.redis import RedisStore, read_address, scripts
+from registry.stores.redis import records as redis_records
 from registry.stores.redis import server as redis_server
 from registry.stores.redis.server import Server
 from registry.testing import Failing, StoreSuite, put, sample_instance
@@ -218,7 +218,7 @@ def test_what_others_wrote_before_comes_with_the_answer_to_an_own_write(
 ) -> None:
     """So that an own change is never seen without those before it; without another call."""
     here, there = machines.open("here"), machines.open("there")
-    monkeypatch.setattr(there, "_catch_up", lambda namespace: None)
+    monkeypatch.setattr(there._follower, "catch_up", lambda namespace: None)
     here.commit(NS, put(sample_instance(instance_id="web:1")))
     here.commit(NS, put(sample_instance(instance_id="web:2")))
     revision = there.commit(NS, put(sample_instance(instance_id="web:3")))
@@ -281,9 +281,9 @@ def test_nobody_is_evicted_before_every_machine_has_told_its_renewals(
     here, there = machines.open("here"), machines.open("there")
     instance = sample_instance()
     # Both have told that they are there.
-    wait_until(lambda: here._told_until and there._told_until)
-    monkeypatch.setattr(there, "_tell", lambda: None)
-    until = there._told_until
+    wait_until(lambda: here._teller.told_until and there._teller.told_until)
+    monkeypatch.setattr(there._teller, "tell", lambda: None)
+    until = there._teller.told_until
     monkeypatch.setattr(here._server, "now", lambda: until + 3_000)
     lease = lease_from(mono() - 1_000, duration_ms=10)._replace(
         deadline_mono_ms=here._server.mono_of(until + 2_000)
@@ -309,8 +309,8 @@ def test_nobody_is_evicted_before_every_machine_has_told_its_renewals(
 def test_a_new_machine_gets_everything_page_by_page(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_store, "_PAGE", 5)
-    monkeypatch.setattr(redis_store, "_FETCHED_AT_ONCE", 7)
+    monkeypatch.setattr(redis_records, "_PAGE", 5)
+    monkeypatch.setattr(redis_records, "_FETCHED_AT_ONCE", 7)
     here = machines.open("here")
     instances = [sample_instance(instance_id=f"web:{number}") for number in range(600)]
     revisions = here.commit_all(NS, [put(each) for each in instances])

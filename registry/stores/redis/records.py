@@ -1,0 +1,203 @@
+"""What Redis has of instances, leases and changes, in its words and in the registry's own.
+
+The scripts and what stands in their keys are described in ``scripts.py``. Instants are Redis' time
+there and this machine's monotonic clock here. Nothing here decides anything, or changes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from registry.model import (
+    Instance,
+    InstanceKey,
+    InstanceStatus,
+    Lease,
+    Namespace,
+    OverrideChange,
+    Revision,
+)
+from registry.store import Commit
+from registry.stores.records import decode_instance, encode_instance
+from registry.stores.redis import scripts
+from registry.stores.redis.server import Argument, Server
+
+HEARD = "redis/heard"
+"""The note in the copy of the last batch of renewals that is in it."""
+
+_FETCHED_AT_ONCE = 1_000
+_PAGE = 1_000
+_ENTRY = 6
+_REMOVED, _OF_OVERRIDE, _EVICTED = 4, 2, 1
+
+
+class Entry(NamedTuple):
+    """A change: its revision, and the commit that made it, which is without its lease."""
+
+    revision: Revision
+    commit: Commit
+    lease: tuple[Lease, Revision] | None
+    """The instance's lease now, and the revision with which it began."""
+
+
+class Fetched(NamedTuple):
+    """What changed in a namespace after a revision, a portion of it."""
+
+    revision: Revision
+    """The last change's."""
+    complete_after: Revision
+    """Only changes after it are all there; those before may be forgotten."""
+    expected: int | None
+    is_far: bool
+    """Whether so much was forgotten that a copy cannot go on from there."""
+    entries: list[Entry]
+    is_all: bool
+    """Whether nothing more is to be fetched after these."""
+
+
+class Records:
+    """Reads what Redis has. Thread-safe."""
+
+    def __init__(self, server: Server) -> None:
+        """Ask nothing yet."""
+        self._server = server
+
+    def namespaces(self) -> list[Namespace]:
+        """Those that Redis has; ``StoreError``."""
+        names = self._server.call("HKEYS", self._server.name("sizes"))
+        return [Namespace(name.decode()) for name in names]
+
+    def overrides(self, namespace: Namespace) -> dict[str, InstanceStatus]:
+        """The overrides of a namespace, by the instance's id; ``StoreError``."""
+        stored = self._server.call("HGETALL", self._server.name(f"{namespace}:override"))
+        return {
+            each.decode(): InstanceStatus(word.decode())
+            for each, word in zip(stored[::2], stored[1::2], strict=True)
+        }
+
+    def pages(
+        self, life: Revision, namespace: Namespace
+    ) -> Iterator[tuple[InstanceKey, bytes, Lease | None]]:
+        """All that is listed in a namespace, with its record (``listed``) and its lease.
+
+        It is read page by page: what changes meanwhile may be missing, or come twice.
+        ``StoreError``, ``AnotherLifeError``.
+        """
+        cursor = b"0"
+        while True:
+            cursor, page = self._server.run(scripts.PAGE, life, namespace, cursor, _PAGE)
+            for name, record, lease in zip(page[::3], page[1::3], page[2::3], strict=True):
+                yield key_of(name), record, self.lease(lease)[0] if lease else None
+            if cursor == b"0":
+                return
+
+    def fetch(
+        self,
+        life: Revision,
+        namespace: Namespace,
+        after: Revision,
+        *,
+        known_until: Revision | None = None,
+    ) -> Fetched:
+        """What changed after a revision; ``StoreError``, ``AnotherLifeError``.
+
+        With ``known_until`` all that is there is told, but without what is listed since then.
+        """
+        revision, trimmed, expected, is_far, found = self._server.run(
+            scripts.FETCH,
+            life,
+            namespace,
+            after,
+            _FETCHED_AT_ONCE,
+            "" if known_until is None else known_until,
+        )
+        entries = self.entries(found)
+        return Fetched(
+            Revision(int(revision)),
+            Revision(int(trimmed)),
+            int(expected) if expected else None,
+            is_far == b"1",
+            entries,
+            len(entries) < _FETCHED_AT_ONCE,
+        )
+
+    def entries(self, told: list[bytes]) -> list[Entry]:
+        """Changes as scripts tell them."""
+        found = []
+        for start in range(0, len(told), _ENTRY):
+            name, number, change, record, override, lease = told[start : start + _ENTRY]
+            revision = Revision(int(number))
+            at, kind_word, state = change.split(b" ", 2)
+            kind, key = int(kind_word), key_of(name)
+            instance = None
+            if kind & _REMOVED:
+                instance = decode_instance(state, revision)
+            elif record:
+                instance = listed(record)
+            status = InstanceStatus(override.decode()) if override else None
+            commit = Commit(
+                key,
+                revision,
+                None,
+                self._server.mono_of(int(at)),
+                instance,
+                remove=bool(kind & _REMOVED),
+                evicted=bool(kind & _EVICTED),
+                override=OverrideChange(key.id, status) if kind & _OF_OVERRIDE else None,
+            )
+            found.append(Entry(revision, commit, self.lease(lease) if lease else None))
+        return found
+
+    def sent(self, commit: Commit) -> tuple[Argument, ...]:
+        """A commit in Redis' words."""
+        flags = "r" * commit.remove + "e" * commit.evicted
+        if commit.expected_deadline_mono_ms is not None:
+            flags += "d"
+        change, most = commit.override, commit.instances_at_most
+        others = commit.namespaces_at_most
+        return (
+            name_of(commit.key),
+            commit.key.id,
+            commit.expected,
+            commit.expected_override or "",
+            self._server.time_of(commit.at_mono_ms),
+            b"" if commit.instance is None else encode_instance(commit.instance),
+            "" if commit.lease is None else self.told(commit.lease),
+            flags,
+            "" if change is None else change.status or "-",
+            commit.expected_clients_step,
+            commit.opening_clients,
+            "" if most is None else most,
+            "" if others is None else others,
+        )
+
+    def told(self, lease: Lease) -> str:
+        """A lease in Redis' words, but for the batch and the revision at its end."""
+        by_client = lease.client_mono_ms and self._server.time_of(lease.client_mono_ms)
+        deadline = self._server.time_of(lease.deadline_mono_ms)
+        return f"{deadline} {lease.duration_ms} {lease.last_renewal_ms} {by_client}"
+
+    def lease(self, told: bytes) -> tuple[Lease, Revision]:
+        """A lease as Redis tells it, and the revision with which it began."""
+        deadline, duration, last, by_client, _, began = map(int, told.split(b" "))
+        mono_of = self._server.mono_of
+        lease = Lease(mono_of(deadline), duration, last, by_client and mono_of(by_client))
+        return lease, Revision(began)
+
+
+def name_of(key: InstanceKey) -> str:
+    """What an instance is called in Redis."""
+    return f"{key.app}\0{key.id}"
+
+
+def key_of(name: bytes) -> InstanceKey:
+    """Of which instance Redis speaks; an override's own name is understood too."""
+    app, instance_id = name.decode().split("\0")[:2]
+    return InstanceKey(app, instance_id)
+
+
+def listed(record: bytes) -> Instance:
+    """The instance in a record."""
+    revision, _, encoded = record.partition(b" ")
+    return decode_instance(encoded, int(revision))

@@ -1,0 +1,235 @@
+"""The store on Redis: the contract, of which Redis decides the writes and the copy the reads.
+
+A group of commits is one script (``scripts.py``), which looks at the guards, and answers with the
+revisions and with what others changed before and the copy lacks. Both go into the copy before the
+writer is answered. Locks and notes are Redis' too; renewals and all reads are the copy's.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from registry.errors import ConflictError, StoreError
+from registry.model import Change, InstanceKey, Lease, Namespace, Revision, Snapshot
+from registry.store import Commit, Due, Fence, StoreState
+from registry.stores.lmdb import LmdbStore
+from registry.stores.redis import scripts
+from registry.stores.redis.following import Follower
+from registry.stores.redis.lives import Lives
+from registry.stores.redis.records import HEARD, Records
+from registry.stores.redis.renewals import TRIMMED_AT_ONCE, Teller
+from registry.stores.redis.server import Address, Server
+
+log = logging.getLogger("registry")
+
+
+class RedisStore:
+    """A registry in Redis, and this machine's copy of it."""
+
+    def __init__(self, address: Address, *, life: Revision | None = None) -> None:
+        """Open the copy and bring it up to date; ``StoreError``.
+
+        Where Redis does not answer, it is opened all the same if it was up to date before. ``life``
+        is where revisions begin if Redis is empty.
+        """
+        self._server = server = Server(address)
+        self._records = Records(server)
+        self._copy = copy = LmdbStore(Path(address.folder), life=life)
+        try:
+            self._lives = Lives(server, copy, address.prefix, life)
+            self._follower = Follower(server, copy, self._lives)
+            is_away = not self._is_up_to_date()
+            self._teller = Teller(server, copy, self._lives, self._follower, is_away=is_away)
+        except BaseException:
+            server.close()
+            copy.close()
+            raise
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=work, args=[self._stopping], name=work.__name__, daemon=True)
+            for work in (self._follower.follow, self._teller.keep_telling)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _is_up_to_date(self) -> bool:
+        try:
+            self._server.look_at_clock()
+            self._lives.adopt()
+            self._follower.catch_up_all()
+        except StoreError as error:
+            if not self._lives.has_copy():
+                raise
+            log.warning("this machine's copy is served until Redis answers: %s", error)
+            return False
+        return True
+
+    # Records: writes are Redis' to decide, reads are of the copy.
+
+    def commit(self, namespace: Namespace, commit: Commit, fence: Fence | None = None) -> Revision:
+        revision = self.commit_all(namespace, (commit,), fence)[0]
+        if revision is None:
+            raise ConflictError
+        return revision
+
+    def commit_all(
+        self, namespace: Namespace, commits: Sequence[Commit], fence: Fence | None = None
+    ) -> list[Revision | None]:
+        outcomes: list[Revision | None] = [None] * len(commits)
+        places = [
+            place
+            for place, commit in enumerate(commits)
+            if commit.expected_deadline_mono_ms is None
+            or self._ends_so(namespace, commit.key, commit.expected_deadline_mono_ms)
+        ]
+        if not places:
+            return outcomes
+        lock, token = ("", 0) if fence is None else fence
+        group = uuid.uuid4().hex
+        sent = [each for place in places for each in self._records.sent(commits[place])]
+
+        def commit(life: Revision) -> tuple[Revision, Any]:
+            after = self._copy.revision(namespace)
+            heard = self._copy.note(HEARD) or b"0"
+            told = (namespace, group, after, lock, token, heard, self._lives.node)
+            return after, self._server.run(scripts.COMMIT, life, *told, *sent)
+
+        after, (outcome, _, _, expected, is_far, missing) = self._lives.in_life(commit)
+        own = []
+        for place, word in zip(places, outcome.split(b" "), strict=True):
+            if word != b"-":
+                revision = outcomes[place] = Revision(int(word))
+                own.append((revision, commits[place]))
+        try:
+            if is_far == b"1":
+                self._follower.catch_up(namespace)
+            else:
+                others = self._records.entries(missing)
+                clients = int(expected) if expected else None
+                self._follower.take(namespace, after, others, clients, own)
+        except StoreError as error:
+            # It is written all the same, and the copy will follow.
+            log.warning("the copy is behind what was written to Redis: %s", error)
+        return outcomes
+
+    def _ends_so(self, namespace: Namespace, key: InstanceKey, deadline_mono_ms: int) -> bool:
+        lease = self._copy.lease(namespace, key)
+        return lease is not None and lease.deadline_mono_ms == deadline_mono_ms
+
+    def revision(self, namespace: Namespace) -> Revision:
+        return self._copy.revision(namespace)
+
+    def load(self, namespace: Namespace) -> Snapshot:
+        return self._copy.load(namespace)
+
+    def changes(self, namespace: Namespace, after: Revision) -> list[Change] | None:
+        return self._copy.changes(namespace, after)
+
+    def renew(
+        self, namespace: Namespace, key: InstanceKey, lease: Lease, window: int | None
+    ) -> bool:
+        return self._copy.renew(namespace, key, lease, window)
+
+    def renewed_by_clients(
+        self, namespace: Namespace, after_mono_ms: int
+    ) -> list[tuple[InstanceKey, int]]:
+        return self._copy.renewed_by_clients(namespace, after_mono_ms)
+
+    def lease(self, namespace: Namespace, key: InstanceKey) -> Lease | None:
+        return self._copy.lease(namespace, key)
+
+    def due(self, namespace: Namespace, now_mono_ms: int) -> Due:
+        return self._copy.due(namespace, now_mono_ms)
+
+    def renewals(self, namespace: Namespace, window: int) -> int:
+        return self._copy.renewals(namespace, window)
+
+    def expected_clients(self, namespace: Namespace) -> int | None:
+        return self._copy.expected_clients(namespace)
+
+    def set_expected_clients(self, namespace: Namespace, count: int) -> None:
+        self._server.call("HSET", self._server.name(f"{namespace}:meta"), "expected", count)
+        self._copy.set_expected_clients(namespace, count)
+
+    def evictions(self, namespace: Namespace, after_mono_ms: int) -> int:
+        after = self._server.time_of(after_mono_ms) // 1000
+        found = self._server.call("HGETALL", self._server.name(f"{namespace}:evicted"))
+        seconds = zip(map(int, found[::2]), map(int, found[1::2]), strict=True)
+        return sum(count for second, count in seconds if second >= after)
+
+    def trim(self, namespace: Namespace, before_mono_ms: int) -> int:
+        gone = self._copy.trim(namespace, before_mono_ms)
+        if gone:
+            up_to = self._copy.complete_after(namespace)
+
+            def trim(life: Revision) -> Any:
+                return self._server.run(scripts.TRIM, life, namespace, up_to, TRIMMED_AT_ONCE)
+
+            while self._lives.in_life(trim) == TRIMMED_AT_ONCE:
+                pass
+        return gone
+
+    def namespaces(self) -> dict[Namespace, int]:
+        return self._copy.namespaces()
+
+    def resume(self, now_mono_ms: int) -> int | None:
+        self._server.call("PING")  # while Redis is away the registry does not run
+        return self._copy.resume(now_mono_ms)
+
+    def running_ms(self, now_mono_ms: int) -> int:
+        return self._copy.running_ms(now_mono_ms)
+
+    def flush(self) -> None:
+        self._copy.flush()
+
+    # Coordination.
+
+    def acquire(self, name: str, owner: str, now_mono_ms: int, ttl_ms: int) -> int | None:
+        now = self._server.time_of(now_mono_ms)
+
+        def acquire(life: Revision) -> Any:
+            return self._server.run(scripts.ACQUIRE, life, name, owner, now, ttl_ms)
+
+        token = self._lives.in_life(acquire)
+        return int(token) if token else None
+
+    def release(self, name: str, owner: str) -> None:
+        self._lives.in_life(lambda life: self._server.run(scripts.RELEASE, life, name, owner))
+
+    def note(self, name: str) -> bytes | None:
+        noted: bytes | None = self._server.call("HGET", self._server.name("notes"), name)
+        return noted
+
+    def set_note(self, name: str, value: bytes | None) -> None:
+        notes = self._server.name("notes")
+        if value is None:
+            self._server.call("HDEL", notes, name)
+        else:
+            self._server.call("HSET", notes, name, value)
+
+    def probe(self) -> None:
+        self._server.call("SET", self._server.name("probe"), self._lives.node, "EX", 60)
+        self._copy.probe()
+
+    def state(self) -> StoreState:
+        """The size is that of all that the Redis server has in memory."""
+        told: bytes = self._server.call("INFO", "memory")
+        found = re.search(rb"used_memory:(\d+)", told)
+        return StoreState(self._copy.life(), int(found[1]) if found else None)
+
+    def close(self) -> None:
+        """Tell what is to be told, and let go."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(timeout=5)
+        try:
+            self._teller.close()
+        finally:
+            self._server.close()
+            self._copy.close()
