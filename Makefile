@@ -54,7 +54,7 @@ oracle: $(VENV)/dev ## build and start a genuine server on port 8762 (ARGS="--ge
 	scripts/system-packages
 	$(VENV)/bin/python -m conformance.compare --serve 8762 $(ARGS)
 
-conformance-compare: $(VENV)/dev ## this server and a genuine one, side by side (ARGS="--examples 2000")
+conformance-compare: $(VENV)/dev ## this server on each store and a genuine one, side by side (ARGS="--examples 2000")
 	scripts/system-packages
 	$(VENV)/bin/python -m conformance.compare --report build/conformance $(ARGS)
 

@@ -1,21 +1,28 @@
 """``python -m conformance.compare``: the suite on a genuine server and on this project's.
 
-Builds and starts both on free ports of the loopback, each with the other as the second server that
-clients move to and back, then plays random sequences to the two, and says what differs.
+Builds and starts a genuine server and one of this project's for each of its stores, on free ports
+of the loopback, plays the suite to each and random sequences to the genuine one and each other, and
+says what differs. On Redis this project's is three nodes behind one address, so what is played
+there goes through all of them: each connection, which is each case or sequence, is another node's
+in its turn. (Who changes connections in between may find the other node some milliseconds behind.)
+Real clients are on the genuine server and the first of the others, and move between those two.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,9 +30,10 @@ from rich.table import Table
 
 from conformance import report
 from conformance.__main__ import reachable, run_suite, wide_console
-from conformance.case import Target, chosen
+from conformance.case import Case, Target, chosen
 from conformance.cases import ALL
 from conformance.differential import DisagreementError, compare
+from conformance.gate import Gatehouse
 from conformance.peer import PeerEndpoint
 from conformance.programs import HOXTON_OPTIONS, Kind, built_jar, free_port, named
 from conformance.report import Run
@@ -33,7 +41,10 @@ from conformance.run import Outcome, Result
 
 HERE = Path(__file__).parent
 GENERATIONS = {"2025.0": "pom.xml", "hoxton": "pom-hoxton.xml"}
-GENUINE, OURS = "genuine", "this server"
+GENUINE = "genuine"
+OURS = {"lmdb": "this server", "redis": "three nodes on Redis"}
+# How many workers each has.
+NODES = (2, 1, 1)
 # What both servers are started with, in the genuine server's own names: quick sweeps for the cases
 # that let leases end; none, and a short window of deltas, for random sequences by the thousand.
 PROFILES: dict[str, Mapping[str, str]] = {
@@ -59,14 +70,24 @@ PROFILES: dict[str, Mapping[str, str]] = {
 
 
 class Started:
-    """A server process on a free port, stopped at the end of its ``with``."""
+    """A server process on a free port, stopped at the end of its ``with``, which gives its URL.
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], port: int) -> None:
-        self.url = f"http://127.0.0.1:{port}/eureka"
+    ``problem`` says of a URL why nobody answers there yet, or nothing.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        url: str,
+        problem: Callable[[str], str] = lambda url: reachable(Target(url)),
+    ) -> None:
         self._command = command
         self._environment = {**os.environ, **environment}
+        self._url = url
+        self._problem = problem
 
-    def __enter__(self) -> Started:
+    def __enter__(self) -> str:
         self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             self._command,
@@ -76,12 +97,12 @@ class Started:
             stderr=self._log,
         )
         deadline = time.monotonic() + 90
-        while problem := reachable(Target(self.url)):
+        while problem := self._problem(self._url):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self._log.seek(0)
                 raise RuntimeError(f"{problem}: {self._log.read()[-2000:].decode()}")
             time.sleep(0.2)
-        return self
+        return self._url
 
     def __exit__(
         self,
@@ -109,11 +130,15 @@ def genuine(
     if peer:
         settings.append(f"--eureka.client.service-url.defaultZone={peer}")
     command = ["java", "-Xmx400m", *options, "-jar", str(jar), f"--server.port={port}", *settings]
-    return Started(command, {}, port)
+    return Started(command, {}, service_url(port))
 
 
-def ours(profile: Mapping[str, str], folder: Path, peer: str = "") -> Started:
-    """The server of this project with two worker processes and an empty store."""
+def service_url(port: int) -> str:
+    return f"http://127.0.0.1:{port}/eureka"
+
+
+def ours(profile: Mapping[str, str], store_url: str, workers: int, peer: str = "") -> Started:
+    """The server of this project."""
     port = free_port()
     named_as_variables = {
         "EUREKA_SERVER_" + name.replace("-", "").upper(): value for name, value in profile.items()
@@ -121,15 +146,82 @@ def ours(profile: Mapping[str, str], folder: Path, peer: str = "") -> Started:
     environment = {
         "HOST": "127.0.0.1",
         "PORT": str(port),
-        "WORKERS": "2",
-        "STORE_URL": f"lmdb:{folder / f'store-{port}'}",
+        "WORKERS": str(workers),
+        "STORE_URL": store_url,
         **named_as_variables,
     }
     if peer:
         # The genuine server's settings are not to list itself anywhere either.
         environment["EUREKA_CLIENT_SERVICEURL_DEFAULTZONE"] = peer
         environment["EUREKA_CLIENT_REGISTERWITHEUREKA"] = "false"
-    return Started([sys.executable, "-m", "gunicorn", "wsgi:app"], environment, port)
+    return Started([sys.executable, "-m", "gunicorn", "wsgi:app"], environment, service_url(port))
+
+
+def on_lmdb(profile: Mapping[str, str], peer: str = "") -> Iterator[str]:
+    """With two worker processes and an empty store."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ours(profile, f"lmdb:{folder}", 2, peer) as url,
+    ):
+        yield url
+
+
+def on_redis(profile: Mapping[str, str], peer: str = "") -> Iterator[str]:
+    """Three nodes on an empty Redis, each with a folder of its own, behind one address."""
+    port = free_port()
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        redis = Started([*command, "--dir", folder], {}, f"redis://127.0.0.1:{port}/0", redis_away)
+        url = stack.enter_context(redis)
+        nodes = [
+            stack.enter_context(ours(profile, f"{url}?folder={folder}/{place}", workers, peer))
+            for place, workers in enumerate(NODES)
+        ]
+        yield stack.enter_context(Gatehouse()).gate(*nodes).url
+
+
+def redis_away(url: str) -> str:
+    """Nothing, or why no Redis answers there."""
+    parts = urllib.parse.urlsplit(url)
+    try:
+        with socket.create_connection((parts.hostname, parts.port), timeout=1) as asked:
+            asked.sendall(b"PING\r\n")
+            answer = asked.recv(64)
+    except OSError as error:
+        return str(error)
+    return "" if answer.startswith(b"+PONG") else repr(answer)
+
+
+class Start(Protocol):
+    """Starts an empty server with the settings of a profile, and perhaps a peer."""
+
+    def __call__(
+        self, profile: Mapping[str, str], peer: str = ""
+    ) -> AbstractContextManager[str]: ...
+
+
+STORES: Mapping[str, Start] = {
+    "lmdb": contextmanager(on_lmdb),
+    "redis": contextmanager(on_redis),
+}
+
+
+def named_stores(text: str) -> list[str]:
+    """The stores of a comma list; ``ArgumentTypeError`` for one that there is not."""
+    names = text.split(",")
+    if unknown := set(names) - set(STORES):
+        raise argparse.ArgumentTypeError(f"there are {', '.join(STORES)}, and not {unknown.pop()}")
+    return names
+
+
+def servers(generation: str, stores: Sequence[str]) -> dict[str, Start]:
+    """How each of those that are compared is started, the genuine one first."""
+
+    def start(profile: Mapping[str, str], peer: str = "") -> AbstractContextManager[str]:
+        return genuine(generation, profile, peer=peer)
+
+    return {GENUINE: start} | {OURS[store]: STORES[store] for store in stores}
 
 
 def differences(runs: Mapping[str, Run]) -> Table:
@@ -167,46 +259,61 @@ def _place(result: Result) -> str:
     return f"{result.case.operation}: {result.case.name} ({result.case.column})"
 
 
-def run_both(
-    generation: str, kinds: Sequence[Kind], folder: Path, console: Console
+def run_all(
+    compared: Mapping[str, Start], kinds: Sequence[Kind], console: Console
 ) -> dict[str, Run]:
-    """The suite on both, clients and self-preservation included."""
+    """The suite on each, self-preservation and what it tells a peer included."""
+
+    def played(
+        url: str,
+        cases: Sequence[Case],
+        kinds: Sequence[Kind] = (),
+        second: str | None = None,
+        **expected: Any,
+    ) -> Run:
+        target = Target(url, **expected)
+        return run_suite(target, cases, kinds, second, console, second_try=True)
+
     runs: dict[str, Run] = {}
-    profile = PROFILES["cases"]
-    with genuine(generation, profile) as theirs, ours(profile, folder) as own:
-        for name, server, other in ((GENUINE, theirs, own), (OURS, own, theirs)):
-            cases = chosen(ALL, self_preservation=False)
-            runs[name] = run_suite(
-                Target(server.url), cases, kinds, other.url, console, second_try=True
-            )
-    profile = PROFILES["self-preservation"]
-    with genuine(generation, profile) as theirs, ours(profile, folder) as own:
+    cases, profile = chosen(ALL, self_preservation=False), PROFILES["cases"]
+    theirs, own, *others = compared
+    with compared[theirs](profile) as url, compared[own](profile) as second:
+        runs[theirs] = played(url, cases, kinds, second)
+        runs[own] = played(second, cases, kinds, url)
+    for name in others:
+        with compared[name](profile) as url:
+            runs[name] = played(url, cases)
+    for name, start in compared.items():
         cases = chosen(ALL, self_preservation=True)
-        for name, server in ((GENUINE, theirs), (OURS, own)):
-            target = Target(server.url, self_preservation=True)
-            more = run_suite(target, cases, (), None, console, second_try=True)
-            runs[name] = joined(runs[name], more)
-    for name, more in as_a_peer(generation, folder, console).items():
-        runs[name] = joined(runs[name], more)
+        with start(PROFILES["self-preservation"]) as url:
+            runs[name] = joined(runs[name], played(url, cases, self_preservation=True))
+        cases = [case for case in chosen(ALL, self_preservation=False, peer=True) if case.peer]
+        with closing(PeerEndpoint()) as peer, start(PROFILES["peers"], peer.url) as url:
+            runs[name] = joined(runs[name], played(url, cases, peer=peer))
     return runs
 
 
-def as_a_peer(generation: str, folder: Path, console: Console) -> dict[str, Run]:
-    """What each of the two tells the suite, which it has among its peers."""
-    profile = PROFILES["peers"]
-    cases = [case for case in chosen(ALL, self_preservation=False, peer=True) if case.peer]
-    runs: dict[str, Run] = {}
-    for name in (GENUINE, OURS):
-        with closing(PeerEndpoint()) as peer:
-            started = (
-                genuine(generation, profile, peer=peer.url)
-                if name == GENUINE
-                else ours(profile, folder, peer.url)
-            )
-            with started as server:
-                target = Target(server.url, peer=peer)
-                runs[name] = run_suite(target, cases, (), None, console, second_try=True)
-    return runs
+def sequences(compared: Mapping[str, Start], examples: int) -> tuple[bool, list[str]]:
+    """Whether random sequences are answered by each as by the first, and what to say of each.
+
+    The second one is asked so many, and those after it a third: they decide by the same rules.
+    """
+    theirs, own, *_ = compared
+    agreed, notes = True, []
+    profile = PROFILES["sequences"]
+    with compared[theirs](profile) as measure:
+        for name in list(compared)[1:]:
+            with compared[name](profile) as url:
+                try:
+                    duel = compare(measure, url, examples if name == own else examples // 3)
+                    notes.append(
+                        f"{name}: {duel.sequences} random sequences, {duel.exchanges} requests to "
+                        "it and to the genuine server: no disagreement"
+                    )
+                except DisagreementError as found:
+                    agreed = False
+                    notes.append(f"{name}: a disagreement: {found}")
+    return agreed, notes
 
 
 def joined(first: Run, more: Run) -> Run:
@@ -219,7 +326,19 @@ def main() -> int:
     )
     parser.add_argument("--genuine", choices=tuple(GENERATIONS), default="2025.0")
     parser.add_argument("--clients", default="all", metavar="NAMES")
-    parser.add_argument("--examples", type=int, default=300, help="random sequences to play")
+    parser.add_argument(
+        "--stores",
+        type=named_stores,
+        default=list(STORES),
+        metavar="NAMES",
+        help=f"what this project's runs on: a comma list of {', '.join(STORES)}",
+    )
+    parser.add_argument(
+        "--examples",
+        type=int,
+        default=300,
+        help="random sequences to play (a third on further stores)",
+    )
     parser.add_argument("--report", type=Path, metavar="DIR")
     parser.add_argument("--coverage", type=Path, metavar="FILE", help="write COVERAGE.md there")
     parser.add_argument(
@@ -231,8 +350,8 @@ def main() -> int:
     options = parser.parse_args()
     console = wide_console()
     if options.serve:
-        with genuine(options.genuine, PROFILES["cases"], options.serve) as server:
-            console.print(f"a genuine server: {server.url}", highlight=False)
+        with genuine(options.genuine, PROFILES["cases"], options.serve) as url:
+            console.print(f"a genuine server: {url}", highlight=False)
             try:
                 while True:
                     time.sleep(3600)
@@ -240,25 +359,14 @@ def main() -> int:
                 return 0
     began = time.monotonic()
     kinds = named(options.clients)
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
-        runs = run_both(options.genuine, kinds, folder, console)
-        for run in runs.values():
-            for table in report.summary(run):
-                console.print(table)
-        console.print(differences(runs))
-        profile = PROFILES["sequences"]
-        with genuine(options.genuine, profile) as theirs, ours(profile, folder) as own:
-            try:
-                duel = compare(theirs.url, own.url, options.examples)
-                note = (
-                    f"{duel.sequences} random sequences, {duel.exchanges} requests to each server: "
-                    "no disagreement"
-                )
-            except DisagreementError as found:
-                note = f"a disagreement: {found}"
-    agreed = note.endswith("no disagreement")
-    notes = [f"{GENUINE}: Spring Cloud Netflix Eureka Server {options.genuine}", note]
+    compared = servers(options.genuine, options.stores)
+    runs = run_all(compared, kinds, console)
+    for run in runs.values():
+        for table in report.summary(run):
+            console.print(table)
+    console.print(differences(runs))
+    agreed, told = sequences(compared, options.examples)
+    notes = [f"{GENUINE}: Spring Cloud Netflix Eureka Server {options.genuine}", *told]
     for name, run in runs.items():
         failed = len(run.having(Outcome.FAILED))
         console.print(
@@ -268,11 +376,12 @@ def main() -> int:
         )
         if options.report:
             report.write(run, options.report / name.replace(" ", "-"))
-    console.print(note, highlight=False, markup=False)
     console.print(
-        f"{len(kinds)} clients on each; {time.monotonic() - began:.0f} s in all", highlight=False
+        f"{len(kinds)} clients on each of {', '.join(list(runs)[:2])}; "
+        f"{time.monotonic() - began:.0f} s in all",
+        highlight=False,
     )
-    for line in last_words(runs):
+    for line in [*told, *last_words(runs)]:
         console.print(line, highlight=False, markup=False)
     if options.coverage:
         options.coverage.write_text(report.coverage(runs, notes), encoding="utf-8")

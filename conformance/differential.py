@@ -358,7 +358,10 @@ class DisagreementError(AssertionError):
 
 
 class Duel:
-    """Plays sequences to both servers; each sequence has names of its own and is swept away."""
+    """Plays sequences to both servers; each has names and connections of its own and is swept away.
+
+    Where several servers are behind one address, another sequence thus comes to another of them.
+    """
 
     def __init__(self, genuine: str, other: str) -> None:
         self._servers = (Connection(genuine), Connection(other))
@@ -368,6 +371,8 @@ class Duel:
     def play(self, sequence: list[Turn]) -> None:
         """Raise ``DisagreementError`` at the first pair of answers that differ."""
         self.sequences += 1
+        for server in self._servers:
+            server.close()  # the next request opens another
         tail = unique("")
         lists_lag = False
         try:

@@ -6,11 +6,12 @@ A shut gate is what a client sees of a server that is down: connections are rese
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 import threading
 import time
 import urllib.parse
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from conformance.programs import free_port
@@ -72,9 +73,9 @@ class Gatehouse:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
 
-    def gate(self, url: str) -> Gate:
-        """A new open gate to the server of this URL."""
-        made = Gate(url, self)
+    def gate(self, *urls: str) -> Gate:
+        """A new open gate to the server of this URL, or of each of these to one after another."""
+        made = Gate(urls, self)
         self._gates.append(made)
         made.open()
         return made
@@ -84,13 +85,16 @@ class Gatehouse:
 
 
 class Gate:
-    """One client's way to one server."""
+    """One client's way to one server; or that of many to several, for each connection the next."""
 
-    def __init__(self, url: str, house: Gatehouse) -> None:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname:
-            raise ValueError(f"clients are sent through plain HTTP; not possible for {url}")
-        self._upstream = (parts.hostname, parts.port or 80)
+    def __init__(self, urls: Sequence[str], house: Gatehouse) -> None:
+        upstreams = []
+        for url in urls:
+            parts = urllib.parse.urlsplit(url)
+            if parts.scheme != "http" or not parts.hostname:
+                raise ValueError(f"clients are sent through plain HTTP; not possible for {url}")
+            upstreams.append((parts.hostname, parts.port or 80))
+        self._upstreams = itertools.cycle(upstreams)
         self._base_path = parts.path.rstrip("/")
         self._house = house
         self._server: asyncio.Server | None = None
@@ -124,7 +128,7 @@ class Gate:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            up_reader, up_writer = await asyncio.open_connection(*self._upstream)
+            up_reader, up_writer = await asyncio.open_connection(*next(self._upstreams))
         except OSError:
             writer.transport.abort()
             return

@@ -489,6 +489,25 @@ def test_a_gate_counts_and_can_be_shut_and_opened(server: RegistryServer) -> Non
     server.eureka("DELETE", "/apps/GATED/gated:1")
 
 
+def test_each_connection_through_a_gate_to_several_is_anothers_in_its_turn() -> None:
+    with closing(PeerEndpoint()) as one, closing(PeerEndpoint()) as two, Gatehouse() as house:
+        servers = (one, two)
+        gate = house.gate(*(server.url for server in servers))
+        for number in range(4):
+            connection = Connection(gate.url)
+            for name in ("first", "second"):
+                item = {"appName": "GATED", "id": f"{name}:{number}", "action": "Cancel"}
+                body = json.dumps({"replicationList": [item]})
+                reply = connection.send("POST", "/peerreplication/batch/", body, {})
+                assert reply.status == 200
+            connection.close()
+        told = [[each.item["id"] for each in server.told("GATED")] for server in servers]
+    assert told == [
+        ["first:0", "second:0", "first:2", "second:2"],
+        ["first:1", "second:1", "first:3", "second:3"],
+    ]
+
+
 def test_an_id_that_was_not_sent_makes_no_difference_in_a_list() -> None:
     told = {"hostName": "a", "dataCenterInfo": {}}
     lists = [
