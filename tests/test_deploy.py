@@ -24,6 +24,7 @@ import yaml
 from catalogs.kubernetes import KubernetesCatalog, KubernetesSettings
 from conformance.programs import free_port
 from eureka_server.settings import load
+from registry.stores.redis import read_address
 from tests.image import as_read
 from tests.parcel import Installed
 from tests.servers import HANG_SECS, ROOT, RegistryServer, send, wait_until
@@ -31,6 +32,7 @@ from tests.sources.kubernetes import KubernetesSource, Object
 
 DEPLOY = ROOT / "deploy"
 REGISTRY = DEPLOY / "kubernetes" / "registry.yaml"
+ON_REDIS = DEPLOY / "kubernetes" / "registry-on-redis.yaml"
 CATALOG = DEPLOY / "kubernetes" / "catalog.yaml"
 UNIT = DEPLOY / "eureka-registry.service"
 REQUESTS_SECS = 10  # gunicorn's graceful_timeout
@@ -40,9 +42,9 @@ def documents(file: Path) -> list[Object]:
     return list(yaml.safe_load_all(file.read_text()))
 
 
-def of_kind(kind: str) -> Object:
+def of_kind(kind: str, file: Path = REGISTRY) -> Object:
     """The one object of this kind; of the Services, the one for clients."""
-    found = [each for each in documents(REGISTRY) if each["kind"] == kind]
+    found = [each for each in documents(file) if each["kind"] == kind]
     (one,) = [each for each in found if each["metadata"]["name"] == "registry"]
     return one
 
@@ -50,7 +52,7 @@ def of_kind(kind: str) -> Object:
 def test_all_that_deploys_names_one_version() -> None:
     text = "\n".join(file.read_text() for file in DEPLOY.rglob("*") if file.is_file())
     named = re.findall(r"(?:eureka-registry:|eureka_registry-|VERSION: )(\d+\.\d+\.\d+)", text)
-    assert len(named) == 4
+    assert len(named) == 5
     assert len(set(named)) == 1
 
 
@@ -96,13 +98,24 @@ def test_nothing_in_the_manifests_is_worth_a_warning(warnings: list[str]) -> Non
     assert warnings == []
 
 
-def pod_of(stateful: Object) -> Object:
-    """The first Pod, as the controller of stateful sets makes it."""
-    spec = stateful["spec"]
+@pytest.mark.programs
+@pytest.mark.usefixtures("warnings")
+def test_the_api_server_takes_those_for_redis_in_their_place(cluster: KubernetesSource) -> None:
+    try:
+        assert cluster.manifests(ON_REDIS) == []
+        for document in documents(ON_REDIS):
+            assert missing(document, cluster.ask("GET", cluster.path_of(document))) == []
+    finally:
+        cluster.manifests(REGISTRY)
+
+
+def pod_of(controller: Object) -> Object:
+    """The first Pod, as the controller of stateful sets or of deployments makes it."""
+    spec = controller["spec"]
     template = spec["template"]
     claims = [
         {"name": name, "persistentVolumeClaim": {"claimName": f"{name}-registry-0"}}
-        for name in (claim["metadata"]["name"] for claim in spec["volumeClaimTemplates"])
+        for name in (claim["metadata"]["name"] for claim in spec.get("volumeClaimTemplates", ()))
     ]
     return {
         "apiVersion": "v1",
@@ -114,8 +127,11 @@ def pod_of(stateful: Object) -> Object:
 
 @pytest.mark.programs
 @pytest.mark.usefixtures("warnings")
-def test_the_pod_fits_the_strictest_profile(cluster: KubernetesSource) -> None:
-    pod = pod_of(of_kind("StatefulSet"))
+@pytest.mark.parametrize(("kind", "file"), [("StatefulSet", REGISTRY), ("Deployment", ON_REDIS)])
+def test_the_pod_fits_the_strictest_profile(
+    cluster: KubernetesSource, kind: str, file: Path
+) -> None:
+    pod = pod_of(of_kind(kind, file))
     answer = cluster.session.post(
         f"{cluster.url}/api/v1/namespaces/registry/pods?dryRun=All&fieldValidation=Strict",
         json=pod,
@@ -246,6 +262,42 @@ def test_what_is_switched_off_in_the_pod_can_be_switched_on() -> None:
     assert stateful["spec"]["podManagementPolicy"] == "Parallel"
 
 
+def test_several_on_redis_differ_from_one_in_what_redis_needs_alone() -> None:
+    for kind in ("Namespace", "ServiceAccount", "Service", "NetworkPolicy"):
+        assert of_kind(kind, ON_REDIS) == of_kind(kind)
+    alone, several = of_kind("StatefulSet"), of_kind("Deployment", ON_REDIS)
+    assert several["spec"]["selector"] == alone["spec"]["selector"]
+    # The next one is ready before another goes, and a drain takes no second one meanwhile.
+    assert several["spec"]["replicas"] > 1
+    assert several["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert of_kind("PodDisruptionBudget", ON_REDIS)["spec"]["maxUnavailable"] == 1
+
+    pod, other = (each["spec"]["template"]["spec"] for each in (alone, several))
+    assert pod["securityContext"].pop("fsGroupChangePolicy") == "OnRootMismatch"
+    (spread,) = other.pop("topologySpreadConstraints")
+    assert spread["labelSelector"] == several["spec"]["selector"]
+    # Of each Pod's own, and gone with it.
+    (copy,) = [each for each in other["volumes"] if each["name"] == "data"]
+    other["volumes"].remove(copy)
+    assert set(copy) == {"name", "emptyDir"}
+    variables = []
+    for each in (pod, other):
+        (container,) = each["containers"]
+        variables.append({variable["name"]: variable for variable in container.pop("env")})
+        container["env"] = {k: v for k, v in variables[-1].items() if k != "STORE_URL"}
+    assert other == pod
+
+    # The Secret that its head tells how to make.
+    head = ON_REDIS.read_text().partition("\napiVersion")[0]
+    secret = variables[1]["STORE_URL"]["valueFrom"]["secretKeyRef"]
+    assert f"secret generic {secret['name']} " in head
+    ((key, url),) = re.findall(r"--from-literal=(\w+)='(.+)'", head)
+    assert key == secret["key"]
+    assert load({"STORE_URL": url}).warnings == ()
+    (container,) = pod["containers"]
+    assert read_address(url).folder in {each["mountPath"] for each in container["volumeMounts"]}
+
+
 # Compose
 
 
@@ -273,6 +325,34 @@ def test_compose_runs_the_image_as_it_is_made() -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert int(service["stop_grace_period"].removesuffix("s")) > REQUESTS_SECS
+
+
+@pytest.mark.programs
+def test_compose_runs_several_on_redis_that_differ_from_one_in_what_redis_needs_alone() -> None:
+    (alone,) = as_read("compose", DEPLOY / "compose.yaml")["services"].values()
+    services = as_read("compose", DEPLOY / "compose.redis.yaml")["services"]
+    several = services["registry"]
+    environment = several.pop("environment")
+    assert load(environment).warnings == ()
+    address = read_address(environment["STORE_URL"])
+    assert urlsplit(address.url).hostname in services
+    # A volume without a name is of one container alone.
+    (volume,) = several.pop("volumes")
+    assert (volume["type"], volume.get("source"), volume["target"]) == (
+        "volume",
+        None,
+        address.folder,
+    )
+    (port,), (one,) = several.pop("ports"), alone.pop("ports")
+    first, last = map(int, port["published"].split("-"))
+    assert (str(first), port["target"]) == (one["published"], one["target"])
+    assert last - first + 1 == several["deploy"].pop("replicas")
+    assert several.pop("depends_on")["redis"]["condition"] == "service_healthy"
+    for name in ("environment", "volumes"):
+        del alone[name]
+    assert several == alone
+    command = services["redis"]["command"]
+    assert command[command.index("--maxmemory-policy") + 1] == "noeviction"
 
 
 # systemd
