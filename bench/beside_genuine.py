@@ -165,14 +165,21 @@ def fill(server: Server, count: int, first: int = 0) -> float:
     return time.perf_counter() - began
 
 
-def wrk(url: str, headers: Mapping[str, str], seconds: float, script: str = "") -> float:
+def wrk(
+    url: str,
+    headers: Mapping[str, str],
+    seconds: float,
+    script: str = "",
+    cores: str = ASKING,
+    connections: int = CONNECTIONS,
+) -> float:
     """Requests a second; an answer that is no success ends the whole run."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as lua:
         lua.write(script)
         lua.flush()
         run = subprocess.run(
             [
-                *("taskset", "-c", ASKING, "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:g}s"),
+                *("taskset", "-c", cores, "wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s"),
                 *(("-s", lua.name) if script else ()),
                 *(part for name, value in headers.items() for part in ("-H", f"{name}: {value}")),
                 url,

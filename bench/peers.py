@@ -181,10 +181,12 @@ class Node:
 
 
 @contextmanager
-def running(command: Sequence[str], port: int, env: Mapping[str, str]) -> Iterator[Node]:
+def running(
+    command: Sequence[str], port: int, env: Mapping[str, str], checkout: Path = ROOT
+) -> Iterator[Node]:
     process = subprocess.Popen(
         command,
-        cwd=ROOT,
+        cwd=checkout,
         env={**os.environ, **env},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
