@@ -107,9 +107,9 @@ class EncodedAnswers:
         self._remote = frozenset(remote)
         self._hidden = frozenset() if falls_back else self._remote
         self._selections: Cache[frozenset[str], _Selection] = Cache(_KEPT_SELECTIONS)
-        # The delta by form; before it the version of the view that it is of, and the instant at
-        # which its oldest change leaves the window (None where it has none).
-        self._deltas: dict[Form, tuple[int, int | None, EncodedAnswer]] = {}
+        # The delta by form; before it the version of the view that it is of. It holds until its
+        # oldest change leaves the window.
+        self._deltas: dict[Form, tuple[int, EncodedAnswer]] = {}
         self._vips: Cache[tuple[str, bool, Form], tuple[int, EncodedAnswer]] = Cache(_KEPT_ANSWERS)
         # The answers with single applications, oldest first: each lies in this ``kept``, and goes
         # from there when there are too many.
@@ -225,10 +225,10 @@ class EncodedAnswers:
         if (
             kept is not None
             and kept[0] == view.version
-            and (kept[1] is None or registry.clock.mono_ms() <= kept[1])
-            and (zipped is None or kept[2].made[zipped])
+            and ((until := kept[1].until) is None or registry.clock.mono_ms() <= until)
+            and (zipped is None or kept[1].made[zipped])
         ):
-            return kept[2]
+            return kept[1]
         self._prepare(view, lambda: self._cells(view.changed, form), zipped, is_quick)
         with view.lock:
             until = view.recent_until(registry.clock.mono_ms())
@@ -236,7 +236,8 @@ class EncodedAnswers:
             code = hash_code(view.listing.counts.items())
             pieces = self._pieces(view.changed, form)
             answer = _wrapped(pieces, str(view.revision + 1), code, form, view.revision)
-            self._deltas[form] = (view.version, until, answer)
+            answer.until = until
+            self._deltas[form] = (view.version, answer)
             return answer
 
     def selected(
@@ -278,6 +279,7 @@ class EncodedAnswers:
             if answer is None:
                 code = hash_code(found.listing.counts.items())
                 answer = _wrapped(self._pieces(listing, form), version, code, form, revision)
+                answer.until = found.until
                 listing.kept[form] = answer
             return answer
 

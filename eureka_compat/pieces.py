@@ -78,10 +78,12 @@ def _compressed(raw: bytes) -> bytes:
 class EncodedAnswer:
     """A body, plain and compressed; each form is put together once, when it is asked for."""
 
-    __slots__ = ("_media", "_pieces", "_revision", "made")
+    __slots__ = ("_media", "_pieces", "_revision", "made", "until")
 
     def __init__(self, pieces: Sequence[Piece], media: str, revision: int = 0) -> None:
         """``media`` is the type of the body, which shows what is listed as of ``revision``."""
+        self.until: int | None = None
+        """When it is over although nothing changes (``Clock.mono_ms``); None: never."""
         self._revision = revision
         self._pieces = pieces
         self._media = media

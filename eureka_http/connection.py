@@ -171,6 +171,8 @@ class Host(answers.Host, Protocol):
     max_requests: int
     refused: int
     """How many requests were none."""
+    to_send: list[Connection]
+    """Connections with an answer that is sent soon; see ``send_soon``."""
     limits: Limits
     known_fields: KnownFields
     known_requests: KnownRequests
@@ -197,8 +199,8 @@ class Host(answers.Host, Protocol):
     def discard_soon(self, connection: Connection) -> None:
         """Call ``share`` when it may read again what is only thrown away."""
 
-    def send_soon(self, connection: Connection) -> None:
-        """Call ``flush`` when all that has arrived by now was read."""
+    def send_soon(self) -> None:
+        """Call ``flush`` of those ``to_send`` when all that has arrived by now was read."""
 
     def settle_soon(self, promised: PromisedAnswer) -> None:
         """Have the promise kept, and call ``settle``, when all that has arrived by now was read."""
@@ -802,7 +804,14 @@ class Connection(asyncio.Protocol):
             self.write(whole)
         else:
             self._pending = whole
-            host.send_soon(self)
+            to_send = host.to_send
+            if not to_send:
+                host.send_soon()
+            to_send.append(self)
+            if self.reading is _IDLE and self.writing is _READY and not self._is_queued:
+                # What ``_rearm`` would do, without its call: nearly all answers end here.
+                self.deadline = host.idle_until
+                return
         self._rearm()
 
     def _send(self, message: Message, answer: Answer) -> None:
@@ -819,7 +828,9 @@ class Connection(asyncio.Protocol):
             self.write_parts((head, body))
         elif message.is_alone and keeps and not self._pending:
             self._pending = head + body
-            host.send_soon(self)
+            if not host.to_send:
+                host.send_soon()
+            host.to_send.append(self)
         else:
             self.write(head + body)
         if message.started is not None:

@@ -133,7 +133,7 @@ class EventLoopWorker(GunicornWorker):
         self._discarding: deque[Connection] = deque()
         # What is done at the end of a turn of the loop.
         self._sends_soon = False
-        self._to_send: list[Connection] = []
+        self.to_send: list[Connection] = []
         self._promised: list[PromisedAnswer] = []
         self._streams = 0
         self._ticks = False
@@ -353,12 +353,11 @@ class EventLoopWorker(GunicornWorker):
         if self._discarding:
             self.loop.call_later(_DISCARD_SECS, self._discard)
 
-    def send_soon(self, connection: Connection) -> None:
+    def send_soon(self) -> None:
         # A client on this machine that sleeps is then woken for many answers at once, not for each.
         if not self._sends_soon:
             self._sends_soon = True
             self.loop.call_soon(self._send_now)
-        self._to_send.append(connection)
 
     def settle_soon(self, promised: PromisedAnswer) -> None:
         if not self._sends_soon:
@@ -375,7 +374,7 @@ class EventLoopWorker(GunicornWorker):
                 self.log.exception("Error in the application's settling")
             for each in promised:
                 each.settle()
-        to_send, self._to_send = self._to_send, []
+        to_send, self.to_send = self.to_send, []
         self._sends_soon = False
         for connection in to_send:
             connection.flush()

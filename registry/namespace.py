@@ -174,6 +174,9 @@ class NamespaceRegistry:
     def _synced(self) -> View:
         """The view, after it caught up with the store; ``StoreError`` where it cannot."""
         view = self._view
+        # Nearly always there is nothing new: then this is all that a request pays for.
+        if view.is_loaded and self._records.revision(self.namespace) == view.revision:
+            return view
         if view.sync():
             self._moved(self)
         return view

@@ -77,7 +77,9 @@ _SLOT_BYTES = _SLOT_WORDS * _WORD_BYTES
 _FIRST_WORD = _HEADER_BYTES // _WORD_BYTES
 _INITIAL_SLOTS = 1024
 _OWNERS = 1024
-_VERSION, _ALIVE, _OUTAGES, _OPENERS, _FORMAT, _BEGAN = 0, 1, 2, 3, 4, 512
+VERSION = 0
+"""Where the version is in ``LeaseFile.words``."""
+_VERSION, _ALIVE, _OUTAGES, _OPENERS, _FORMAT, _BEGAN = VERSION, 1, 2, 3, 4, 512
 _SLACK_MS = 60_000
 _MOST = 1 << 60
 _BIAS = 1 << 62  # instants may lie before the boot; 0 is none at all
@@ -130,7 +132,7 @@ class LeaseFile:
 
     def _map(self) -> None:
         size = os.fstat(self._file).st_size
-        self._words = _mapped(self._file, size)
+        self.words = self._words = _mapped(self._file, size)
         self._slots = (size - _HEADER_BYTES) // _SLOT_BYTES
 
     def _own(self) -> int:

@@ -71,7 +71,7 @@ from registry.store import PAUSE_MS, Commit, Due, Fence, StoreState, another_lif
 from registry.stores import formats
 from registry.stores.files import sealed, unsealed
 from registry.stores.folder import INITIAL_MAP_BYTES, Folder
-from registry.stores.leases import LeaseFile, Place
+from registry.stores.leases import VERSION, LeaseFile, Place
 from registry.stores.records import (
     ENTRY,
     EVICTED,
@@ -428,7 +428,8 @@ class LmdbStore:
 
     def revision(self, namespace: Namespace) -> Revision:
         # Read before the store is: what is kept may be newer than its version says, never older.
-        version = self._live.version
+        # Every request asks, so the version is taken from where it is, without a call.
+        version = self._live.words[VERSION]
         seen = self._revisions.get(namespace)
         if seen is not None and seen[0] == version:
             return seen[1]
