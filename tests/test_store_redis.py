@@ -30,10 +30,13 @@ from registry.stores.lmdb import LmdbStore
 from registry.stores.redis import RedisStore, read_address, scripts
 from registry.stores.redis import records as redis_records
 from registry.stores.redis import server as redis_server
+from registry.stores.redis.following import Follower
+from registry.stores.redis.renewals import Teller
 from registry.stores.redis.server import Server
 from registry.testing import Failing, StoreSuite, put, sample_instance
 from tests.redis_servers import RedisServer, another_prefix
-from tests.servers import HANG_SECS, wait_until
+from tests.servers import HANG_SECS, counted, wait_until
+from tests.test_duties import Tried, Turns, logged_faults
 from tests.test_stores import FragileEnvironment
 
 NS = DEFAULT_NAMESPACE
@@ -218,6 +221,8 @@ def test_what_others_wrote_before_comes_with_the_answer_to_an_own_write(
 ) -> None:
     """So that an own change is never seen without those before it; without another call."""
     here, there = machines.open("here"), machines.open("there")
+    wait_until(lambda: is_following(there))
+    monkeypatch.setattr(there._follower, "_hear", lambda data: None)
     monkeypatch.setattr(there._follower, "catch_up", lambda namespace: None)
     here.commit(NS, put(sample_instance(instance_id="web:1")))
     here.commit(NS, put(sample_instance(instance_id="web:2")))
@@ -358,6 +363,125 @@ def test_all_machines_forget_what_one_trims(machines: Machines) -> None:
     wait_until(lambda: there.load(NS).changes == ())
     assert there.changes(NS, Revision(revision - 1)) is None
     assert there.changes(NS, revision) == []
+
+
+# Following.
+
+
+def is_following(store: RedisStore) -> bool:
+    """Whether it hears of each change, and is the first of its machine to bring it in."""
+    return store._follower.is_first and store._follower._subscription is not None
+
+
+def followed_by_messages(store: RedisStore, patch: pytest.MonkeyPatch) -> list[None]:
+    """From now on it hears of changes by messages alone; how often it fetched any."""
+    wait_until(lambda: is_following(store))
+    patch.setattr(store._teller, "tell", lambda: None)
+    return counted(patch, store._follower, "catch_up")
+
+
+def test_a_change_comes_with_the_message_that_tells_of_it(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is; several in one group, and each after the other."""
+    here, there = machines.open("here"), machines.open("there")
+    fetched = followed_by_messages(there, monkeypatch)
+    lease = lease_from(mono())
+    instances = [sample_instance(instance_id=f"wéb {n}") for n in range(3)]
+    down = OverrideChange("wéb 0", InstanceStatus.DOWN)
+    first, second, _ = here.commit_all(
+        NS, [put(instances[0], lease=lease, override=down), *(put(i) for i in instances[1:])]
+    )
+    assert first is not None
+    assert second is not None
+    up = OverrideChange("wéb 0", None)
+    without = Commit(instances[0].key, first, InstanceStatus.DOWN, 100, None, override=up)
+    unlisted = Commit(
+        sample_instance("API", "api:1").key, Revision(0), None, 100, None, override=down
+    )
+    gone = put(instances[1], expected=second, remove=True, lease=None, evicted=True)
+    for commit in (without, unlisted._replace(override=down._replace(id="api:1")), gone):
+        here.commit(NS, commit)
+    here.commit(NS, put(instances[0]._replace(ip_addr="10.9.9.9"), expected=first, lease=None))
+    here.set_expected_clients(NS, 5)
+    last = here.commit(NS, put(sample_instance(instance_id="late"), expected_clients_step=2))
+    wait_until(lambda: there.revision(NS) == last)
+    ours, theirs = here.load(NS), there.load(NS)
+    assert [change._replace(at_running_ms=0) for change in theirs.changes] == [
+        change._replace(at_running_ms=0) for change in ours.changes
+    ]
+    assert sorted(theirs.instances) == sorted(ours.instances)
+    assert theirs.overrides == {"api:1": InstanceStatus.DOWN}
+    assert there.expected_clients(NS) == 7
+    found = there.lease(NS, instances[0].key)
+    assert found is not None
+    assert found._replace(deadline_mono_ms=0) == lease._replace(deadline_mono_ms=0)
+    assert fetched == []
+
+
+def test_what_no_message_brought_is_fetched(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was missed, and one whose changes are too long for a message."""
+    here, there = machines.open("here"), machines.open("there")
+    fetched = followed_by_messages(there, monkeypatch)
+    hear, missed = there._follower._hear, []
+
+    def miss_one(data: bytes) -> None:
+        if missed:
+            hear(data)
+        missed.append(data)
+
+    monkeypatch.setattr(there._follower, "_hear", miss_one)
+    here.commit(NS, put(sample_instance(instance_id="web:1")))
+    wait_until(lambda: missed)
+    last = here.commit(NS, put(sample_instance(instance_id="web:2")))
+    wait_until(lambda: there.revision(NS) == last)
+    assert listed(there) == {"web:1", "web:2"}
+    assert len(fetched) == 1
+    long = [sample_instance(instance_id=f"long:{n}", metadata={"a": "b" * 999}) for n in range(99)]
+    here.commit_all(NS, [put(each) for each in long])
+    wait_until(lambda: listed(there) == listed(here))
+    assert len(listed(there)) == 101
+    assert len(fetched) >= 2
+
+
+def test_a_worker_does_what_the_first_of_its_machine_leaves_undone(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may have been stopped; it also brings in what a killed writer of its own wrote."""
+    here, there = machines.open("here"), machines.open("there")
+    wait_until(lambda: is_following(there))
+    token = there._copy.acquire("redis/teller", "another", mono() + 5_000, 600_000)
+    assert token is not None
+    wait_until(lambda: not there._follower.is_first)
+    revision = here.commit(NS, put(sample_instance()))
+    wait_until(lambda: there.revision(NS) == revision)
+    with monkeypatch.context() as patch:
+        patch.setattr(there._follower, "take", lambda *_: None)
+        revision = there.commit(NS, put(sample_instance(instance_id="web:2")))
+    wait_until(lambda: there.revision(NS) == revision)
+    assert listed(there) == {"web:1", "web:2"}
+
+
+@pytest.mark.parametrize("thread", ["follower", "teller"])
+def test_a_lasting_defect_of_a_thread_is_logged_once(
+    machines: Machines,
+    thread: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store, tried = machines.open("here"), Tried()
+    follower = Follower(store._server, store._copy, store._lives)
+    teller = Teller(store._server, store._copy, store._lives, follower, is_away=False)
+    for each in (follower, teller):
+        monkeypatch.setattr(each, "_server", SimpleNamespace(listen=tried, look_at_clock=tried))
+    if thread == "follower":
+        follower.follow(Turns(1_000))
+    else:
+        teller.keep_telling(Turns(1_000))
+    assert tried.count >= 1
+    assert logged_faults(caplog) == 1
 
 
 # Redis away, restarted, emptied.

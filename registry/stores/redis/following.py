@@ -1,18 +1,27 @@
 """Following: what other machines change comes into this machine's copy.
 
-A thread in each worker is told when the registry moved on, and brings the changes into the copy
-unless another worker was faster. What is no news to the copy it passes over, so nobody needs to
-wait for anybody. What others changed comes with the answer to an own write too.
+A thread in each worker is told of each change when it is made. The message has the change itself,
+and the revision that it comes after: where that is the one the copy is at, nothing is fetched. What
+was told while the thread was at work goes into the copy together.
+
+One worker of the machine, the *first*, brings changes into the copy at once. The others look a
+moment later whether the copy has them, and do it themselves where it has not: the first may have
+been stopped or killed. So does the first with what this machine itself changed, which the writer
+brings into the copy. What is no news to the copy is passed over, so nobody needs to wait for
+anybody. What others changed comes with the answer to an own write too.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import redis
 
+from registry.duty import Duty
 from registry.errors import StoreError
 from registry.model import Namespace, Revision
 from registry.store import Commit
@@ -23,12 +32,31 @@ from registry.stores.redis.server import AnotherLifeError, Server
 
 log = logging.getLogger("registry")
 
+LONGEST_FAULT_SECS = 5.0
+"""Between two attempts of a thread at what a defect prevents, at most."""
+
 _LISTENS_SECS = 0.25
 _AGAIN_SECS = 0.2
+# How long the first, or the writer itself, has to bring a change into the copy.
+_OTHERS_SECS = 0.003
+_TAKEN_AT_ONCE = 200
+
+
+class _Moved(NamedTuple):
+    """That a namespace moved on from a revision to another."""
+
+    namespace: Namespace
+    before: Revision
+    revision: Revision
+    expected: int | None
+    told: list[bytes]
+    """The changes in between, as scripts tell them; none where they are to be fetched."""
+    due: float
+    """When it should be in the copy, in monotonic seconds."""
 
 
 class Follower:
-    """Brings what changed in Redis into the copy. Thread-safe."""
+    """Brings what changed in Redis into the copy. Thread-safe, but for ``follow``."""
 
     def __init__(self, server: Server, copy: LmdbStore, lives: Lives) -> None:
         """Follow nothing yet."""
@@ -36,6 +64,11 @@ class Follower:
         self._records = Records(server)
         self._copy = copy
         self._lives = lives
+        self._node = lives.node.encode()
+        self._subscription: Any = None
+        self._moved: list[_Moved] = []
+        self.is_first = False
+        """Whether this worker is the first of its machine's to bring changes into the copy."""
 
     def take(
         self,
@@ -92,24 +125,91 @@ class Follower:
 
     def follow(self, stopping: threading.Event) -> None:
         """Bring changes into the copy as they are made, until it is over."""
-        node = self._lives.node.encode()
+        duty = Duty(
+            "following the changes in Redis",
+            0.0,
+            self._follow,
+            log,
+            longest_secs=LONGEST_FAULT_SECS,
+        )
         while not stopping.is_set():
-            try:
-                subscription = self._server.listen("moved")
-                try:
-                    self.catch_up_all()
-                    while not stopping.is_set():
-                        message = subscription.get_message(timeout=_LISTENS_SECS)
-                        if message is None:
-                            continue
-                        name, revision, mover = message["data"].split(b" ")
-                        namespace = Namespace(name.decode())
-                        if mover != node and int(revision) > self._copy.revision(namespace):
-                            self.catch_up(namespace)
-                finally:
-                    subscription.close()
-            except (redis.RedisError, OSError, StoreError, AnotherLifeError) as error:
-                log.debug("not following: %s", error)
-            except Exception:
-                log.exception("following the changes in Redis was interrupted")
-            stopping.wait(_AGAIN_SECS)
+            if not duty.run(time.monotonic()):
+                self._leave()
+                stopping.wait(_AGAIN_SECS)
+        self._leave()
+
+    def _leave(self) -> None:
+        subscription, self._subscription = self._subscription, None
+        self._moved.clear()
+        if subscription is not None:
+            subscription.close()
+
+    def _follow(self) -> None:
+        """Wait a moment for news, and bring into the copy what is due; ``StoreError``."""
+        try:
+            if self._subscription is None:
+                self._subscription = self._server.listen("moved")
+                self.catch_up_all()
+            self._listen()
+            self._take_moved()
+        except (redis.RedisError, OSError, AnotherLifeError) as error:
+            raise StoreError(f"Redis at {self._server.shown} is not followed: {error}") from error
+
+    def _listen(self) -> None:
+        """Hear what moved since, after waiting for it as long as nothing is due."""
+        wait = _LISTENS_SECS
+        if self._moved:
+            wait = max(0.0, self._moved[0].due - time.monotonic())
+            if not self.is_first:
+                time.sleep(wait)  # rather than be woken by each message
+                wait = 0.0
+        message = self._subscription.get_message(timeout=wait)
+        while message is not None:
+            self._hear(message["data"])
+            if len(self._moved) >= _TAKEN_AT_ONCE:
+                return
+            message = self._subscription.get_message(timeout=0)
+
+    def _hear(self, data: bytes) -> None:
+        head, _, body = data.partition(b"\n")
+        name, before, revision, node, expected, *lengths = head.split(b" ")
+        is_own = node == self._node
+        told, start = [], 0
+        for length in lengths:
+            told.append(body[start : start + int(length)])
+            start += int(length)
+        moved = _Moved(
+            Namespace(name.decode()),
+            Revision(int(before)),
+            Revision(int(revision)),
+            int(expected) if expected else None,
+            told,
+            time.monotonic() + (0.0 if self.is_first and not is_own else _OTHERS_SECS),
+        )
+        self._moved.append(moved)
+
+    def _take_moved(self) -> None:
+        """Bring into the copy what is due and not there yet, with all before it."""
+        by_namespace: dict[Namespace, list[_Moved]] = {}
+        for moved in self._moved:
+            by_namespace.setdefault(moved.namespace, []).append(moved)
+        now = time.monotonic()
+        self._moved = []
+        for namespace, found in by_namespace.items():
+            known = self._copy.revision(namespace)
+            news = [moved for moved in found if moved.revision > known]
+            if any(moved.due <= now for moved in news):
+                self._take_news(namespace, known, news)
+            else:
+                self._moved += news
+
+    def _take_news(self, namespace: Namespace, known: Revision, news: list[_Moved]) -> None:
+        """Bring into the copy what comes after the revision that it is at."""
+        until, told = known, []
+        for moved in news:
+            if not moved.told or moved.before > until:
+                self.catch_up(namespace)
+                return
+            until = moved.revision
+            told += moved.told
+        self.take(namespace, known, self._records.entries(told), news[-1].expected)

@@ -14,18 +14,20 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 import orjson
 
+from registry.duty import Duty
 from registry.errors import StoreError
 from registry.lease import SystemClock, renewal_window
 from registry.model import InstanceKey, Lease, Namespace, Revision
 from registry.stores.lmdb import LmdbStore, Renewed
 from registry.stores.redis import scripts
-from registry.stores.redis.following import Follower
+from registry.stores.redis.following import LONGEST_FAULT_SECS, Follower
 from registry.stores.redis.lives import Lives
 from registry.stores.redis.records import HEARD, Records, key_of, name_of
 from registry.stores.redis.server import AnotherLifeError, Server
@@ -68,26 +70,36 @@ class Teller:
 
     def keep_telling(self, stopping: threading.Event) -> None:
         """Be the teller of this machine, or be ready to, until it is over."""
+        duty = Duty(
+            "telling Redis of renewals",
+            0.0,
+            lambda: self._tell_in_turn(stopping),
+            log,
+            longest_secs=LONGEST_FAULT_SECS,
+        )
         while not stopping.wait(_TELL_SECS):
-            try:
-                self._server.look_at_clock()
-                now = self._clock.mono_ms()
-                if self._copy.acquire(_TELLER, self._owner, now, _TELLER_MS) is not None:
-                    self.tell()
-                else:
-                    self._is_teller = False
-                if self._is_away:
-                    log.warning("Redis at %s answers again", self._server.shown)
-                self._is_away = False
-            except StoreError as error:
-                if not self._is_away and not stopping.is_set():
-                    log.warning("reads go on from this machine's copy: %s", error)
-                self._is_away = True
-            except AnotherLifeError:
-                with suppress(StoreError):
-                    self._lives.adopt()
-            except Exception:
-                log.exception("telling Redis of renewals was interrupted")
+            duty.run(time.monotonic())
+
+    def _tell_in_turn(self, stopping: threading.Event) -> None:
+        try:
+            self._server.look_at_clock()
+            now = self._clock.mono_ms()
+            holds = self._copy.acquire(_TELLER, self._owner, now, _TELLER_MS) is not None
+            self._follower.is_first = holds
+            if holds:
+                self.tell()
+            else:
+                self._is_teller = False
+            if self._is_away:
+                log.warning("Redis at %s answers again", self._server.shown)
+            self._is_away = False
+        except StoreError as error:
+            if not self._is_away and not stopping.is_set():
+                log.warning("reads go on from this machine's copy: %s", error)
+            self._is_away = True
+        except AnotherLifeError:
+            with suppress(StoreError):
+                self._lives.adopt()
 
     def close(self) -> None:
         """Tell what is to be told, and let another worker be the teller."""

@@ -90,15 +90,39 @@ end
 """
 
 _WRITE = """
--- Note a change as the last one of its instance; an earlier one's word of an override stays.
+-- Note a change as the last one of its instance; an earlier one's word of an override stays. What
+-- was noted, and whether it says anything of an override.
 local function log_change(N, name, revision, at, kind, last_state)
   local before = call('HGET', N .. 'change', name)
   if before and call('ZSCORE', N .. 'log', name) then
     local known = tonumber(string.match(before, '^%S+ (%d+)'))
     if known % 4 >= 2 and kind % 4 < 2 then kind = kind + 2 end
   end
-  call('HSET', N .. 'change', name, at .. ' ' .. kind .. ' ' .. last_state)
+  local change = at .. ' ' .. kind .. ' ' .. last_state
+  call('HSET', N .. 'change', name, change)
   call('ZADD', N .. 'log', whole(revision), name)
+  return change, kind % 4 >= 2
+end
+"""
+
+_TELL_MOVED = """
+-- Tell all machines that a namespace moved on from a revision to another: by which node, how many
+-- clients are expected then, and the changes in between, six values each as ``changes`` has them;
+-- or without them, where they are many.
+local function tell_moved(namespace, from, to, node, expected, told)
+  local lengths, total = {}, 0
+  for i = 1, #told do
+    lengths[i] = #told[i]
+    total = total + #told[i]
+  end
+  local words = {namespace, whole(from), whole(to), node, expected and whole(expected) or ''}
+  local head = table.concat(words, ' ')
+  if total > 65536 or total == 0 then
+    call('PUBLISH', P .. 'moved', head .. ' \\n')
+  else
+    call('PUBLISH', P .. 'moved', head .. ' ' .. table.concat(lengths, ' ') .. '\\n'
+         .. table.concat(told))
+  end
 end
 """
 
@@ -106,6 +130,7 @@ COMMIT = _script(
     _BEGIN,
     _CHANGES,
     _WRITE,
+    _TELL_MOVED,
     """
 -- run, life, namespace, id of this group, revision known, lock, token, batch known, node; then
 -- thirteen for each commit: name, id, expected, expected override, at, instance, lease, flags,
@@ -162,7 +187,7 @@ local function has_room(most, most_namespaces)
   end
   return most == '' or size < tonumber(most)
 end
-local outcomes, evicted = {}, {}
+local outcomes, evicted, told = {}, {}, {}
 for i = 10, #ARGV, 13 do
   local name, id, at, instance = ARGV[i], ARGV[i + 1], ARGV[i + 4], ARGV[i + 5]
   local lease, flags, override = ARGV[i + 6], ARGV[i + 7], ARGV[i + 8]
@@ -203,21 +228,30 @@ for i = 10, #ARGV, 13 do
       local second = whole(math.floor(tonumber(at) / 1000))
       evicted[second] = (evicted[second] or 0) + 1
     end
+    local change, of_override
+    local record, begun = '', ''
     if instance == '' then
-      log_change(N, name .. '\\0', revision, at, kind, '')
+      name = name .. '\\0'
+      change, of_override = log_change(N, name, revision, at, kind, '')
     elseif removes then
-      log_change(N, name, revision, at, kind + 4, instance)
+      change, of_override = log_change(N, name, revision, at, kind + 4, instance)
       call('HDEL', N .. 'record', name)
       call('HDEL', N .. 'lease', name)
       if stored then size = size - 1 end
     else
-      log_change(N, name, revision, at, kind, '')
-      call('HSET', N .. 'record', name, number .. ' ' .. instance)
+      change, of_override = log_change(N, name, revision, at, kind, '')
+      record = number .. ' ' .. instance
+      call('HSET', N .. 'record', name, record)
       if lease ~= '' then
-        call('HSET', N .. 'lease', name, lease .. ' ' .. ARGV[8] .. ' ' .. number)
+        begun = lease .. ' ' .. ARGV[8] .. ' ' .. number
+        call('HSET', N .. 'lease', name, begun)
       end
       if not stored then size = size + 1 end
     end
+    local n = #told
+    told[n + 1], told[n + 2], told[n + 3], told[n + 4] = name, number, change, record
+    told[n + 5] = of_override and call('HGET', N .. 'override', id) or ''
+    told[n + 6] = begun
     local step = tonumber(ARGV[i + 9])
     if step ~= 0 then
       expected = expected or tonumber(ARGV[i + 10])
@@ -242,7 +276,7 @@ if revision > first then
     end
   end
   call('SET', P .. 'done:' .. group, outcome, 'EX', 60)
-  call('PUBLISH', P .. 'moved', namespace .. ' ' .. whole(revision) .. ' ' .. ARGV[9])
+  tell_moved(namespace, first, revision, ARGV[9], expected, told)
 end
 return {outcome, whole(revision), whole(trimmed), expected and whole(expected) or '', is_far,
         missing}
@@ -373,6 +407,7 @@ return #names / 2
 
 LIFE = _script(
     _BEGIN,
+    _TELL_MOVED,
     """
 -- run, the life in which the caller is ready to have it begin, the life and run that it saw.
 local life = call('HMGET', P .. 'life', 'number', 'run')
@@ -398,7 +433,7 @@ for _, namespace in ipairs(call('HKEYS', P .. 'sizes')) do
     end
     call('HSET', N .. 'change', records[i], at .. ' 0 ')
   end
-  call('PUBLISH', P .. 'moved', namespace .. ' ' .. ARGV[2] .. ' ')
+  tell_moved(namespace, 0, tonumber(ARGV[2]), '', nil, {})
 end
 return {ARGV[2], ARGV[1], ARGV[2], ARGV[1]}
 """,
@@ -442,6 +477,7 @@ return wanted
 OFFER = _script(
     _BEGIN,
     _WRITE,
+    _TELL_MOVED,
     _NEWS,
     """
 -- run, life, namespace, node, expected clients; then six for each: name, revision that it had,
@@ -486,7 +522,7 @@ call('HSET', N .. 'meta', 'revision', whole(revision))
 call('HSETNX', N .. 'meta', 'trimmed', ARGV[2])
 if ARGV[5] ~= '' then call('HSETNX', N .. 'meta', 'expected', ARGV[5]) end
 call('HSET', P .. 'sizes', namespace, whole(size))
-call('PUBLISH', P .. 'moved', namespace .. ' ' .. whole(revision) .. ' ' .. ARGV[4])
+tell_moved(namespace, first, revision, ARGV[4], nil, {})
 return whole(revision - first)
 """,
 )
