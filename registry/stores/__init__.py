@@ -1,6 +1,6 @@
 """The stores, and their histories, chosen by URL scheme: ``memory:``, ``lmdb:PATH``, ``redis://``.
 
-A store on Redis, ``redis://`` or with TLS ``rediss://``, has a folder on this machine too.
+A store on Redis has a folder on this machine too. Which URLs name one: ``redis/address.py``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def folder_of(url: str) -> Path | None:
         return None
     if scheme == "lmdb" and rest:
         return Path(rest)
-    if scheme in ("redis", "rediss"):
+    if scheme.partition("+")[0] in ("redis", "rediss"):
         from registry.stores.redis import read_address
 
         return Path(read_address(url).folder)

@@ -21,7 +21,7 @@ whole duration, before anybody can be evicted.
 
 from __future__ import annotations
 
-from registry.stores.redis.server import read_address
+from registry.stores.redis.address import read_address
 from registry.stores.redis.store import RedisStore
 
 __all__ = ["RedisStore", "read_address"]

@@ -15,65 +15,31 @@ Where that is in vain, others do not wait for as long again.
 
 from __future__ import annotations
 
-import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from typing import Any, TypeVar
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from registry.errors import LockLostError, StoreError
 from registry.lease import SystemClock
+from registry.stores.redis.address import Address
 from registry.stores.redis.scripts import Script
+from registry.stores.redis.topology import Topology, topology_of
 
-_CALL_SECS = 1.0
+_T = TypeVar("_T")
 _TRIED_SECS = 3.0
 _PAUSE_SECS = 0.05
-_CONNECT_SECS = 1.0
-_PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
-_SHOWN = re.compile(r"//[^/@]*@")
+# What a server answers that is not, or not yet, the one to ask.
+_ELSEWHERE = (redis.exceptions.ReadOnlyError,)
 
 Argument = bytes | str | int
 
 
 class AnotherLifeError(Exception):
     """The server is not in the life in which it was asked, or is another run than that began in."""
-
-
-class Address(NamedTuple):
-    """What a URL says: the server, the registry's prefix on it, this machine's folder."""
-
-    url: str
-    prefix: str
-    folder: str
-    shown: str
-    """Without the password."""
-
-
-def read_address(url: str) -> Address:
-    """Read ``redis://…?prefix=…&folder=…``, or ``rediss://``; ``ValueError`` for another."""
-    scheme, netloc, path, query, fragment = urlsplit(url)
-    if scheme not in ("redis", "rediss") or not netloc:
-        raise ValueError("expected redis://HOST:PORT/DATABASE or rediss://")
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    prefix = options.pop("prefix", "eureka")
-    folder = options.pop("folder", "data")
-    if not _PREFIX.match(prefix):
-        raise ValueError(f"prefix={prefix!r}: expected letters, digits, points and dashes")
-    if not folder:
-        raise ValueError("folder=: expected a folder of this machine")
-    plain = urlunsplit((scheme, netloc, path, urlencode(options), fragment))
-    try:
-        redis.ConnectionPool.from_url(plain)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"expected redis://HOST:PORT/DATABASE ({error})") from None
-    shown = _SHOWN.sub("//", urlunsplit((scheme, netloc, path, "", "")))
-    return Address(plain, prefix, folder, shown)
 
 
 class Server:
@@ -83,15 +49,7 @@ class Server:
         """Connect to nothing yet."""
         self.shown = address.shown
         self._key = "{" + address.prefix + "}"
-        self._pool: Any = redis.ConnectionPool.from_url(
-            address.url,
-            socket_timeout=_CALL_SECS,
-            socket_connect_timeout=_CONNECT_SECS,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-            redis_connect_func=_connected,
-        )
-        self._client: Any = redis.Redis(connection_pool=self._pool)
+        self._topology = topology_of(address)
         self._clock = SystemClock()
         self._lock = threading.Lock()
         self._offset: int | None = None
@@ -106,6 +64,12 @@ class Server:
     def _failures(self) -> Iterator[None]:
         try:
             yield
+        except redis.exceptions.NoPermissionError as error:
+            raise StoreError(
+                f"Redis at {self.shown} forbids its user what the registry needs: {error}"
+            ) from error
+        except redis.ResponseError as error:
+            raise StoreError(f"Redis at {self.shown} refuses: {error}") from error
         except redis.RedisError as error:
             raise StoreError(f"Redis at {self.shown} does not answer: {error}") from error
         except OSError as error:
@@ -117,39 +81,25 @@ class Server:
         ``AnotherLifeError``, ``LockLostError``; ``StoreError`` where no answer came in three
         seconds. Then it is not known whether it was executed.
         """
-        until = time.monotonic() + _TRIED_SECS
         with self._failures():
             self._check()
-            while True:
-                try:
-                    return self._run(script, arguments)
-                except redis.ResponseError as error:
-                    text = str(error)
-                    if text.startswith("LIFE"):
-                        raise AnotherLifeError from None
-                    if text.startswith("FENCE"):
-                        raise LockLostError from None
-                    if not isinstance(error, redis.ReadOnlyError):
-                        raise
-                    self._pool.disconnect(inuse_connections=False)
-                    if time.monotonic() > until:
-                        raise
-                    time.sleep(_PAUSE_SECS)
-                except (redis.ConnectionError, redis.TimeoutError) as error:
-                    if _is_refused(error):
-                        raise  # nobody is there who could have executed it
-                    if time.monotonic() > until:
-                        self._hangs = True
-                        raise
-
-    def _run(self, script: Script, arguments: tuple[Argument, ...]) -> Any:
-        with self._connection() as connection:
-            command = "EVALSHA", script.sha, 1, self._key, connection.server_run, *arguments
             try:
-                return _exchange(connection, command)
-            except redis.exceptions.NoScriptError:
-                _exchange(connection, ("SCRIPT", "LOAD", script.text))
+                return self._tried(lambda connection: self._run(connection, script, arguments))
+            except redis.ResponseError as error:
+                text = str(error)
+                if text.startswith("LIFE"):
+                    raise AnotherLifeError from None
+                if text.startswith("FENCE"):
+                    raise LockLostError from None
+                raise
+
+    def _run(self, connection: Any, script: Script, arguments: tuple[Argument, ...]) -> Any:
+        command = "EVALSHA", script.sha, 1, self._key, connection.server_run, *arguments
+        try:
             return _exchange(connection, command)
+        except redis.exceptions.NoScriptError:
+            _exchange(connection, ("SCRIPT", "LOAD", script.text))
+        return _exchange(connection, command)
 
     def call(self, *command: Argument, waits: bool = False) -> Any:
         """What a plain command answers; ``StoreError``.
@@ -159,8 +109,13 @@ class Server:
         with self._failures():
             if not waits:
                 self._check()
-            with self._connection() as connection:
-                answer = _exchange(connection, command)
+            pool = self._topology.pool(self._key)
+            try:
+                with _connection(pool) as connection:
+                    answer = _exchange(connection, command)
+            except (redis.ConnectionError, redis.TimeoutError, *_ELSEWHERE):
+                self._topology.look_again(pool)
+                raise
             self._hangs = False
             return answer
 
@@ -168,25 +123,33 @@ class Server:
         if self._hangs:
             raise redis.TimeoutError("it hangs")
 
-    @contextmanager
-    def _connection(self) -> Iterator[Any]:
-        """A connection for one thread; it is given up where an answer may be on its way."""
-        connection = self._pool.get_connection()
-        try:
-            yield connection
-        except redis.ResponseError:
-            raise
-        except BaseException:
-            connection.disconnect()
-            raise
-        finally:
-            self._pool.release(connection)
+    def _tried(self, exchange: Callable[[Any], _T]) -> _T:
+        """What an exchange over a connection gives, repeated where it may succeed elsewhere."""
+        until = time.monotonic() + _TRIED_SECS
+        while True:
+            pool = self._topology.pool(self._key)
+            try:
+                with _connection(pool) as connection:
+                    return exchange(connection)
+            except _ELSEWHERE:
+                self._topology.look_again(pool)
+                if time.monotonic() > until:
+                    raise
+                time.sleep(_PAUSE_SECS)
+            except redis.AuthenticationError:
+                raise
+            except (redis.ConnectionError, redis.TimeoutError) as error:
+                self._topology.look_again(pool)
+                # Where it is refused, nobody is there who could have executed it.
+                if _is_refused(error) and self._topology.pool(self._key) is pool:
+                    raise
+                if time.monotonic() > until:
+                    self._hangs = True
+                    raise
 
-    def listen(self, channel: str) -> Any:
-        """A subscription, whose ``get_message`` raises the driver's errors."""
-        subscription = self._client.pubsub(ignore_subscribe_messages=True)
-        subscription.subscribe(self.name(channel))
-        return subscription
+    def listen(self, channel: str) -> Subscription:
+        """Be told of what is published, from now on; the driver's errors."""
+        return Subscription(self._topology, self._key, self.name(channel))
 
     def look_at_clock(self) -> None:
         """Correct the offset between the two clocks; ``StoreError``."""
@@ -222,16 +185,45 @@ class Server:
 
     def close(self) -> None:
         """Give up all connections."""
-        self._client.close()
-        self._pool.disconnect()
+        self._topology.close()
 
 
-def _connected(connection: Any) -> None:
-    """Ask a server which run it is, on each new connection."""
-    connection.on_connect()
-    connection.send_command("INFO", "server")
-    found = re.search(rb"run_id:(\w+)", connection.read_response())
-    connection.server_run = found[1] if found else b""
+class Subscription:
+    """What is published on a channel, as long as the server stays the same."""
+
+    def __init__(self, topology: Topology, key: str, channel: str) -> None:
+        """Subscribe; the driver's errors."""
+        self._topology = topology
+        self._key = key
+        self._pool = topology.pool(key)
+        client: Any = redis.Redis(connection_pool=self._pool)
+        self._messages = client.pubsub(ignore_subscribe_messages=True)
+        self._messages.subscribe(channel)
+
+    def get_message(self, timeout: float) -> Any:
+        """The next message; None where none came in so many seconds; the driver's errors."""
+        if self._topology.pool(self._key) is not self._pool:
+            raise redis.ConnectionError("another server took over")
+        return self._messages.get_message(timeout=timeout)
+
+    def close(self) -> None:
+        """Be told of nothing more."""
+        self._messages.close()
+
+
+@contextmanager
+def _connection(pool: Any) -> Iterator[Any]:
+    """A connection for one thread; it is given up where an answer may be on its way."""
+    connection = pool.get_connection()
+    try:
+        yield connection
+    except redis.ResponseError:
+        raise
+    except BaseException:
+        connection.disconnect()
+        raise
+    finally:
+        pool.release(connection)
 
 
 def _is_refused(error: BaseException | None) -> bool:

@@ -20,11 +20,12 @@ from registry.model import Change, InstanceKey, Lease, Namespace, Revision, Snap
 from registry.store import Commit, Due, Fence, StoreState
 from registry.stores.lmdb import LmdbStore
 from registry.stores.redis import scripts
+from registry.stores.redis.address import Address
 from registry.stores.redis.following import Follower
 from registry.stores.redis.lives import Lives
 from registry.stores.redis.records import HEARD, Records
 from registry.stores.redis.renewals import TRIMMED_AT_ONCE, Teller
-from registry.stores.redis.server import Address, Server
+from registry.stores.redis.server import Server
 
 log = logging.getLogger("registry")
 
