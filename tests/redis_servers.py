@@ -1,4 +1,4 @@
-"""Debian's Redis, as tests start, kill, pause and empty it."""
+"""Debian's Redis, as tests start, kill, pause and empty it: alone or behind Sentinel."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from conformance.programs import free_port
 from tests.servers import wait_until
 
 _PREFIXES = itertools.count()
+SERVICE = "registry"
+# Of the default user, of the sentinels, and of sentinels and replicas where they ask a master.
+PASSWORD, SENTINEL_PASSWORD, INNER_PASSWORD = "outside", "watching", "within"
 
 
 def another_prefix() -> str:
@@ -25,20 +28,22 @@ def another_prefix() -> str:
 class RedisServer:
     """A server on a free port, which keeps nothing when it ends unless it is told to."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, password: str | None = None) -> None:
+        """``password`` is that of the default user, where the options give them one."""
+        folder.mkdir(exist_ok=True)
         self.port = free_port()
         self._folder = folder
         self._options = options
+        self._password = password
         self.start()
 
     def start(self) -> None:
         command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        self._begin([*command, "--dir", str(self._folder), *self._options])
+
+    def _begin(self, command: list[str]) -> None:
         with (self._folder / "redis.log").open("ab") as output:
-            self._process = subprocess.Popen(
-                [*command, "--dir", str(self._folder), *self._options],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+            self._process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         wait_until(self.answers, "Redis answers")
 
     def answers(self) -> bool:
@@ -50,10 +55,20 @@ class RedisServer:
             return False
 
     def client(self) -> Any:
-        return redis.Redis(port=self.port)
+        return redis.Redis(port=self.port, password=self._password)
 
     def url(self, prefix: str, folder: Path) -> str:
         return f"redis://127.0.0.1:{self.port}/0?prefix={prefix}&folder={folder}"
+
+    def forget(self, prefix: str) -> None:
+        """Lose everything of one registry."""
+        with self.client() as client:
+            for pattern in (f"{{{prefix}}}:*", f"{{{prefix}:*"):
+                for name in client.scan_iter(pattern):
+                    client.delete(name)
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
 
     def kill(self) -> None:
         self._process.kill()
@@ -69,3 +84,94 @@ class RedisServer:
         """End it, whether it runs or not."""
         self.go_on()
         self.kill()
+
+
+class _Sentinel(RedisServer):
+    """One that watches a master, with a password of its own."""
+
+    def __init__(self, folder: Path, master: int) -> None:
+        self._master = master
+        super().__init__(folder, password=SENTINEL_PASSWORD)
+
+    def start(self) -> None:
+        (self._folder / "sentinel.conf").write_text(
+            f"port {self.port}\nbind 127.0.0.1\ndir {self._folder}\n"
+            f"requirepass {SENTINEL_PASSWORD}\nsentinel sentinel-pass {SENTINEL_PASSWORD}\n"
+            f"sentinel monitor {SERVICE} 127.0.0.1 {self._master} 2\n"
+            f"sentinel auth-user {SERVICE} inner\nsentinel auth-pass {SERVICE} {INNER_PASSWORD}\n"
+            f"sentinel down-after-milliseconds {SERVICE} 1000\n"
+            f"sentinel failover-timeout {SERVICE} 3000\n"
+        )
+        self._begin(["redis-server", str(self._folder / "sentinel.conf"), "--sentinel"])
+
+    def knows_all(self) -> bool:
+        with self.client() as client:
+            told = client.sentinel_master(SERVICE)
+            return bool(told["num-other-sentinels"] == 2 and told["num-slaves"] == 2)
+
+
+class SentinelServers:
+    """A master and two replicas, and the three sentinels that watch them."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        inner = ["--user", "inner", "on", f">{INNER_PASSWORD}", "~*", "&*", "+@all"]
+        inner += ["--masteruser", "inner", "--masterauth", INNER_PASSWORD]
+        inner += ["--requirepass", PASSWORD, "--repl-diskless-sync-delay", "0"]
+        self.servers = [RedisServer(folder / "0", *inner, password=PASSWORD)]
+        first = self.servers[0].port
+        inner += ["--replicaof", "127.0.0.1", str(first)]
+        self.servers += [RedisServer(folder / name, *inner, password=PASSWORD) for name in "12"]
+        self.sentinels = [_Sentinel(folder / f"sentinel-{name}", first) for name in "abc"]
+        wait_until(lambda: all(each.knows_all() for each in self.sentinels), "sentinels agree")
+
+    def url(self, prefix: str, folder: Path) -> str:
+        hosts = ",".join(f"127.0.0.1:{each.port}" for each in self.sentinels)
+        return (
+            f"redis+sentinel://:{PASSWORD}@{hosts}/{SERVICE}/0?prefix={prefix}&folder={folder}"
+            f"&sentinel_password={SENTINEL_PASSWORD}"
+        )
+
+    def master(self) -> RedisServer:
+        """The server that all running sentinels call the master."""
+        return wait_until(self._agreed, "the sentinels agree")  # type: ignore[no-any-return]
+
+    def _agreed(self) -> RedisServer | None:
+        ports = set()
+        for sentinel in self.sentinels:
+            with sentinel.client() as client:
+                ports.add(client.sentinel_get_master_addr_by_name(SERVICE)[1])
+        found = [each for each in self.servers if {each.port} == ports]
+        return found[0] if found else None
+
+    def replicas(self) -> list[RedisServer]:
+        master = self.master()
+        return [each for each in self.servers if each is not master]
+
+    def forget(self, prefix: str) -> None:
+        self.master().forget(prefix)
+
+    def whole_again(self) -> None:
+        """Have all servers run, and follow one master."""
+        for server in self.servers:
+            if not server.is_running():
+                server.start()
+        master = self.master()
+        for replica in self.replicas():
+            with replica.client() as client:
+                client.replicaof("127.0.0.1", master.port)
+        wait_until(self._is_whole, "the servers are whole again")
+
+    def _is_whole(self) -> bool:
+        master = self._agreed()
+        if master is None:
+            return False
+        with master.client() as client:
+            role, _, followers = client.role()
+        return bool(
+            role == b"master" and len(followers) == 2 and all(s.knows_all() for s in self.sentinels)
+        )
+
+    def stop(self) -> None:
+        for each in (*self.sentinels, *self.servers):
+            each.stop()
