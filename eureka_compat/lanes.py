@@ -87,12 +87,13 @@ class EurekaLane:
                         self._took(place, began, answer)
                     return answer
             elif method == "GET":
-                if target.startswith(self._base):
-                    read = self._find_reader((target[self._below :], self._list_fields))
+                one = self._instance(target)
+                if one is None:
+                    # What is a list is answered so once; then its bytes are known.
+                    read = self.reader(target)
                     if read is not None:
                         return read()
-                one = self._instance(target)
-                if one is not None:
+                else:
                     numbers, place = self._numbers, self._shows
                     began = 0.0 if numbers[place] & UNMEASURED else time.perf_counter()
                     answer = self._api.instance(one[1], one[2], self._media)

@@ -640,13 +640,12 @@ class Connection(asyncio.Protocol):
                 self._fail(target)
                 return True
             if answer is not None and lane is not None:
-                if method == "GET":
+                if method == "GET" and isinstance(answer, Answer) and answer.revision:
                     read = lane.reader(target)
                     if read is not None:
                         host.known_requests.keep(data, read)
-                        if isinstance(answer, Answer):
-                            self.given_at = host.now
-                            self._note_given(read, data, answer.revision)
+                        self.given_at = host.now
+                        self._note_given(read, data, answer.revision)
                 host.nr += 1
                 if isinstance(answer, Promise):
                     answer.peer = self.peer if isinstance(self.peer, str) else self.peer[0]

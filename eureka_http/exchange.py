@@ -141,7 +141,8 @@ class Lane(Protocol):
     def reader(self, target: str) -> Callable[[], Answer | None] | None:
         """What gives the answers to all GETs of this target, as they are when it is called.
 
-        None where there is no such thing. It may give None, as ``answer`` does.
+        It is asked for after a GET whose answer lists something (``Answer.revision``). None where
+        there is no such thing. It may give None, as ``answer`` does.
         """
         ...
 

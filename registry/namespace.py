@@ -264,15 +264,16 @@ class NamespaceRegistry:
 
         The listed object is the same until it changes, so that what was encoded of it can be kept.
         """
-        key = InstanceKey(app.upper(), instance_id)
+        key = _new(InstanceKey, (app.upper(), instance_id))
         view = self.view()
         with view.lock:
             found = view.get(key)
-        return self._with_lease(found)
+        return None if found is None else self._with_lease(key, found)
 
     def instance_by_id(self, instance_id: str) -> Instance | None:
         """As ``instance``, looked for in every application."""
-        return _as_renewed(self._with_lease(self._by_id(instance_id)))
+        found = self._by_id(instance_id)
+        return None if found is None else _as_renewed(self._with_lease(found.key, found))
 
     def listed_by_id(self, instance_id: str, app: str | None = None) -> Instance | None:
         """As ``instance_by_id``, but an expired instance is found until it is evicted.
@@ -305,16 +306,14 @@ class NamespaceRegistry:
         with view.lock:
             return view.by_id(instance_id)
 
-    def _with_lease(self, found: Instance | None) -> tuple[Instance, int] | None:
-        if found is None:
-            return None
+    def _with_lease(self, key: InstanceKey, found: Instance) -> tuple[Instance, int] | None:
         try:
-            lease = self._records.lease(self.namespace, found.key)
+            lease = self._records.lease(self.namespace, key)
             if lease is None:
                 return found, found.last_renewal_ms
             if (
-                found.expires
-                and self.clock.mono_ms() > lease.deadline_mono_ms
+                self.clock.mono_ms() > lease.deadline_mono_ms
+                and found.expires
                 and self._hides_ended()
                 and not self.is_held_back(found, lease)
             ):
@@ -842,9 +841,14 @@ class NamespaceRegistry:
         with view.lock:
             instance = view.get(key)
             override = view.overrides.get(key.id)
-        if instance is None or not _is_of(instance, source, is_replication):
+        # Heartbeats come by the thousand: what nearly all of them pass is asked without a call.
+        if instance is None or (
+            instance.source != source and not _is_of(instance, source, is_replication)
+        ):
             return None
-        status = status_after_renewal(instance.status, override)
+        status = instance.status
+        if override is not None:
+            status = status_after_renewal(status, override)
         if status is not instance.status:
             if status is InstanceStatus.UNKNOWN:
                 return None
@@ -885,22 +889,23 @@ class NamespaceRegistry:
 
         ``counts``: for self-preservation. ``by_client``: the client itself renewed, at this server.
         """
+        clock, doubled = self.clock, self._doubled
         while True:
-            mono = self.clock.mono_ms()
-            now = self.clock.wall_ms()
+            mono = clock.mono_ms()
+            now = clock.wall_ms()
             duration = instance.lease_secs * 1000
             lease = _new(
                 Lease,
                 (
-                    deadline_after_renewal(mono, duration, doubled=self._doubled),
+                    deadline_after_renewal(mono, duration, doubled=doubled),
                     duration,
-                    now + duration if self._doubled else now,
+                    now + duration if doubled else now,
                     mono if by_client else 0,
                 ),
             )
             window = renewal_window(mono) if counts else None
             if self._records.renew(self.namespace, key, lease, window):
-                if self.clock.mono_ms() - mono > _HELD_UP_MS:
+                if clock.mono_ms() - mono > _HELD_UP_MS:
                     # Others may have stored a later deadline before this one replaced it.
                     counts = False
                     continue

@@ -65,6 +65,8 @@ from registry.owners import disown, is_free, own
 from registry.store import PAUSE_MS
 from registry.stores.formats import FORMAT
 
+# Makes a named tuple without the Python function that its class would call.
+_new = tuple.__new__
 GENERATIONS = 1 << 20
 _GENERATION = GENERATIONS - 1
 _DEADLINE_SHIFT = 20
@@ -251,10 +253,13 @@ class LeaseFile:
         duration was registered too, and False where it may have been. Whatever may have been stored
         is counted as ``count`` does, where a ``counter`` is given.
         """
+        # Each heartbeat comes here, so what ``_word`` does is done without its calls.
         slot, generation = place
-        word = self._word(slot)
+        if slot >= self._slots or (counter is not None and counter >= self._slots):
+            self._map()
+        word = _FIRST_WORD + slot * _SLOT_WORDS
         if counter is not None:
-            counter = self._word(counter) + (window & 1)
+            counter = _FIRST_WORD + counter * _SLOT_WORDS + (window & 1)
         words = self._words
         deadline, duration, renewed, by_client = lease
         mine = self._mine
@@ -280,12 +285,15 @@ class LeaseFile:
 
     def read(self, place: Place) -> Lease | None:
         """What is stored of a lease; None where its registration was not published yet."""
-        word = self._word(place.slot)
+        slot, generation = place
+        word = self._word(slot)
         words = self._words
         first = words[word]
-        if first & _GENERATION != place.generation:
+        if first & _GENERATION != generation:
             return None
-        return Lease(first >> _DEADLINE_SHIFT, words[word + 1], words[word + 2], words[word + 3])
+        return _new(
+            Lease, (first >> _DEADLINE_SHIFT, words[word + 1], words[word + 2], words[word + 3])
+        )
 
     def deadline(self, slot: int, generation: int, otherwise: int) -> int:
         """The deadline stored of a lease; ``otherwise`` where none was published yet."""

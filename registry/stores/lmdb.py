@@ -1120,11 +1120,12 @@ class LmdbStore:
 
     def lease(self, namespace: Namespace, key: InstanceKey) -> Lease | None:
         live = self._live
-        version = live.version
+        words = live.words  # the version is at the same place in older mappings of the file
+        version = words[VERSION]
         place = self._places.get(namespace, _NO_PLACES).get(key)
         if place is not None and not version & 1:
             found = live.read(place)
-            if found is not None and live.version == version:
+            if found is not None and words[VERSION] == version:
                 return found
         stored_key = self._key(namespace, *key)
         leased = self._read(lambda txn: txn.get(stored_key, db=self._leased))

@@ -216,7 +216,7 @@ class Application:
             return None
         if state["read"] == 5:
             raise RuntimeError("while reading")
-        return Answer(200, b"read", "text/plain")
+        return Answer(200, b"read", "text/plain", revision=1)
 
     def answer(self, method: str, target: str, body: bytes) -> Answer | Promise | None:
         state["lane"] += 1
@@ -230,7 +230,8 @@ class Application:
             return promise
         text = f"{method} {target} {body.decode()}".encode()
         size = 1_000_000 if target == "/lane/big" else len(text)
-        return Answer(200, text.ljust(size), "text/plain", {"X-Lane": "yes"})
+        lists = target.startswith("/fast/read")
+        return Answer(200, text.ljust(size), "text/plain", {"X-Lane": "yes"}, revision=int(lists))
 
     def settle(self) -> None:
         promised, self._promised = self._promised, []
