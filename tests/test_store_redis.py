@@ -51,6 +51,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     server.stop()
 
 
+@pytest.fixture(autouse=True)
+def no_defects(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """No thread of a store met what it had not foreseen."""
+    yield
+    assert [each for each in caplog.get_records("call") if each.exc_info] == []
+
+
 class TestRedisStore(StoreSuite):
     @pytest.fixture
     def prefix(self) -> str:
@@ -482,6 +489,7 @@ def test_a_lasting_defect_of_a_thread_is_logged_once(
         teller.keep_telling(Turns(1_000))
     assert tried.count >= 1
     assert logged_faults(caplog) == 1
+    caplog.clear()
 
 
 # Redis away, restarted, emptied.

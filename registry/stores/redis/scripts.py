@@ -110,19 +110,15 @@ _TELL_MOVED = """
 -- clients are expected then, and the changes in between, six values each as ``changes`` has them;
 -- or without them, where they are many.
 local function tell_moved(namespace, from, to, node, expected, told)
-  local lengths, total = {}, 0
-  for i = 1, #told do
-    lengths[i] = #told[i]
-    total = total + #told[i]
-  end
+  local total = 0
+  for i = 1, #told do total = total + #told[i] end
   local words = {namespace, whole(from), whole(to), node, expected and whole(expected) or ''}
-  local head = table.concat(words, ' ')
-  if total > 65536 or total == 0 then
-    call('PUBLISH', P .. 'moved', head .. ' \\n')
+  if total <= 65536 then
+    for i = 1, #told do words[#words + 1] = #told[i] end
   else
-    call('PUBLISH', P .. 'moved', head .. ' ' .. table.concat(lengths, ' ') .. '\\n'
-         .. table.concat(told))
+    told = {}
   end
+  call('PUBLISH', P .. 'moved', table.concat(words, ' ') .. '\\n' .. table.concat(told))
 end
 """
 
