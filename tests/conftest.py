@@ -13,7 +13,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from hypothesis import settings
 
 from tests.certificates import make_certificates
 from tests.parcel import Installed, Parcel, build
+from tests.redis_servers import RedisServer, another_prefix
 from tests.servers import ROOT
 
 # How long a step takes is this machine's business, and no verdict on what it does.
@@ -111,3 +112,25 @@ def parcel(tmp_path_factory: pytest.TempPathFactory) -> Parcel:
 def installed(parcel: Parcel, tmp_path_factory: pytest.TempPathFactory) -> Installed:
     """The wheel and what is locked, in an environment of their own."""
     return Installed(tmp_path_factory.mktemp("installed"), parcel.wheel)
+
+
+@pytest.fixture(scope="session")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """For tests that do it no harm."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session", params=["lmdb", pytest.param("redis", marks=pytest.mark.programs)])
+def stored(request: pytest.FixtureRequest) -> Callable[[Path], dict[str, str]]:
+    """Has a server with this folder keep all in an empty store, of each kind that workers share."""
+
+    def on_lmdb(folder: Path) -> dict[str, str]:
+        return {"STORE_URL": f"lmdb:{folder / 'store'}"}
+
+    def on_redis(folder: Path) -> dict[str, str]:
+        redis: RedisServer = request.getfixturevalue("shared_redis")
+        return {"STORE_URL": redis.url(another_prefix(), folder / "store")}
+
+    return {"lmdb": on_lmdb, "redis": on_redis}[request.param]

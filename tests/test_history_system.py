@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    with RegistryServer(tmp_path_factory.mktemp("server")) as started:
+def server(
+    tmp_path_factory: pytest.TempPathFactory, stored: Callable[[Path], dict[str, str]]
+) -> Iterator[RegistryServer]:
+    folder = tmp_path_factory.mktemp("server")
+    with RegistryServer(folder, env=stored(folder)) as started:
         yield started
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -103,9 +103,12 @@ def test_a_spring_client_balances_over_natively_registered_instances(
 
 
 @pytest.mark.slow
-def test_two_namespaces_under_load_never_mix(tmp_path: Path) -> None:
+def test_two_namespaces_under_load_never_mix(
+    tmp_path: Path, stored: Callable[[Path], dict[str, str]]
+) -> None:
     """A delta follower in each, while both change as fast as they can through all workers."""
-    with RegistryServer(tmp_path, env={"REGISTRY_AUTH": "trusted"}) as server:
+    env = {"REGISTRY_AUTH": "trusted", **stored(tmp_path)}
+    with RegistryServer(tmp_path, env=env) as server:
         errors: list[str] = []
         done = threading.Event()
         written, followed = Counter[str](), Counter[str]()

@@ -11,6 +11,7 @@ The steps:
 * Each node is replaced, as Kubernetes replaces a Pod: by one with an empty folder, and with another
   kind of worker. The first who is replaced finds a Redis that others have filled again.
 * Redis comes back without its data once more, amid a restart.
+* A machine is lost: all of a node's processes are killed at once, and its folder is gone.
 
 All nodes are of this version. ``UPGRADE_FROM=CHECKOUT`` has them be of another one until each is
 started again in the first step, which is a rolling upgrade.
@@ -89,6 +90,10 @@ class Node(RegistryServer):
 
     def replace(self) -> None:
         assert self.stop() == 0
+        self.lose()
+
+    def lose(self) -> None:
+        self.kill9()
         shutil.rmtree(self.copy)
         self.environment["WORKER_CLASS"] = OTHER_WORKER
         self.start()
@@ -187,6 +192,8 @@ def performed(nodes: list[Node], redis: RedisServer, watch: Watch) -> None:
     lose_all()
     nodes[0].start()
     all_ready()
+    watch.step = "loss of 2"
+    nodes[1].lose()
     watch.step = "afterwards"
     # Nothing is waited for: who was lost in the last step is to be missed.
     time.sleep(LEASE_SECS)

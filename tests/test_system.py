@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from tests.servers import (
     wait_until,
 )
 
+Stored = Callable[[Path], dict[str, str]]
 GZIP = {"Accept-Encoding": "gzip"}
 # Long enough for a renewal to come in time on a machine that is slow, and busy.
 LEASE_SECS = 5
@@ -74,9 +75,11 @@ def _owner(server: RegistryServer, connection: http.client.HTTPConnection) -> in
 
 
 @pytest.mark.slow
-def test_what_one_worker_accepted_is_in_the_next_answer_of_the_other(tmp_path: Path) -> None:
+def test_what_one_worker_accepted_is_in_the_next_answer_of_the_other(
+    tmp_path: Path, stored: Stored
+) -> None:
     """Thousands of tries, none stale, in every kind of read."""
-    with RegistryServer(tmp_path) as server:
+    with RegistryServer(tmp_path, env=stored(tmp_path)) as server:
         one, other = worker_connections(server, 2).values()
         stale = 0
         for number in range(1_500):
@@ -165,9 +168,11 @@ def renew_for_longer_than_a_lease(server: RegistryServer, app: str, ids: list[st
 
 
 @pytest.mark.slow
-def test_no_acknowledged_registration_is_lost_when_everything_is_killed(tmp_path: Path) -> None:
+def test_no_acknowledged_registration_is_lost_when_everything_is_killed(
+    tmp_path: Path, stored: Stored
+) -> None:
     """Killed under load and started again: all there, renewing goes on, nobody is evicted."""
-    with RegistryServer(tmp_path) as server:
+    with RegistryServer(tmp_path, env=stored(tmp_path)) as server:
         for number in range(20):
             assert server.register("SHORT", f"short:{number}", **SHORT) == 204
         with Load(server) as load:
@@ -182,8 +187,10 @@ def test_no_acknowledged_registration_is_lost_when_everything_is_killed(tmp_path
 
 
 @pytest.mark.slow
-def test_a_killed_worker_costs_the_requests_in_flight_and_nothing_else(tmp_path: Path) -> None:
-    with RegistryServer(tmp_path) as server:
+def test_a_killed_worker_costs_the_requests_in_flight_and_nothing_else(
+    tmp_path: Path, stored: Stored
+) -> None:
+    with RegistryServer(tmp_path, env=stored(tmp_path)) as server:
         with Load(server) as load:
             load.goes_on()
             for _ in range(3):
@@ -208,9 +215,10 @@ def test_a_killed_worker_costs_the_requests_in_flight_and_nothing_else(tmp_path:
 @pytest.mark.slow
 def test_an_instance_is_evicted_when_its_lease_has_ended_and_a_renewing_one_never(
     tmp_path: Path,
+    stored: Stored,
 ) -> None:
     """How soon after is the evictor's plan, which is tested with a clock that is set by hand."""
-    with RegistryServer(tmp_path) as server:
+    with RegistryServer(tmp_path, env=stored(tmp_path)) as server:
         for number in range(10):
             server.register("LIVE", f"live:{number}", **SHORT)
         server.register("DEAD", "dead:1", **SHORT)
@@ -265,8 +273,8 @@ def test_ten_thousand_instances_come_back_in_every_format(tmp_path: Path) -> Non
         assert sum(len(a["instance"]) for a in delta["application"]) == count
 
 
-def test_overrides_survive_a_kill(tmp_path: Path) -> None:
-    with RegistryServer(tmp_path) as server:
+def test_overrides_survive_a_kill(tmp_path: Path, stored: Stored) -> None:
+    with RegistryServer(tmp_path, env=stored(tmp_path)) as server:
         server.register("WEB", "web:1")
         server.eureka("PUT", "/apps/WEB/web:1/status?value=OUT_OF_SERVICE")
         server.kill9()
@@ -280,8 +288,8 @@ def test_overrides_survive_a_kill(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_paused_server_evicts_nobody_for_it(tmp_path: Path) -> None:
-    with RegistryServer(tmp_path) as server:
+def test_a_paused_server_evicts_nobody_for_it(tmp_path: Path, stored: Stored) -> None:
+    with RegistryServer(tmp_path, env=stored(tmp_path)) as server:
         for number in range(5):
             server.register("WEB", f"web:{number}", **SHORT)
         server.kill(signal.SIGSTOP)
@@ -341,8 +349,10 @@ def test_a_full_disk_refuses_writes_answers_reads_and_recovers(tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_drains_and_exits_cleanly(number: signal.Signals, tmp_path: Path) -> None:
-    with RegistryServer(tmp_path) as server:
+def test_a_stop_drains_and_exits_cleanly(
+    number: signal.Signals, tmp_path: Path, stored: Stored
+) -> None:
+    with RegistryServer(tmp_path, env=stored(tmp_path)) as server:
         with Load(server, threads=2) as load:
             load.goes_on()
             assert server.stop(number) == 0
@@ -389,9 +399,9 @@ def test_one_process_serves_from_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_delta_follower_never_needs_a_second_full_fetch(tmp_path: Path) -> None:
+def test_a_delta_follower_never_needs_a_second_full_fetch(tmp_path: Path, stored: Stored) -> None:
     """Changes through all workers; after each delta the follower's hash code is the server's."""
-    with RegistryServer(tmp_path) as server:
+    with RegistryServer(tmp_path, env=stored(tmp_path)) as server:
         known: dict[tuple[str, str], Any] = {}
         done = threading.Event()
         deltas = 0
