@@ -7,15 +7,25 @@ none comes after one that began when it had ended, gives these answers on a smal
 *linearizable*): whatever was acknowledged is there, in some order. The search is Wing's and Gong's
 with Lowe's memory of what was tried; instances are independent, and each is searched for itself.
 
-A call that was cut off has no answer: it may have been done, at any time since, or never.
+A call that was cut off has no answer: it may have been done, at any time since, or never. So it is
+with one that was answered 503: the store may not have said whether it wrote it.
+
+**Nodes on one Redis** promise less of their reads, and the same of their writes. What is true is in
+Redis, in one order. A node shows what was true at some instant: never earlier than what it showed
+or acknowledged before, and never later than now. It refuses a call by what it shows, and writes
+only where that is still true. In the end, when every fault is healed, all nodes show the truth.
+How far a node may be behind is not judged here, for that is a matter of speed.
 
     python -m tests.histories 5000                      # over four workers that it starts
     python -m tests.histories 5000 10.0.0.1:8761 10.0.0.2:8761
+    python -m tests.histories 500 --store redis --nodes 3 --workers 2 --faults all
 """
 
 from __future__ import annotations
 
 import argparse
+import heapq
+import itertools
 import json
 import os
 import random
@@ -27,6 +37,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,12 +45,16 @@ from typing import Any, NamedTuple, TypeVar
 
 from native_api import form
 from native_api.transfer import FORMAT, MEDIA_TYPE, VERSION
-from tests.servers import RegistryServer, instance_body
+from tests.redis_nodes import FAULTS, Nodes
+from tests.servers import HANG_SECS, RegistryServer, instance_body, wait_until
 
 Address = tuple[str, int]
 _S = TypeVar("_S", bound=Hashable)
+_T = TypeVar("_T", bound=Hashable)
 _NEVER = float("inf")
-_PATIENCE_SECS = 30
+_MOST_TRIED = 300_000
+# Nobody's lease ends in a history.
+_LEASE_SECS = 600
 
 
 # The search
@@ -53,6 +68,10 @@ class Operation(NamedTuple):
     ended: float
     call: Any
     answer: Any
+    node: int = 0
+    """Which one answered, by its place."""
+    is_last: bool = False
+    """A read after everything, which must see the truth on each node."""
 
     @property
     def is_cut_off(self) -> bool:
@@ -61,17 +80,92 @@ class Operation(NamedTuple):
 
 Model = Callable[[_S, Any], tuple[_S, Any]]
 """The state after a call, and the answer to it."""
+Steps = Callable[[_S, Operation], Iterable[_S]]
+"""The states after an operation that gives the answer it was given; of a cut off one, after it."""
+
+
+class UndecidedError(Exception):
+    """The search was given up: there are too many orders."""
 
 
 def explained(operations: Sequence[Operation], start: _S, model: Model[_S]) -> list[int] | None:
     """The places of the operations in an order that explains them; None where there is none."""
+
+    def steps(state: _S, operation: Operation) -> Iterator[_S]:
+        after, answer = model(state, operation.call)
+        if operation.is_cut_off or answer == operation.answer:
+            yield after
+
+    return _search(operations, start, steps)
+
+
+class Shown(NamedTuple):
+    """What is true of an instance, after what was, and up to where each node shows that."""
+
+    states: tuple[Any, ...]
+    seen: tuple[int, ...]
+
+
+def explained_over_nodes(
+    operations: Sequence[Operation],
+    start: _S,
+    model: Model[_S],
+    nodes: int,
+    is_written: Callable[[Any, Any], bool] = lambda call, answer: False,
+) -> list[int] | None:
+    """As ``explained``, where each node shows what was true lately.
+
+    ``is_written`` says of a call and its answer that it was a write, even if it changed nothing: so
+    its node showed the truth. ``UndecidedError``.
+    """
+
+    def steps(shown: Shown, operation: Operation) -> Iterator[Shown]:
+        states, node, call = shown.states, operation.node, operation.call
+        last = len(states) - 1
+        after, answer = model(states[last], call)
+        if after != states[last]:
+            if operation.is_cut_off:
+                yield _shortened(Shown((*states, after), shown.seen))
+            elif answer == operation.answer:
+                yield _seen(Shown((*states, after), shown.seen), node, last + 1)
+        if operation.is_cut_off:
+            return  # what changed nothing, or was never done, is left out
+        must_be_true = operation.is_last or is_written(call, operation.answer)
+        for place in range(last if must_be_true else shown.seen[node], last + 1):
+            after, answer = model(states[place], call)
+            if after == states[place] and answer == operation.answer:
+                # Whoever is further behind may still see all that others may.
+                yield _seen(shown, node, place)
+                return
+
+    return _search(operations, Shown((start,), (0,) * nodes), steps, most=_MOST_TRIED)
+
+
+def _seen(shown: Shown, node: int, place: int) -> Shown:
+    seen = (*shown.seen[:node], place, *shown.seen[node + 1 :])
+    return _shortened(shown._replace(seen=seen))
+
+
+def _shortened(shown: Shown) -> Shown:
+    """Without what no node shows any more."""
+    gone = min(shown.seen)
+    return (
+        Shown(shown.states[gone:], tuple(place - gone for place in shown.seen)) if gone else shown
+    )
+
+
+def _search(
+    operations: Sequence[Operation], start: _T, steps: Steps[_T], most: float = _NEVER
+) -> list[int] | None:
     order = sorted(range(len(operations)), key=lambda place: operations[place].sent)
     done_when = sum(
         1 << rank for rank, place in enumerate(order) if not operations[place].is_cut_off
     )
-    tried: set[tuple[int, _S]] = set()
+    tried: set[tuple[int, _T]] = set()
+    # What surely was done is tried first, and of that what ended first.
+    by_end = sorted(range(len(order)), key=lambda rank: operations[order[rank]].ended)
     # Each: what was taken (by rank), the state then, the path to it as a linked list.
-    pending: list[tuple[int, _S, Any]] = [(0, start, None)]
+    pending: list[tuple[int, _T, Any]] = [(0, start, None)]
     while pending:
         taken, state, path = pending.pop()
         if taken & done_when == done_when:
@@ -84,17 +178,17 @@ def explained(operations: Sequence[Operation], start: _S, model: Model[_S]) -> l
             (operations[place].ended for rank, place in enumerate(order) if not taken >> rank & 1),
             default=_NEVER,
         )
-        for rank in reversed(range(len(order))):
+        if len(tried) > most:
+            raise UndecidedError
+        for rank in reversed(by_end):
             operation = operations[order[rank]]
             if taken >> rank & 1 or operation.sent > first_end:
                 continue
-            after, answer = model(state, operation.call)
-            if not operation.is_cut_off and answer != operation.answer:
-                continue
-            key = (taken | 1 << rank, after)
-            if key not in tried:
-                tried.add(key)
-                pending.append((*key, (path, rank)))
+            for after in steps(state, operation):
+                key = (taken | 1 << rank, after)
+                if key not in tried:
+                    tried.add(key)
+                    pending.append((*key, (path, rank)))
     return None
 
 
@@ -368,6 +462,7 @@ def _wire(instance: Instance, call: Call) -> tuple[str, str, Any]:
             identity,
             status=call.status,
             metadata=dict(call.metadata or ()),
+            leaseInfo={"renewalIntervalInSecs": 30, "durationInSecs": _LEASE_SECS},
             lastDirtyTimestamp=str(call.dirty),
         )
     )
@@ -377,9 +472,10 @@ def _wire(instance: Instance, call: Call) -> tuple[str, str, Any]:
     header = {"kind": "header", "format": FORMAT, "version": VERSION, "namespace": "default"}
     exported = {"app": app, "id": identity, "host_name": "h", "ip_addr": "10.0.0.1"}
     exported |= {"status": call.status, "last_dirty_ms": call.dirty}
+    exported |= {"duration_secs": _LEASE_SECS}
     exported |= {"metadata": dict(call.metadata or ())}
     line = {"kind": "instance", "source": "eureka", "instance": exported}
-    posted = {"service_name": app.lower(), "ttl": 600}
+    posted = {"service_name": app.lower(), "ttl": _LEASE_SECS}
     posted |= {"endpoint": {"type": "http", "value": instance.endpoint}}
     return {
         "register": ("POST", f"/eureka/apps/{app}", registration),
@@ -422,6 +518,8 @@ def _answer(instance: Instance, call: Call, reply: bytes) -> Any:
         document = json.loads(body) if body else None
     except (ValueError, IndexError):
         return None
+    if status == 503:
+        return None  # the store may have written it all the same
     if status >= 500:
         raise AssertionError(f"{call} was answered {head.decode()}\n{body.decode()}")
     if call.name == "peer register":
@@ -455,19 +553,44 @@ class History:
     seed: int
     operations: dict[Instance, list[Operation]] = field(default_factory=dict)
 
-    def unexplained(self) -> str | None:
-        """What no order explains, to be read by people; None where all of it is right."""
+    def unexplained(self, nodes: int | None = None) -> str | None:
+        """What no order explains, to be read by people; None where all of it is right.
+
+        ``nodes``: on how many of them that share a Redis; None where all is of one machine.
+        """
         for instance, operations in self.operations.items():
-            if explained(operations, State(), registry_model) is not None:
-                continue
+            try:
+                if nodes is None:
+                    found = explained(operations, State(), registry_model)
+                else:
+                    found = explained_over_nodes(
+                        operations, State(), registry_model, nodes, is_written
+                    )
+                if found is not None:
+                    continue
+                verdict = "no order explains"
+            except UndecidedError:
+                verdict = "too many orders may explain"
             begin = min(operation.sent for operation in operations)
-            lines = [f"seed {self.seed}, {instance.app}/{instance.id}: no order explains"]
+            lines = [f"seed {self.seed}, {instance.app}/{instance.id}: {verdict}"]
             for each in sorted(operations, key=lambda each: each.sent):
                 sent, ended = (each.sent - begin) * 1000, (each.ended - begin) * 1000
                 call = {k: v for k, v in each.call._asdict().items() if v not in (None, 0)}
-                lines.append(f"{sent:9.3f} {ended:9.3f} ms  {each.client}  {call} -> {each.answer}")
+                who = f"{each.client}@{each.node}{'.' * each.is_last}"
+                lines.append(f"{sent:9.3f} {ended:9.3f} ms  {who}  {call} -> {each.answer}")
             return "\n".join(lines)
         return None
+
+
+def is_written(call: Call, answer: Any) -> bool:
+    """Whether a call was surely written, though it may have changed nothing."""
+    if isinstance(answer, tuple):
+        return call.name == "patch" or (call.name == "put" and answer[0] == "native")
+    return (call.name, answer) in _WRITTEN
+
+
+_WRITTEN = {("register", 204), ("peer register", 200), ("post", 201), ("metadata", 200)}
+_WRITTEN |= {("import", 1)}
 
 
 _STATUSES = ("UP", "UP", "DOWN", "STARTING", "OUT_OF_SERVICE")
@@ -482,47 +605,94 @@ _CUT_OFF = 0.02
 class Player:
     """Plays histories against a server; the same calls for the same seed, in what order ever."""
 
-    def __init__(self, nodes: Sequence[Address], *, clients: int = 4, calls: int = 10) -> None:
-        """``nodes`` are those of one registry; each call goes to any of them."""
-        self._nodes = nodes
+    def __init__(
+        self,
+        nodes: Sequence[Address],
+        *,
+        clients: int = 4,
+        calls: int = 10,
+        thinks_secs: float = 0,
+    ) -> None:
+        """``nodes`` are those of one registry; each call goes to any of them.
+
+        A client ``thinks`` for at most so long before each call, and as long after a 503.
+        """
+        self.nodes = nodes
         self._clients = clients
         self._calls = calls
+        self._thinks_secs = thinks_secs
 
     def play(self, seed: int, run: str = "") -> History:
         """One history on instances of its own; ``run`` tells them from those of another run."""
-        chance = random.Random(seed)
-        service = f"h{seed}x{run}"
-        endpoint = "10.0.0.1:80"
-        native = form.instance_id(service, form.parsed_endpoint("http", endpoint))
-        instances = [
-            # An override is that of an id, in whichever application.
-            Instance(service.upper(), f"e{service}"),
-            Instance(service.upper(), native, endpoint),
-        ]
-        programs = [
-            [
-                _any_call(chance, chance.choice(instances), f"{client}.{number}")
-                for number in range(self._calls)
+        return self.play_all([seed], run)[0]
+
+    def play_all(self, seeds: Iterable[int], run: str = "") -> list[History]:
+        """Some histories at the same time, each on instances of its own."""
+        histories, players = [], []
+        selector = selectors.DefaultSelector()
+        for seed in seeds:
+            chance = random.Random(seed)
+            instances = _instances(seed, run)
+            programs = [
+                [
+                    _any_call(chance, chance.choice(instances), f"{client}.{number}")
+                    for number in range(self._calls)
+                ]
+                for client in range(self._clients)
             ]
-            for client in range(self._clients)
-        ]
-        history = History(seed, {instance: [] for instance in instances})
+            history = History(seed, {instance: [] for instance in instances})
+            histories.append(history)
+            for number, program in enumerate(programs):
+                chance = random.Random(f"{seed} {number}")
+                players.append(
+                    _Client(history, number, program, self.nodes, chance, self._thinks_secs)
+                )
+        with selector:
+            _play(players, selector)
+        return histories
+
+    def agree(self, histories: Sequence[History], *, reads: int = 1) -> None:
+        """Read on each node until all show the same, and note what they show as the truth.
+
+        Each is read so often, on as many connections. ``AssertionError`` where they never agree.
+        """
         with selectors.DefaultSelector() as selector:
-            clients = [
-                _Client(number, program, self._nodes, random.Random(f"{seed} {number}"), selector)
-                for number, program in enumerate(programs)
-            ]
-            for client in clients:
-                client.next()
-            while selector.get_map():
-                ready = selector.select(_PATIENCE_SECS)
-                assert ready, f"seed {seed}: no answer for {_PATIENCE_SECS} s"
-                for key, _ in ready:
-                    key.data.read()
-        for client in clients:
-            for instance, operation in client.operations:
-                history.operations[instance].append(operation)
-        return history
+            for history in histories:
+                for instance, operations in history.operations.items():
+                    operations += wait_until(
+                        lambda instance=instance: self._agreed(instance, reads, selector),
+                        f"seed {history.seed}, {instance}: that all nodes show the same",
+                    )
+
+    def _agreed(
+        self, instance: Instance, reads: int, selector: selectors.BaseSelector
+    ) -> list[Operation]:
+        """A read of both APIs on each node, where all that were answered alike are the same."""
+        calls = [(instance, Call("get")), (instance, Call("show"))] * reads
+        readers = [
+            _Client(
+                History(0, {instance: []}), number, calls, [node], random.Random(0), is_last=number
+            )
+            for number, node in enumerate(self.nodes)
+        ]
+        _play(readers, selector)
+        operations = [each for reader in readers for each in reader.history.operations[instance]]
+        answers = {(each.call.name, each.answer) for each in operations}
+        is_agreed = len(answers) == len({name for name, _ in answers}) and len(operations) == (
+            len(readers) * len(calls)
+        )
+        return operations if is_agreed else []
+
+
+def _instances(seed: int, run: str) -> list[Instance]:
+    service = f"h{seed}x{run}"
+    endpoint = "10.0.0.1:80"
+    native = form.instance_id(service, form.parsed_endpoint("http", endpoint))
+    return [
+        # An override is that of an id, in whichever application.
+        Instance(service.upper(), f"e{service}"),
+        Instance(service.upper(), native, endpoint),
+    ]
 
 
 def _any_call(chance: random.Random, instance: Instance, value: str) -> tuple[Instance, Call]:
@@ -555,25 +725,40 @@ class _Client:
 
     def __init__(
         self,
+        history: History,
         number: int,
         program: Iterable[tuple[Instance, Call]],
         nodes: Sequence[Address],
         chance: random.Random,
-        selector: selectors.BaseSelector,
+        thinks_secs: float = 0,
+        *,
+        is_last: int | None = None,
     ) -> None:
-        self.operations: list[tuple[Instance, Operation]] = []
+        """``is_last``: it reads after everything, on the node of this place."""
+        self.history = history
         self._number = number
         self._program = iter(program)
         self._nodes = nodes
         self._chance = chance
-        self._selector = selector
+        self._thinks_secs = thinks_secs
+        self._is_last = is_last
 
-    def next(self) -> None:
+    def think(self) -> float:
+        """When to make the next call."""
+        return time.monotonic() + self._thinks_secs * self._chance.random()
+
+    def next(self) -> socket.socket | None:
+        """Make the next call; the connection on which the answer comes, None where none is left."""
         for instance, call in self._program:
             self._instance, self._call = instance, call
-            connection = socket.create_connection(self._chance.choice(self._nodes))
+            place = self._chance.randrange(len(self._nodes))
+            self._node = place if self._is_last is None else self._is_last
             self._sent = time.monotonic()
-            is_cut_off = self._chance.random() < _CUT_OFF
+            is_cut_off = self._is_last is None and self._chance.random() < _CUT_OFF
+            try:
+                connection = socket.create_connection(self._nodes[place])
+            except ConnectionError:
+                continue  # nobody is there who could have done it
             try:
                 connection.sendall(_request(self._instance, self._call))
             except ConnectionError:
@@ -583,26 +768,63 @@ class _Client:
                 self._note(_NEVER, None)
                 continue
             self._connection, self._reply = connection, b""
-            self._selector.register(connection, selectors.EVENT_READ, self)
-            return
+            return connection
+        return None
 
-    def read(self) -> None:
+    def read(self) -> bool:
+        """Take what came of the answer; whether that was all."""
         try:
             data = self._connection.recv(1 << 20)
         except ConnectionError:
             data = b""
         self._reply += data
         if data:
-            return
-        self._selector.unregister(self._connection)
+            return False
         self._connection.close()
         answer = _answer(self._instance, self._call, self._reply)
         self._note(_NEVER if answer is None else time.monotonic(), answer)
-        self.next()
+        return True
 
     def _note(self, ended: float, answer: Any) -> None:
-        operation = Operation(self._number, self._sent, ended, self._call, answer)
-        self.operations.append((self._instance, operation))
+        is_read = self._call.name in _READS
+        if answer is None and is_read:
+            return  # it says nothing
+        operation = Operation(
+            self._number,
+            self._sent,
+            ended,
+            self._call,
+            answer,
+            self._node,
+            self._is_last is not None,
+        )
+        self.history.operations[self._instance].append(operation)
+
+
+_READS = ("get", "list", "show")
+
+
+def _play(clients: Iterable[_Client], selector: selectors.BaseSelector) -> None:
+    """Have all of them make their calls."""
+    order = itertools.count()
+    due = [(client.think(), next(order), client) for client in clients]
+    heapq.heapify(due)
+    while True:
+        now = time.monotonic()
+        while due and due[0][0] <= now:
+            client = heapq.heappop(due)[2]
+            connection = client.next()
+            if connection is not None:
+                selector.register(connection, selectors.EVENT_READ, client)
+        if not due and not selector.get_map():
+            return
+        patience = max(0.0, due[0][0] - time.monotonic()) if due else HANG_SECS
+        ready = selector.select(patience)
+        assert ready or due, f"no answer for {HANG_SECS} s"
+        for key, _ in ready:
+            if key.data.read():
+                selector.unregister(key.fileobj)
+                heapq.heappush(due, (key.data.think(), next(order), key.data))
 
 
 def search(nodes: Sequence[Address], seeds: Iterable[int], run: str = "") -> list[str]:
@@ -631,20 +853,106 @@ def _killing(server: RegistryServer, every_secs: float | None) -> Iterator[None]
         killer.join()
 
 
+class Played(NamedTuple):
+    """What was found in the histories that one fault befell."""
+
+    fault: str
+    histories: int
+    cut_off: int
+    operations: int
+    wrong: list[str]
+
+
+def search_over_nodes(
+    nodes: Nodes,
+    seeds: Sequence[int],
+    fault: str | None,
+    run: str = "",
+    *,
+    at_once: int = 16,
+    thinks_secs: float = 0.3,
+) -> Played:
+    """Play a history for each seed over nodes on one Redis, some at a time, amid a fault.
+
+    Every node and worker must agree in the end, and an order explain what was answered.
+    """
+    addresses = [("127.0.0.1", server.port) for server in nodes.servers]
+    player = Player(addresses, clients=6, calls=10, thinks_secs=thinks_secs)
+    played: list[History] = []
+    for start in range(0, len(seeds), at_once):
+        chance = random.Random(f"{seeds[start]} {fault}")
+        with ThreadPoolExecutor(1) as pool:
+            playing = pool.submit(player.play_all, seeds[start : start + at_once], run)
+            time.sleep(chance.random() * 3 * thinks_secs)
+            if fault is not None:
+                with FAULTS[fault](nodes, chance):
+                    time.sleep(0.2 + chance.random() * 8 * thinks_secs)
+            histories = playing.result()
+        nodes.heal()
+        player.agree(histories, reads=4)
+        played += histories
+    operations = [each for history in played for one in history.operations.values() for each in one]
+    found = (history.unexplained(len(addresses)) for history in played)
+    return Played(
+        fault or "none",
+        len(played),
+        sum(each.is_cut_off for each in operations),
+        len(operations),
+        [wrong for wrong in found if wrong is not None],
+    )
+
+
+def _over_nodes(options: argparse.Namespace, run: str) -> list[str]:
+    """As the command line asks for; what is wrong."""
+    faults: list[str | None] = list(FAULTS) if options.faults == ["all"] else [*options.faults]
+    faults = faults or [None]
+    wrong = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Nodes(Path(folder), options.nodes, workers=options.workers, seed=options.seed) as nodes,
+    ):
+        for place, start in enumerate(range(0, options.count, _AT_ONCE)):
+            seeds = range(options.seed + start, options.seed + min(start + _AT_ONCE, options.count))
+            found = search_over_nodes(nodes, seeds, faults[place % len(faults)], run)
+            wrong += [f"{found.fault}, {each}" for each in found.wrong]
+            print(
+                f"{found.fault}: {found.histories} histories, {found.operations} calls, "
+                f"{found.cut_off} without an answer, {len(found.wrong)} wrong",
+                flush=True,
+            )
+            if found.wrong and options.keep is not None:
+                for node in nodes.all:
+                    name = f"{node.server.folder.name}-{seeds[0]}.log"
+                    (options.keep / name).write_text(node.server.log())
+                (options.keep / f"wrong-{seeds[0]}").write_text("\n\n".join(found.wrong))
+    return wrong
+
+
+_AT_ONCE = 16
+
+
 def main(arguments: Sequence[str]) -> int:
     """Search as many histories as asked for, and print what is wrong; 1 where anything is."""
     parser = argparse.ArgumentParser(prog="python -m tests.histories", description=__doc__)
     parser.add_argument("count", type=int)
     parser.add_argument("node", nargs="*", help="HOST:PORT of each node of one registry")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
-    parser.add_argument("--workers", type=int, default=4, help="of the server that it starts")
+    parser.add_argument("--workers", type=int, default=4, help="of each server that it starts")
     parser.add_argument("--kill-every", type=float, metavar="SECS", help="one of its workers")
+    parser.add_argument("--store", choices=("lmdb", "redis"), default="lmdb")
+    parser.add_argument("--nodes", type=int, default=3, help="on one Redis, each a server")
+    parser.add_argument(
+        "--faults", nargs="+", default=[], choices=[*FAULTS, "all"], help="of nodes on one Redis"
+    )
+    parser.add_argument("--keep", type=Path, help="a folder for what is wrong, and the logs then")
     options = parser.parse_args(arguments)
     seeds = range(options.seed, options.seed + options.count)
     run = format(time.time_ns(), "x")
     if options.node:
         parted = [node.rpartition(":") for node in options.node]
         wrong = search([(host, int(port)) for host, _, port in parted], seeds, run)
+    elif options.store == "redis":
+        wrong = _over_nodes(options, run)
     else:
         with (
             tempfile.TemporaryDirectory() as folder,

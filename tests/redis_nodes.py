@@ -1,0 +1,269 @@
+"""Nodes with workers of their own on one Redis, each behind a fake link; and what befalls them.
+
+Each fault is a context manager: it begins, the test goes on, and it is healed at the end. What is
+befallen is chosen by the test's chances.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import redis
+
+from tests.fake_link import FakeLink, Fault
+from tests.redis_servers import RedisServer, another_prefix
+from tests.servers import RegistryServer, wait_until
+
+
+class Node:
+    """One machine: its server, and its link to Redis."""
+
+    def __init__(
+        self,
+        folder: Path,
+        redis_server: RedisServer,
+        prefix: str,
+        *,
+        workers: int = 2,
+        env: Mapping[str, str] | None = None,
+        seed: int | str = 0,
+    ) -> None:
+        folder.mkdir()
+        self.link = FakeLink(redis_server.port, seed)
+        url = f"redis://127.0.0.1:{self.link.port}/0?prefix={prefix}&folder={folder / 'copy'}"
+        self.server = RegistryServer(folder, workers=workers, env={"STORE_URL": url, **(env or {})})
+
+    def close(self) -> None:
+        self.server.__exit__()
+        self.link.close()
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """All of its processes stand still."""
+        self.server.kill(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.server.kill(signal.SIGCONT)
+
+    @contextmanager
+    def killed(self) -> Iterator[None]:
+        """All of its processes are gone, and it is started again at the end."""
+        self.server.kill9()
+        try:
+            yield
+        finally:
+            self.server.start()
+
+
+class Nodes:
+    """The nodes of one registry, and the Redis that they share."""
+
+    def __init__(
+        self,
+        folder: Path,
+        count: int = 3,
+        *,
+        workers: int = 2,
+        env: Mapping[str, str] | None = None,
+        each_env: Sequence[Mapping[str, str]] = (),
+        seed: int | str = 0,
+    ) -> None:
+        """``env`` is that of all servers, ``each_env`` that of each."""
+        with ExitStack() as opened:
+            self.redis = RedisServer(folder)
+            opened.callback(self.redis.stop)
+            self.prefix = another_prefix()
+            self.all: list[Node] = []
+            for place in range(count):
+                own = each_env[place] if each_env else {}
+                node = Node(
+                    folder / f"node-{place}",
+                    self.redis,
+                    self.prefix,
+                    workers=workers,
+                    env={**(env or {}), **own},
+                    seed=f"{seed} {place}",
+                )
+                opened.callback(node.close)
+                self.all.append(node)
+                node.server.launch()
+            for node in self.all:
+                node.server.await_ready()
+            self._opened = opened.pop_all()
+
+    def __enter__(self) -> Nodes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    @property
+    def servers(self) -> list[RegistryServer]:
+        return [node.server for node in self.all]
+
+    def heal(self) -> None:
+        """Have everything go on, and wait until every node says that it is ready."""
+        for node in self.all:
+            node.link.heal()
+        for node in self.all:
+            node.server.await_ready()
+
+    def forget(self) -> None:
+        """Have Redis lose everything."""
+        with suppress(redis.RedisError), self.redis.client() as client:
+            client.flushall()
+
+    @contextmanager
+    def linked(self, fault: Fault, *nodes: Node) -> Iterator[None]:
+        """Have the links of some nodes fail, or those of all."""
+        with ExitStack() as failing:
+            for node in nodes or self.all:
+                failing.enter_context(node.link.faulty(fault))
+            yield
+
+
+# What befalls them, by its name. Each takes chances of its own.
+
+Befalls = Callable[[Nodes, random.Random], AbstractContextManager[None]]
+
+
+@contextmanager
+def _workers_killed(nodes: Nodes, chance: random.Random) -> Iterator[None]:
+    """One after the other, until it ends; the main processes start others."""
+    ended = threading.Event()
+
+    def kill() -> None:
+        while not ended.wait(0.2 + chance.random()):
+            with suppress(ProcessLookupError, IndexError):
+                os.kill(chance.choice(chance.choice(nodes.servers).worker_pids()), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        killer.join()
+
+
+@contextmanager
+def _redis_restarted(nodes: Nodes, chance: random.Random) -> Iterator[None]:
+    """It ends with everything that it had, and another run begins with nothing."""
+    nodes.redis.kill()
+    try:
+        yield
+    finally:
+        nodes.redis.start()
+
+
+@contextmanager
+def _redis_emptied(nodes: Nodes, chance: random.Random) -> Iterator[None]:
+    nodes.forget()
+    yield
+
+
+@contextmanager
+def _redis_stopped(nodes: Nodes, chance: random.Random) -> Iterator[None]:
+    nodes.redis.pause()
+    try:
+        yield
+    finally:
+        nodes.redis.go_on()
+
+
+@contextmanager
+def _clients_paused(nodes: Nodes, chance: random.Random) -> Iterator[None]:
+    """Redis lets all of its clients wait, or those that write."""
+    with nodes.redis.client() as client:
+        client.execute_command("CLIENT", "PAUSE", 5_000, chance.choice(("ALL", "WRITE")))
+    try:
+        yield
+    finally:
+        with nodes.redis.client() as client:
+            client.execute_command("CLIENT", "UNPAUSE")
+
+
+@contextmanager
+def _links_cut(nodes: Nodes, chance: random.Random) -> Iterator[None]:
+    """All connections of this moment, again and again."""
+    ended = threading.Event()
+
+    def cut() -> None:
+        while not ended.wait(0.5 * chance.random()):
+            chance.choice(nodes.all).link.cut()
+
+    cutter = threading.Thread(target=cut)
+    cutter.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        cutter.join()
+
+
+def _one_node(fault: Callable[[Node], AbstractContextManager[None]]) -> Befalls:
+    return lambda nodes, chance: fault(chance.choice(nodes.all))
+
+
+def _all_links(fault: Fault) -> Befalls:
+    return lambda nodes, chance: nodes.linked(fault)
+
+
+def _one_link(fault: Fault) -> Befalls:
+    return lambda nodes, chance: nodes.linked(fault, chance.choice(nodes.all))
+
+
+def _both(first: Befalls, then: Befalls) -> Befalls:
+    @contextmanager
+    def both(nodes: Nodes, chance: random.Random) -> Iterator[None]:
+        with first(nodes, chance), ExitStack() as second:
+            # The second comes in the middle of the first.
+            threading.Event().wait(chance.random() * 0.5)
+            second.enter_context(then(nodes, chance))
+            yield
+
+    return both
+
+
+_LOSING_ANSWERS = Fault(delay_secs=0.01, loses_answer=0.1)
+
+FAULTS: Mapping[str, Befalls] = {
+    "workers killed": _workers_killed,
+    "node stopped": _one_node(Node.stopped),
+    "node killed": _one_node(Node.killed),
+    "redis restarted empty": _redis_restarted,
+    "redis emptied": _redis_emptied,
+    "redis stopped": _redis_stopped,
+    "redis pauses clients": _clients_paused,
+    "links delay": _all_links(Fault(delay_secs=0.05)),
+    "links lose answers": _all_links(_LOSING_ANSWERS),
+    "links lose requests": _all_links(Fault(loses_request=0.1)),
+    "links close and reset": _all_links(Fault(cuts=0.1, resets=0.1)),
+    "connections torn down": _links_cut,
+    "node in a black hole": _one_link(Fault(holds=True)),
+    "node hears no answers": _one_link(Fault(loses_answer=1)),
+    "redis emptied, answers lost": _both(_all_links(_LOSING_ANSWERS), _redis_emptied),
+    "redis emptied, links delay": _both(_all_links(Fault(delay_secs=0.05)), _redis_emptied),
+    "redis emptied, node stopped": _both(_one_node(Node.stopped), _redis_emptied),
+    "redis emptied, node in a black hole": _both(_one_link(Fault(holds=True)), _redis_emptied),
+    "redis restarted empty, workers killed": _both(_workers_killed, _redis_restarted),
+    "redis restarted empty, node killed": _both(_one_node(Node.killed), _redis_restarted),
+    "redis stopped, node stopped": _both(_one_node(Node.stopped), _redis_stopped),
+}
+
+
+def settled(nodes: Nodes) -> None:
+    """Wait until every worker of every node shows the same registry."""
+
+    def agree() -> bool:
+        shown = [server.apps() for server in nodes.servers for _ in range(4)]
+        return all(each == shown[0] for each in shown)
+
+    wait_until(agree, "that all nodes show the same")
