@@ -18,7 +18,11 @@ class RegistryError(Exception):
 
 
 class StoreError(RegistryError):
-    """The store failed; nothing was written. The driver's own error is chained as the cause."""
+    """The store failed, and nothing was written that was not written whole before.
+
+    Of a store on another machine it may not be known which: what was asked may have been written,
+    or be written yet. The driver's own error is chained as the cause.
+    """
 
 
 class StoreGoneError(StoreError):

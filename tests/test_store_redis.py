@@ -644,6 +644,152 @@ def test_a_write_whose_answer_was_cut_off_is_asked_for_again(
     assert listed(store) == {"web:1", "web:2"}
 
 
+# What was on its way when Redis lost something.
+
+
+def cut_off_once(
+    patch: pytest.MonkeyPatch, script: scripts.Script, then: Callable[[], object]
+) -> None:
+    """Have a script's answer lost, once, and something happen before it is asked again."""
+    exchange, cut = redis_server._exchange, []
+
+    def exchanged(connection: Any, command: tuple[Any, ...]) -> Any:
+        answer = exchange(connection, command)
+        if command[1:2] == (script.sha,) and not cut:
+            cut.append(command)
+            then()
+            raise redis.TimeoutError("cut off")
+        return answer
+
+    patch.setattr(redis_server, "_exchange", exchanged)
+
+
+def test_what_may_have_been_written_before_redis_lost_it_is_not_decided_again(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine may have given it back, so a lost race would be told of its own doing."""
+    here, there = machines.open("here"), machines.open("there")
+    first = here.commit(NS, put(sample_instance()))
+
+    def lose() -> None:
+        wait_until(lambda: there.revision(NS) == first + 1)
+        machines.forget()
+        wait_until(lambda: there.revision(NS) > first + 1_000)
+
+    cut_off_once(monkeypatch, scripts.COMMIT, lose)
+    with pytest.raises(StoreError, match="it is not known whether this was written"):
+        here.commit(NS, put(sample_instance(), expected=first, remove=True, lease=None))
+    wait_until(lambda: listed(here) == listed(there) == set())
+
+
+def test_a_machine_that_only_followed_a_removal_gives_it_back(machines: Machines) -> None:
+    """Or else who did not follow it would bring the instance back."""
+    here, there = machines.open("here"), machines.open("there")
+    first = here.commit(NS, put(sample_instance()))
+    removal = put(sample_instance(), expected=first, remove=True, lease=None)
+    there._copy.follow(NS, [(Revision(first + 1), removal)], None)
+    machines.forget()
+    for store in (here, there):
+        wait_until(lambda store=store: store.revision(NS) > first + 1_000)
+        wait_until(lambda store=store: listed(store) == set())
+
+
+def test_what_redis_lost_before_its_answer_came_is_not_acknowledged(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = machines.open("here")
+    first = store.commit(NS, put(sample_instance()))
+    exchange = redis_server._exchange
+
+    def late(connection: Any, command: tuple[Any, ...]) -> Any:
+        answer = exchange(connection, command)
+        if command[1:2] == (scripts.COMMIT.sha,) and store.revision(NS) == first:
+            machines.forget()
+            wait_until(lambda: store.revision(NS) > first + 1_000)
+        return answer
+
+    monkeypatch.setattr(redis_server, "_exchange", late)
+    with pytest.raises(StoreError, match="it is not known whether this was written"):
+        store.commit(NS, put(sample_instance(instance_id="web:2")))
+    assert listed(store) == {"web:1"}
+
+
+def test_what_came_into_the_copy_while_it_was_given_back_is_given_back(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was written, and acknowledged, just before Redis lost it."""
+    store = machines.open("here")
+    first = store.commit(NS, put(sample_instance()))
+    give_back, late = store._lives._give_back, put(sample_instance(instance_id="web:2"))
+
+    def given_back(life: Revision, namespace: Any) -> None:
+        give_back(life, namespace)
+        store._copy.follow(NS, [(Revision(first + 1), late)], None)
+
+    monkeypatch.setattr(store._lives, "_give_back", given_back)
+    machines.forget()
+    wait_until(lambda: store.revision(NS) > first + 1_000)
+    assert listed(store) == {"web:1", "web:2"}
+    assert listed(machines.open("there")) == {"web:1", "web:2"}
+
+
+def test_a_copy_that_is_taken_up_again_does_not_lose_what_was_written_meanwhile(
+    machines: Machines,
+) -> None:
+    store = machines.open("here")
+    store.commit(NS, put(sample_instance()))
+    life = store._copy.life()
+    taken_up = store._lives._contents(life, NS)
+    revision = store.commit(NS, put(sample_instance(instance_id="web:2")))
+    store._copy.replace(life, {NS: taken_up})
+    assert store.revision(NS) == revision
+    assert listed(store) == {"web:1", "web:2"}
+
+
+def test_what_the_copy_lacks_is_not_acknowledged(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker of this machine would not show it."""
+    store = machines.open("here")
+    store.commit(NS, put(sample_instance()))
+
+    def fail(*_: Any) -> None:
+        raise StoreError("Redis does not answer")
+
+    cut_off_once(monkeypatch, scripts.COMMIT, lambda: None)
+    monkeypatch.setattr(store._follower, "catch_up", fail)
+    with pytest.raises(StoreError, match="Redis does not answer"):
+        store.commit(NS, put(sample_instance(instance_id="web:2")))
+    monkeypatch.undo()
+    wait_until(lambda: listed(store) == {"web:1", "web:2"})
+
+
+@pytest.mark.parametrize("ends_by", ["removal of the override", "removal of the instance"])
+def test_an_override_that_was_removed_does_not_come_back_with_redis(
+    fragile: Machines, ends_by: str
+) -> None:
+    """It comes back with an earlier state, in which the override still stood."""
+    store = fragile.open("here")
+    down = OverrideChange("web:1", InstanceStatus.DOWN)
+    first = store.commit(NS, put(sample_instance(), override=down))
+    with fragile.server.client() as client:
+        client.save()
+    removed = put(
+        sample_instance(),
+        expected=first,
+        expected_override=InstanceStatus.DOWN,
+        override=OverrideChange("web:1", None),
+    )
+    if ends_by == "removal of the instance":
+        removed = removed._replace(remove=True, lease=None)
+    known = store.commit(NS, removed)
+    fragile.server.kill()
+    fragile.server.start()
+    wait_until(lambda: store.revision(NS) > known + 1_000)
+    assert store.load(NS).overrides == {}
+    assert fragile.open("new").load(NS).overrides == {}
+
+
 # From LMDB and back.
 
 

@@ -797,6 +797,7 @@ class LmdbStore:
                     leased = txn.get(key, db=self._leased)
                     self._put(txn, commit, key, stored, leased, namespace, written)
             written.steps.clear()
+            self._size(txn, namespace, written)  # of removals alone it is known too
             self._count(txn, namespace, written)
             if expected_clients is not None:
                 packed = U64.pack(expected_clients)
@@ -806,28 +807,42 @@ class LmdbStore:
         with self._alone():
             self._written(namespace, write)
 
-    def replace(self, life: Revision, contents: Mapping[Namespace, Contents]) -> None:
+    def replace(
+        self,
+        life: Revision,
+        contents: Mapping[Namespace, Contents],
+        known: Mapping[Namespace, Revision] | None = None,
+    ) -> bool:
         """Hold this instead of all that was held, in one operation.
+
+        Where it is ``known`` at which revisions the namespaces are, and any of them is at another,
+        nothing is done, and False returned. Else one that is further than the given contents stays.
 
         A lease that is held already, and ends later than the given one, stays as it is.
         """
 
-        def write(txn: Any) -> list[tuple[Place, Lease]]:
+        def write(txn: Any) -> list[tuple[Place, Lease]] | None:
+            held = {each: self._revision(txn, each) for each in self._sizes(txn)}
+            if known is not None and held != known:
+                return None
             txn.put(b"life", U64.pack(life), db=self._meta)
             slots: list[tuple[Place, Lease]] = []
-            for namespace in {*self._sizes(txn), *contents}:
+            for namespace in {*held, *contents}:
                 found = contents.get(namespace) or Contents(life, life)
-                self._replace(txn, namespace, found, slots)
+                if known is not None or held.get(namespace, 0) <= found.revision:
+                    self._replace(txn, namespace, found, slots)
             return slots
 
         with self._alone():
             self._live.begin_change()
             try:
-                for place, lease in self._write(write):
+                slots = self._write(write)
+                for place, lease in slots or ():
                     self._live.write(place, lease)
             finally:
                 self._places.clear()
                 self._live.end_change()
+        return slots is not None
 
     def _replace(
         self,

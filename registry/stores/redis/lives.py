@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 from registry.errors import StoreError
@@ -107,9 +107,13 @@ class Lives:
             life = Revision(int(begun))
             if is_copy and self._copy.life() == life:
                 return
-            for namespace in held:
-                self._give_back(life, namespace)
-            self._take_up(life)
+            is_given_back = False
+            while not is_given_back:
+                # What was written in the former life may still be on its way into the copy.
+                known = {each: self._copy.revision(each) for each in self._copy.namespaces()}
+                for namespace in known:
+                    self._give_back(life, namespace)
+                is_given_back = self._take_up(life, known)
 
     def take_up_again(self, life: Revision, namespace: Namespace, after: Revision) -> None:
         """Make the copy what Redis has, where it cannot go on from a revision.
@@ -181,13 +185,15 @@ class Lives:
 
     # Taking up.
 
-    def _take_up(self, life: Revision) -> None:
-        """Make the copy what Redis has."""
+    def _take_up(self, life: Revision, known: Mapping[Namespace, Revision] | None = None) -> bool:
+        """Make the copy what Redis has; False where it is no more at what is ``known`` of it."""
         heard = self._server.call("GET", self._server.name("told")) or b"0"
         contents = {each: self._contents(life, each) for each in self._records.namespaces()}
-        self._copy.replace(life, contents)
+        if not self._copy.replace(life, contents, known):
+            return False
         self._copy.set_note(HEARD, heard)
         self._copy.set_note(_COPY_OF, self._prefix.encode())
+        return True
 
     def _contents(self, life: Revision, namespace: Namespace) -> Contents:
         """All that Redis has of a namespace: page by page, and then what changed meanwhile."""

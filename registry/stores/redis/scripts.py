@@ -494,8 +494,9 @@ for i = 6, #ARGV, 6 do
     revision = revision + 1
     local number = whole(revision)
     call('HSET', N .. 'was', name, number .. ' ' .. ARGV[i + 1])
+    local id = string.match(name, '^[^%z]*%z([^%z]*)')
     if ARGV[i + 3] == '1' then
-      log_change(N, name, revision, at, 4, ARGV[i + 2])
+      log_change(N, name, revision, at, 4 + 2 * call('HDEL', N .. 'override', id), ARGV[i + 2])
       call('HDEL', N .. 'record', name)
       call('HDEL', N .. 'lease', name)
       if stored then size = size - 1 end
@@ -503,7 +504,9 @@ for i = 6, #ARGV, 6 do
       local kind = 0
       if ARGV[i + 5] ~= '' then
         kind = 2
-        call('HSET', N .. 'override', string.match(name, '^[^%z]*%z([^%z]*)'), ARGV[i + 5])
+        call('HSET', N .. 'override', id, ARGV[i + 5])
+      elseif call('HDEL', N .. 'override', id) == 1 then
+        kind = 2
       end
       log_change(N, name, revision, at, kind, '')
       call('HSET', N .. 'record', name, number .. ' ' .. ARGV[i + 2])

@@ -41,6 +41,11 @@ Argument = bytes | str | int
 class AnotherLifeError(Exception):
     """The server is not in the life in which it was asked, or is another run than that began in."""
 
+    def __init__(self, *, was_cut_off: bool = False) -> None:
+        """``was_cut_off``: the script may have been executed before, in the life that ended."""
+        super().__init__()
+        self.was_cut_off = was_cut_off
+
 
 class Server:
     """The server as this process reaches it. Thread-safe."""
@@ -81,14 +86,26 @@ class Server:
         ``AnotherLifeError``, ``LockLostError``; ``StoreError`` where no answer came in three
         seconds. Then it is not known whether it was executed.
         """
+        was_cut_off = False
+
+        def execute(connection: Any) -> Any:
+            nonlocal was_cut_off
+            try:
+                return self._run(connection, script, arguments)
+            except redis.ResponseError:
+                raise
+            except BaseException:
+                was_cut_off = True
+                raise
+
         with self._failures():
             self._check()
             try:
-                return self._tried(lambda connection: self._run(connection, script, arguments))
+                return self._tried(execute)
             except redis.ResponseError as error:
                 text = str(error)
                 if text.startswith("LIFE"):
-                    raise AnotherLifeError from None
+                    raise AnotherLifeError(was_cut_off=was_cut_off) from None
                 if text.startswith("FENCE"):
                     raise LockLostError from None
                 raise

@@ -25,9 +25,11 @@ from registry.stores.redis.following import Follower
 from registry.stores.redis.lives import Lives
 from registry.stores.redis.records import HEARD, Records
 from registry.stores.redis.renewals import TRIMMED_AT_ONCE, Teller
-from registry.stores.redis.server import Server
+from registry.stores.redis.server import AnotherLifeError, Server
 
 log = logging.getLogger("registry")
+
+_UNKNOWN = "Redis lost something meanwhile, and it is not known whether this was written"
 
 
 class RedisStore:
@@ -95,28 +97,33 @@ class RedisStore:
         group = uuid.uuid4().hex
         sent = [each for place in places for each in self._records.sent(commits[place])]
 
-        def commit(life: Revision) -> tuple[Revision, Any]:
+        def commit(life: Revision) -> tuple[Revision, Revision, Any]:
             after = self._copy.revision(namespace)
             heard = self._copy.note(HEARD) or b"0"
             told = (namespace, group, after, lock, token, heard, self._lives.node)
-            return after, self._server.run(scripts.COMMIT, life, *told, *sent)
+            try:
+                return life, after, self._server.run(scripts.COMMIT, life, *told, *sent)
+            except AnotherLifeError as error:
+                if error.was_cut_off:  # and another machine may have given it back
+                    raise StoreError(_UNKNOWN) from error
+                raise
 
-        after, (outcome, _, _, expected, is_far, missing) = self._lives.in_life(commit)
+        life, after, answer = self._lives.in_life(commit)
+        outcome, _, _, expected, is_far, missing = answer
         own = []
         for place, word in zip(places, outcome.split(b" "), strict=True):
             if word != b"-":
                 revision = outcomes[place] = Revision(int(word))
                 own.append((revision, commits[place]))
-        try:
-            if is_far == b"1":
-                self._follower.catch_up(namespace)
-            else:
-                others = self._records.entries(missing)
-                clients = int(expected) if expected else None
-                self._follower.take(namespace, after, others, clients, own)
-        except StoreError as error:
-            # It is written all the same, and the copy will follow.
-            log.warning("the copy is behind what was written to Redis: %s", error)
+        if is_far == b"1":
+            self._follower.catch_up(namespace)
+        else:
+            others = self._records.entries(missing)
+            clients = int(expected) if expected else None
+            self._follower.take(namespace, after, others, clients, own)
+        if self._copy.life() != life:
+            # Whoever adopted the new life in between gave back a copy without it.
+            raise StoreError(_UNKNOWN)
         return outcomes
 
     def _ends_so(self, namespace: Namespace, key: InstanceKey, deadline_mono_ms: int) -> bool:
