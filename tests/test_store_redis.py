@@ -709,6 +709,7 @@ def test_what_redis_lost_before_its_answer_came_is_not_acknowledged(
         return answer
 
     monkeypatch.setattr(redis_server, "_exchange", late)
+    monkeypatch.setattr(store._follower, "_hear", lambda data: None)
     with pytest.raises(StoreError, match="it is not known whether this was written"):
         store.commit(NS, put(sample_instance(instance_id="web:2")))
     assert listed(store) == {"web:1"}
