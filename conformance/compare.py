@@ -225,8 +225,8 @@ def servers(generation: str, stores: Sequence[str]) -> dict[str, Start]:
 
 
 def differences(runs: Mapping[str, Run]) -> Table:
-    """The cases whose outcome is not the same on both."""
-    table = Table(title="where the two differ", title_justify="left", show_lines=True)
+    """The cases whose outcome is not the same on all."""
+    table = Table(title="where they differ", title_justify="left", show_lines=True)
     for name in ("case", *runs, "what was expected"):
         table.add_column(name)
     by_case: dict[tuple[str, str], dict[str, Result]] = {}
