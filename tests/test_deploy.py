@@ -280,12 +280,16 @@ def test_several_on_redis_differ_from_one_in_what_redis_needs_alone() -> None:
     (copy,) = [each for each in other["volumes"] if each["name"] == "data"]
     other["volumes"].remove(copy)
     assert set(copy) == {"name", "emptyDir"}
-    variables = []
+    # While Redis is away no Pod is ready by its own word, though all of them serve.
+    variables, probes = [], []
     for each in (pod, other):
         (container,) = each["containers"]
+        gets = (container[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness"))
+        probes.append([get.pop("path") for get in gets])
         variables.append({variable["name"]: variable for variable in container.pop("env")})
         container["env"] = {k: v for k, v in variables[-1].items() if k != "STORE_URL"}
     assert other == pod
+    assert probes == [["/health/ready"] * 2, ["/health/live"] * 2]
 
     # The Secret that its head tells how to make.
     head = ON_REDIS.read_text().partition("\napiVersion")[0]

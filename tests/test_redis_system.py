@@ -122,6 +122,7 @@ def test_nothing_acknowledged_is_lost_with_redis(fleet: Fleet, fault: str) -> No
             assert server.eureka("PUT", "/apps/WEB/web:1").status == 200
             assert set(server.apps()) == names
             wait_until(lambda server=server: server.send("GET", "/health/ready").status == 503)
+            assert server.send("GET", "/health/live").status == 200
         fleet.redis.start()
     else:
         with fleet.redis.client() as client:
