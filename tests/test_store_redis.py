@@ -518,6 +518,26 @@ def test_while_redis_is_away_reads_and_renewals_go_on(fragile: Machines) -> None
     assert store.lease(NS, key) == Lease(190_000, 90_000, 6)
 
 
+def test_after_a_power_cut_a_machine_has_what_redis_has(machines: Machines, tmp_path: Path) -> None:
+    """Its copy is the last that was flushed; what was written since comes from Redis."""
+    one, two = machines.open("one"), machines.open("two")
+    one.commit(NS, put(sample_instance("WEB", "web:1"), lease=lease_from(mono())))
+    one.flush()
+    one.commit(NS, put(sample_instance("WEB", "web:2"), lease=lease_from(mono())))
+    flushed = (tmp_path / "one" / "checkpoint.mdb").read_bytes()
+    assert (b"web:1" in flushed, b"web:2" in flushed) == (True, False)
+    machines.close(one)
+    (tmp_path / "one" / "checkpoint.mdb").write_bytes(flushed)
+    (tmp_path / "one" / "boot").write_text("another")
+    last = two.commit(NS, put(sample_instance("WEB", "web:3"), lease=lease_from(mono())))
+
+    again = machines.open("one")
+
+    assert {instance.id for instance in again.load(NS).instances} == {"web:1", "web:2", "web:3"}
+    assert again.revision(NS) == last
+    assert {key.id for key, _ in again.due(NS, 1 << 61).expired} == {"web:1", "web:2", "web:3"}
+
+
 def test_a_machine_that_starts_while_redis_is_away_serves_its_copy(fragile: Machines) -> None:
     store = fragile.open("here")
     store.commit(NS, put(sample_instance()))
