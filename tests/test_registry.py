@@ -1114,7 +1114,7 @@ def test_what_was_removed_is_forgotten_early_beyond_the_budget(
 ) -> None:
     """A worker that had not seen it yet loads everything; what is listed stays in the delta."""
     monkeypatch.setattr("registry.changes.REMOVED_BYTES", 20_000)
-    monkeypatch.setattr("registry.stores.lmdb._REMOVED_BYTES", 20_000)
+    monkeypatch.setattr("registry.stores.lmdb.log._REMOVED_BYTES", 20_000)
     world = World(store)
     other = world.another()
     seen = other.view().revision

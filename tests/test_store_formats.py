@@ -28,11 +28,9 @@ from registry.model import (
     Revision,
 )
 from registry.store import Commit
-from registry.stores import folder as folder_of_store
-from registry.stores import formats
-from registry.stores import lmdb as lmdb_store
-from registry.stores.leases import LeaseFile
-from registry.stores.lmdb import LmdbStore
+from registry.stores.lmdb import LmdbStore, environment, formats, opening
+from registry.stores.lmdb import folder as folder_of_store
+from registry.stores.lmdb.leases import LeaseFile
 
 FOLDER = Path(__file__).parent / "stores"
 FORMATS = sorted(int(path.name.split("-")[1].split(".")[0]) for path in FOLDER.glob("*.tar.gz"))
@@ -211,7 +209,7 @@ def steps_of_a_start(folder: Path, at_most: int) -> int:
     child = os.fork()
     if child == 0:
         count, this = 0, os.getpid()
-        watched = {formats.__file__, folder_of_store.__file__, lmdb_store.__file__}
+        watched = {each.__file__ for each in (environment, folder_of_store, formats, opening)}
 
         def trace(frame: FrameType, event: str, _: object) -> Any:
             nonlocal count

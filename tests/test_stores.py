@@ -25,13 +25,12 @@ from registry import StoreError, open_store
 from registry.errors import ConflictError, StoreGoneError
 from registry.model import DEFAULT_NAMESPACE, Instance, Lease, Revision
 from registry.store import Commit, Store
-from registry.stores import folder as store_folder
-from registry.stores import lmdb as lmdb_store
-from registry.stores.files import damage
-from registry.stores.leases import LeaseFile, Place
-from registry.stores.lmdb import LmdbStore
+from registry.stores.lmdb import LmdbStore, coordination
+from registry.stores.lmdb import folder as store_folder
+from registry.stores.lmdb.files import damage
+from registry.stores.lmdb.leases import LeaseFile, Place
+from registry.stores.lmdb.records import decode_instance, encode_instance
 from registry.stores.memory import MemoryStore
-from registry.stores.records import decode_instance, encode_instance
 from registry.testing import LEASE, Failing, StoreSuite, put, sample_instance
 from tests.servers import HANG_SECS
 
@@ -554,7 +553,7 @@ def test_a_renewer_that_was_held_up_erases_no_renewal_of_the_leases_after(
         return words[-1]
 
     with monkeypatch.context() as patched:
-        patched.setattr("registry.stores.leases._mapped", mapped)
+        patched.setattr("registry.stores.lmdb.leases._mapped", mapped)
         store = LmdbStore(tmp_path / "store")
     other = Elsewhere(tmp_path / "store")
     instance = sample_instance()
@@ -590,7 +589,10 @@ def test_slots_are_used_again_when_nobody_can_write_to_them(store: LmdbStore) ->
     for _ in range(50):
         revision = store.commit(NS, put(sample_instance(), expected=revision))
         assert store.renew(NS, sample_instance().key, LEASE, None)
-    assert store._read(lambda txn: store._number(txn, store._meta, b"slots")) <= 3
+    env = store._upkeep._env
+    used = env.read(lambda txn: env.number(txn, b"slots"))
+    assert used is not None
+    assert used <= 3
 
 
 # Damaged, deleted and overgrown files.
@@ -796,7 +798,7 @@ def test_a_checkpoint_is_as_large_as_what_is_listed(store: LmdbStore, tmp_path: 
         large = sample_instance(instance_id=f"web:{number}", metadata={"pad": "x" * 1_000_000})
         revision = store.commit(NS, put(large))
         store.commit(NS, put(large, expected=revision, remove=True, lease=None))
-    store._flush(at_once=True)
+    store._upkeep.flush(at_once=True)
     assert (folder / "data.mdb").stat().st_size > 8_000_000
     assert (folder / "checkpoint.mdb").stat().st_size < 400_000
 
@@ -865,7 +867,7 @@ def register_under_a_limit(folder: Path, told: Any) -> None:
             number += 1
     except StoreError:
         pass
-    store._probed = 0.0
+    store._upkeep._probed = (0.0, 0)
     try:
         store.probe()
         told.put((number, "ready"))
@@ -1004,7 +1006,7 @@ def test_a_pause_that_several_notice_is_made_good_once(tmp_path: Path) -> None:
     store.commit(NS, put(sample_instance()))
     is_waiting = threading.Event()
     at_once = ThreadPoolExecutor(1)
-    extend_all, locked = store._extend_all, store._files.locked
+    extend_all, locked = store._places.extend_all, store._files.locked
     others = []
 
     def slowly(now_mono_ms: int) -> int:
@@ -1019,7 +1021,7 @@ def test_a_pause_that_several_notice_is_made_good_once(tmp_path: Path) -> None:
         with locked(name, waits=waits):
             yield
 
-    store._extend_all = slowly  # type: ignore[method-assign]
+    store._places.extend_all = slowly  # type: ignore[method-assign]
     assert store.resume(50_000) == 1
     assert [each.result(60) for each in others] == [None]
     lease = store.lease(NS, sample_instance().key)
@@ -1049,7 +1051,7 @@ def test_what_makes_a_pause_good_for_long_is_no_other_pause(
     passed = iter((100.0, 160.0))
     clock = SimpleNamespace(monotonic=lambda: next(passed))
     with monkeypatch.context() as patch:
-        patch.setattr(lmdb_store, "time", clock)
+        patch.setattr(coordination, "time", clock)
         assert store.resume(50_000) == 1
     assert store.resume(110_400) is None
     assert store.running_ms(110_400) == ran + 2_500 + 400

@@ -48,7 +48,7 @@ from registry.history import (
     Wish,
 )
 from registry.model import Instance, InstanceKey, Namespace, Revision
-from registry.stores.records import U64, decode_instance, encode_instance
+from registry.stores.lmdb.records import U64, decode_instance, encode_instance
 
 log = logging.getLogger("registry")
 

@@ -1,9 +1,9 @@
 """Many machines, one registry: the truth is in Redis, and each machine has a copy of it.
 
-**The copy** is an LMDB store in a folder of the machine (``lmdb.py``), which all of its workers
-share. All reads are of the copy, so they cost no call and go on while Redis is away; all that one
-worker knows all workers of the machine know. It survives them: a machine that is started while
-Redis is away serves what it last had.
+**The copy** is an LMDB store in a folder of the machine (``registry.stores.lmdb``), which all of
+its workers share. All reads are of the copy, so they cost no call and go on while Redis is away;
+all that one worker knows all workers of the machine know. It survives them: a machine that is
+started while Redis is away serves what it last had.
 
 **Writing** is Redis' to decide (``store.py``), and others' changes are followed (``following.py``).
 Renewals stay in the copy and are told in batches (``renewals.py``). Where Redis lost something, the

@@ -20,7 +20,7 @@ from registry.lease import SystemClock
 from registry.model import Instance, InstanceKey, Lease, Namespace, Revision
 from registry.store import Commit, another_life
 from registry.stores.lmdb import Contents, LmdbStore
-from registry.stores.records import encode_instance
+from registry.stores.lmdb.records import encode_instance
 from registry.stores.redis import scripts
 from registry.stores.redis.records import HEARD, Records, listed, name_of
 from registry.stores.redis.server import AnotherLifeError, Argument, Server

@@ -19,7 +19,7 @@ from registry.model import (
     Revision,
 )
 from registry.store import Commit
-from registry.stores.records import decode_instance, encode_instance
+from registry.stores.lmdb.records import decode_instance, encode_instance
 from registry.stores.redis import scripts
 from registry.stores.redis.server import Argument, Server
 

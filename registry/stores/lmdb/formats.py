@@ -23,7 +23,7 @@ import lmdb
 import orjson
 
 from registry.errors import StoreError
-from registry.stores.files import sealed
+from registry.stores.lmdb.files import sealed
 
 FORMAT = 5
 """Of 0.2.0. Format 1 is that of 0.1.0; 2 to 4 were in no release."""

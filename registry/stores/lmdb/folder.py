@@ -17,9 +17,9 @@ from pathlib import Path
 import lmdb
 
 from registry.errors import StoreError
-from registry.stores import formats
-from registry.stores.files import damage
-from registry.stores.records import look_through
+from registry.stores.lmdb import formats
+from registry.stores.lmdb.files import damage
+from registry.stores.lmdb.records import look_through
 
 log = logging.getLogger("registry")
 

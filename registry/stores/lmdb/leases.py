@@ -63,7 +63,7 @@ from typing import NamedTuple
 from registry.model import Lease
 from registry.owners import disown, is_free, own
 from registry.store import PAUSE_MS
-from registry.stores.formats import FORMAT
+from registry.stores.lmdb.formats import FORMAT
 
 # Makes a named tuple without the Python function that its class would call.
 _new = tuple.__new__

@@ -15,8 +15,8 @@ import lmdb
 import orjson
 
 from registry.model import ActionType, DataCenter, Instance, InstanceStatus
-from registry.stores import formats
-from registry.stores.files import unsealed
+from registry.stores.lmdb import formats
+from registry.stores.lmdb.files import unsealed
 
 U64 = struct.Struct(">Q")
 """A revision, before a record and in keys; any other number."""
