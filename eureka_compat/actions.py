@@ -30,6 +30,8 @@ from registry import (
     StoreError,
 )
 
+# Makes a named tuple without the Python function that its class would call.
+_new = tuple.__new__
 NO_CONTENT = Answer(204)
 AskerOf = Callable[[str], Asker]
 """Who sent requests with certain header fields from an address."""
@@ -84,7 +86,7 @@ class Actions:
         """
         promise = Promise()
         asking = None if by is None else partial(_asker, by, promise)
-        self._promised.append((promise, Registering(instance, is_replication, asking)))
+        self._promised.append((promise, _new(Registering, (instance, is_replication, asking))))
         return promise
 
     def settle(self) -> None:

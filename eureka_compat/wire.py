@@ -29,6 +29,8 @@ COMPACT_AMAZON_KEYS = (
     "local-ipv4",
     "availability-zone",
 )
+# Makes a named tuple without the Python function that its class would call.
+_new = tuple.__new__
 _HIDDEN_SIDS = ("na", "unknown")
 
 
@@ -141,6 +143,8 @@ def down_mapped(status: InstanceStatus) -> InstanceStatus:
 
 
 _AT = {name: place for place, name in enumerate(Instance._fields)}
+_METADATA, _STATUS, _OVERRIDDEN = _AT["metadata"], _AT["status"], _AT["overridden_status"]
+_DATA_CENTER, _LAST_DIRTY = _AT["data_center"], _AT["last_dirty_ms"]
 _DEFAULTS: list[Any] = [Instance._field_defaults.get(name) for name in Instance._fields]
 
 
@@ -183,7 +187,7 @@ def read_candidate(tree: Any) -> Candidate:
     if app is None:
         raise ParseError("instance.app: expected the application's name, as a string")
     candidate = Candidate(app.upper())
-    metadata = candidate.fields[_AT["metadata"]] = _metadata(tree.get("metadata"))
+    metadata = candidate.fields[_METADATA] = _metadata(tree.get("metadata"))
     candidate.instance_id = _text(tree, "instanceId")
     candidate.host_name = _text(tree, "hostName") or None
     if candidate.instance_id is None and metadata.get("instanceId", "").strip():
@@ -196,9 +200,9 @@ def read_candidate(tree: Any) -> Candidate:
             fields[place] = value if type(value) is str else scalar(value, f"instance.{name}")
     overridden = _overridden_status(tree)
     if overridden is not None:
-        fields[_AT["overridden_status"]] = _status(overridden)
+        fields[_OVERRIDDEN] = _status(overridden)
     status = _text(tree, "status")
-    fields[_AT["status"]] = InstanceStatus.UP if status is None else _status(status)
+    fields[_STATUS] = InstanceStatus.UP if status is None else _status(status)
     _read_port(tree.get("port"), "port", fields, enabled_by_default=True)
     _read_port(tree.get("securePort"), "securePort", fields, enabled_by_default=False)
     country = tree.get("countryId")
@@ -364,7 +368,6 @@ def _metadata(value: Any) -> dict[str, str]:
     }
 
 
-_PORT_KEYS = frozenset({"$", "@enabled"})
 _PORT_FIELDS = {
     "port": (_AT["port"], _AT["port_enabled"]),
     "securePort": (_AT["secure_port"], _AT["secure_port_enabled"]),
@@ -377,18 +380,19 @@ def _read_port(value: Any, name: str, fields: list[Any], *, enabled_by_default: 
     place, flag_place = _PORT_FIELDS[name]
     enabled = enabled_by_default
     if isinstance(value, dict):
-        if len(value) > 2 or not value.keys() <= _PORT_KEYS:
+        has_number, has_flag = "$" in value, "@enabled" in value
+        if len(value) != has_number + has_flag:
             raise ParseError(
                 f'instance.{name}: expected {{"$": 8080, "@enabled": "true"}} and no other key'
             )
-        if "$" in value:
+        if has_number:
             number = value["$"]
             fields[place] = (
                 number
                 if type(number) is int and 0 <= number < 65536
                 else _whole(number, 32, f"instance.{name}.$")
             )
-        if "@enabled" in value:
+        if has_flag:
             flag = value["@enabled"]
             enabled = flag == "true" or (
                 flag != "false" and _flag(flag, f"instance.{name}.@enabled")
@@ -422,14 +426,17 @@ def _bare_port(value: Any, name: str) -> int:
     return number
 
 
+_LEASE_FIELDS = (
+    ("renewalIntervalInSecs", _AT["renewal_interval_secs"]),
+    ("durationInSecs", _AT["duration_secs"]),
+)
+
+
 def _read_lease(value: Any, fields: list[Any]) -> None:
     # Anything but an object is ignored; PHP writes an empty one as [].
     if not isinstance(value, dict):
         return
-    for name, place in (
-        ("renewalIntervalInSecs", _AT["renewal_interval_secs"]),
-        ("durationInSecs", _AT["duration_secs"]),
-    ):
+    for name, place in _LEASE_FIELDS:
         number = value.get(name)
         if type(number) is not int or not 0 < number < 2**31:
             number = (
@@ -486,7 +493,8 @@ def _read_data_center(tree: Tree, candidate: Candidate) -> None:
 def validated(candidate: Candidate, path_app: str, now_ms: int) -> Instance:
     """The instance, if it has what the protocol requires (2.4); else ``InvalidInstanceError``.
 
-    The checks come in the original's order and their texts begin with the original's.
+    The checks come in the original's order and their texts begin with the original's. A candidate
+    becomes one instance, and is of no use afterwards.
     """
     data_center = candidate.data_center
     amazon = data_center.amazon_metadata if data_center is not None else None
@@ -517,7 +525,8 @@ def validated(candidate: Candidate, path_app: str, now_ms: int) -> Instance:
         )
     if amazon is not None and not amazon.get("instance-id"):
         data_center = DataCenter(data_center.name, {**amazon, "instance-id": effective_id})
-    fields = candidate.fields.copy()
+    # The candidate's own list: nobody needs it any more, and it is long.
+    fields = candidate.fields
     # The first five have no defaults.
     fields[:5] = (
         candidate.app,
@@ -526,10 +535,10 @@ def validated(candidate: Candidate, path_app: str, now_ms: int) -> Instance:
         candidate.host_name,
         candidate.ip_addr,
     )
-    fields[_AT["data_center"]] = data_center
+    fields[_DATA_CENTER] = data_center
     dirty = candidate.last_dirty_ms
-    fields[_AT["last_dirty_ms"]] = now_ms if dirty is None else dirty
-    return Instance._make(fields)
+    fields[_LAST_DIRTY] = now_ms if dirty is None else dirty
+    return _new(Instance, fields)
 
 
 # A registry, as another server tells of it

@@ -254,7 +254,9 @@ class Connection(asyncio.Protocol):
         self.reading = _IDLE
         self.writing = _READY
         self.deadline = math.inf
-        """When ``overdue`` is to be called, by the loop's clock. Only ``_rearm`` sets it."""
+        """When ``overdue`` is to be called, by the loop's clock.
+
+        ``_rearm`` says when. Two answers that come by the thousand set it as that would."""
         # What has arrived and was not read, and since when a request is PARTIAL.
         self._stash = bytearray()
         self._partial_since = 0.0
@@ -445,7 +447,10 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def settled(self, answer: Answer) -> None:
-        self._done()
+        if self.writing is _ANSWERING:  # as ``_done``, without its call
+            self._current, self.writing = None, _READY
+        else:
+            self._done()
         host = self._host
         if not host.keeps_alive:
             self.write(host.heads.of(answer, False, "1.1") + answer.whole_body())
@@ -648,9 +653,11 @@ class Connection(asyncio.Protocol):
                         self._note_given(read, data, answer.revision)
                 host.nr += 1
                 if isinstance(answer, Promise):
-                    answer.peer = self.peer if isinstance(self.peer, str) else self.peer[0]
-                    promised = PromisedAnswer(self, answer)
-                    self._answer_by(promised)
+                    peer = self.peer
+                    answer.peer = peer if type(peer) is str else peer[0]
+                    self._current = promised = PromisedAnswer(self, answer)
+                    self.writing = _ANSWERING
+                    self.deadline = math.inf  # nobody is waited for but this server
                     host.settle_soon(promised)
                 else:
                     self._reply(answer)

@@ -12,6 +12,7 @@ of the registry is another then, and the follower fetches everything.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from registry.model import Change, Instance, InstanceKey, Revision
 
@@ -36,20 +37,21 @@ class ChangeLog:
     def __len__(self) -> int:
         return len(self._changes)
 
-    def put(self, change: Change) -> list[Change]:
+    def put(self, change: Change) -> Sequence[Change]:
         """Add the newest change; returns what was forgotten to stay within the budget."""
-        place = _place(change)
+        instance = change.instance
+        place = instance.key if instance is not None else _place(change)
         before = self._changes.pop(place, None)
         if before is not None and before.override is not None and change.override is None:
             change = change._replace(override=before.override)
         if self._removed:
             self._removed_bytes -= self._removed.pop(place, 0)
         self._changes[place] = change
-        if not change.removed and change.instance is not None:
-            return []
-        size = self._removed[place] = _size(change.instance)
+        if not change.removed and instance is not None:
+            return ()
+        size = self._removed[place] = _size(instance)
         self._removed_bytes += size
-        forgotten = []
+        forgotten: list[Change] = []
         while self._removed_bytes > REMOVED_BYTES:
             forgotten.append(self._forget(next(iter(self._removed))))
         return forgotten
@@ -87,10 +89,8 @@ class ChangeLog:
         return found
 
 
-def _place(change: Change) -> InstanceKey | str:
-    """An instance's key; where an override alone changed, the id that it is of."""
-    if change.instance is not None:
-        return change.instance.key
+def _place(change: Change) -> str:
+    """Of an override that changed alone, the id that it is of."""
     return change.override.id if change.override is not None else ""
 
 

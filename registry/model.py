@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple, NewType
 
+# Makes a named tuple at a third of what calling its class costs.
+_new = tuple.__new__
+
 Revision = NewType("Revision", int)
 Namespace = NewType("Namespace", str)
 
@@ -125,7 +128,7 @@ class Instance(NamedTuple):
     @property
     def key(self) -> InstanceKey:
         """The identity under which the registry keeps this instance."""
-        return tuple.__new__(InstanceKey, self[:2])  # a third of what calling the class costs
+        return _new(InstanceKey, self[:2])
 
     @property
     def is_leased(self) -> bool:
@@ -151,7 +154,7 @@ def at_revision(instance: Instance, revision: Revision) -> Instance:
     """The same instance at another revision, at a fifth of what ``_replace`` costs."""
     fields: list[Any] = list(instance)
     fields[_REVISION] = revision
-    return tuple.__new__(Instance, fields)
+    return _new(Instance, fields)
 
 
 _STATUS = slice(_AT["status"], _AT["overridden_status"] + 1)
@@ -185,7 +188,7 @@ def registered(
         service_up_ms,
         peers_know,
     )
-    return tuple.__new__(Instance, fields)
+    return _new(Instance, fields)
 
 
 class Lease(NamedTuple):

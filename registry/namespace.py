@@ -658,10 +658,12 @@ class NamespaceRegistry:
         with self._timed():
             revisions = self._records.commit_all(self.namespace, commits)
         self._follow(commits, revisions, askers)
+        tells_all = log.isEnabledFor(logging.DEBUG)
         for place, commit, revision in zip(places, commits, revisions, strict=True):
             instance, is_replication, by = wanted[place]
             if revision is not None:
-                _log_registered(instance, not commit.expected)
+                if tells_all or not commit.expected:
+                    _log_registered(instance, not commit.expected)
                 continue
             before = asking.set(by)
             try:  # it lost a race, to another worker or to one before it in the group
@@ -734,19 +736,21 @@ class NamespaceRegistry:
         now, mono = at
         key = instance.key
         existing = view.get(key)
-        _check_source(existing, instance.source, is_replication=is_replication)
         others_at_most = None
         if existing is None:
             others_at_most = self._check_room(view)
+        elif existing.source != instance.source:
+            _check_source(existing, instance.source, is_replication=is_replication)
         is_leased = instance.is_leased
+        was_leased = existing is not None and existing.is_leased
         override = stored_override = view.overrides.get(key.id)
         # Whose data are listed: the incoming ones, unless the listed ones are newer.
         chosen = instance
         if (
             existing is not None
-            and existing.is_leased
-            and is_leased
             and existing.last_dirty_ms > instance.last_dirty_ms
+            and was_leased
+            and is_leased
         ):
             if instance.source == "eureka":
                 chosen = existing
@@ -754,7 +758,6 @@ class NamespaceRegistry:
                 chosen = instance._replace(last_dirty_ms=existing.last_dirty_ms)
         override_change = None
         status = chosen.status
-        was_leased = existing is not None and existing.is_leased
         if not is_leased:
             override = None
         else:
@@ -1275,11 +1278,12 @@ def _cause_of_eviction(commit: Commit, lease: Lease, held_by: str) -> Cause:
     return "lease-ended", detail
 
 
+_SOURCES = {"eureka": 0, "native": 1}
+
+
 def _source(instance: Instance) -> int:
     """Which of ``figures.SOURCES`` told of an instance."""
-    if instance.peers_know:
-        return 2
-    return {"eureka": 0, "native": 1}.get(instance.source, 3)
+    return 2 if instance.peers_know else _SOURCES.get(instance.source, 3)
 
 
 def _log_registered(instance: Instance, is_new: bool) -> None:
@@ -1309,15 +1313,13 @@ def _check_leased(instance: Instance | None) -> None:
         raise SourceConflictError(instance.app, instance.id, instance.source)
 
 
-def _check_source(existing: Instance | None, source: str, *, is_replication: bool) -> None:
-    """``SourceConflictError`` where another source's instance would be replaced.
+def _check_source(existing: Instance, source: str, *, is_replication: bool) -> None:
+    """``SourceConflictError`` where this instance, of another source, must not be replaced.
 
     There are exceptions. An instance that a catalog listed from another Eureka server may register
     here itself, and replaces the catalog's entry. One that a peer told of may register through
     either API. And a peer replaces what registered through either: it knows only one kind.
     """
-    if existing is None or existing.source == source:
-        return
     if source in LEASED_SOURCES and existing.is_leased:
         if existing.peers_know or (is_replication and source == "eureka"):
             return

@@ -273,8 +273,9 @@ class View:
             # It is found by the same names as before, so no index changes.
             self._note_lease(instance)
             self.listing.put(instance)
-            for listing in self._large_vips_of(instance):
-                listing.put(instance)
+            if self._large_vips:
+                for listing in self._large_vips_of(instance):
+                    listing.put(instance)
             return
         if before is not None:
             self._take_out(instance.key)

@@ -53,8 +53,11 @@ class _Written:
 
     __slots__ = (
         "_next",
+        "at_mono_ms",
+        "at_running_ms",
         "evicted_at",
         "has_overrides",
+        "is_nobody_amid",
         "last",
         "places",
         "prefix",
@@ -67,9 +70,15 @@ class _Written:
     def __init__(self, namespace: Namespace, revision: int, has_overrides: bool) -> None:
         self.prefix = namespace.encode() + b"\0"
         self.has_overrides = has_overrides
+        # Whether nobody is amid a renewal of what was listed before. It stays so: whoever begins
+        # one now finds the version odd.
+        self.is_nobody_amid = False
+        # An instant by the monotonic clock, and in running time.
+        self.at_mono_ms = self.at_running_ms = -1
         # How many instances the namespace holds; None as long as none came or went.
         self.size: int | None = None
-        self._next = revision + 1
+        # A ``Revision``; to call that would cost each commit a tenth of a microsecond.
+        self._next: Any = revision + 1
         self.last = 0
         self.revisions: list[Revision | None] = []
         # The places in the lease file that are another lease's now, and whose they are: the
@@ -92,7 +101,8 @@ class _Written:
 
     def take(self) -> Revision:
         """The next revision."""
-        revision = self.last = Revision(self._next)
+        revision: Revision = self._next
+        self.last = revision
         self._next += 1
         self.revisions.append(revision)
         return revision
@@ -214,7 +224,10 @@ class Commits:
                 kind |= superseded[KIND] & OF_OVERRIDE
         else:
             kind |= self._supersede_removal(txn, place, removed_key, written)
-        at = self._live.running_ms(commit.at_mono_ms)
+        if written.at_mono_ms != commit.at_mono_ms:  # commits of a group have one instant
+            written.at_mono_ms = commit.at_mono_ms
+            written.at_running_ms = self._live.running_ms(commit.at_mono_ms)
+        at = written.at_running_ms
         if instance is None or commit.remove:
             kind |= EVICTED if commit.evicted else 0
             encoded = b"" if instance is None else sealed(encode_instance(instance))
@@ -234,8 +247,9 @@ class Commits:
             if lease is not None:
                 if leased is None:
                     slot = self._places.take(txn)
-                elif self._live.is_over(self._live.version):
-                    slot = place_of(leased).next()  # nobody is amid a renewal of what it was
+                elif written.is_nobody_amid or self._live.is_over(self._live.version):
+                    written.is_nobody_amid = True
+                    slot = place_of(leased).next()
                 else:
                     written.places.append((commit.key, self._places.let_go(txn, leased), None))
                     slot = self._places.take(txn)

@@ -95,7 +95,7 @@ class Place(NamedTuple):
 
     def next(self) -> Place:
         """The same slot for another lease."""
-        return Place(self.slot, (self.generation + 1) % GENERATIONS)
+        return _new(Place, (self.slot, (self.generation + 1) % GENERATIONS))
 
 
 class LeaseFile:
@@ -236,13 +236,15 @@ class LeaseFile:
 
     def write(self, place: Place, lease: Lease) -> None:
         """Store a lease."""
-        word = self._word(place.slot)
+        slot, generation = place
+        word = self._word(slot)
         words = self._words
+        deadline, duration, renewed, by_client = lease
         with self._lock:
-            words[word + 1] = lease.duration_ms
-            words[word + 2] = lease.last_renewal_ms
-            words[word + 3] = lease.client_mono_ms
-            words[word] = lease.deadline_mono_ms << _DEADLINE_SHIFT | place.generation
+            words[word + 1] = duration
+            words[word + 2] = renewed
+            words[word + 3] = by_client
+            words[word] = deadline << _DEADLINE_SHIFT | generation
 
     def renew(
         self, place: Place, lease: Lease, counter: int | None = None, window: int = 0
