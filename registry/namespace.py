@@ -15,7 +15,8 @@ is listed at revision 7 and two workers change it at the same time:
 
 So no lock is held while anybody thinks, and neither change is lost. It follows that a caller must
 not read an instance, change it and register it: between its read and its write another may come.
-It says what is to be changed instead (``amend``), as a function that can be asked again.
+It says what is to be changed instead (``amend``), as a function that can be asked again. What each
+verb comes to is decided in ``decisions.py``, and written in ``writing.py``.
 
 A line is logged only after what it tells of was committed. The semantics are those of the
 protocol's section 7.
@@ -24,60 +25,31 @@ protocol's section 7.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from registry import loss
-from registry.errors import (
-    ConflictError,
-    InvalidIdentityError,
-    QuotaError,
-    RegistryError,
-    SourceConflictError,
-    StoreError,
-    StoreGoneError,
-)
-from registry.figures import (
-    CANCELLED,
-    COMMIT_NANOSECONDS,
-    COMMITS,
-    COMMITS_FAILED,
-    EVICTED,
-    OVERRIDDEN,
-    OVERRIDE_REMOVED,
-    REGISTERED,
-    REGISTERED_AGAIN,
-)
+from registry.decisions import Decisions, check_identity, is_of
+from registry.errors import RegistryError, StoreError, StoreGoneError
 from registry.history import Asker, Asking, HistoryKind, asking
 from registry.lease import (
     EVICTION_WINDOW_MS,
     Clock,
-    deadline_after_registration,
-    deadline_after_renewal,
     duration_ms,
-    lease_expiration_enabled,
-    renewal_threshold,
-    renewal_window,
 )
 from registry.model import (
-    DEFAULT_NAMESPACE,
-    LEASED_SOURCES,
-    ActionType,
     Instance,
     InstanceKey,
     InstanceStatus,
     Lease,
     Namespace,
-    OverrideChange,
     Revision,
     at_revision,
-    registered,
 )
 from registry.preservation import (
     Preservation,
     SelfPreservation,
+    arithmetic,
     mode_of,
     note_name,
     read_note,
@@ -85,18 +57,15 @@ from registry.preservation import (
 from registry.readers import ALL, Behind, Reader, Readers, what
 from registry.recording import Cause, NamespaceHistory, Recorder, event
 from registry.settings import RegistrySettings
-from registry.status_rules import Situation, effective_status, status_after_renewal
+from registry.status_rules import status_after_renewal
 from registry.store import Commit, Fence, Store
 from registry.view import View
 from registry.words import who
+from registry.writing import Writer, Written
 
 log = logging.getLogger("registry")
 
-MAX_IDENTITY_BYTES = 400
-# A thread that took longer from one step to the next was not running; others were, meanwhile.
-_HELD_UP_MS = 1_000
 _NEVER = 1 << 61
-_T = TypeVar("_T")
 # Makes a named tuple without the Python function that its class would call: where requests come by
 # the thousand. All fields must be given, in their order.
 _new = tuple.__new__
@@ -108,13 +77,6 @@ class Registering(NamedTuple):
     instance: Instance
     is_replication: bool = False
     by: Asking | None = None
-
-
-class Written(NamedTuple):
-    """A commit that was written, and as which revision."""
-
-    commit: Commit
-    revision: Revision
 
 
 class AcceptedLoss(NamedTuple):
@@ -148,7 +110,7 @@ class NamespaceRegistry:
         records: Store,
         clock: Clock,
         settings: RegistrySettings,
-        moved: Callable[[NamespaceRegistry], None],
+        moved: Callable[[Namespace], None],
         recorder: Recorder | None,
         counted: list[int],
         readers: Readers,
@@ -161,25 +123,23 @@ class NamespaceRegistry:
         self.clock = clock
         self.settings = settings
         self._records = records
+        self._decisions = Decisions(namespace, records, clock, settings)
         self._view = View(records, namespace, settings.delta_retention_ms)
-        self._moved = moved
+        self._writer = Writer(
+            records,
+            self._view,
+            clock,
+            moved,
+            recorder,
+            counted,
+            doubled=settings.lease_expiry == "genuine",
+        )
         self._recorder = recorder
         self.history = None if recorder is None else NamespaceHistory(recorder, namespace)
         """What happened here; None where none is kept."""
         self.counted = counted
         self._readers = readers
-        self._doubled = settings.lease_expiry == "genuine"
         self._held_back: HoldBack | None = None
-
-    def _synced(self) -> View:
-        """The view, after it caught up with the store; ``StoreError`` where it cannot."""
-        view = self._view
-        # Nearly always there is nothing new: then this is all that a request pays for.
-        if view.is_loaded and self._records.revision(self.namespace) == view.revision:
-            return view
-        if view.sync():
-            self._moved(self)
-        return view
 
     def hold_back(self, decision: HoldBack) -> None:
         """Let ``decision`` say which instances stay though their leases ended.
@@ -243,7 +203,7 @@ class NamespaceRegistry:
         Also where the store's files are gone for good, for other workers may be on new ones.
         """
         try:
-            return self._synced()
+            return self._writer.synced()
         except StoreGoneError:
             raise
         except StoreError as error:
@@ -332,27 +292,7 @@ class NamespaceRegistry:
 
     def self_preservation(self) -> SelfPreservation:
         """The renewal arithmetic of this moment; ``StoreError`` if the store does not answer."""
-        settings = self.settings
-        expected = self._records.expected_clients(self.namespace)
-        if expected is None:
-            expected = settings.default_open_for_traffic_count
-        window = renewal_window(self.clock.mono_ms()) - 1
-        renewals = self._records.renewals(self.namespace, window)
-        threshold = renewal_threshold(
-            expected,
-            settings.expected_client_renewal_interval_secs,
-            settings.renewal_percent_threshold,
-        )
-        return SelfPreservation(
-            expected,
-            threshold,
-            renewals,
-            lease_expiration_enabled(
-                self_preservation=settings.self_preservation,
-                threshold=threshold,
-                renewals=renewals,
-            ),
-        )
+        return arithmetic(self._records, self.namespace, self.clock.mono_ms(), self.settings)
 
     def preservation(self) -> Preservation:
         """Self-preservation at this moment, to be told; ``StoreError``.
@@ -362,22 +302,8 @@ class NamespaceRegistry:
         view = self.view()
         with view.lock:
             leases = view.leased
-        arithmetic, mode = self.self_preservation(), mode_of(self.settings)
         note = read_note(self._records.note(note_name(self.namespace)))
-        is_active = leases > 0
-        if mode == "by-application":
-            is_active &= bool(note.applications)
-        else:
-            is_active &= not arithmetic.expiration_enabled
-        return Preservation(
-            mode,
-            is_active,
-            note.since_ms if is_active else None,
-            arithmetic,
-            leases,
-            tuple(note.applications.values()) if mode == "by-application" else (),
-            self.settings,
-        )
+        return note.told(leases, self.self_preservation(), self.settings)
 
     def renewed_by_clients(self, after_mono_ms: int) -> list[tuple[InstanceKey, int]]:
         """Whose client itself renewed here after an instant, and when it last did; ``StoreError``.
@@ -441,97 +367,6 @@ class NamespaceRegistry:
 
     # Writes
 
-    def _decide(
-        self,
-        decision: Callable[[View], tuple[Commit | None, _T]],
-        fence: Fence | None = None,
-    ) -> tuple[_T, Written | None]:
-        """Decide on the current view and commit, and after a lost race again (see the module).
-
-        ``decision`` is asked with the view locked, and returns the commit (None: nothing is to be
-        done) and an answer. Returns the last answer, and what was written, if anything.
-        """
-        while True:
-            view = self._synced()
-            with view.lock:
-                commit, answer = decision(view)
-            if commit is None:
-                return answer, None
-            try:
-                with self._timed():
-                    revision = self._records.commit(self.namespace, commit, fence)
-            except ConflictError:
-                continue
-            self._follow((commit,), (revision,), asking.get())
-            return answer, Written(commit, revision)
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        """Count a commit, or a group of them, and how long the store takes for it."""
-        counted, began = self.counted, time.perf_counter_ns()
-        try:
-            yield
-        except StoreError:
-            counted[COMMITS_FAILED] += 1
-            raise
-        counted[COMMITS] += 1
-        counted[COMMIT_NANOSECONDS] += time.perf_counter_ns() - began
-
-    def _count(
-        self,
-        commits: Sequence[Commit],
-        revisions: Sequence[Revision | None],
-        is_accepted: bool,
-    ) -> None:
-        """Count what was written."""
-        counted = self.counted
-        for commit, revision in zip(commits, revisions, strict=True):
-            instance = commit.instance
-            if revision is None:
-                continue
-            if commit.override is not None:
-                is_set = commit.override.status is not None
-                counted[OVERRIDDEN if is_set else OVERRIDE_REMOVED] += 1
-            if instance is None:
-                continue
-            if commit.evicted:
-                counted[EVICTED + is_accepted] += 1
-            elif commit.remove:
-                counted[CANCELLED + _source(instance)] += 1
-            elif commit.lease is not None or not instance.is_leased:
-                is_new = not commit.expected
-                counted[(REGISTERED if is_new else REGISTERED_AGAIN) + _source(instance)] += 1
-
-    def _follow(
-        self,
-        commits: Sequence[Commit],
-        revisions: Sequence[Revision | None],
-        by: Asking | Sequence[Asking | None] | None,
-        causes: Sequence[Cause] = (),
-        *,
-        is_accepted: bool = False,
-    ) -> None:
-        """Do what follows every write of this process. ``by``: who asked for each, or for all."""
-        if self._recorder is not None:
-            self._recorder.note(self.namespace, commits, revisions, by, causes)
-        self._view.follow_all(commits, revisions)
-        self._count(commits, revisions, is_accepted)
-        self._moved(self)
-        self._make_up_for(commits, revisions)
-
-    def _make_up_for(self, commits: Sequence[Commit], revisions: Sequence[Revision | None]) -> None:
-        """Renew leases that were written long after their deadlines were decided.
-
-        A process can be stopped between decision and write for longer than a lease lasts, while the
-        client renews at another worker. The deadline that was decided before would then replace a
-        later one, and the instance be evicted at once. All of ``commits`` were decided together.
-        """
-        if not commits or self.clock.mono_ms() <= commits[0].at_mono_ms + _HELD_UP_MS:
-            return
-        for commit, revision in zip(commits, revisions, strict=True):
-            if revision is not None and commit.lease is not None and commit.instance is not None:
-                self._renew_lease(commit.key, commit.instance, counts=False)
-
     def register(
         self,
         instance: Instance,
@@ -557,13 +392,15 @@ class NamespaceRegistry:
         where it belongs to another source; ``InvalidIdentityError``; ``StoreError``; and, with a
         ``fence``, ``LockLostError``.
         """
-        _check_identity(instance)
+        check_identity(instance)
+        decisions = self._decisions
 
         def decide(view: View) -> tuple[Commit, bool]:
-            commit = self._registration(view, instance, is_replication, self._now(), age_ms=age_ms)
+            now = decisions.now()
+            commit = decisions.registration(view, instance, is_replication, now, age_ms=age_ms)
             return commit, not commit.expected
 
-        is_new, _ = self._decide(decide, fence)
+        is_new, _ = self._writer.decide(decide, fence)
         _log_registered(instance, is_new)
 
     def adopt_all(self, wanted: Sequence[tuple[Instance, int]]) -> list[bool | RegistryError]:
@@ -579,24 +416,22 @@ class NamespaceRegistry:
         store took none of them.
         """
         outcomes: list[bool | RegistryError] = [False] * len(wanted)
-        view = self._synced()
+        view = self._writer.synced()
         commits: list[Commit] = []
         places: list[int] = []
-        now = self._now()
+        now = self._decisions.now()
         with view.lock:
             for place, (instance, age_ms) in enumerate(wanted):
                 try:
-                    _check_identity(instance)
-                    commit = self._adoption(view, instance, age_ms, now)
+                    check_identity(instance)
+                    commit = self._decisions.adoption(view, instance, age_ms, now)
                 except RegistryError as error:
                     outcomes[place] = error
                     continue
                 if commit is not None:
                     commits.append(commit)
                     places.append(place)
-        with self._timed():
-            revisions = self._records.commit_all(self.namespace, commits)
-        self._follow(commits, revisions, asking.get())
+        revisions = self._writer.commit_all(commits, asking.get())
         for place, revision in zip(places, revisions, strict=True):
             try:  # without a revision it lost a race, maybe to one before it
                 outcomes[place] = revision is not None or self._adopt(*wanted[place])
@@ -607,32 +442,15 @@ class NamespaceRegistry:
                 log.debug("adopted %s/%s as %s", instance.app, instance.id, instance.status)
             elif outcome is False:
                 remaining = duration_ms(instance.duration_secs) - age_ms
-                self.extend_lease(instance.key, self.clock.mono_ms() + remaining)
+                self._writer.extend(instance.key, self.clock.mono_ms() + remaining)
         return outcomes
 
     def _adopt(self, instance: Instance, age_ms: int) -> bool:
         def decide(view: View) -> tuple[Commit | None, bool]:
-            commit = self._adoption(view, instance, age_ms, self._now())
+            commit = self._decisions.adoption(view, instance, age_ms, self._decisions.now())
             return commit, commit is not None
 
-        return self._decide(decide)[0]
-
-    def _adoption(
-        self, view: View, instance: Instance, age_ms: int, at: tuple[int, int]
-    ) -> Commit | None:
-        """The commit that lists what a copy says; None where what is listed is as new."""
-        existing = view.get(instance.key)
-        if existing is not None and existing.is_leased:
-            is_overridden = instance.overridden_status is not InstanceStatus.UNKNOWN
-            adds_override = is_overridden and instance.id not in view.overrides
-            ours, theirs = existing.last_dirty_ms, instance.last_dirty_ms
-            if ours > theirs or (ours == theirs and not adds_override):
-                return None
-        commit = self._registration(view, instance, True, at, age_ms=age_ms)
-        if commit.instance is None:
-            return commit
-        # Nobody else was told of it: peers are to hear it from here.
-        return commit._replace(instance=commit.instance._replace(peers_know=False))
+        return self._writer.decide(decide)[0]
 
     def register_all(self, wanted: Sequence[Registering]) -> list[RegistryError | None]:
         """Register several in one operation of the store (a *group commit*).
@@ -641,23 +459,23 @@ class NamespaceRegistry:
         for it. ``StoreError`` where the store took none of them.
         """
         outcomes: list[RegistryError | None] = [None] * len(wanted)
-        view = self._synced()
+        view = self._writer.synced()
         commits: list[Commit] = []
         askers: list[Asking | None] = []
         places: list[int] = []
-        now = self._now()
+        now = self._decisions.now()
         with view.lock:
             for place, (instance, is_replication, by) in enumerate(wanted):
                 try:
-                    _check_identity(instance)
-                    commits.append(self._registration(view, instance, is_replication, now))
+                    check_identity(instance)
+                    commits.append(
+                        self._decisions.registration(view, instance, is_replication, now)
+                    )
                     places.append(place)
                     askers.append(by)
                 except RegistryError as error:
                     outcomes[place] = error
-        with self._timed():
-            revisions = self._records.commit_all(self.namespace, commits)
-        self._follow(commits, revisions, askers)
+        revisions = self._writer.commit_all(commits, askers)
         tells_all = log.isEnabledFor(logging.DEBUG)
         for place, commit, revision in zip(places, commits, revisions, strict=True):
             instance, is_replication, by = wanted[place]
@@ -673,10 +491,6 @@ class NamespaceRegistry:
             finally:
                 asking.reset(before)
         return outcomes
-
-    def _now(self) -> tuple[int, int]:
-        """The wall clock and the monotonic one, in milliseconds."""
-        return self.clock.wall_ms(), self.clock.mono_ms()
 
     def amend(
         self,
@@ -701,130 +515,15 @@ class NamespaceRegistry:
         key = InstanceKey(app.upper(), instance_id)
 
         def decide(view: View) -> tuple[Commit | None, None]:
-            listed = view.get(key)
-            _check_leased(listed)
-            if listed is None or source not in (None, listed.source):
-                return None, None
-            wanted = change(listed)
-            if (wanted.key, wanted.source) != (key, listed.source):
-                raise ValueError("an amendment leaves the key and the source")
-            at = self._now()
-            commit = self._registration(
-                view, wanted, is_replication, at, drops_override=drops_override
+            commit = self._decisions.amendment(
+                view, key, change, source, is_replication, drops_override
             )
             return commit, None
 
-        amended = _listed(self._decide(decide)[1])
+        amended = _listed(self._writer.decide(decide)[1])
         if amended is not None:
             _log_registered(amended, is_new=False)
         return amended
-
-    def _registration(
-        self,
-        view: View,
-        instance: Instance,
-        is_replication: bool,
-        at: tuple[int, int],
-        *,
-        age_ms: int = 0,
-        drops_override: bool = False,
-    ) -> Commit:
-        """The commit that lists an instance as the rules have it; the view is locked.
-
-        ``at`` is the wall clock and the monotonic one. ``SourceConflictError``, ``QuotaError``.
-        """
-        now, mono = at
-        key = instance.key
-        existing = view.get(key)
-        others_at_most = None
-        if existing is None:
-            others_at_most = self._check_room(view)
-        elif existing.source != instance.source:
-            _check_source(existing, instance.source, is_replication=is_replication)
-        is_leased = instance.is_leased
-        was_leased = existing is not None and existing.is_leased
-        override = stored_override = view.overrides.get(key.id)
-        # Whose data are listed: the incoming ones, unless the listed ones are newer.
-        chosen = instance
-        if (
-            existing is not None
-            and existing.last_dirty_ms > instance.last_dirty_ms
-            and was_leased
-            and is_leased
-        ):
-            if instance.source == "eureka":
-                chosen = existing
-            else:
-                chosen = instance._replace(last_dirty_ms=existing.last_dirty_ms)
-        override_change = None
-        status = chosen.status
-        if not is_leased:
-            override = None
-        else:
-            if drops_override and override is not None:
-                override = None
-                override_change = OverrideChange(key.id, None)
-            if chosen.overridden_status is not InstanceStatus.UNKNOWN and override is None:
-                override = chosen.overridden_status
-                override_change = OverrideChange(key.id, override)
-            leased = existing.status if existing is not None and was_leased else None
-            situation = _new(Situation, (status, override, leased, is_replication))
-            status = effective_status(situation)
-        service_up = existing.service_up_ms if existing is not None else 0
-        if status is InstanceStatus.UP and not service_up:
-            service_up = now
-        duration = duration_ms(instance.duration_secs)
-        listed = registered(
-            chosen,
-            status=status,
-            overridden_status=override or chosen.overridden_status,
-            lease_secs=duration // 1000,
-            now_ms=now,
-            service_up_ms=service_up,
-            # The native API registers by a peer's rules, and is none.
-            peers_know=is_replication and instance.source == "eureka",
-        )
-        lease = None
-        if is_leased:
-            deadline = deadline_after_registration(mono, duration) - age_ms
-            lease = _new(Lease, (deadline, duration, now - age_ms, 0))
-        return _new(
-            Commit,
-            (
-                key,
-                existing.revision if existing is not None else Revision(0),
-                stored_override,
-                mono,
-                listed,
-                lease,
-                False,  # remove
-                False,  # evicted
-                None,  # expected_deadline_mono_ms
-                override_change,
-                int(is_leased and not was_leased),
-                self.settings.default_open_for_traffic_count,
-                self.settings.max_instances,
-                others_at_most,
-                existing,
-            ),
-        )
-
-    def _check_room(self, view: View) -> int | None:
-        """``QuotaError`` where there is no room for another instance in this namespace.
-
-        Returns what the commit guards: how many other namespaces may hold an instance, where this
-        one would be the next to hold any; else None.
-        """
-        settings, size = self.settings, view.size()
-        if size >= settings.max_instances:
-            raise QuotaError(f"this namespace may hold {settings.max_instances} instances")
-        if size or self.namespace == DEFAULT_NAMESPACE:
-            return None
-        most = settings.max_namespaces
-        others = self._records.namespaces()
-        if sum(map(bool, others.values())) - bool(others.get(DEFAULT_NAMESPACE)) >= most:
-            raise QuotaError(f"there may be {most} namespaces that hold an instance")
-        return most + bool(others.get(DEFAULT_NAMESPACE))
 
     def renew(
         self,
@@ -840,13 +539,13 @@ class NamespaceRegistry:
         status is UNKNOWN. ``is_replication``: another server says that the client renewed there.
         """
         key = _new(InstanceKey, (app.upper(), instance_id))
-        view = self._synced()
+        view = self._writer.synced()
         with view.lock:
             instance = view.get(key)
             override = view.overrides.get(key.id)
         # Heartbeats come by the thousand: what nearly all of them pass is asked without a call.
         if instance is None or (
-            instance.source != source and not _is_of(instance, source, is_replication)
+            instance.source != source and not is_of(instance, source, is_replication)
         ):
             return None
         status = instance.status
@@ -859,12 +558,12 @@ class NamespaceRegistry:
             if committed is not None:
                 # Others may have read this status already, so the renewal is acknowledged even if
                 # the instance is cancelled before its lease is written.
-                self._renew_lease(key, committed, counts=True, by_client=not is_replication)
+                self._writer.renew(key, committed, counts=True, by_client=not is_replication)
                 return committed
             return self.renew(app, instance_id, source=source, is_replication=is_replication)
         if status is InstanceStatus.UNKNOWN:
             return None
-        renewed = self._renew_lease(key, instance, counts=True, by_client=not is_replication)
+        renewed = self._writer.renew(key, instance, counts=True, by_client=not is_replication)
         return instance if renewed else None
 
     def _set_status_by_rule(self, key: InstanceKey, source: str) -> Instance | None:
@@ -874,57 +573,9 @@ class NamespaceRegistry:
         """
 
         def decide(view: View) -> tuple[Commit | None, None]:
-            instance = view.get(key)
-            override = view.overrides.get(key.id)
-            if instance is None or instance.source != source:
-                return None, None
-            status = status_after_renewal(instance.status, override)
-            if status in (instance.status, InstanceStatus.UNKNOWN):
-                return None, None
-            return self._update(instance, override, status=status), None
+            return self._decisions.status_by_rule(view, key, source), None
 
-        return _listed(self._decide(decide)[1])
-
-    def _renew_lease(
-        self, key: InstanceKey, instance: Instance, *, counts: bool, by_client: bool = False
-    ) -> bool:
-        """Renew the lease of an instance that was listed as this; False where it is gone.
-
-        ``counts``: for self-preservation. ``by_client``: the client itself renewed, at this server.
-        """
-        clock, doubled = self.clock, self._doubled
-        while True:
-            mono = clock.mono_ms()
-            now = clock.wall_ms()
-            duration = instance.lease_secs * 1000
-            lease = _new(
-                Lease,
-                (
-                    deadline_after_renewal(mono, duration, doubled=doubled),
-                    duration,
-                    now + duration if doubled else now,
-                    mono if by_client else 0,
-                ),
-            )
-            window = renewal_window(mono) if counts else None
-            if self._records.renew(self.namespace, key, lease, window):
-                if clock.mono_ms() - mono > _HELD_UP_MS:
-                    # Others may have stored a later deadline before this one replaced it.
-                    counts = False
-                    continue
-                return True
-            # Refused: it is gone, or it registered again with a lease of another length, which is
-            # to be renewed then.
-            view = self._synced()
-            with view.lock:
-                listed = view.get(key)
-            if (
-                listed is None
-                or listed.source != instance.source
-                or listed.lease_secs == instance.lease_secs
-            ):
-                return False
-            instance = listed
+        return _listed(self._writer.decide(decide)[1])
 
     def extend_lease(self, key: InstanceKey, deadline_mono_ms: int) -> bool:
         """Give a lease until then, where it would end before; whether it did. ``StoreError``.
@@ -932,38 +583,7 @@ class NamespaceRegistry:
         For what another server knows of a renewal: it is no renewal of this moment, is not counted,
         and leaves no change. A lease never gets longer than its duration from now.
         """
-        view = self._synced()
-        with view.lock:
-            instance = view.get(key)
-        lease = None if instance is None else self._records.lease(self.namespace, key)
-        if instance is None or lease is None:
-            return False
-        now, mono = self._now()
-        deadline = min(deadline_mono_ms, mono + lease.duration_ms)
-        if deadline <= lease.deadline_mono_ms:
-            return False
-        renewed = max(lease.last_renewal_ms, now - (mono + lease.duration_ms - deadline))
-        extended = Lease(deadline, lease.duration_ms, renewed)
-        return self._records.renew(self.namespace, key, extended, None)
-
-    def _update(
-        self,
-        instance: Instance,
-        stored_override: InstanceStatus | None,
-        *,
-        override: OverrideChange | None = None,
-        **changes: Any,
-    ) -> Commit:
-        """The commit that changes some fields of a listed instance, and leaves its lease alone."""
-        return Commit(
-            key=instance.key,
-            expected=instance.revision,
-            expected_override=stored_override,
-            at_mono_ms=self.clock.mono_ms(),
-            instance=instance._replace(**changes),
-            override=override,
-            before=instance,
-        )
+        return self._writer.extend(key, deadline_mono_ms)
 
     def set_override(
         self,
@@ -983,30 +603,9 @@ class NamespaceRegistry:
         key = InstanceKey(app.upper(), instance_id)
 
         def decide(view: View) -> tuple[Commit | None, Instance | None]:
-            instance = view.get(key)
-            _check_leased(instance)
-            if instance is None or instance.status is status:
-                return None, instance
-            now = self.clock.wall_ms()
-            service_up = instance.service_up_ms
-            if status is InstanceStatus.UP and not service_up:
-                service_up = now
-            commit = self._update(
-                instance,
-                view.overrides.get(key.id),
-                override=OverrideChange(key.id, status),
-                status=status,
-                overridden_status=status,
-                service_up_ms=service_up,
-                last_dirty_ms=max(instance.last_dirty_ms, last_dirty_ms),
-                last_updated_ms=now,
-                last_renewal_ms=now,
-                action_type=ActionType.MODIFIED,
-                peers_know=is_replication,
-            )
-            return commit, instance
+            return self._decisions.override(view, key, status, last_dirty_ms, is_replication)
 
-        listed, written = self._decide(decide)
+        listed, written = self._writer.decide(decide)
         changed = _listed(written)
         if changed is not None:
             log.info("override %s for %s/%s", status, key.app, key.id)
@@ -1021,11 +620,11 @@ class NamespaceRegistry:
         """
         if changed is not None:
             # The override was committed, even if a cancel comes before the lease is renewed.
-            self._renew_lease(changed.key, changed, counts=False)
+            self._writer.renew(changed.key, changed, counts=False)
             return changed
         if listed is None:
             return None
-        renewed = self._renew_lease(listed.key, listed, counts=False)
+        renewed = self._writer.renew(listed.key, listed, counts=False)
         return listed if renewed else None
 
     def remove_override(
@@ -1045,27 +644,11 @@ class NamespaceRegistry:
         key = InstanceKey(app.upper(), instance_id)
 
         def decide(view: View) -> tuple[Commit | None, Instance | None]:
-            instance = view.get(key)
-            override = view.overrides.get(key.id)
-            _check_leased(instance)
-            if instance is None or override is None:
-                return None, instance
-            now = self.clock.wall_ms()
-            commit = self._update(
-                instance,
-                override,
-                override=OverrideChange(key.id, None),
-                status=status,
-                overridden_status=InstanceStatus.UNKNOWN,
-                last_dirty_ms=max(instance.last_dirty_ms, last_dirty_ms),
-                last_updated_ms=now,
-                last_renewal_ms=now,
-                action_type=ActionType.MODIFIED,
-                peers_know=is_replication,
+            return self._decisions.override_removal(
+                view, key, status, last_dirty_ms, is_replication
             )
-            return commit, instance
 
-        listed, written = self._decide(decide)
+        listed, written = self._writer.decide(decide)
         changed = _listed(written)
         if changed is not None:
             log.info("override of %s/%s removed", key.app, key.id)
@@ -1086,18 +669,9 @@ class NamespaceRegistry:
         key = InstanceKey(app.upper(), instance_id)
 
         def decide(view: View) -> tuple[Commit | None, None]:
-            instance = view.get(key)
-            override = view.overrides.get(key.id)
-            _check_leased(instance)
-            if instance is None or override is status or instance.last_dirty_ms >= last_dirty_ms:
-                return None, None
-            change = OverrideChange(key.id, status)
-            commit = self._update(
-                instance, override, override=change, overridden_status=status, peers_know=True
-            )
-            return commit, None
+            return self._decisions.stored_override(view, key, status, last_dirty_ms), None
 
-        self._decide(decide)
+        self._writer.decide(decide)
 
     def update_metadata(
         self,
@@ -1131,62 +705,12 @@ class NamespaceRegistry:
         key = InstanceKey(app.upper(), instance_id)
 
         def decide(view: View) -> tuple[Commit | None, bool]:
-            instance = view.get(key)
-            override = view.overrides.get(key.id)
-            if instance is not None:
-                if source is None:
-                    _check_leased(instance)
-                elif not _is_of(instance, source, is_replication):
-                    return None, False
-                return self._removal(instance, override, peers_know=is_replication), True
-            if override is None:
-                return None, False
-            # The genuine server drops an id's override even where the cancel finds no lease.
-            commit = Commit(
-                key=key,
-                expected=Revision(0),
-                expected_override=override,
-                at_mono_ms=self.clock.mono_ms(),
-                instance=None,
-                override=OverrideChange(key.id, None),
-            )
-            return commit, False
+            return self._decisions.cancellation(view, key, source, is_replication)
 
-        found, _ = self._decide(decide, fence)
+        found, _ = self._writer.decide(decide, fence)
         if found:
             log.info("cancelled %s/%s", key.app, key.id)
         return found
-
-    def _removal(
-        self,
-        instance: Instance,
-        override: InstanceStatus | None,
-        *,
-        peers_know: bool = False,
-        evicted: bool = False,
-        deadline_mono_ms: int | None = None,
-    ) -> Commit:
-        """The commit that removes a listed instance; with a deadline, only if that still holds."""
-        now = self.clock.wall_ms()
-        return Commit(
-            key=instance.key,
-            expected=instance.revision,
-            expected_override=override,
-            at_mono_ms=self.clock.mono_ms(),
-            instance=instance._replace(
-                action_type=ActionType.DELETED,
-                last_updated_ms=now,
-                eviction_ms=instance.eviction_ms or now,
-                peers_know=peers_know,
-            ),
-            remove=True,
-            evicted=evicted,
-            expected_deadline_mono_ms=deadline_mono_ms,
-            override=None if override is None else OverrideChange(instance.id, None),
-            expected_clients_step=-1 if instance.is_leased else 0,
-            opening_clients=self.settings.default_open_for_traffic_count,
-            before=instance,
-        )
 
     def accept_loss(self, app: str | None) -> AcceptedLoss:
         """Let what has ended go though self-preservation keeps it; ``StoreError``.
@@ -1233,37 +757,22 @@ class NamespaceRegistry:
         that stays without a lease (``Instance.expires``). With ``StoreError`` and
         ``LockLostError`` none was removed.
         """
-        view = self._synced()
+        view = self._writer.synced()
         commits: list[Commit] = []
         causes: list[Cause] = []
         with view.lock:
             for key, lease in ended:
-                instance = view.get(key)
-                if instance is None or not instance.expires:
-                    continue
-                commit = self._removal(
-                    instance,
-                    view.overrides.get(key.id),
-                    evicted=True,
-                    deadline_mono_ms=lease.deadline_mono_ms,
-                )
-                commits.append(commit)
-                causes.append(_cause_of_eviction(commit, lease, held_by(key, lease)))
-        with self._timed():
-            revisions = self._records.commit_all(self.namespace, commits, fence)
-        self._follow(commits, revisions, None, causes, is_accepted=is_accepted)
+                commit = self._decisions.eviction(view, key, lease)
+                if commit is not None:
+                    commits.append(commit)
+                    causes.append(_cause_of_eviction(commit, lease, held_by(key, lease)))
+        revisions = self._writer.commit_all(
+            commits, None, fence=fence, causes=causes, is_accepted=is_accepted
+        )
         gone = [c.key for c, revision in zip(commits, revisions, strict=True) if revision]
         for key in gone:
             log.warning("evicted %s/%s: its lease ended", key.app, key.id)
         return len(gone)
-
-
-def _check_identity(instance: Instance) -> None:
-    identity = instance.app + instance.id
-    # A character has four bytes at most, so most identities need not be encoded to be measured.
-    may_be_long = len(identity) > MAX_IDENTITY_BYTES // 4
-    if (may_be_long and len(identity.encode()) > MAX_IDENTITY_BYTES) or "\0" in identity:
-        raise InvalidIdentityError(MAX_IDENTITY_BYTES)
 
 
 def _cause_of_eviction(commit: Commit, lease: Lease, held_by: str) -> Cause:
@@ -1276,14 +785,6 @@ def _cause_of_eviction(commit: Commit, lease: Lease, held_by: str) -> Cause:
     if held_by:
         detail["held_by"] = held_by
     return "lease-ended", detail
-
-
-_SOURCES = {"eureka": 0, "native": 1}
-
-
-def _source(instance: Instance) -> int:
-    """Which of ``figures.SOURCES`` told of an instance."""
-    return 2 if instance.peers_know else _SOURCES.get(instance.source, 3)
 
 
 def _log_registered(instance: Instance, is_new: bool) -> None:
@@ -1305,29 +806,3 @@ def _as_renewed(found: tuple[Instance, int] | None) -> Instance | None:
         return None
     instance, last_renewal_ms = found
     return instance._replace(last_renewal_ms=last_renewal_ms)
-
-
-def _check_leased(instance: Instance | None) -> None:
-    """``SourceConflictError`` for what a catalog lists: its source alone says what is true."""
-    if instance is not None and not instance.is_leased:
-        raise SourceConflictError(instance.app, instance.id, instance.source)
-
-
-def _check_source(existing: Instance, source: str, *, is_replication: bool) -> None:
-    """``SourceConflictError`` where this instance, of another source, must not be replaced.
-
-    There are exceptions. An instance that a catalog listed from another Eureka server may register
-    here itself, and replaces the catalog's entry. One that a peer told of may register through
-    either API. And a peer replaces what registered through either: it knows only one kind.
-    """
-    if source in LEASED_SOURCES and existing.is_leased:
-        if existing.peers_know or (is_replication and source == "eureka"):
-            return
-    elif source == "eureka" and existing.source.startswith("eureka:"):
-        return
-    raise SourceConflictError(existing.app, existing.id, existing.source)
-
-
-def _is_of(instance: Instance, source: str, is_replication: bool) -> bool:
-    """Whether a source may renew or cancel an instance; a peer may where it registered itself."""
-    return instance.source == source or (is_replication and instance.is_leased)

@@ -13,9 +13,15 @@ from typing import Literal, NamedTuple
 
 import orjson
 
-from registry.lease import eviction_limit, renewal_threshold
+from registry.lease import (
+    eviction_limit,
+    lease_expiration_enabled,
+    renewal_threshold,
+    renewal_window,
+)
 from registry.model import Namespace
 from registry.settings import RegistrySettings
+from registry.store import Records
 from registry.words import counted, instant, span
 
 Mode = Literal["off", "genuine", "by-application"]
@@ -181,6 +187,31 @@ def mode_of(settings: RegistrySettings) -> Mode:
     return settings.self_preservation_by if settings.self_preservation else "off"
 
 
+def arithmetic(
+    records: Records, namespace: Namespace, now_mono_ms: int, settings: RegistrySettings
+) -> SelfPreservation:
+    """The renewal arithmetic of a namespace at an instant; ``StoreError``."""
+    expected = records.expected_clients(namespace)
+    if expected is None:
+        expected = settings.default_open_for_traffic_count
+    renewals = records.renewals(namespace, renewal_window(now_mono_ms) - 1)
+    threshold = renewal_threshold(
+        expected,
+        settings.expected_client_renewal_interval_secs,
+        settings.renewal_percent_threshold,
+    )
+    return SelfPreservation(
+        expected,
+        threshold,
+        renewals,
+        lease_expiration_enabled(
+            self_preservation=settings.self_preservation,
+            threshold=threshold,
+            renewals=renewals,
+        ),
+    )
+
+
 def missing_at_most(instances: int, settings: RegistrySettings) -> int:
     """How many instances of an application may be missing at once without it being preserved."""
     return eviction_limit(instances, settings.renewal_percent_threshold)
@@ -206,6 +237,26 @@ class Noted(NamedTuple):
             return None
         told = [astuple(each) for each in self.applications.values()]
         return orjson.dumps([self.since_ms, told])
+
+    def told(
+        self, leases: int, arithmetic: SelfPreservation, settings: RegistrySettings
+    ) -> Preservation:
+        """Self-preservation as it is told, where there are so many leases at the moment."""
+        mode = mode_of(settings)
+        is_active = leases > 0
+        if mode == "by-application":
+            is_active &= bool(self.applications)
+        else:
+            is_active &= not arithmetic.expiration_enabled
+        return Preservation(
+            mode,
+            is_active,
+            self.since_ms if is_active else None,
+            arithmetic,
+            leases,
+            tuple(self.applications.values()) if mode == "by-application" else (),
+            settings,
+        )
 
 
 def read_note(note: bytes | None) -> Noted:

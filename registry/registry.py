@@ -106,9 +106,12 @@ class Registry:
         """
         return namespace in self._kept
 
-    def _keep(self, registry: NamespaceRegistry) -> None:
-        if registry.namespace not in self._kept and not registry.is_blank:
-            self._kept[registry.namespace] = registry
+    def _keep(self, namespace: Namespace) -> None:
+        if namespace in self._kept:
+            return
+        registry = self._known.get(namespace)
+        if registry is not None and not registry.is_blank:
+            self._kept[namespace] = registry
 
     def forget_old_changes(self) -> None:
         """Forget changes that are too old for the delta, a few at a time; and empty namespaces."""
@@ -118,7 +121,7 @@ class Registry:
                 time.sleep(_PAUSE_SECS)
             if namespace != DEFAULT_NAMESPACE and registry.is_blank:
                 del self._kept[namespace]
-                self._keep(registry)  # where a change came in between
+                self._keep(namespace)  # where a change came in between
         self._give_memory_back(now)
 
     def _give_memory_back(self, now_mono_ms: int) -> None:
