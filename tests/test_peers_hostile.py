@@ -584,6 +584,35 @@ def test_once_one_worker_calls_the_server_ready_none_refuses_a_read(peer: FakePe
         let_go.set()
 
 
+def test_a_worker_that_starts_later_takes_what_came_meanwhile_for_no_list(
+    peer: FakePeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its server began with nothing, and a peer may know far more than registered here since."""
+    let_go = threading.Event()
+
+    def late() -> Answer:
+        let_go.wait(HANG_SECS)
+        return listed([instance()])
+
+    peer.lists = late
+    long = PeersSettings(urls=(peer.url,), register=False, port=1, start_wait_ms=HANG_SECS * 10_000)
+    try:
+        with Running(peer, start_wait_ms=HANG_SECS * 10_000) as (registry, running):
+            registry.in_namespace(DEFAULT_NAMESPACE).register(instance())
+            later = Replicator(registry, long)
+            later.start()
+            assert (running.is_open(), later.is_open()) == (False, False)
+            later.stop()
+
+            monkeypatch.setattr(replicator, "_server_run", lambda: b"another run")
+            restarted = Replicator(registry, long)
+            restarted.start()
+            assert restarted.is_open()  # it began with what the run before had left
+            restarted.stop()
+    finally:
+        let_go.set()
+
+
 def test_what_was_compared_before_a_restart_is_no_verdict_after_it(
     peer: FakePeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,7 +70,8 @@ _ASKED_AGAIN_SECS = 3.0
 # Whose lease ends so much later at a peer gets that time here.
 _LATER_MS = 1_000
 _RENEW_SECS = 30.0
-_OPEN_NOTE, _REPORT_NOTE = "peers-open", "peers"
+# Which run of a server may answer reads; which one began with an empty store; how the peers are.
+_OPEN_NOTE, _EMPTY_NOTE, _REPORT_NOTE = "peers-open", "peers-began-empty", "peers"
 
 
 class Replicator:
@@ -98,10 +99,27 @@ class Replicator:
             return
         doubled = self._registry.settings.lease_expiry == "genuine"
         self._namespace.hold_back(Hold(self._registry, self._settings.hold_ms, doubled=doubled))
-        view = self._namespace.view()
-        self._is_open = view.size() > 0
+        self._look_how_it_began()
         self._thread = threading.Thread(target=self._supervise, name="peers", daemon=True)
         self._thread.start()
+
+    def _look_how_it_began(self) -> None:
+        """Open this server if its store was not empty when the first of its workers started.
+
+        What a later worker finds there may have been registered since, and is not all that the
+        peers know. The size is read before the note: where nobody had noted anything yet, nobody
+        had served either. Where the notes cannot be read, what there is to be read is served.
+        """
+        coordination = self._registry.coordination
+        size = self._namespace.view().size()
+        with contextlib.suppress(StoreError):
+            if coordination.note(_EMPTY_NOTE) == self._server:
+                return
+            if size:
+                self._opened()
+            else:
+                coordination.set_note(_EMPTY_NOTE, self._server)
+        self._is_open = size > 0
 
     def stop(self) -> None:
         """Stop, and give the lock back so that another worker goes on at once."""
