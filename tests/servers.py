@@ -24,7 +24,7 @@ ANOTHER_WORKER = {k: v for k, v in os.environ.items() if k == "WORKER_CLASS"}
 # What has processes tell which lines they ran, while that is measured.
 MEASURED = {k: v for k, v in os.environ.items() if k.startswith("COVERAGE_")}
 # What takes longer hangs. No verdict on how fast anything is: the machine may be slow, and busy.
-HANG_SECS = 180
+HANG_SECS = 600
 JSON = {"Content-Type": "application/json", "Accept": "application/json"}
 
 

@@ -368,7 +368,7 @@ def test_an_empty_server_whose_peers_stay_away_serves_in_the_end(tmp_path: Path)
     server.launch()
     with server_stopped(server):
         wait_until(lambda: is_ready(server) and answers(server.port), "an answer")
-        assert report(server.port)["peers"][0]["state"] == "down"
+        wait_until(lambda: _states(server.port) == ["down"], "a peer that is away")
 
 
 def test_a_server_that_lost_its_store_is_filled_by_its_peers(tmp_path: Path) -> None:

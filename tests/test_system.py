@@ -253,11 +253,12 @@ def test_the_genuine_timing_doubles_a_renewed_lease(tmp_path: Path) -> None:
 def test_ten_thousand_instances_come_back_in_every_format(tmp_path: Path) -> None:
     """How long and how large is measured in ``bench``; here, that nothing is missing."""
     count = 10_000
+    lasting = {"leaseInfo": {"renewalIntervalInSecs": 30, "durationInSecs": 36_000}}
     with RegistryServer(tmp_path) as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=HANG_SECS)
         for number in range(count):
             app = f"APP{number // 10}"
-            body = instance_body(app, f"i:{number}")
+            body = instance_body(app, f"i:{number}", **lasting)
             path = f"/eureka/apps/{app}"
             assert send(server.port, "POST", path, body, JSON, connection).status == 204
         server.kill9()
