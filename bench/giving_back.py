@@ -148,9 +148,8 @@ class Machines:
 
 def has_all(server: RedisServer, instances: int) -> bool:
     with contextlib.suppress(redis.RedisError), server.client() as client:
-        sizes = client.keys(f"{{{PREFIX}*}}:sizes") or [f"{{{PREFIX}}}:sizes"]
-        held = sum(int(count) for each in sizes for count in client.hvals(each))
-        return bool(held == instances)
+        sizes = [client.hget(each, "size") for each in client.keys(f"{{{PREFIX}:*}}:meta")]
+        return sum(map(int, filter(None, sizes))) == instances
     return False
 
 

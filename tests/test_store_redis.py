@@ -22,6 +22,7 @@ from registry.model import (
     DEFAULT_NAMESPACE,
     InstanceStatus,
     Lease,
+    Namespace,
     OverrideChange,
     Revision,
 )
@@ -90,8 +91,7 @@ class TestRedisStore(StoreSuite):
     ) -> Callable[[], Store]:
         def lose() -> Store:
             opened.pop().close()
-            with server.client() as client:
-                client.delete(*client.scan_iter(f"{{{prefix}}}*"))
+            server.forget(prefix)
             opened.append(open_store(server.url(prefix, tmp_path / "another")))
             return opened[0]
 
@@ -167,8 +167,7 @@ class Machines:
 
     def forget(self) -> None:
         """Have Redis lose everything of this registry."""
-        with self.server.client() as client:
-            client.delete(*client.scan_iter(f"{{{self._prefix}}}*"))
+        self.server.forget(self._prefix)
 
 
 @pytest.fixture
@@ -582,6 +581,52 @@ def test_what_redis_lost_the_machines_give_back(fragile: Machines, how: str) -> 
     token = here.acquire("evictor", "a", 0, 100)
     assert token is not None
     assert token > known
+
+
+@pytest.mark.parametrize("part", ["root", "namespace"])
+def test_a_part_that_lost_everything_begins_another_life_for_all(
+    machines: Machines, part: str
+) -> None:
+    """As where a server of a Cluster lost what it had, and the others did not."""
+    here, there = machines.open("here"), machines.open("there")
+    other = Namespace("other")
+    for namespace in (NS, other):
+        known = here.commit(namespace, put(sample_instance(), lease=lease_from(mono())))
+        wait_until(lambda namespace=namespace, known=known: there.revision(namespace) == known)
+    name = here._server.name("*", None if part == "root" else NS)
+    with machines.server.client() as client:
+        client.delete(*client.keys(name))
+    for store in (here, there):
+        for namespace in (NS, other):
+            wait_until(lambda each=namespace, store=store: store.revision(each) > known + 1_000)
+            assert {each.id for each in store.load(namespace).instances} == {"web:1"}
+    limited = put(sample_instance(instance_id="web:2"), namespaces_at_most=2)
+    assert here.commit(other, limited)
+    with pytest.raises(ConflictError):
+        here.commit(Namespace("third"), limited)
+
+
+def test_what_a_machine_heard_of_it_does_not_tell_again(machines: Machines) -> None:
+    here, there = machines.open("here"), machines.open("there")
+    key, now = sample_instance().key, mono()
+    revision = here.commit(NS, put(sample_instance(), lease=lease_from(now)))
+    wait_until(lambda: there.revision(NS) == revision)
+
+    def told() -> int:
+        return int(here._server.call("GET", here._server.name("told", NS), namespace=NS) or 0)
+
+    def is_heard() -> bool:
+        found = there.lease(NS, key)
+        return found is not None and found.last_renewal_ms == now + 5_000
+
+    rounds = there._teller._round
+    wait_until(lambda: there._teller._round > rounds + 2)
+    before = told()
+    assert here.renew(NS, key, lease_from(now + 5_000), None)
+    wait_until(is_heard)
+    rounds = there._teller._round
+    wait_until(lambda: there._teller._round > rounds + 2)
+    assert told() == before + 1
 
 
 def test_the_tail_that_a_restarted_redis_lost_is_given_back(fragile: Machines) -> None:

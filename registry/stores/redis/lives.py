@@ -1,19 +1,21 @@
 """Lives: how the machines and Redis agree again after Redis lost something.
 
-A life is bound to one run of the Redis server. Where a script finds another run, or no life at all
-(the server was started anew, or another took over, or somebody emptied it), the first who notices
-begins another life. Then every machine *gives back* what its copy has: of each instance the state
-with the greatest revision counts, of removed ones too. Nothing is lost that any machine had
-followed. Only then it *takes up* what is there as its copy, in the new life. Both together are
-*adopting* a life. Of the workers of a machine one adopts it, and the others find it done.
+A life is bound to one run of the Redis server; in a Cluster, of each server that has a part of the
+registry (``scripts.py``). Where a script finds another run, or no life at all (the server was
+started anew, or another took over or got the slot, or somebody emptied it), the first who notices
+begins another life, which is one for all parts: the root first, then each namespace. Then every
+machine *gives back* what its copy has: of each instance the state with the greatest revision
+counts, of removed ones too. Nothing is lost that any machine had followed. Only then it *takes up*
+what is there as its copy, in the new life. Both together are *adopting* a life. Of the workers of a
+machine one adopts it, and the others find it done.
 """
 
 from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple, TypeVar, cast
 
 from registry.errors import StoreError
 from registry.lease import SystemClock
@@ -22,8 +24,8 @@ from registry.store import Commit, another_life
 from registry.stores.lmdb import Contents, LmdbStore
 from registry.stores.lmdb.records import encode_instance
 from registry.stores.redis import scripts
-from registry.stores.redis.records import HEARD, Records, listed, name_of
-from registry.stores.redis.server import AnotherLifeError, Argument, Server
+from registry.stores.redis.records import Records, heard_of, listed, name_of
+from registry.stores.redis.server import AnotherLifeError, Argument, Call, Server
 
 log = logging.getLogger("registry")
 
@@ -34,6 +36,36 @@ _NEVER = 1 << 61
 # Notes in the copy: of which registry it is one, and who this machine is among the others.
 _COPY_OF, _NODE = "redis/copy-of", "redis/node"
 _ADOPTING = "adopting"
+
+
+class _Part(NamedTuple):
+    """How a part of the registry stands in Redis, as the script tells it."""
+
+    life: Revision | None
+    run: bytes
+    """The run of the server in which the life began."""
+    server_run: bytes
+    revision: Revision
+    size: int
+
+    @classmethod
+    def of(cls, told: list[bytes]) -> _Part:
+        life, run, server_run, revision, size = told
+        return cls(
+            Revision(int(life)) if life else None,
+            run,
+            server_run,
+            Revision(int(revision)),
+            int(size),
+        )
+
+    def is_in(self, life: Revision) -> bool:
+        """Whether it is in a life, and its server still is the run in which that began."""
+        return self.life == life and self.run == self.server_run
+
+    def seen(self) -> tuple[Argument, Argument, Argument]:
+        """What the script compares before it begins another life."""
+        return "" if self.life is None else self.life, self.run, self.server_run
 
 
 class Lives:
@@ -86,25 +118,30 @@ class Lives:
         Redis lost something meanwhile.
         """
         with self._copy.locked(_ADOPTING):
-            begun, began_in, known, run = self._server.run(scripts.LIFE, "", "", "")
+            root = self._look(None)
+            begun = self._records.begun()
             is_copy = self.has_copy()
             held = self._copy.namespaces()
-            if not is_copy and begun and any(held.values()) and self._records.namespaces():
+            if not is_copy and root.life is not None and any(held.values()) and begun:
                 raise StoreError(
                     f"Redis at {self._server.shown} has a registry, and the folder another: "
                     "start with an empty folder, or with an empty Redis"
                 )
-            if not begun or began_in != run or lost:
-                if begun or self._first_life is None:
-                    life = another_life(Revision(max(int(known), self._greatest())))
-                else:
-                    life = self._first_life
-                if begun or is_copy:
-                    log.warning(
-                        "Redis may have lost something: another life of the registry begins"
-                    )
-                begun = self._server.run(scripts.LIFE, life, begun, began_in)[0]
-            life = Revision(int(begun))
+            parts = self._look_at_each(begun.keys() | held.keys())
+            life = root.life
+            if life is None or root.run != root.server_run:
+                lost = True
+            elif not lost:
+                lost = any(
+                    in_life == life and not parts[each].is_in(life)
+                    for each, in_life in begun.items()
+                )
+            if life is None or lost:
+                life = self._begin(root, parts.values(), is_copy=is_copy)
+                begun = self._records.begun()
+            for namespace in begun.keys() | held.keys():
+                if begun.get(namespace) != life:
+                    self.open(life, namespace, holds=self._holds(namespace))
             if is_copy and self._copy.life() == life:
                 return
             is_given_back = False
@@ -114,6 +151,83 @@ class Lives:
                 for namespace in known:
                     self._give_back(life, namespace)
                 is_given_back = self._take_up(life, known)
+
+    def _look(self, namespace: Namespace | None) -> _Part:
+        return _Part.of(self._server.run(scripts.LIFE, namespace, "", "", "", "", ""))
+
+    def _look_at_each(self, namespaces: Iterable[Namespace]) -> dict[Namespace, _Part]:
+        calls = [Call(scripts.LIFE, each, ("", "", "", "", "")) for each in namespaces]
+        parts = {}
+        for call, answer in zip(calls, self._server.run_each(calls), strict=True):
+            if isinstance(answer, Exception):
+                raise answer
+            parts[cast(Namespace, call.namespace)] = _Part.of(answer)
+        return parts
+
+    def _begin(self, root: _Part, parts: Iterable[_Part], *, is_copy: bool) -> Revision:
+        """Begin another life at the root, unless another machine did; the one that it is in."""
+        if root.life is not None or self._first_life is None:
+            known = max([root.life or 0, self._greatest(), *(part.revision for part in parts)])
+            life = another_life(Revision(known))
+        else:
+            life = self._first_life
+        if root.life is not None or is_copy:
+            log.warning("Redis may have lost something: another life of the registry begins")
+        begun = _Part.of(self._server.run(scripts.LIFE, None, life, *root.seen(), "")).life
+        if begun is None:
+            raise AnotherLifeError
+        return begun
+
+    def _holds(self, namespace: Namespace) -> bool:
+        return self._copy.namespaces().get(namespace, 0) > 0 or self._look(namespace).size > 0
+
+    def open(
+        self, life: Revision, namespace: Namespace, *, holds: bool, most: int | None = None
+    ) -> bool:
+        """Have a namespace begun in a life; ``StoreError``, ``AnotherLifeError``.
+
+        Where it ``holds`` instances, or is to: whether it may, ``most`` namespaces at a time.
+        """
+        server = self._server
+        asked = (life, namespace, "1" if holds else "", "" if most is None else most)
+        begun, claim, told = server.run(scripts.OPEN, None, *asked)
+        if holds and not claim:
+            self._yield(life, told)
+            begun, claim, told = server.run(scripts.OPEN, None, *asked)
+            if not claim:
+                return False
+        is_begun = begun != b"" and int(begun) == life
+        if not is_begun:
+            part = self._look(namespace)
+            if part.life is None or part.life < life:
+                now = server.now()
+                server.run(scripts.LIFE, namespace, life, *part.seen(), now)
+        server.run(scripts.OPENED, namespace, life, claim, *told)
+        if not is_begun:
+            server.run(scripts.BEGUN, None, life, namespace)
+        return True
+
+    def _yield(self, life: Revision, claimed: Iterable[bytes]) -> None:
+        """Take the claims from namespaces that are empty."""
+        held = self._copy.namespaces()
+        for name in claimed:
+            namespace = Namespace(name.decode())
+            if held.get(namespace) == 0:
+                claim = self._server.run(scripts.YIELD, namespace, life)
+                if claim:
+                    self._server.run(scripts.YIELDED, None, life, namespace, claim)
+
+    def fence(self, lock: str, token: int) -> None:
+        """Have all namespaces refuse what is fenced with an earlier token; ``StoreError``."""
+        life = self._copy.life()
+        calls = [
+            Call(scripts.OPENED, namespace, (life, "", lock, token))
+            for namespace, begun in self._records.begun().items()
+            if begun is not None
+        ]
+        for answer in self._server.run_each(calls):
+            if isinstance(answer, Exception):
+                raise answer
 
     def take_up_again(self, life: Revision, namespace: Namespace, after: Revision) -> None:
         """Make the copy what Redis has, where it cannot go on from a revision.
@@ -159,8 +273,9 @@ class Lives:
             given += int(
                 self._server.run(
                     scripts.OFFER,
-                    life,
                     namespace,
+                    life,
+                    self._server.now(),
                     self.node,
                     "" if expected is None else expected,
                     *portion,
@@ -180,18 +295,22 @@ class Lives:
                 for instance, removed in portion
                 for value in (name_of(instance.key), instance.revision, removed)
             ]
-            for place in self._server.run(scripts.WANT, life, namespace, *names):
+            for place in self._server.run(scripts.WANT, namespace, life, *names):
                 yield portion[place]
 
     # Taking up.
 
     def _take_up(self, life: Revision, known: Mapping[Namespace, Revision] | None = None) -> bool:
         """Make the copy what Redis has; False where it is no more at what is ``known`` of it."""
-        heard = self._server.call("GET", self._server.name("told")) or b"0"
-        contents = {each: self._contents(life, each) for each in self._records.namespaces()}
+        heard, contents = {}, {}
+        for each in self._records.namespaces():
+            name = self._server.name("told", each)
+            heard[each] = self._server.call("GET", name, namespace=each) or b"0"
+            contents[each] = self._contents(life, each)
         if not self._copy.replace(life, contents, known):
             return False
-        self._copy.set_note(HEARD, heard)
+        for each, number in heard.items():
+            self._copy.set_note(heard_of(each), number)
         self._copy.set_note(_COPY_OF, self._prefix.encode())
         return True
 

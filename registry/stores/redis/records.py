@@ -23,8 +23,11 @@ from registry.stores.lmdb.records import decode_instance, encode_instance
 from registry.stores.redis import scripts
 from registry.stores.redis.server import Argument, Server
 
-HEARD = "redis/heard"
-"""The note in the copy of the last batch of renewals that is in it."""
+
+def heard_of(namespace: Namespace) -> str:
+    """The note in the copy of the last batch of a namespace's renewals that is in it."""
+    return f"redis/heard/{namespace}"
+
 
 _FETCHED_AT_ONCE = 1_000
 _PAGE = 1_000
@@ -63,14 +66,21 @@ class Records:
         """Ask nothing yet."""
         self._server = server
 
+    def begun(self) -> dict[Namespace, Revision | None]:
+        """The namespaces that Redis has, and the life in which each was last begun; ``StoreError``.
+
+        That is None for one that is listed and was not begun yet.
+        """
+        return begun_of(self._server.call("HGETALL", self._server.name("namespaces")))
+
     def namespaces(self) -> list[Namespace]:
-        """Those that Redis has; ``StoreError``."""
-        names = self._server.call("HKEYS", self._server.name("sizes"))
-        return [Namespace(name.decode()) for name in names]
+        """Those that were begun; ``StoreError``."""
+        return [namespace for namespace, life in self.begun().items() if life is not None]
 
     def overrides(self, namespace: Namespace) -> dict[str, InstanceStatus]:
         """The overrides of a namespace, by the instance's id; ``StoreError``."""
-        stored = self._server.call("HGETALL", self._server.name(f"{namespace}:override"))
+        name = self._server.name("override", namespace)
+        stored = self._server.call("HGETALL", name, namespace=namespace)
         return {
             each.decode(): InstanceStatus(word.decode())
             for each, word in zip(stored[::2], stored[1::2], strict=True)
@@ -86,7 +96,7 @@ class Records:
         """
         cursor = b"0"
         while True:
-            cursor, page = self._server.run(scripts.PAGE, life, namespace, cursor, _PAGE)
+            cursor, page = self._server.run(scripts.PAGE, namespace, life, cursor, _PAGE)
             for name, record, lease in zip(page[::3], page[1::3], page[2::3], strict=True):
                 yield key_of(name), record, self.lease(lease)[0] if lease else None
             if cursor == b"0":
@@ -106,8 +116,8 @@ class Records:
         """
         revision, trimmed, expected, is_far, found = self._server.run(
             scripts.FETCH,
-            life,
             namespace,
+            life,
             after,
             _FETCHED_AT_ONCE,
             "" if known_until is None else known_until,
@@ -155,7 +165,6 @@ class Records:
         if commit.expected_deadline_mono_ms is not None:
             flags += "d"
         change, most = commit.override, commit.instances_at_most
-        others = commit.namespaces_at_most
         return (
             name_of(commit.key),
             commit.key.id,
@@ -169,7 +178,6 @@ class Records:
             commit.expected_clients_step,
             commit.opening_clients,
             "" if most is None else most,
-            "" if others is None else others,
         )
 
     def told(self, lease: Lease) -> str:
@@ -184,6 +192,14 @@ class Records:
         mono_of = self._server.mono_of
         lease = Lease(mono_of(deadline), duration, last, by_client and mono_of(by_client))
         return lease, Revision(began)
+
+
+def begun_of(told: list[bytes]) -> dict[Namespace, Revision | None]:
+    """The namespaces as Redis tells them, and the life in which each was last begun."""
+    return {
+        Namespace(name.decode()): Revision(int(life)) if life else None
+        for name, life in zip(told[::2], told[1::2], strict=True)
+    }
 
 
 def name_of(key: InstanceKey) -> str:

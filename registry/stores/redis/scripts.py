@@ -1,26 +1,41 @@
-"""What Redis runs: each script is one atomic operation on the keys of one registry.
+"""What Redis runs: each script is one atomic operation on the keys of one part of a registry.
 
-``KEYS[1]`` is the registry's prefix, in braces, so that all of its keys are in one slot of a
-Cluster. After it come, with ``n`` for a namespace:
+A part is the *root*, or a namespace. All keys of a part begin with its tag in braces, so that they
+are in one slot of a Cluster, and the namespaces are spread over its servers. Every script has two
+keys: the tag, which is never a key itself, and the part's ``life``. While a slot is being moved one
+of the two is missing wherever it is asked for, so that a Cluster refuses (``TRYAGAIN``) until it is
+moved as a whole.
 
-| key | kind | content |
+| key of the root, ``{PREFIX}:`` | kind | content |
 | --- | --- | --- |
 | ``life`` | hash | ``number``, and ``run``: the run of the server in which it began |
-| ``sizes`` | hash | namespace → how many instances it holds |
+| ``namespaces`` | hash | namespace → the life in which it was last begun; empty before |
+| ``claims`` | hash | namespace → the number of its claim: of those that may hold instances |
+| ``claimed`` | string | the last number of a claim |
 | ``tokens``, ``locks`` | hashes | lock → the last token; its owner, end and length |
 | ``notes`` | hash | name → what was noted |
 | ``nodes`` | hash | node → the instant up to which it told its renewals |
+
+| key of a namespace, ``{PREFIX:NAMESPACE}:`` | kind | content |
+| --- | --- | --- |
+| ``life`` | hash | as of the root: which of its lives this part is in, and the run of its server |
+| ``meta`` | hash | ``revision``, ``trimmed``, ``expected``, ``size``, ``claim`` |
+| ``record`` | hash | instance → revision, a blank, the instance |
+| ``lease`` | hash | instance → a lease (below) |
+| ``override`` | hash | id → status |
+| ``log`` | sorted set | instance, by the revision of its last change |
+| ``change`` | hash | instance → instant, kind, and a removed instance's last state |
+| ``was`` | hash | instance → its revision now, and in the life from which it was given back |
+| ``evicted`` | hash | second → how many were evicted in it |
+| ``fences`` | hash | lock → the greatest token that was told of |
 | ``renewed`` | stream | the latest batches of renewals, by their numbers |
 | ``told`` | string | the number of the last batch |
 | ``done:ID`` | string | the outcome of a group of commits, for a minute |
-| ``n:record`` | hash | instance → revision, a blank, the instance |
-| ``n:lease`` | hash | instance → a lease (below) |
-| ``n:override`` | hash | id → status |
-| ``n:log`` | sorted set | instance, by the revision of its last change |
-| ``n:change`` | hash | instance → instant, kind, and a removed instance's last state |
-| ``n:was`` | hash | instance → its revision now, and in the life from which it was given back |
-| ``n:evicted`` | hash | second → how many were evicted in it |
-| ``n:meta`` | hash | ``revision``, ``trimmed``, ``expected`` |
+
+**Opening.** A namespace is listed at the root before it is begun in its own slot, and begun there
+before it holds anything. So where the root says that it was begun in the present life, and its slot
+says otherwise, that slot has lost something. A *claim* allows it to hold instances: the root counts
+claims, and a namespace that is found empty gives its claim back when room is wanted.
 
 An instance's name is its application and id, joined by NUL; an override that changed alone has the
 name of its instance and another NUL. A lease is its deadline, duration, last renewal, the client's
@@ -49,10 +64,14 @@ def _script(*parts: str) -> Script:
 
 _BEGIN = """
 local P = KEYS[1] .. ':'
+local prefix, namespace = string.match(KEYS[1], '^{([^:}]*):?(.*)}$')
 local call = redis.call
 local function whole(number) return string.format('%.0f', number) end
 local function check_life()
   local life = call('HMGET', P .. 'life', 'number', 'run')
+  if not life[1] and namespace ~= '' then
+    return redis.error_reply('OPEN the namespace is not open')
+  end
   if life[1] ~= ARGV[2] or life[2] ~= ARGV[1] then
     return redis.error_reply('LIFE is another')
   end
@@ -63,20 +82,20 @@ end
 _CHANGES = """
 -- The entries of the log after a revision and up to another, six values each. What is listed since
 -- the revision ``known`` or before goes without its record and its lease.
-local function changes(N, after, up_to, into, most, known)
-  local found = call('ZRANGEBYSCORE', N .. 'log', '(' .. after, up_to, 'WITHSCORES',
+local function changes(after, up_to, into, most, known)
+  local found = call('ZRANGEBYSCORE', P .. 'log', '(' .. after, up_to, 'WITHSCORES',
                      'LIMIT', 0, most)
   for i = 1, #found, 2 do
     local name = found[i]
-    local change = call('HGET', N .. 'change', name) or '0 0 '
+    local change = call('HGET', P .. 'change', name) or '0 0 '
     local kind = tonumber(string.match(change, '^%S+ (%d+)'))
     local record, override, lease = '', '', ''
     if kind % 4 >= 2 then
-      override = call('HGET', N .. 'override', string.match(name, '^[^%z]*%z([^%z]*)')) or ''
+      override = call('HGET', P .. 'override', string.match(name, '^[^%z]*%z([^%z]*)')) or ''
     end
     if kind < 4 and string.sub(name, -1) ~= '\\0' and tonumber(found[i + 1]) > known then
-      record = call('HGET', N .. 'record', name) or ''
-      lease = call('HGET', N .. 'lease', name) or ''
+      record = call('HGET', P .. 'record', name) or ''
+      lease = call('HGET', P .. 'lease', name) or ''
     end
     into[#into + 1] = name
     into[#into + 1] = whole(tonumber(found[i + 1]))
@@ -92,15 +111,15 @@ end
 _WRITE = """
 -- Note a change as the last one of its instance; an earlier one's word of an override stays. What
 -- was noted, and whether it says anything of an override.
-local function log_change(N, name, revision, at, kind, last_state)
-  local before = call('HGET', N .. 'change', name)
-  if before and call('ZSCORE', N .. 'log', name) then
+local function log_change(name, revision, at, kind, last_state)
+  local before = call('HGET', P .. 'change', name)
+  if before and call('ZSCORE', P .. 'log', name) then
     local known = tonumber(string.match(before, '^%S+ (%d+)'))
     if known % 4 >= 2 and kind % 4 < 2 then kind = kind + 2 end
   end
   local change = at .. ' ' .. kind .. ' ' .. last_state
-  call('HSET', N .. 'change', name, change)
-  call('ZADD', N .. 'log', whole(revision), name)
+  call('HSET', P .. 'change', name, change)
+  call('ZADD', P .. 'log', whole(revision), name)
   return change, kind % 4 >= 2
 end
 """
@@ -109,7 +128,7 @@ _TELL_MOVED = """
 -- Tell all machines that a namespace moved on from a revision to another: by which node, how many
 -- clients are expected then, and the changes in between, six values each as ``changes`` has them;
 -- or without them, where they are many.
-local function tell_moved(namespace, from, to, node, expected, told)
+local function tell_moved(from, to, node, expected, told)
   local total = 0
   for i = 1, #told do total = total + #told[i] end
   local words = {namespace, whole(from), whole(to), node, expected and whole(expected) or ''}
@@ -118,7 +137,8 @@ local function tell_moved(namespace, from, to, node, expected, told)
   else
     told = {}
   end
-  call('PUBLISH', P .. 'moved', table.concat(words, ' ') .. '\\n' .. table.concat(told))
+  call('PUBLISH', '{' .. prefix .. '}:moved',
+       table.concat(words, ' ') .. '\\n' .. table.concat(told))
 end
 """
 
@@ -128,80 +148,62 @@ COMMIT = _script(
     _WRITE,
     _TELL_MOVED,
     """
--- run, life, namespace, id of this group, revision known, lock, token, batch known, node; then
--- thirteen for each commit: name, id, expected, expected override, at, instance, lease, flags,
--- override, step, opening, instances at most, namespaces at most.
+-- run, life, id of this group, revision known, lock, token, batch known, node, until when all nodes
+-- told their renewals, '1' where no claim could be had; then twelve for each commit: name, id,
+-- expected, expected override, at, instance, lease, flags, override, step, opening, instances at
+-- most.
 local lost = check_life()
 if lost then return lost end
-local namespace, group = ARGV[3], ARGV[4]
-local N = P .. namespace .. ':'
+local group = ARGV[3]
 local done = call('GET', P .. 'done:' .. group)
 if done then return {done, '', '', '', '1', {}} end
-if ARGV[6] ~= '' then
-  local token = call('HGET', P .. 'tokens', ARGV[6])
-  if token and tonumber(token) > tonumber(ARGV[7]) then
+if ARGV[5] ~= '' then
+  local token = call('HGET', P .. 'fences', ARGV[5])
+  if token and tonumber(token) > tonumber(ARGV[6]) then
     return redis.error_reply('FENCE the lock is another\\'s')
   end
 end
-local meta = call('HMGET', N .. 'meta', 'revision', 'trimmed', 'expected')
+local meta = call('HMGET', P .. 'meta', 'revision', 'trimmed', 'expected', 'size', 'claim')
 local revision = tonumber(meta[1] or ARGV[2])
 local trimmed = tonumber(meta[2] or ARGV[2])
 local expected = meta[3] and tonumber(meta[3])
+local size, has_claim = tonumber(meta[4] or 0), tonumber(meta[5] or 0) > 0
+if not has_claim and ARGV[10] == '' then
+  for i = 11, #ARGV, 12 do
+    if ARGV[i + 5] ~= '' and not string.find(ARGV[i + 7], 'r') then
+      return redis.error_reply('OPEN the namespace has no claim')
+    end
+  end
+end
 local first = revision
 local missing, is_far = {}, '0'
-local known = tonumber(ARGV[5])
+local known = tonumber(ARGV[4])
 if known < trimmed then
   is_far = '1'
 elseif known < revision then
-  if changes(N, ARGV[5], whole(revision), missing, 201, 0) > 200 then
+  if changes(ARGV[4], whole(revision), missing, 201, 0) > 200 then
     missing, is_far = {}, '1'
   end
 end
-local size = tonumber(call('HGET', P .. 'sizes', namespace) or 0)
 local size_before, expected_before = size, expected
-local told_until
-local function is_told(deadline)
-  if not told_until then
-    local time = call('TIME')
-    local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-    told_until = now
-    local nodes = call('HGETALL', P .. 'nodes')
-    for i = 2, #nodes, 2 do
-      local told = tonumber(nodes[i])
-      if told > now - 5000 and told < told_until then told_until = told end
-    end
-  end
-  return deadline < told_until
-end
-local function has_room(most, most_namespaces)
-  if most_namespaces ~= '' and size == 0 then
-    local held = 0
-    for _, count in ipairs(call('HVALS', P .. 'sizes')) do
-      if tonumber(count) > 0 then held = held + 1 end
-    end
-    return held < tonumber(most_namespaces)
-  end
-  return most == '' or size < tonumber(most)
+local function is_told(lease)
+  local deadline, batch = string.match(lease, '^(%S+) %S+ %S+ %S+ (%S+)')
+  return tonumber(batch) <= tonumber(ARGV[7]) and tonumber(deadline) < tonumber(ARGV[9])
 end
 local outcomes, evicted, told = {}, {}, {}
-for i = 10, #ARGV, 13 do
+for i = 11, #ARGV, 12 do
   local name, id, at, instance = ARGV[i], ARGV[i + 1], ARGV[i + 4], ARGV[i + 5]
   local lease, flags, override = ARGV[i + 6], ARGV[i + 7], ARGV[i + 8]
-  local stored = call('HGET', N .. 'record', name)
+  local stored = call('HGET', P .. 'record', name)
   local stored_revision = stored and string.match(stored, '^(%d+)') or '0'
   local holds = stored_revision == ARGV[i + 2]
-    and (call('HGET', N .. 'override', id) or '') == ARGV[i + 3]
+    and (call('HGET', P .. 'override', id) or '') == ARGV[i + 3]
   if holds and string.find(flags, 'd') then
-    local found = call('HGET', N .. 'lease', name)
-    if found then
-      local deadline, batch = string.match(found, '^(%S+) %S+ %S+ %S+ (%S+)')
-      holds = tonumber(batch) <= tonumber(ARGV[8]) and is_told(tonumber(deadline))
-    else
-      holds = false
-    end
+    local found = call('HGET', P .. 'lease', name)
+    holds = found and is_told(found)
   end
   if holds and not stored and instance ~= '' then
-    holds = has_room(ARGV[i + 11], ARGV[i + 12])
+    holds = has_claim and (ARGV[i + 11] == '' or size < tonumber(ARGV[i + 11]))
   end
   if not holds then
     outcomes[#outcomes + 1] = '-'
@@ -214,9 +216,9 @@ for i = 10, #ARGV, 13 do
     if override ~= '' then
       kind = 2
       if override == '-' then
-        call('HDEL', N .. 'override', id)
+        call('HDEL', P .. 'override', id)
       else
-        call('HSET', N .. 'override', id, override)
+        call('HSET', P .. 'override', id, override)
       end
     end
     if string.find(flags, 'e') then
@@ -228,25 +230,25 @@ for i = 10, #ARGV, 13 do
     local record, begun = '', ''
     if instance == '' then
       name = name .. '\\0'
-      change, of_override = log_change(N, name, revision, at, kind, '')
+      change, of_override = log_change(name, revision, at, kind, '')
     elseif removes then
-      change, of_override = log_change(N, name, revision, at, kind + 4, instance)
-      call('HDEL', N .. 'record', name)
-      call('HDEL', N .. 'lease', name)
+      change, of_override = log_change(name, revision, at, kind + 4, instance)
+      call('HDEL', P .. 'record', name)
+      call('HDEL', P .. 'lease', name)
       if stored then size = size - 1 end
     else
-      change, of_override = log_change(N, name, revision, at, kind, '')
+      change, of_override = log_change(name, revision, at, kind, '')
       record = number .. ' ' .. instance
-      call('HSET', N .. 'record', name, record)
+      call('HSET', P .. 'record', name, record)
       if lease ~= '' then
-        begun = lease .. ' ' .. ARGV[8] .. ' ' .. number
-        call('HSET', N .. 'lease', name, begun)
+        begun = lease .. ' 0 ' .. number
+        call('HSET', P .. 'lease', name, begun)
       end
       if not stored then size = size + 1 end
     end
     local n = #told
     told[n + 1], told[n + 2], told[n + 3], told[n + 4] = name, number, change, record
-    told[n + 5] = of_override and call('HGET', N .. 'override', id) or ''
+    told[n + 5] = of_override and call('HGET', P .. 'override', id) or ''
     told[n + 6] = begun
     local step = tonumber(ARGV[i + 9])
     if step ~= 0 then
@@ -257,22 +259,22 @@ for i = 10, #ARGV, 13 do
 end
 local outcome = table.concat(outcomes, ' ')
 if revision > first then
-  call('HSET', N .. 'meta', 'revision', whole(revision))
-  if not meta[2] then call('HSET', N .. 'meta', 'trimmed', ARGV[2]) end
-  if expected ~= expected_before then call('HSET', N .. 'meta', 'expected', whole(expected)) end
-  if size ~= size_before then call('HSET', P .. 'sizes', namespace, whole(size)) end
+  call('HSET', P .. 'meta', 'revision', whole(revision))
+  if not meta[2] then call('HSET', P .. 'meta', 'trimmed', ARGV[2]) end
+  if expected ~= expected_before then call('HSET', P .. 'meta', 'expected', whole(expected)) end
+  if size ~= size_before then call('HSET', P .. 'meta', 'size', whole(size)) end
   local newest
   for second, count in pairs(evicted) do
-    call('HINCRBY', N .. 'evicted', second, count)
+    call('HINCRBY', P .. 'evicted', second, count)
     newest = math.max(newest or 0, tonumber(second))
   end
   if newest then
-    for _, second in ipairs(call('HKEYS', N .. 'evicted')) do
-      if tonumber(second) < newest - 60 then call('HDEL', N .. 'evicted', second) end
+    for _, second in ipairs(call('HKEYS', P .. 'evicted')) do
+      if tonumber(second) < newest - 60 then call('HDEL', P .. 'evicted', second) end
     end
   end
   call('SET', P .. 'done:' .. group, outcome, 'EX', 60)
-  tell_moved(namespace, first, revision, ARGV[9], expected, told)
+  tell_moved(first, revision, ARGV[8], expected, told)
 end
 return {outcome, whole(revision), whole(trimmed), expected and whole(expected) or '', is_far,
         missing}
@@ -284,19 +286,18 @@ FETCH = _script(
     _BEGIN,
     _CHANGES,
     """
--- run, life, namespace, revision known, how many at most; and the revision up to which what is
--- listed is known, where all entries are wanted.
+-- run, life, revision known, how many at most; and the revision up to which what is listed is
+-- known, where all entries are wanted.
 local lost = check_life()
 if lost then return lost end
-local N = P .. ARGV[3] .. ':'
-local meta = call('HMGET', N .. 'meta', 'revision', 'trimmed', 'expected')
+local meta = call('HMGET', P .. 'meta', 'revision', 'trimmed', 'expected')
 local revision, trimmed = meta[1] or ARGV[2], meta[2] or ARGV[2]
 local found = {}
 local is_far = '0'
-if ARGV[6] == '' and tonumber(ARGV[4]) < tonumber(trimmed) then
+if ARGV[5] == '' and tonumber(ARGV[3]) < tonumber(trimmed) then
   is_far = '1'
 else
-  changes(N, ARGV[4], '+inf', found, tonumber(ARGV[5]), tonumber(ARGV[6]) or 0)
+  changes(ARGV[3], '+inf', found, tonumber(ARGV[4]), tonumber(ARGV[5]) or 0)
 end
 return {revision, trimmed, meta[3] or '', is_far, found}
 """,
@@ -306,16 +307,15 @@ return {revision, trimmed, meta[3] or '', is_far, found}
 PAGE = _script(
     _BEGIN,
     """
--- run, life, namespace, cursor, how many.
+-- run, life, cursor, how many.
 local lost = check_life()
 if lost then return lost end
-local N = P .. ARGV[3] .. ':'
-local page = call('HSCAN', N .. 'record', ARGV[4], 'COUNT', ARGV[5])
+local page = call('HSCAN', P .. 'record', ARGV[3], 'COUNT', ARGV[4])
 local found = {}
 for i = 1, #page[2], 2 do
   found[#found + 1] = page[2][i]
   found[#found + 1] = page[2][i + 1]
-  found[#found + 1] = call('HGET', N .. 'lease', page[2][i]) or ''
+  found[#found + 1] = call('HGET', P .. 'lease', page[2][i]) or ''
 end
 return {page[1], found}
 """,
@@ -325,31 +325,30 @@ return {page[1], found}
 TELL = _script(
     _BEGIN,
     """
--- run, life, node, told until, batch known, a batch (empty: nothing to tell).
+-- run, life, batch known, a batch (empty: nothing to tell).
 local lost = check_life()
 if lost then return lost end
-local batch = ARGV[6]
-call('HSET', P .. 'nodes', ARGV[3], ARGV[4])
+local batch = ARGV[4]
 local told = tonumber(call('GET', P .. 'told') or 0)
 if batch ~= '' then
   told = told + 1
   call('SET', P .. 'told', whole(told))
   call('XADD', P .. 'renewed', 'MAXLEN', 256, whole(told) .. '-1', 'batch', batch)
+  call('EXPIRE', P .. 'renewed', 60)
   for _, each in ipairs(cjson.decode(batch).leases) do
-    local key = P .. each[1] .. ':lease'
-    local stored = call('HGET', key, each[2])
+    local stored = call('HGET', P .. 'lease', each[1])
     if stored then
       local deadline, duration, last, client, _, began =
         string.match(stored, '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+)')
-      if tonumber(duration) == each[4] and each[3] > tonumber(deadline) + 20 then
-        if each[6] ~= 0 then client = whole(each[6]) end
-        call('HSET', key, each[2], whole(each[3]) .. ' ' .. duration .. ' ' .. whole(each[5])
-             .. ' ' .. client .. ' ' .. whole(told) .. ' ' .. began)
+      if tonumber(duration) == each[3] and each[2] > tonumber(deadline) + 20 then
+        if each[5] ~= 0 then client = whole(each[5]) end
+        call('HSET', P .. 'lease', each[1], whole(each[2]) .. ' ' .. duration .. ' '
+             .. whole(each[4]) .. ' ' .. client .. ' ' .. whole(told) .. ' ' .. began)
       end
     end
   end
 end
-local known = tonumber(ARGV[5])
+local known = tonumber(ARGV[3])
 local batches, is_far = {}, '0'
 if known > told then
   is_far = '1'
@@ -358,44 +357,54 @@ elseif known < told then
   if #entries ~= told - known then is_far = '1' end
   for _, entry in ipairs(entries) do batches[#batches + 1] = entry[2][2] end
 end
-local standing = {}
-for _, namespace in ipairs(call('HKEYS', P .. 'sizes')) do
-  local meta = call('HMGET', P .. namespace .. ':meta', 'revision', 'trimmed', 'expected')
-  standing[#standing + 1] = namespace
-  standing[#standing + 1] = meta[1] or ARGV[2]
-  standing[#standing + 1] = meta[2] or ARGV[2]
-  standing[#standing + 1] = meta[3] or ''
-end
-local time = call('TIME')
-local now = tonumber(time[1]) * 1000
-local nodes = call('HGETALL', P .. 'nodes')
-for i = 2, #nodes, 2 do
-  if tonumber(nodes[i]) < now - 60000 then call('HDEL', P .. 'nodes', nodes[i - 1]) end
-end
-return {whole(told), is_far, batches, standing}
+local meta = call('HMGET', P .. 'meta', 'revision', 'trimmed', 'expected')
+return {whole(told), is_far, batches, meta[1] or ARGV[2], meta[2] or ARGV[2], meta[3] or ''}
 """,
 )
-"""Tell others of a node's renewals, and hear of theirs and of how far each namespace is."""
+"""Tell others of a node's renewals in a namespace, and hear of theirs and of how far it is."""
+
+TOLD = _script(
+    _BEGIN,
+    """
+-- run, life, node (empty: nobody's), until when it told.
+local lost = check_life()
+if lost then return lost end
+local time = call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+if ARGV[3] ~= '' then call('HSET', P .. 'nodes', ARGV[3], ARGV[4]) end
+local by_all = now
+local nodes = call('HGETALL', P .. 'nodes')
+for i = 2, #nodes, 2 do
+  local told = tonumber(nodes[i])
+  if told < now - 60000 then
+    call('HDEL', P .. 'nodes', nodes[i - 1])
+  elseif told > now - 5000 and told < by_all then
+    by_all = told
+  end
+end
+return {whole(by_all), call('HGETALL', P .. 'namespaces')}
+""",
+)
+"""Note until when a node told its renewals; until when all nodes did, and the namespaces."""
 
 TRIM = _script(
     _BEGIN,
     """
--- run, life, namespace, up to this revision, how many at most.
+-- run, life, up to this revision, how many at most.
 local lost = check_life()
 if lost then return lost end
-local N = P .. ARGV[3] .. ':'
-local meta = call('HMGET', N .. 'meta', 'revision', 'trimmed')
-if not meta[1] or tonumber(ARGV[4]) > tonumber(meta[1]) then return 0 end
-local names = call('ZRANGEBYSCORE', N .. 'log', '-inf', ARGV[4], 'WITHSCORES',
-                   'LIMIT', 0, tonumber(ARGV[5]))
+local meta = call('HMGET', P .. 'meta', 'revision', 'trimmed')
+if not meta[1] or tonumber(ARGV[3]) > tonumber(meta[1]) then return 0 end
+local names = call('ZRANGEBYSCORE', P .. 'log', '-inf', ARGV[3], 'WITHSCORES',
+                   'LIMIT', 0, tonumber(ARGV[4]))
 for i = 1, #names, 2 do
-  call('ZREM', N .. 'log', names[i])
-  call('HDEL', N .. 'change', names[i])
-  call('HDEL', N .. 'was', names[i])
+  call('ZREM', P .. 'log', names[i])
+  call('HDEL', P .. 'change', names[i])
+  call('HDEL', P .. 'was', names[i])
 end
 local last = #names > 0 and tonumber(names[#names]) or 0
-if #names / 2 < tonumber(ARGV[5]) then last = tonumber(ARGV[4]) end
-if last > tonumber(meta[2] or ARGV[2]) then call('HSET', N .. 'meta', 'trimmed', whole(last)) end
+if #names / 2 < tonumber(ARGV[4]) then last = tonumber(ARGV[3]) end
+if last > tonumber(meta[2] or ARGV[2]) then call('HSET', P .. 'meta', 'trimmed', whole(last)) end
 return #names / 2
 """,
 )
@@ -405,44 +414,127 @@ LIFE = _script(
     _BEGIN,
     _TELL_MOVED,
     """
--- run, the life in which the caller is ready to have it begin, the life and run that it saw.
+-- run, the life to begin (empty: only look); the life, its run and the server's run as the caller
+-- saw them; now.
 local life = call('HMGET', P .. 'life', 'number', 'run')
-if ARGV[2] == '' or (life[1] or '') ~= ARGV[3] or (life[2] or '') ~= ARGV[4] then
-  local known = tonumber(life[1] or 0)
-  for _, namespace in ipairs(call('HKEYS', P .. 'sizes')) do
-    local revision = call('HGET', P .. namespace .. ':meta', 'revision')
-    if revision and tonumber(revision) > known then known = tonumber(revision) end
-  end
-  return {life[1] or '', life[2] or '', whole(known), ARGV[1]}
+local meta = call('HMGET', P .. 'meta', 'revision', 'size')
+if ARGV[2] == '' or (life[1] or '') ~= ARGV[3] or (life[2] or '') ~= ARGV[4]
+   or ARGV[5] ~= ARGV[1] then
+  return {life[1] or '', life[2] or '', ARGV[1], meta[1] or '0', meta[2] or '0'}
 end
 call('HSET', P .. 'life', 'number', ARGV[2], 'run', ARGV[1])
-call('DEL', P .. 'locks')
-for _, namespace in ipairs(call('HKEYS', P .. 'sizes')) do
-  local N = P .. namespace .. ':'
-  call('HSET', N .. 'meta', 'revision', ARGV[2], 'trimmed', ARGV[2])
-  local time = call('TIME')
-  local at = whole(tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000))
-  local records = call('HGETALL', N .. 'record')
+if namespace == '' then
+  call('DEL', P .. 'locks', P .. 'claims')
+else
+  call('HDEL', P .. 'meta', 'claim')
+  call('HSET', P .. 'meta', 'revision', ARGV[2], 'trimmed', ARGV[2])
+  local records = call('HGETALL', P .. 'record')
   for i = 1, #records, 2 do
-    if not call('ZSCORE', N .. 'log', records[i]) then
-      call('ZADD', N .. 'log', string.match(records[i + 1], '^(%d+)'), records[i])
+    if not call('ZSCORE', P .. 'log', records[i]) then
+      call('ZADD', P .. 'log', string.match(records[i + 1], '^(%d+)'), records[i])
     end
-    call('HSET', N .. 'change', records[i], at .. ' 0 ')
+    call('HSET', P .. 'change', records[i], ARGV[6] .. ' 0 ')
   end
-  tell_moved(namespace, 0, tonumber(ARGV[2]), '', nil, {})
+  if life[1] then tell_moved(0, tonumber(ARGV[2]), '', nil, {}) end
 end
-return {ARGV[2], ARGV[1], ARGV[2], ARGV[1]}
+return {ARGV[2], ARGV[1], ARGV[1], ARGV[2], meta[2] or '0'}
 """,
 )
-"""Which life it is; another one begins where it is still the one that the caller saw."""
+"""Which life a part is in, its run and the server's, its revision and size; and begin another.
+
+It begins where all is still as the caller saw it. What is listed counts as changed in it. Locks and
+claims begin anew.
+"""
+
+OPEN = _script(
+    _BEGIN,
+    """
+-- run, life, namespace, '1' where it is to hold instances, how many may ('': any number).
+local lost = check_life()
+if lost then return lost end
+local begun, claim = call('HGET', P .. 'namespaces', ARGV[3]), ''
+if ARGV[4] ~= '' then
+  if ARGV[5] ~= '' and not call('HGET', P .. 'claims', ARGV[3])
+     and call('HLEN', P .. 'claims') >= tonumber(ARGV[5]) then
+    return {begun or '', '', call('HKEYS', P .. 'claims')}
+  end
+  claim = whole(math.max(tonumber(call('GET', P .. 'claimed') or 0), tonumber(ARGV[2])) + 1)
+  call('SET', P .. 'claimed', claim)
+  call('HSET', P .. 'claims', ARGV[3], claim)
+end
+if not begun then call('HSET', P .. 'namespaces', ARGV[3], '') end
+return {begun or '', claim, call('HGETALL', P .. 'tokens')}
+""",
+)
+"""List a namespace, and claim; in which life it was begun, its claim, and the locks' tokens.
+
+Where there is no room for another it has no claim, and those that have one are named.
+"""
+
+OPENED = _script(
+    _BEGIN,
+    """
+-- run, life, claim or nothing; then each lock and its token.
+local lost = check_life()
+if lost then return lost end
+if ARGV[3] ~= '' then call('HSET', P .. 'meta', 'claim', ARGV[3]) end
+for i = 4, #ARGV, 2 do
+  local known = call('HGET', P .. 'fences', ARGV[i])
+  if not known or tonumber(known) < tonumber(ARGV[i + 1]) then
+    call('HSET', P .. 'fences', ARGV[i], ARGV[i + 1])
+  end
+end
+return 1
+""",
+)
+"""Tell a namespace of its claim, and of tokens: what is fenced with an earlier one is refused."""
+
+BEGUN = _script(
+    _BEGIN,
+    """
+-- run, life, namespace.
+local lost = check_life()
+if lost then return lost end
+call('HSET', P .. 'namespaces', ARGV[3], ARGV[2])
+return 1
+""",
+)
+"""Note that a namespace was begun in the present life."""
+
+YIELD = _script(
+    _BEGIN,
+    """
+-- run, life.
+local lost = check_life()
+if lost then return lost end
+local meta = call('HMGET', P .. 'meta', 'size', 'claim')
+if tonumber(meta[1] or 0) > 0 or not meta[2] then return '' end
+local claim = math.abs(tonumber(meta[2]))
+call('HSET', P .. 'meta', 'claim', whole(-claim))
+return whole(claim)
+""",
+)
+"""Take the claim from a namespace that is empty, and return it."""
+
+YIELDED = _script(
+    _BEGIN,
+    """
+-- run, life, namespace, the claim that was taken from it.
+local lost = check_life()
+if lost then return lost end
+if call('HGET', P .. 'claims', ARGV[3]) == ARGV[4] then call('HDEL', P .. 'claims', ARGV[3]) end
+return 1
+""",
+)
+"""Note that a claim was taken, unless there is a later one by now."""
 
 _NEWS = """
 -- Whether a state that had a revision in another life is later than what is known here.
-local function is_news(N, name, offered, removed)
-  local stored = call('HGET', N .. 'record', name)
+local function is_news(name, offered, removed)
+  local stored = call('HGET', P .. 'record', name)
   local known = stored and tonumber(string.match(stored, '^(%d+)'))
-    or tonumber(call('ZSCORE', N .. 'log', name) or 0)
-  local was = call('HGET', N .. 'was', name)
+    or tonumber(call('ZSCORE', P .. 'log', name) or 0)
+  local was = call('HGET', P .. 'was', name)
   if was then
     local now, before = string.match(was, '^(%d+) (%d+)')
     if tonumber(now) == known then known = tonumber(before) end
@@ -455,14 +547,13 @@ WANT = _script(
     _BEGIN,
     _NEWS,
     """
--- run, life, namespace; then three for each: name, revision that it had, removed ('1') or not.
+-- run, life; then three for each: name, revision that it had, removed ('1') or not.
 local lost = check_life()
 if lost then return lost end
-local N = P .. ARGV[3] .. ':'
 local wanted = {}
-for i = 4, #ARGV, 3 do
-  if is_news(N, ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2]) then
-    wanted[#wanted + 1] = (i - 4) / 3
+for i = 3, #ARGV, 3 do
+  if is_news(ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2]) then
+    wanted[#wanted + 1] = (i - 3) / 3
   end
 end
 return wanted
@@ -476,52 +567,48 @@ OFFER = _script(
     _TELL_MOVED,
     _NEWS,
     """
--- run, life, namespace, node, expected clients; then six for each: name, revision that it had,
--- instance, removed ('1') or not, lease, override.
+-- run, life, now, node, expected clients; then six for each: name, revision that it had, instance,
+-- removed ('1') or not, lease, override.
 local lost = check_life()
 if lost then return lost end
-local namespace = ARGV[3]
-local N = P .. namespace .. ':'
-local revision = tonumber(call('HGET', N .. 'meta', 'revision') or ARGV[2])
-local size = tonumber(call('HGET', P .. 'sizes', namespace) or 0)
+local at = ARGV[3]
+local revision = tonumber(call('HGET', P .. 'meta', 'revision') or ARGV[2])
+local size = tonumber(call('HGET', P .. 'meta', 'size') or 0)
 local first = revision
-local time = call('TIME')
-local at = whole(tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000))
 for i = 6, #ARGV, 6 do
   local name = ARGV[i]
-  local news, stored = is_news(N, name, tonumber(ARGV[i + 1]), ARGV[i + 3])
+  local news, stored = is_news(name, tonumber(ARGV[i + 1]), ARGV[i + 3])
   if news then
     revision = revision + 1
     local number = whole(revision)
-    call('HSET', N .. 'was', name, number .. ' ' .. ARGV[i + 1])
+    call('HSET', P .. 'was', name, number .. ' ' .. ARGV[i + 1])
     local id = string.match(name, '^[^%z]*%z([^%z]*)')
     if ARGV[i + 3] == '1' then
-      log_change(N, name, revision, at, 4 + 2 * call('HDEL', N .. 'override', id), ARGV[i + 2])
-      call('HDEL', N .. 'record', name)
-      call('HDEL', N .. 'lease', name)
+      log_change(name, revision, at, 4 + 2 * call('HDEL', P .. 'override', id), ARGV[i + 2])
+      call('HDEL', P .. 'record', name)
+      call('HDEL', P .. 'lease', name)
       if stored then size = size - 1 end
     else
       local kind = 0
       if ARGV[i + 5] ~= '' then
         kind = 2
-        call('HSET', N .. 'override', id, ARGV[i + 5])
-      elseif call('HDEL', N .. 'override', id) == 1 then
+        call('HSET', P .. 'override', id, ARGV[i + 5])
+      elseif call('HDEL', P .. 'override', id) == 1 then
         kind = 2
       end
-      log_change(N, name, revision, at, kind, '')
-      call('HSET', N .. 'record', name, number .. ' ' .. ARGV[i + 2])
+      log_change(name, revision, at, kind, '')
+      call('HSET', P .. 'record', name, number .. ' ' .. ARGV[i + 2])
       if ARGV[i + 4] ~= '' then
-        call('HSET', N .. 'lease', name, ARGV[i + 4] .. ' 0 ' .. number)
+        call('HSET', P .. 'lease', name, ARGV[i + 4] .. ' 0 ' .. number)
       end
       if not stored then size = size + 1 end
     end
   end
 end
-call('HSET', N .. 'meta', 'revision', whole(revision))
-call('HSETNX', N .. 'meta', 'trimmed', ARGV[2])
-if ARGV[5] ~= '' then call('HSETNX', N .. 'meta', 'expected', ARGV[5]) end
-call('HSET', P .. 'sizes', namespace, whole(size))
-tell_moved(namespace, first, revision, ARGV[4], nil, {})
+call('HSET', P .. 'meta', 'revision', whole(revision), 'size', whole(size))
+call('HSETNX', P .. 'meta', 'trimmed', ARGV[2])
+if ARGV[5] ~= '' then call('HSETNX', P .. 'meta', 'expected', ARGV[5]) end
+tell_moved(first, revision, ARGV[4], nil, {})
 return whole(revision - first)
 """,
 )

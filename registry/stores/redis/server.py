@@ -17,23 +17,27 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import redis
 
 from registry.errors import LockLostError, StoreError
 from registry.lease import SystemClock
+from registry.model import Namespace
 from registry.stores.redis.address import Address
 from registry.stores.redis.scripts import Script
 from registry.stores.redis.topology import Topology, topology_of
 
-_T = TypeVar("_T")
 _TRIED_SECS = 3.0
 _PAUSE_SECS = 0.05
 # What a server answers that is not, or not yet, the one to ask.
-_ELSEWHERE = (redis.exceptions.ReadOnlyError,)
+_ELSEWHERE = (
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.TryAgainError,
+    redis.exceptions.ClusterDownError,
+)
 
 Argument = bytes | str | int
 
@@ -47,23 +51,38 @@ class AnotherLifeError(Exception):
         self.was_cut_off = was_cut_off
 
 
+class UnopenedError(AnotherLifeError):
+    """The namespace is not open: it was never begun, or may hold no instances."""
+
+
+class Call(NamedTuple):
+    """A script that is to be called on a namespace or the root, with these arguments."""
+
+    script: Script
+    namespace: Namespace | None
+    arguments: tuple[Argument, ...]
+
+
 class Server:
     """The server as this process reaches it. Thread-safe."""
 
     def __init__(self, address: Address) -> None:
         """Connect to nothing yet."""
         self.shown = address.shown
-        self._key = "{" + address.prefix + "}"
+        self._prefix = address.prefix
         self._topology = topology_of(address)
         self._clock = SystemClock()
         self._lock = threading.Lock()
         self._offset: int | None = None
-        # Whether it was given up on: then no call waits for it, until it answers again.
-        self._hangs = False
+        # The servers that were given up on: no call waits for them, until they answer again.
+        self._hanging: set[Any] = set()
 
-    def name(self, name: str) -> str:
-        """The name of a key, or a channel, of this registry."""
-        return f"{self._key}:{name}"
+    def name(self, name: str, namespace: Namespace | None = None) -> str:
+        """The name of a key of a namespace; without one of a key, or a channel, of the root."""
+        return f"{self._tag(namespace)}:{name}"
+
+    def _tag(self, namespace: Namespace | None) -> str:
+        return f"{{{self._prefix}}}" if namespace is None else f"{{{self._prefix}:{namespace}}}"
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -80,93 +99,160 @@ class Server:
         except OSError as error:
             raise StoreError(f"Redis at {self.shown} cannot be reached: {error}") from error
 
-    def run(self, script: Script, *arguments: Argument) -> Any:
-        """What a script returns, called with the server's run and the arguments.
+    def run(self, script: Script, namespace: Namespace | None, *arguments: Argument) -> Any:
+        """What a script returns, called on a namespace or the root.
 
-        ``AnotherLifeError``, ``LockLostError``; ``StoreError`` where no answer came in three
-        seconds. Then it is not known whether it was executed.
+        Its arguments are the server's run, and these. ``AnotherLifeError``, ``UnopenedError``,
+        ``LockLostError``; ``StoreError`` where no answer came in three seconds. Then it is not
+        known whether it was executed.
         """
-        was_cut_off = False
-
-        def execute(connection: Any) -> Any:
-            nonlocal was_cut_off
-            try:
-                return self._run(connection, script, arguments)
-            except redis.ResponseError:
-                raise
-            except BaseException:
-                was_cut_off = True
-                raise
-
         with self._failures():
-            self._check()
+            return self._tried(self._tag(namespace), script, arguments)
+
+    def run_each(self, calls: Sequence[Call]) -> list[Any]:
+        """What scripts return that are called together, each once, as ``run`` does.
+
+        Those for one server are one round trip. One that cannot be asked fails no other: in the
+        place of an answer is the ``StoreError`` or ``AnotherLifeError``.
+        """
+        answers: list[Any] = [None] * len(calls)
+        by_pool: dict[Any, list[int]] = {}
+        for place, call in enumerate(calls):
             try:
-                return self._tried(execute)
-            except redis.ResponseError as error:
-                text = str(error)
-                if text.startswith("LIFE"):
-                    raise AnotherLifeError(was_cut_off=was_cut_off) from None
-                if text.startswith("FENCE"):
-                    raise LockLostError from None
-                raise
+                with self._failures():
+                    pool = self._topology.pool(self._tag(call.namespace))
+                    by_pool.setdefault(pool, []).append(place)
+            except StoreError as error:
+                answers[place] = error
+        for pool, places in by_pool.items():
+            try:
+                with self._failures():
+                    told = self._together(pool, [calls[place] for place in places])
+            except StoreError as error:
+                told = [error] * len(places)
+            for place, answer in zip(places, told, strict=True):
+                answers[place] = answer
+                if isinstance(answer, redis.ResponseError):
+                    call = calls[place]
+                    try:
+                        answers[place] = self.run(call.script, call.namespace, *call.arguments)
+                    except (StoreError, AnotherLifeError) as error:
+                        answers[place] = error
+        return answers
 
-    def _run(self, connection: Any, script: Script, arguments: tuple[Argument, ...]) -> Any:
-        command = "EVALSHA", script.sha, 1, self._key, connection.server_run, *arguments
-        try:
-            return _exchange(connection, command)
-        except redis.exceptions.NoScriptError:
-            _exchange(connection, ("SCRIPT", "LOAD", script.text))
-        return _exchange(connection, command)
+    def _together(self, pool: Any, calls: Sequence[Call]) -> list[Any]:
+        """What scripts return at one server, or the error that it answers."""
+        answers: list[Any] = []
+        with self._watched(pool), _connection(pool) as connection:
+            commands = [
+                _command(connection, self._tag(call.namespace), call.script, call.arguments)
+                for call in calls
+            ]
+            connection.send_packed_command(connection.pack_commands(commands))
+            for _ in calls:
+                try:
+                    answers.append(connection.read_response())
+                except redis.ResponseError as error:
+                    answers.append(error)
+        return answers
 
-    def call(self, *command: Argument, waits: bool = False) -> Any:
-        """What a plain command answers; ``StoreError``.
+    def call(
+        self, *command: Argument, namespace: Namespace | None = None, waits: bool = False
+    ) -> Any:
+        """What a plain command answers, on a key of a namespace or the root; ``StoreError``.
 
         With ``waits`` it is asked even where it hung lately; else that is an error at once.
         """
         with self._failures():
+            pool = self._topology.pool(self._tag(namespace))
             if not waits:
-                self._check()
-            pool = self._topology.pool(self._key)
-            try:
-                with _connection(pool) as connection:
-                    answer = _exchange(connection, command)
-            except (redis.ConnectionError, redis.TimeoutError, *_ELSEWHERE):
-                self._topology.look_again(pool)
-                raise
-            self._hangs = False
+                self._check(pool)
+            with self._watched(pool):
+                try:
+                    with _connection(pool) as connection:
+                        answer = _exchange(connection, command)
+                except redis.exceptions.AskError as error:
+                    answer = self._redirected(error, command)
             return answer
 
-    def _check(self) -> None:
-        if self._hangs:
+    def call_each(self, *command: Argument) -> list[Any]:
+        """What a plain command answers at each server; ``StoreError``."""
+        answers = []
+        with self._failures():
+            for pool in self._topology.pools():
+                self._check(pool)
+                with self._watched(pool), _connection(pool) as connection:
+                    answers.append(_exchange(connection, command))
+        return answers
+
+    @contextmanager
+    def _watched(self, pool: Any) -> Iterator[None]:
+        """Where a server fails, look where it is now, for the next call."""
+        try:
+            yield
+            self._hanging.discard(pool)
+        except (redis.ConnectionError, redis.TimeoutError, *_ELSEWHERE):
+            self._topology.look_again(pool)
+            raise
+
+    def _redirected(self, error: Any, command: tuple[Argument, ...]) -> Any:
+        """What the server answers to which another one sends for this once, or from now on."""
+        with _connection(self._topology.redirected(error)) as connection:
+            if not isinstance(error, redis.exceptions.MovedError):
+                _exchange(connection, ("ASKING",))
+            return _exchange(connection, command)
+
+    def _check(self, pool: Any) -> None:
+        if pool in self._hanging:
             raise redis.TimeoutError("it hangs")
 
-    def _tried(self, exchange: Callable[[Any], _T]) -> _T:
-        """What an exchange over a connection gives, repeated where it may succeed elsewhere."""
+    def _tried(self, tag: str, script: Script, arguments: Sequence[Argument]) -> Any:
+        """What a script returns, called again where it may succeed at once or elsewhere."""
         until = time.monotonic() + _TRIED_SECS
+        pool = None
+        was_cut_off = False
         while True:
-            pool = self._topology.pool(self._key)
+            is_sent = False
             try:
+                pool = pool or self._topology.pool(tag)
+                self._check(pool)
                 with _connection(pool) as connection:
-                    return exchange(connection)
-            except _ELSEWHERE:
-                self._topology.look_again(pool)
+                    is_sent = True
+                    return _run(connection, tag, script, arguments)
+            except redis.exceptions.MovedError as error:
+                if time.monotonic() > until:
+                    raise
+                pool = self._topology.redirected(error)
+            except (*_ELSEWHERE, redis.exceptions.AskError):
+                # While a slot is moved, no script runs on it: that would see a part of the keys.
                 if time.monotonic() > until:
                     raise
                 time.sleep(_PAUSE_SECS)
+                if pool is not None:
+                    self._topology.look_again(pool)
+                pool = None
+            except redis.ResponseError as error:
+                raise _meaning(error, was_cut_off=was_cut_off) from None
             except redis.AuthenticationError:
                 raise
             except (redis.ConnectionError, redis.TimeoutError) as error:
-                self._topology.look_again(pool)
+                if pool is None:
+                    raise
+                was_cut_off = was_cut_off or is_sent
+                failed, pool = pool, None
+                self._topology.look_again(failed)
                 # Where it is refused, nobody is there who could have executed it.
-                if _is_refused(error) and self._topology.pool(self._key) is pool:
+                if _is_refused(error) and self._topology.pool(tag) is failed:
+                    raise
+                if failed in self._hanging:
                     raise
                 if time.monotonic() > until:
-                    self._hangs = True
+                    self._hanging.add(failed)
                     raise
 
     def listen(self, channel: str) -> Subscription:
         """Be told of what is published, from now on; the driver's errors."""
-        return Subscription(self._topology, self._key, self.name(channel))
+        return Subscription(self._topology, self._tag(None), self.name(channel))
 
     def look_at_clock(self) -> None:
         """Correct the offset between the two clocks; ``StoreError``."""
@@ -247,6 +333,33 @@ def _is_refused(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, ConnectionRefusedError):
         error = error.__cause__ or error.__context__
     return error is not None
+
+
+def _meaning(error: redis.ResponseError, *, was_cut_off: bool) -> Exception:
+    """What a script says with an error, or the error."""
+    text = str(error)
+    if text.startswith("LIFE"):
+        return AnotherLifeError(was_cut_off=was_cut_off)
+    if text.startswith("OPEN"):
+        return UnopenedError(was_cut_off=was_cut_off)
+    if text.startswith("FENCE"):
+        return LockLostError()
+    return error
+
+
+def _command(
+    connection: Any, tag: str, script: Script, arguments: Sequence[Argument]
+) -> tuple[Argument, ...]:
+    return "EVALSHA", script.sha, 2, tag, f"{tag}:life", connection.server_run, *arguments
+
+
+def _run(connection: Any, tag: str, script: Script, arguments: Sequence[Argument]) -> Any:
+    command = _command(connection, tag, script, arguments)
+    try:
+        return _exchange(connection, command)
+    except redis.exceptions.NoScriptError:
+        _exchange(connection, ("SCRIPT", "LOAD", script.text))
+    return _exchange(connection, command)
 
 
 def _exchange(connection: Any, command: tuple[Argument, ...]) -> Any:

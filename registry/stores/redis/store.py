@@ -23,9 +23,9 @@ from registry.stores.redis import scripts
 from registry.stores.redis.address import Address
 from registry.stores.redis.following import Follower
 from registry.stores.redis.lives import Lives
-from registry.stores.redis.records import HEARD, Records
+from registry.stores.redis.records import Records, heard_of
 from registry.stores.redis.renewals import TRIMMED_AT_ONCE, Teller
-from registry.stores.redis.server import AnotherLifeError, Server
+from registry.stores.redis.server import AnotherLifeError, Server, UnopenedError
 
 log = logging.getLogger("registry")
 
@@ -53,6 +53,8 @@ class RedisStore:
             server.close()
             copy.close()
             raise
+        # The tokens of locks, as all namespaces know them.
+        self._fenced: dict[str, bytes] = {}
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=work, args=[self._stopping], name=work.__name__, daemon=True)
@@ -96,19 +98,41 @@ class RedisStore:
         lock, token = ("", 0) if fence is None else fence
         group = uuid.uuid4().hex
         sent = [each for place in places for each in self._records.sent(commits[place])]
+        # Which of them may be a namespace's first instances, and the limits of those.
+        limits = [
+            commits[place].namespaces_at_most
+            for place in places
+            if commits[place].instance is not None and not commits[place].remove
+        ]
+        most = None if None in limits else max(map(int, filter(None, limits)), default=0)
+        evicts = any(commits[place].expected_deadline_mono_ms is not None for place in places)
 
         def commit(life: Revision) -> tuple[Revision, Revision, Any]:
-            after = self._copy.revision(namespace)
-            heard = self._copy.note(HEARD) or b"0"
-            told = (namespace, group, after, lock, token, heard, self._lives.node)
-            try:
-                return life, after, self._server.run(scripts.COMMIT, life, *told, *sent)
-            except AnotherLifeError as error:
-                if error.was_cut_off:  # and another machine may have given it back
-                    raise StoreError(_UNKNOWN) from error
-                raise
+            heard, told = b"0", b"0"
+            if evicts:
+                heard = self._copy.note(heard_of(namespace)) or b"0"
+                told = self._server.run(scripts.TOLD, None, life, "", "")[0]
+            no_room = ""
+            while True:
+                after = self._copy.revision(namespace)
+                node = self._lives.node
+                guards = (group, after, lock, token, heard, node, told, no_room)
+                try:
+                    answer = self._server.run(scripts.COMMIT, namespace, life, *guards, *sent)
+                    return life, after, answer
+                except AnotherLifeError as error:
+                    if error.was_cut_off:  # and another machine may have given it back
+                        raise StoreError(_UNKNOWN) from error
+                    if not isinstance(error, UnopenedError):
+                        raise
+                    if no_room:
+                        return life, after, None
+                    if not self._lives.open(life, namespace, holds=bool(limits), most=most):
+                        no_room = "1"
 
         life, after, answer = self._lives.in_life(commit)
+        if answer is None:
+            return outcomes
         outcome, _, _, expected, is_far, missing = answer
         own = []
         for place, word in zip(places, outcome.split(b" "), strict=True):
@@ -162,12 +186,14 @@ class RedisStore:
         return self._copy.expected_clients(namespace)
 
     def set_expected_clients(self, namespace: Namespace, count: int) -> None:
-        self._server.call("HSET", self._server.name(f"{namespace}:meta"), "expected", count)
+        meta = self._server.name("meta", namespace)
+        self._server.call("HSET", meta, "expected", count, namespace=namespace)
         self._copy.set_expected_clients(namespace, count)
 
     def evictions(self, namespace: Namespace, after_mono_ms: int) -> int:
         after = self._server.time_of(after_mono_ms) // 1000
-        found = self._server.call("HGETALL", self._server.name(f"{namespace}:evicted"))
+        name = self._server.name("evicted", namespace)
+        found = self._server.call("HGETALL", name, namespace=namespace)
         seconds = zip(map(int, found[::2]), map(int, found[1::2]), strict=True)
         return sum(count for second, count in seconds if second >= after)
 
@@ -177,7 +203,7 @@ class RedisStore:
             up_to = self._copy.complete_after(namespace)
 
             def trim(life: Revision) -> Any:
-                return self._server.run(scripts.TRIM, life, namespace, up_to, TRIMMED_AT_ONCE)
+                return self._server.run(scripts.TRIM, namespace, life, up_to, TRIMMED_AT_ONCE)
 
             while self._lives.in_life(trim) == TRIMMED_AT_ONCE:
                 pass
@@ -187,7 +213,7 @@ class RedisStore:
         return self._copy.namespaces()
 
     def resume(self, now_mono_ms: int) -> int | None:
-        self._server.call("PING")  # while Redis is away the registry does not run
+        self._probe()  # while Redis is away the registry does not run
         return self._copy.resume(now_mono_ms)
 
     def running_ms(self, now_mono_ms: int) -> int:
@@ -202,13 +228,17 @@ class RedisStore:
         now = self._server.time_of(now_mono_ms)
 
         def acquire(life: Revision) -> Any:
-            return self._server.run(scripts.ACQUIRE, life, name, owner, now, ttl_ms)
+            token = self._server.run(scripts.ACQUIRE, None, life, name, owner, now, ttl_ms)
+            if token and self._fenced.get(name) != token:
+                self._lives.fence(name, int(token))
+                self._fenced[name] = token
+            return token
 
         token = self._lives.in_life(acquire)
         return int(token) if token else None
 
     def release(self, name: str, owner: str) -> None:
-        self._lives.in_life(lambda life: self._server.run(scripts.RELEASE, life, name, owner))
+        self._lives.in_life(lambda life: self._server.run(scripts.RELEASE, None, life, name, owner))
 
     def note(self, name: str) -> bytes | None:
         noted: bytes | None = self._server.call("HGET", self._server.name("notes"), name)
@@ -222,14 +252,20 @@ class RedisStore:
             self._server.call("HSET", notes, name, value)
 
     def probe(self) -> None:
-        self._server.call("SET", self._server.name("probe"), self._lives.node, "EX", 60)
+        self._probe()
         self._copy.probe()
 
+    def _probe(self) -> None:
+        self._server.call("SET", self._server.name("probe"), self._lives.node, "EX", 60)
+        self._server.call_each("PING")
+
     def state(self) -> StoreState:
-        """The size is that of all that the Redis server has in memory."""
-        told: bytes = self._server.call("INFO", "memory")
-        found = re.search(rb"used_memory:(\d+)", told)
-        return StoreState(self._copy.life(), int(found[1]) if found else None)
+        """The size is that of all that the Redis servers have in memory."""
+        size = 0
+        for told in self._server.call_each("INFO", "memory"):
+            found = re.search(rb"used_memory:(\d+)", told)
+            size += int(found[1]) if found else 0
+        return StoreState(self._copy.life(), size or None)
 
     def close(self) -> None:
         """Tell what is to be told, and let go."""

@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from typing import Any, Protocol
 
 import redis
@@ -224,7 +225,7 @@ class _Cluster:
 
     def pool(self, key: str) -> Any:
         with _as_failures():
-            return self._pool_of(self._nodes().get_node_from_slot(key_slot(key.encode())))
+            return self._pool_of(self._nodes().get_node_from_slot(_slot(key)))
 
     def pools(self) -> list[Any]:
         masters = self._nodes().get_nodes_by_server_type("primary")
@@ -254,6 +255,11 @@ class _Cluster:
     def close(self) -> None:
         if self._known is not None:
             self._known.close()
+
+
+@lru_cache(4096)
+def _slot(key: str) -> int:
+    return key_slot(key.encode())
 
 
 @contextmanager
