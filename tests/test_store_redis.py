@@ -307,8 +307,11 @@ def test_nobody_is_evicted_before_every_machine_has_told_its_renewals(
     monkeypatch.undo()
 
     def is_evicted() -> bool:
+        # As the evictor does: what it commits is of the lease as its copy has it now.
+        found = here.lease(NS, instance.key)
+        assert found is not None
         try:
-            here.commit(NS, eviction)
+            here.commit(NS, removal._replace(expected_deadline_mono_ms=found.deadline_mono_ms))
         except ConflictError:
             return False
         return True
