@@ -655,6 +655,94 @@ def test_the_tail_that_a_restarted_redis_lost_is_given_back(fragile: Machines) -
     assert listed(machine) == {"web:0", "web:2"}
 
 
+def test_what_all_machines_have_is_sent_once_and_fetched_by_none(
+    fragile: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps its revisions, its leases their places; and all of it counts as just changed."""
+    here, there = fragile.open("here"), fragile.open("there")
+    now = mono()
+    instances = [sample_instance(instance_id=f"web:{number}") for number in range(700)]
+    here.commit_all(NS, [put(each, lease=lease_from(now)) for each in instances])
+    known = here.commit(NS, put(sample_instance(instance_id="web:last"), lease=lease_from(now)))
+    wait_until(lambda: there.revision(NS) == known)
+    before = {each.id: each.revision for each in here.load(NS).instances}
+    asked: list[str] = []
+    for store in (here, there):
+        genuine = store._server.run
+
+        def run(script: scripts.Script, *arguments: Any, genuine: Any = genuine) -> Any:
+            asked.extend(name for name, each in vars(scripts).items() if each is script)
+            return genuine(script, *arguments)
+
+        monkeypatch.setattr(store._server, "run", run)
+    fragile.forget()
+    for store in (here, there):
+        wait_until(lambda store=store: store.revision(NS) > known + 1_000)
+        after = store.load(NS)
+        assert {each.id: each.revision for each in after.instances} == before
+        assert len(after.changes) == len(before)
+        assert store.due(NS, now).leases == len(before)
+        assert store.renew(NS, instances[0].key, lease_from(mono()), None)
+    assert {"PAGE", "NAMED"}.isdisjoint(asked)
+    assert asked.count("OFFER") == 2
+    # Whoever comes new gets all of it.
+    assert listed(fragile.open("new")) == listed(here) == listed(there)
+
+
+def test_while_one_machine_gives_back_the_others_wait_for_it(machines: Machines) -> None:
+    store = machines.open("here")
+    store._stopping.set()
+    for thread in store._threads:
+        thread.join()
+    records, run = store._records, store._server.run
+    store.commit(NS, put(sample_instance()))
+    life, begun_in, run_id, *_ = run(scripts.LIFE, NS, "", "", "", "", "")
+    another = Revision(int(life) + 1_000)
+    run(scripts.LIFE, NS, another, life, begun_in, run_id, store._server.now())
+    assert records.listing(another, NS, "a", takes_up=False) is not None
+    assert records.listing(another, NS, "b", takes_up=False) is None
+    taken = records.listing(another, NS, "a", takes_up=True)
+    assert taken is not None
+    found = records.listing(another, NS, "b", takes_up=False)
+    assert found is not None
+    assert found.is_taken
+
+
+def test_overrides_are_given_back_and_so_is_their_removal(fragile: Machines) -> None:
+    """Also of ids that nobody has registered, and though Redis has an earlier word of them."""
+    here = fragile.open("here")
+    down, up = (
+        lambda name: OverrideChange(name, InstanceStatus.DOWN),
+        lambda name: OverrideChange(name, None),
+    )
+    web, api = sample_instance(), sample_instance("API", "api:1")
+    alone = Commit(api.key, Revision(0), None, 100, None)
+    here.commit(NS, alone._replace(override=down("api:1")))
+    here.commit(NS, put(sample_instance("OLD", "old:1"), override=down("old:1")))
+    first = here.commit(NS, put(web, override=down("web:1")))
+    with fragile.server.client() as client:
+        client.save()
+    here.commit(
+        NS,
+        put(web, expected=first, expected_override=InstanceStatus.DOWN, override=up("web:1")),
+    )
+    other = sample_instance("OTHER", "other:1")
+    known = here.commit(
+        NS, Commit(other.key, Revision(0), None, 100, None, override=down("other:1"))
+    )
+    expected = {"api:1", "old:1", "other:1"}
+    assert set(here.load(NS).overrides) == expected
+    for lose in (fragile.server.kill, fragile.forget):
+        lose()
+        if lose == fragile.server.kill:
+            fragile.server.start()
+        wait_until(lambda known=known: here.revision(NS) > known + 1_000)
+        known = here.revision(NS)
+        assert set(here.load(NS).overrides) == expected
+        there = fragile.open("there" if lose == fragile.server.kill else "elsewhere")
+        assert set(there.load(NS).overrides) == expected
+
+
 def test_a_write_that_met_a_paused_redis_is_written_once(fragile: Machines) -> None:
     store = fragile.open("here")
     before = store.commit(NS, put(sample_instance()))
@@ -791,9 +879,10 @@ def test_what_came_into_the_copy_while_it_was_given_back_is_given_back(
     first = store.commit(NS, put(sample_instance()))
     give_back, late = store._lives._give_back, put(sample_instance(instance_id="web:2"))
 
-    def given_back(life: Revision, namespace: Any) -> None:
-        give_back(life, namespace)
+    def given_back(life: Revision, namespace: Any) -> Any:
+        given = give_back(life, namespace)
         store._copy.follow(NS, [(Revision(first + 1), late)], None)
+        return given
 
     monkeypatch.setattr(store._lives, "_give_back", given_back)
     machines.forget()
@@ -857,6 +946,26 @@ def test_an_override_that_was_removed_does_not_come_back_with_redis(
     wait_until(lambda: store.revision(NS) > known + 1_000)
     assert store.load(NS).overrides == {}
     assert fragile.open("new").load(NS).overrides == {}
+
+
+def test_a_connection_that_another_thread_closed_is_one_that_failed(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is where another server took over; the write is asked for again."""
+    store, read = machines.open("here"), redis.connection.Connection.read_response
+    closed: list[None] = []
+
+    def read_response(connection: Any, *arguments: Any, **options: Any) -> Any:
+        if not closed:
+            closed.append(None)
+            raise ValueError("I/O operation on closed file.")
+        return read(connection, *arguments, **options)
+
+    monkeypatch.setattr(redis.connection.Connection, "read_response", read_response)
+    wait_until(lambda: closed)
+    closed.clear()
+    store.commit(NS, put(sample_instance()))
+    assert listed(store) == {"web:1"}
 
 
 # From LMDB and back.

@@ -36,8 +36,9 @@ odd the next writer brings the slots in line with what was committed.
 
 from __future__ import annotations
 
-from registry.stores.lmdb.commits import Contents
+from registry.stores.lmdb.commits import Contents, TakenUp
+from registry.stores.lmdb.offering import Held, State
 from registry.stores.lmdb.places import Renewed
 from registry.stores.lmdb.store import LmdbStore
 
-__all__ = ["Contents", "LmdbStore", "Renewed"]
+__all__ = ["Contents", "Held", "LmdbStore", "Renewed", "State", "TakenUp"]

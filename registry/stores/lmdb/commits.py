@@ -7,10 +7,11 @@ decided is written as it is told (``follow``, ``replace``).
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -22,6 +23,7 @@ from registry.stores.lmdb.environment import Environment, items, key_of
 from registry.stores.lmdb.files import sealed
 from registry.stores.lmdb.leases import LeaseFile, Place
 from registry.stores.lmdb.log import Log, size_of_removal
+from registry.stores.lmdb.offering import ALONE, BASED, WRITTEN
 from registry.stores.lmdb.places import NO_LEASE, Places, pack, place_of
 from registry.stores.lmdb.records import (
     EVICTED,
@@ -33,6 +35,8 @@ from registry.stores.lmdb.records import (
 )
 
 _UNKNOWN = (-1, Revision(0))
+# By how much the revisions of what is written alone are beyond: less than by which another life's.
+_ALONE = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,17 @@ class Contents:
     log: Sequence[tuple[Revision, Commit]] = ()
     leases: Mapping[InstanceKey, Lease] = field(default_factory=dict)
     expected_clients: int | None = None
+
+
+class TakenUp(NamedTuple):
+    """How a namespace differs where the truth is, and which revisions it is at there."""
+
+    revision: Revision
+    complete_after: Revision
+    decided: Sequence[tuple[Revision, Commit]]
+    """What differs, as the commits that were the last, in the order of their revisions."""
+    overrides: Mapping[str, InstanceStatus]
+    expected_clients: int | None
 
 
 class _Written:
@@ -343,6 +358,107 @@ class Commits:
         with self._places.alone():
             self._written(namespace, write)
 
+    def commit_alone(
+        self, namespace: Namespace, commits: Sequence[Commit]
+    ) -> list[Revision | None]:
+        """Commit as ``commit_all``, though nobody can be asked who decides.
+
+        From the first such commit the store is in a life of its own, and its revisions go on from
+        far beyond, so that none is given to two states. What was written is noted (``offering``).
+        """
+        env, name = self._env, namespace.encode()
+
+        def write(txn: Any) -> _Written:
+            known, began = env.revision(txn, namespace), env.number(txn, ALONE)
+            is_first = txn.get(BASED + name, db=env.meta) is None
+            if began is None:
+                revisions = [env.revision(txn, each) for each in env.sizes(txn)]
+                began = _alone_from(max([known, env.life(txn), *revisions]))
+            written = _Written(namespace, began if is_first else known, has_overrides=True)
+            for commit in commits:
+                self._apply(txn, namespace, commit, written)
+                if written.revisions[-1] is not None:
+                    key = key_of(namespace, *commit.key) + b"\0" * (commit.instance is None)
+                    at = U64.pack(max(0, commit.at_mono_ms))
+                    txn.put(WRITTEN + key, at, db=env.meta)
+            if written.last:
+                txn.put(ALONE, U64.pack(began), db=env.meta)
+                txn.put(b"life", U64.pack(began), db=env.meta)
+                if is_first:
+                    txn.put(BASED + name, U64.pack(known), db=env.meta)
+                self._count(txn, namespace, written)
+            else:
+                written.skip_to(Revision(known + 1))
+            return written
+
+        with self._places.alone():
+            return self._written(namespace, write).revisions
+
+    def take_up(
+        self,
+        life: Revision,
+        taken: Mapping[Namespace, TakenUp],
+        known: Mapping[Namespace, Revision],
+    ) -> bool:
+        """Be in a life, by what differs in it, in one operation.
+
+        False, and nothing is done, where a namespace is not at its ``known`` revision.
+        """
+
+        def write(txn: Any) -> list[tuple[Namespace, _Written]] | None:
+            if not self._is_at(txn, known):
+                return None
+            self._begin(txn, life)
+            return [(each, self._take_up(txn, each, found)) for each, found in taken.items()]
+
+        with self._places.alone():
+            self._live.begin_change()
+            try:
+                written = self._env.write(write)
+                for namespace, each in written or ():
+                    self._places.put_in_line(namespace, each.places)
+            finally:
+                self._live.end_change()
+        return written is not None
+
+    def _begin(self, txn: Any, life: Revision) -> None:
+        """Be in a life, which knows of nothing that was written alone."""
+        meta = self._env.meta
+        txn.put(b"life", U64.pack(life), db=meta)
+        txn.delete(ALONE, db=meta)
+        for prefix in (BASED, WRITTEN):
+            cursor = txn.cursor(meta)
+            while cursor.set_range(prefix) and cursor.key().startswith(prefix):
+                cursor.delete()
+
+    def _is_at(self, txn: Any, known: Mapping[Namespace, Revision]) -> bool:
+        env = self._env
+        return all(env.revision(txn, each) == known.get(each) for each in env.sizes(txn))
+
+    def _take_up(self, txn: Any, namespace: Namespace, taken: TakenUp) -> _Written:
+        env, name = self._env, namespace.encode()
+        written = _Written(namespace, env.revision(txn, namespace), has_overrides=True)
+        for revision, commit in taken.decided:
+            written.skip_to(revision)
+            key = key_of(namespace, *commit.key)
+            stored, leased = txn.get(key, db=env.record), txn.get(key, db=env.leased)
+            self._put(txn, commit, key, stored, leased, namespace, written)
+        written.steps.clear()
+        written.evicted_at.clear()
+        self._count(txn, namespace, written)
+        for each, _ in list(items(txn, env.override, namespace)):
+            txn.delete(name + b"\0" + each, db=env.override)
+        for instance_id, status in taken.overrides.items():
+            txn.put(key_of(namespace, instance_id), status.encode(), db=env.override)
+        if txn.get(b"size\0" + name, db=env.meta) is None:
+            txn.put(b"size\0" + name, U64.pack(0), db=env.meta)
+        txn.put(b"revision\0" + name, U64.pack(taken.revision), db=env.meta)
+        txn.put(b"trimmed\0" + name, U64.pack(taken.complete_after), db=env.meta)
+        if taken.expected_clients is not None:
+            packed = U64.pack(taken.expected_clients)
+            txn.put(b"expected\0" + name, packed, db=env.meta)
+        return written
+
     def replace(
         self,
         life: Revision,
@@ -360,9 +476,9 @@ class Commits:
 
         def write(txn: Any) -> list[tuple[Place, Lease]] | None:
             held = {each: env.revision(txn, each) for each in env.sizes(txn)}
-            if known is not None and held != known:
+            if known is not None and not self._is_at(txn, known):
                 return None
-            txn.put(b"life", U64.pack(life), db=env.meta)
+            self._begin(txn, life)
             slots: list[tuple[Place, Lease]] = []
             for namespace in {*held, *contents}:
                 found = contents.get(namespace) or Contents(life, life)
@@ -444,3 +560,7 @@ class Commits:
         if contents.expected_clients is not None:
             packed = U64.pack(contents.expected_clients)
             txn.put(b"expected\0" + name, packed, db=env.meta)
+
+
+def _alone_from(known: int) -> int:
+    return known + random.SystemRandom().randrange(_ALONE, 2 * _ALONE)

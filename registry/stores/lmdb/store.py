@@ -13,10 +13,11 @@ from pathlib import Path
 from registry.errors import ConflictError
 from registry.model import Change, InstanceKey, Lease, Namespace, Revision, Snapshot
 from registry.store import Commit, Due, Fence, StoreState
-from registry.stores.lmdb.commits import Commits, Contents
+from registry.stores.lmdb.commits import Commits, Contents, TakenUp
 from registry.stores.lmdb.coordination import Coordination
 from registry.stores.lmdb.leases import VERSION, Place
 from registry.stores.lmdb.log import Log
+from registry.stores.lmdb.offering import Offering
 from registry.stores.lmdb.opening import open_folder
 from registry.stores.lmdb.places import Places, Renewed
 from registry.stores.lmdb.upkeep import Upkeep
@@ -44,6 +45,8 @@ class LmdbStore:
             opened.env, opened.live, self._log, self._places, self._coordination
         )
         self._upkeep = Upkeep(opened, self._log, self._places)
+        self.offering = Offering(opened.env, opened.live, self._places)
+        """What it has to offer, where it is a copy."""
         # What the parts keep in memory, where each request looks.
         self._revisions = self._log.revisions
         self._known = self._places.known
@@ -189,6 +192,21 @@ class LmdbStore:
         """See ``Commits.follow``."""
         self._commits.follow(namespace, decided, expected_clients)
 
+    def commit_alone(
+        self, namespace: Namespace, commits: Sequence[Commit]
+    ) -> list[Revision | None]:
+        """See ``Commits.commit_alone``."""
+        return self._commits.commit_alone(namespace, commits)
+
+    def take_up(
+        self,
+        life: Revision,
+        taken: Mapping[Namespace, TakenUp],
+        known: Mapping[Namespace, Revision],
+    ) -> bool:
+        """See ``Commits.take_up``."""
+        return self._commits.take_up(life, taken, known)
+
     def replace(
         self,
         life: Revision,
@@ -197,6 +215,10 @@ class LmdbStore:
     ) -> bool:
         """See ``Commits.replace``."""
         return self._commits.replace(life, contents, known)
+
+    def extend_all(self, now_mono_ms: int) -> int:
+        """See ``Places.extend_all``."""
+        return self._places.extend_all(now_mono_ms)
 
     def renewed_since(self, seen: list[int]) -> tuple[list[int], list[Renewed]]:
         """See ``Places.renewed_since``."""

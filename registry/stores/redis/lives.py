@@ -13,29 +13,38 @@ machine one adopts it, and the others find it done.
 from __future__ import annotations
 
 import logging
+import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import NamedTuple, TypeVar, cast
 
 from registry.errors import StoreError
 from registry.lease import SystemClock
 from registry.model import Instance, InstanceKey, Lease, Namespace, Revision
 from registry.store import Commit, another_life
-from registry.stores.lmdb import Contents, LmdbStore
-from registry.stores.lmdb.records import encode_instance
+from registry.stores.lmdb import Contents, Held, LmdbStore, State, TakenUp
+from registry.stores.lmdb.records import decode_instance
 from registry.stores.redis import scripts
-from registry.stores.redis.records import Records, heard_of, listed, name_of
+from registry.stores.redis.records import Listing, Records, heard_of, listed, packed
 from registry.stores.redis.server import AnotherLifeError, Argument, Call, Server
 
 log = logging.getLogger("registry")
 
 _T = TypeVar("_T")
 _OFFERED_AT_ONCE = 500
-_ASKED_AT_ONCE = 2_000
-_NEVER = 1 << 61
+_AGAIN_SECS = 0.1
+_NOTHING = (Revision(0), Revision(0))
 # Notes in the copy: of which registry it is one, and who this machine is among the others.
 _COPY_OF, _NODE = "redis/copy-of", "redis/node"
 _ADOPTING = "adopting"
+
+
+class _Given(NamedTuple):
+    """What the copy had of a namespace, and what Redis has after it was offered that."""
+
+    held: Held
+    listing: Listing
 
 
 class _Part(NamedTuple):
@@ -144,13 +153,13 @@ class Lives:
                     self.open(life, namespace, holds=self._holds(namespace))
             if is_copy and self._copy.life() == life:
                 return
-            is_given_back = False
-            while not is_given_back:
-                # What was written in the former life may still be on its way into the copy.
-                known = {each: self._copy.revision(each) for each in self._copy.namespaces()}
-                for namespace in known:
-                    self._give_back(life, namespace)
-                is_given_back = self._take_up(life, known)
+            namespaces = begun.keys() | held.keys()
+            is_in_place = is_copy or any(held.values())
+            # What was written in the former life may still be on its way into the copy.
+            while not self._take_up(
+                life, {each: self._give_back(life, each) for each in namespaces}, is_in_place
+            ):
+                pass
 
     def _look(self, namespace: Namespace | None) -> _Part:
         return _Part.of(self._server.run(scripts.LIFE, namespace, "", "", "", "", ""))
@@ -237,7 +246,7 @@ class Lives:
         """
         with self._copy.locked(_ADOPTING):
             if self._copy.life() == life and self._copy.revision(namespace) == after:
-                self._take_up(life)
+                self._replace(life)
 
     def _greatest(self) -> Revision:
         """The greatest revision that the copy knows."""
@@ -246,73 +255,142 @@ class Lives:
 
     # Giving back.
 
-    def _give_back(self, life: Revision, namespace: Namespace) -> None:
+    def _give_back(self, life: Revision, namespace: Namespace) -> _Given:
         """Offer Redis what the copy has, as far as that is later than what Redis has."""
-        snapshot = self._copy.load(namespace)
-        leases = dict(self._copy.due(namespace, _NEVER).expired)
-        expected = self._copy.expected_clients(namespace)
-        held = [(instance, 0) for instance in snapshot.instances] + [
-            (change.instance, 1)
-            for change in snapshot.changes
-            if change.instance is not None and change.removed
+        records, node = self._records, self.node
+        while True:
+            held = self._copy.offering.held(namespace)
+            theirs = records.listing(life, namespace, node, takes_up=False)
+            if theirs is not None:
+                break
+            time.sleep(_AGAIN_SECS)
+        states, written = theirs.states, held.written
+        wanted = [
+            name
+            for name, revision in held.revisions.items()
+            if revision > (known := states.get(name, _NOTHING)[1])
+            or (name in written and revision != known)
         ]
-        wanted = list(self._wanted(life, namespace, held))
+        if wanted or held.unlisted_overrides or not theirs.is_taken:
+            given = self._offer(life, namespace, held, wanted)
+            if given:
+                log.warning("gave %d changes in %s back to Redis", given, namespace)
+            theirs = records.listing(life, namespace, node, takes_up=True)
+            assert theirs is not None
+        return _Given(held, theirs)
 
-        def offer(instance: Instance, removed: int) -> Iterator[Argument]:
-            lease = None if removed else leases.get(instance.key)
-            override = "" if removed else snapshot.overrides.get(instance.id, "")
-            yield from (name_of(instance.key), instance.revision)
-            yield from (encode_instance(instance), removed)
-            yield from ("" if lease is None else self._records.told(lease), override)
-
+    def _offer(
+        self, life: Revision, namespace: Namespace, held: Held, wanted: Sequence[bytes]
+    ) -> int:
+        """Offer some of what is held; how much of it was taken."""
+        expected = self._copy.expected_clients(namespace)
+        unlisted = [
+            (b"\0" + each.encode() + b"\0", b"0", b"", b"o", b"", status.encode(), b"", b"")
+            for each, status in held.unlisted_overrides.items()
+        ]
         given = 0
         for start in range(0, max(1, len(wanted)), _OFFERED_AT_ONCE):
-            portion = [
-                value for each in wanted[start : start + _OFFERED_AT_ONCE] for value in offer(*each)
-            ]
-            given += int(
-                self._server.run(
-                    scripts.OFFER,
-                    namespace,
-                    life,
-                    self._server.now(),
-                    self.node,
-                    "" if expected is None else expected,
-                    *portion,
+            items = [
+                self._item(held, each)
+                for each in self._copy.offering.states(
+                    namespace, wanted[start : start + _OFFERED_AT_ONCE]
                 )
-            )
-        if given:
-            log.warning("gave %d changes in %s back to Redis", given, namespace)
-
-    def _wanted(
-        self, life: Revision, namespace: Namespace, held: list[tuple[Instance, int]]
-    ) -> Iterator[tuple[Instance, int]]:
-        """Of what the copy has, what is news to Redis."""
-        for start in range(0, len(held), _ASKED_AT_ONCE):
-            portion = held[start : start + _ASKED_AT_ONCE]
-            names = [
-                value
-                for instance, removed in portion
-                for value in (name_of(instance.key), instance.revision, removed)
             ]
-            for place in self._server.run(scripts.WANT, namespace, life, *names):
-                yield portion[place]
+            told = packed(value for each in (*items, *unlisted) for value in each)
+            unlisted = []
+            given += self._server.run(
+                scripts.OFFER,
+                namespace,
+                life,
+                self._server.now(),
+                self.node,
+                "" if expected is None else expected,
+                told,
+            )
+        return given
+
+    def _item(self, held: Held, state: State) -> tuple[bytes, ...]:
+        """A state as it is offered."""
+        lease, written = state.lease, held.written.get(state.name)
+        if written is not None:
+            lease = lease and self._from_now(lease)
+        return (
+            state.name,
+            b"%d" % state.revision,
+            state.encoded,
+            b"" if state.is_listed else b"r" if state.encoded else b"o",
+            b"" if lease is None else self._records.told(lease).encode(),
+            state.override,
+            b"" if written is None else b"%d" % self._server.time_of(written),
+            b"" if written is None else b"%d" % held.based_on,
+        )
 
     # Taking up.
 
-    def _take_up(self, life: Revision, known: Mapping[Namespace, Revision] | None = None) -> bool:
-        """Make the copy what Redis has; False where it is no more at what is ``known`` of it."""
-        heard, contents = {}, {}
-        for each in self._records.namespaces():
-            name = self._server.name("told", each)
-            heard[each] = self._server.call("GET", name, namespace=each) or b"0"
-            contents[each] = self._contents(life, each)
+    def _take_up(
+        self, life: Revision, given: Mapping[Namespace, _Given], is_in_place: bool
+    ) -> bool:
+        """Make the copy what Redis has; False where it moved on since it was ``given``.
+
+        Where the log in Redis tells of all that is listed, only what differs is fetched.
+        """
+        known = {each: found.held.revision for each, found in given.items()}
+        if not is_in_place or any(each.listing.complete_after != life for each in given.values()):
+            return self._replace(life, known)
+        heard = self._heard(given)
+        taken = {each: self._differences(life, each, found) for each, found in given.items()}
+        for namespace in given:
+            self._copy.offering.touch(namespace, self._clock.mono_ms())
+        if not self._copy.take_up(life, taken, known):
+            return False
+        self._copy.extend_all(self._clock.mono_ms())
+        self._note_copy(heard)
+        return True
+
+    def _differences(self, life: Revision, namespace: Namespace, given: _Given) -> TakenUp:
+        held, listing = given
+        names = [
+            name
+            for name, (revision, _) in listing.states.items()
+            if held.revisions.get(name) != revision
+        ]
+        decided = []
+        for entry in self._records.named(life, namespace, names):
+            lease = None if entry.lease is None else self._from_now(entry.lease[0])
+            decided.append((entry.revision, entry.commit._replace(lease=lease)))
+        lacking = [name for name in held.revisions if name not in listing.states]
+        for state in self._copy.offering.states(namespace, lacking):
+            if state.is_listed:
+                instance = decode_instance(state.encoded, state.revision)
+                now = self._clock.mono_ms()
+                gone = Commit(instance.key, state.revision, None, now, instance, remove=True)
+                decided.append((state.revision, gone))
+        decided.sort(key=itemgetter(0))
+        expected = self._records.fetch(life, namespace, Revision(1 << 60)).expected
+        overrides = self._records.overrides(namespace)
+        return TakenUp(listing.revision, listing.complete_after, decided, overrides, expected)
+
+    def _replace(self, life: Revision, known: Mapping[Namespace, Revision] | None = None) -> bool:
+        namespaces = self._records.namespaces()
+        heard = self._heard(namespaces)
+        contents = {each: self._contents(life, each) for each in namespaces}
         if not self._copy.replace(life, contents, known):
             return False
-        for each, number in heard.items():
-            self._copy.set_note(heard_of(each), number)
-        self._copy.set_note(_COPY_OF, self._prefix.encode())
+        self._note_copy(heard)
         return True
+
+    def _heard(self, namespaces: Iterable[Namespace]) -> dict[Namespace, bytes]:
+        """The last batch of renewals of each namespace."""
+        server = self._server
+        return {
+            each: server.call("GET", server.name("told", each), namespace=each) or b"0"
+            for each in namespaces
+        }
+
+    def _note_copy(self, heard: Mapping[Namespace, bytes]) -> None:
+        for namespace, number in heard.items():
+            self._copy.set_note(heard_of(namespace), number)
+        self._copy.set_note(_COPY_OF, self._prefix.encode())
 
     def _contents(self, life: Revision, namespace: Namespace) -> Contents:
         """All that Redis has of a namespace: page by page, and then what changed meanwhile."""

@@ -6,7 +6,7 @@ there and this machine's monotonic clock here. Nothing here decides anything, or
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from registry.model import (
@@ -31,6 +31,7 @@ def heard_of(namespace: Namespace) -> str:
 
 _FETCHED_AT_ONCE = 1_000
 _PAGE = 1_000
+_LISTED_AT_ONCE = 5_000
 _ENTRY = 6
 _REMOVED, _OF_OVERRIDE, _EVICTED = 4, 2, 1
 
@@ -57,6 +58,18 @@ class Fetched(NamedTuple):
     entries: list[Entry]
     is_all: bool
     """Whether nothing more is to be fetched after these."""
+
+
+class Listing(NamedTuple):
+    """Which states Redis has of a namespace, as far as its log tells of them."""
+
+    revision: Revision
+    """What changed after it may be missing."""
+    complete_after: Revision
+    is_taken: bool
+    """Whether any node has taken up this life."""
+    states: dict[bytes, tuple[Revision, Revision]]
+    """By names: the revision, and that with which the state was given back, or the same."""
 
 
 class Records:
@@ -159,6 +172,40 @@ class Records:
             found.append(Entry(revision, commit, self.lease(lease) if lease else None))
         return found
 
+    def named(self, life: Revision, namespace: Namespace, names: list[bytes]) -> list[Entry]:
+        """The last changes of what has these names; ``StoreError``, ``AnotherLifeError``."""
+        found: list[Entry] = []
+        for start in range(0, len(names), _PAGE):
+            portion = packed(names[start : start + _PAGE])
+            found += self.entries(self._server.run(scripts.NAMED, namespace, life, portion))
+        return found
+
+    def listing(
+        self, life: Revision, namespace: Namespace, node: str, *, takes_up: bool
+    ) -> Listing | None:
+        """Which states Redis has; None while another node gives back: ask again soon.
+
+        With ``takes_up`` the node has no more to give that is not another change.
+        ``StoreError``, ``AnotherLifeError``.
+        """
+        states: dict[bytes, tuple[Revision, Revision]] = {}
+        first: tuple[Revision, Revision, bool] | None = None
+        after = b""
+        while True:
+            revision, trimmed, is_taken, told, last = self._server.run(
+                scripts.LISTING, namespace, life, node, after, _LISTED_AT_ONCE, int(takes_up)
+            )
+            if not revision:
+                return None
+            if first is None:
+                first = Revision(int(revision)), Revision(int(trimmed)), is_taken == b"1"
+            values = unpacked(told)
+            for name, number, before in zip(values[::3], values[1::3], values[2::3], strict=True):
+                states[name] = Revision(int(number)), Revision(int(before or number))
+            if len(values) < 3 * _LISTED_AT_ONCE:
+                return Listing(*first, states)
+            after = last
+
     def sent(self, commit: Commit) -> tuple[Argument, ...]:
         """A commit in Redis' words."""
         flags = "r" * commit.remove + "e" * commit.evicted
@@ -200,6 +247,22 @@ def begun_of(told: list[bytes]) -> dict[Namespace, Revision | None]:
         Namespace(name.decode()): Revision(int(life)) if life else None
         for name, life in zip(told[::2], told[1::2], strict=True)
     }
+
+
+def packed(values: Iterable[bytes]) -> bytes:
+    """Many values as one, as scripts read them."""
+    listed = list(values)
+    return b" ".join([b"%d" % len(each) for each in listed]) + b"\n" + b"".join(listed)
+
+
+def unpacked(text: bytes) -> list[bytes]:
+    """The values that a script made one of."""
+    lengths, _, body = text.partition(b"\n")
+    values, start = [], 0
+    for length in map(int, lengths.split()):
+        values.append(body[start : start + length])
+        start += length
+    return values
 
 
 def name_of(key: InstanceKey) -> str:

@@ -19,13 +19,13 @@ moved as a whole.
 | key of a namespace, ``{PREFIX:NAMESPACE}:`` | kind | content |
 | --- | --- | --- |
 | ``life`` | hash | as of the root: which of its lives this part is in, and the run of its server |
-| ``meta`` | hash | ``revision``, ``trimmed``, ``expected``, ``size``, ``claim`` |
+| ``meta`` | hash | ``revision``, ``trimmed``, ``expected``, ``size``, ``claim``; ``taken`` |
 | ``record`` | hash | instance → revision, a blank, the instance |
 | ``lease`` | hash | instance → a lease (below) |
 | ``override`` | hash | id → status |
 | ``log`` | sorted set | instance, by the revision of its last change |
 | ``change`` | hash | instance → instant, kind, and a removed instance's last state |
-| ``was`` | hash | instance → its revision now, and in the life from which it was given back |
+| ``was`` | hash | instance → its revision now, that which it was given back with; written when |
 | ``evicted`` | hash | second → how many were evicted in it |
 | ``fences`` | hash | lock → the greatest token that was told of |
 | ``renewed`` | stream | the latest batches of renewals, by their numbers |
@@ -48,6 +48,8 @@ from __future__ import annotations
 
 import hashlib
 from typing import NamedTuple
+
+from registry.model import Instance
 
 
 class Script(NamedTuple):
@@ -80,30 +82,28 @@ end
 """
 
 _CHANGES = """
--- The entries of the log after a revision and up to another, six values each. What is listed since
--- the revision ``known`` or before goes without its record and its lease.
+-- An entry of the log, six values. What is listed since the revision ``known`` or before goes
+-- without its record and its lease.
+local function change_of(name, revision, into, known)
+  local change = call('HGET', P .. 'change', name) or '0 0 '
+  local kind = tonumber(string.match(change, '^%S+ (%d+)'))
+  local record, override, lease = '', '', ''
+  if kind % 4 >= 2 then
+    override = call('HGET', P .. 'override', string.match(name, '^[^%z]*%z([^%z]*)')) or ''
+  end
+  if kind < 4 and string.sub(name, -1) ~= '\\0' and tonumber(revision) > known then
+    record = call('HGET', P .. 'record', name) or ''
+    lease = call('HGET', P .. 'lease', name) or ''
+  end
+  local n = #into
+  into[n + 1], into[n + 2], into[n + 3] = name, whole(tonumber(revision)), change
+  into[n + 4], into[n + 5], into[n + 6] = record, override, lease
+end
+-- The entries after a revision and up to another; how many.
 local function changes(after, up_to, into, most, known)
   local found = call('ZRANGEBYSCORE', P .. 'log', '(' .. after, up_to, 'WITHSCORES',
                      'LIMIT', 0, most)
-  for i = 1, #found, 2 do
-    local name = found[i]
-    local change = call('HGET', P .. 'change', name) or '0 0 '
-    local kind = tonumber(string.match(change, '^%S+ (%d+)'))
-    local record, override, lease = '', '', ''
-    if kind % 4 >= 2 then
-      override = call('HGET', P .. 'override', string.match(name, '^[^%z]*%z([^%z]*)')) or ''
-    end
-    if kind < 4 and string.sub(name, -1) ~= '\\0' and tonumber(found[i + 1]) > known then
-      record = call('HGET', P .. 'record', name) or ''
-      lease = call('HGET', P .. 'lease', name) or ''
-    end
-    into[#into + 1] = name
-    into[#into + 1] = whole(tonumber(found[i + 1]))
-    into[#into + 1] = change
-    into[#into + 1] = record
-    into[#into + 1] = override
-    into[#into + 1] = lease
-  end
+  for i = 1, #found, 2 do change_of(found[i], found[i + 1], into, known) end
   return #found / 2
 end
 """
@@ -528,91 +528,203 @@ return 1
 )
 """Note that a claim was taken, unless there is a later one by now."""
 
-_NEWS = """
--- Whether a state that had a revision in another life is later than what is known here.
-local function is_news(name, offered, removed)
-  local stored = call('HGET', P .. 'record', name)
-  local known = stored and tonumber(string.match(stored, '^(%d+)'))
-    or tonumber(call('ZSCORE', P .. 'log', name) or 0)
-  local was = call('HGET', P .. 'was', name)
-  if was then
-    local now, before = string.match(was, '^(%d+) (%d+)')
-    if tonumber(now) == known then known = tonumber(before) end
+_PACKED = """
+-- Many values as one, and back: their lengths, then the values.
+local function packed(values)
+  local lengths = {}
+  for i = 1, #values do lengths[i] = #values[i] end
+  return table.concat(lengths, ' ') .. '\\n' .. table.concat(values)
+end
+local function unpacked(text)
+  local values = {}
+  local start = string.find(text, '\\n', 1, true)
+  local at = start + 1
+  for word in string.gmatch(string.sub(text, 1, start - 1), '%d+') do
+    local length = tonumber(word)
+    values[#values + 1] = string.sub(text, at, at + length - 1)
+    at = at + length
   end
-  return offered > known and (stored or removed ~= '1' or known == 0), stored
+  return values
+end
+local function now()
+  local time = call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 """
 
-WANT = _script(
+LISTING = _script(
     _BEGIN,
-    _NEWS,
+    _PACKED,
     """
--- run, life; then three for each: name, revision that it had, removed ('1') or not.
+-- run, life, node, after which revision (empty: from the start), how many at most,
+-- whether the node takes up what is there ('1').
 local lost = check_life()
 if lost then return lost end
-local wanted = {}
-for i = 3, #ARGV, 3 do
-  if is_news(ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2]) then
-    wanted[#wanted + 1] = (i - 3) / 3
+local meta = call('HMGET', P .. 'meta', 'revision', 'trimmed', 'taken', 'giver', 'giving')
+local is_taken = meta[3] == ARGV[2]
+if ARGV[4] == '' then
+  if ARGV[6] == '1' then
+    call('HSET', P .. 'meta', 'taken', ARGV[2])
+    is_taken = true
+  elseif not is_taken then
+    local at = now()
+    if meta[4] and meta[4] ~= ARGV[3] and tonumber(meta[5]) > at - 1500 then
+      return {'', '', '', '', ''}
+    end
+    call('HSET', P .. 'meta', 'giver', ARGV[3], 'giving', whole(at))
   end
 end
-return wanted
+local after = ARGV[4] == '' and '-inf' or '(' .. ARGV[4]
+local found = call('ZRANGEBYSCORE', P .. 'log', after, '+inf', 'WITHSCORES',
+                   'LIMIT', 0, tonumber(ARGV[5]))
+local has_moved = call('EXISTS', P .. 'was') == 1
+local values = {}
+for i = 1, #found, 2 do
+  local revision, before = whole(tonumber(found[i + 1])), ''
+  if has_moved then
+    local was = call('HGET', P .. 'was', found[i])
+    if was then
+      local then_, earlier = string.match(was, '^(%d+) (%d+)')
+      if then_ == revision then before = earlier end
+    end
+  end
+  values[#values + 1] = found[i]
+  values[#values + 1] = revision
+  values[#values + 1] = before
+end
+return {meta[1] or ARGV[2], meta[2] or ARGV[2], is_taken and '1' or '0', packed(values),
+        #found > 0 and whole(tonumber(found[#found])) or ''}
 """,
 )
-"""Which of the states that a node has of an earlier life are news here, by their places."""
+"""Which states are in the log of a namespace, by their revisions.
+
+From each: its revision, and where it was given back under another, that. All are empty while
+another node gives back, which is then to be waited for; else the asking node is the one.
+"""
+
+NAMED = _script(
+    _BEGIN,
+    _PACKED,
+    _CHANGES,
+    """
+-- run, life, names.
+local lost = check_life()
+if lost then return lost end
+local found = {}
+for _, name in ipairs(unpacked(ARGV[3])) do
+  local revision = call('ZSCORE', P .. 'log', name)
+  if revision then change_of(name, revision, found, 0) end
+end
+return found
+""",
+)
+"""The entries of the log under some names, six values each."""
 
 OFFER = _script(
     _BEGIN,
+    _PACKED,
     _WRITE,
     _TELL_MOVED,
-    _NEWS,
     """
--- run, life, now, node, expected clients; then six for each: name, revision that it had, instance,
--- removed ('1') or not, lease, override.
+-- run, life, now, node, expected clients; then, as one, eight for each: name, revision that
+-- it had (0: unknown), its state, whether it is removed ('r') or an override alone ('o'), lease,
+-- override; and where it was written while Redis was away, when, and after which revision.
 local lost = check_life()
 if lost then return lost end
-local at = ARGV[3]
-local revision = tonumber(call('HGET', P .. 'meta', 'revision') or ARGV[2])
-local size = tonumber(call('HGET', P .. 'meta', 'size') or 0)
+local meta = call('HMGET', P .. 'meta', 'revision', 'taken', 'size')
+local revision, is_taken = tonumber(meta[1] or ARGV[2]), meta[2] == ARGV[2]
+local life = tonumber(ARGV[2])
+local size = tonumber(meta[3] or 0)
 local first = revision
-for i = 6, #ARGV, 6 do
-  local name = ARGV[i]
-  local news, stored = is_news(name, tonumber(ARGV[i + 1]), ARGV[i + 3])
-  if news then
-    revision = revision + 1
-    local number = whole(revision)
-    call('HSET', P .. 'was', name, number .. ' ' .. ARGV[i + 1])
-    local id = string.match(name, '^[^%z]*%z([^%z]*)')
-    if ARGV[i + 3] == '1' then
-      log_change(name, revision, at, 4 + 2 * call('HDEL', P .. 'override', id), ARGV[i + 2])
+local at = ARGV[3]
+local given = 0
+local function dirty_of(state)
+  return state and state ~= '' and cjson.decode(state)[DIRTY] or 0
+end
+-- Whether a state that was written while Redis was away is later than what others wrote meanwhile:
+-- by the instance's own timestamp, and among equal ones by when each was written.
+local function is_later(name, stored, was_at, state, written)
+  local change = call('HGET', P .. 'change', name)
+  local other_at, _, last_state = string.match(change or '0 0 ', '^(%S+) (%S+) (.*)$')
+  local theirs = dirty_of(stored and string.match(stored, '^%d+ (.*)$') or last_state)
+  local mine = dirty_of(state)
+  if mine ~= theirs then return mine > theirs end
+  return tonumber(written) > tonumber(was_at or other_at)
+end
+local items = unpacked(ARGV[6])
+for i = 1, #items, 8 do
+  local name, offered, state, kind = items[i], tonumber(items[i + 1]), items[i + 2], items[i + 3]
+  local lease, override, written = items[i + 4], items[i + 5], items[i + 6]
+  local id = string.match(name, '^[^%z]*%z([^%z]*)')
+  local stored = call('HGET', P .. 'record', name)
+  local known = stored and tonumber(string.match(stored, '^(%d+)'))
+    or tonumber(call('ZSCORE', P .. 'log', name) or 0)
+  local was, was_at = call('HGET', P .. 'was', name), nil
+  local earlier = known
+  if was then
+    local then_, before, when = string.match(was, '^(%d+) (%d+) ?(%d*)')
+    if tonumber(then_) == known then
+      earlier = tonumber(before)
+      if when ~= '' then was_at = when end
+    end
+  end
+  local has_override = call('HGET', P .. 'override', id)
+  local is_news
+  if kind == 'o' and offered == 0 then
+    is_news = known == 0 and not has_override
+  elseif written ~= '' and earlier > tonumber(items[i + 7]) and earlier ~= offered then
+    is_news = is_later(name, stored, was_at, state, written)
+  else
+    is_news = offered > earlier and (stored or kind ~= 'r' or known == 0)
+  end
+  if is_news then
+    given = given + 1
+    local number = items[i + 1]
+    if is_taken or kind == 'o' or offered >= life then
+      revision = revision + 1
+      number = whole(revision)
+    end
+    if number ~= items[i + 1] or written ~= '' then
+      call('HSET', P .. 'was', name, number .. ' ' .. items[i + 1] .. ' ' .. written)
+    end
+    local bits = 0
+    if override ~= '' then
+      bits = 2
+      call('HSET', P .. 'override', id, override)
+    elseif has_override then
+      bits = 2
+      call('HDEL', P .. 'override', id)
+    end
+    if kind == 'o' then
+      log_change(name, number, at, bits, '')
+    elseif kind == 'r' then
+      log_change(name, number, at, bits + 4, state)
       call('HDEL', P .. 'record', name)
       call('HDEL', P .. 'lease', name)
       if stored then size = size - 1 end
     else
-      local kind = 0
-      if ARGV[i + 5] ~= '' then
-        kind = 2
-        call('HSET', P .. 'override', id, ARGV[i + 5])
-      elseif call('HDEL', P .. 'override', id) == 1 then
-        kind = 2
-      end
-      log_change(name, revision, at, kind, '')
-      call('HSET', P .. 'record', name, number .. ' ' .. ARGV[i + 2])
-      if ARGV[i + 4] ~= '' then
-        call('HSET', P .. 'lease', name, ARGV[i + 4] .. ' 0 ' .. number)
+      log_change(name, number, at, bits, '')
+      call('HSET', P .. 'record', name, number .. ' ' .. state)
+      if lease ~= '' then
+        call('HSET', P .. 'lease', name, lease .. ' 0 ' .. number)
       end
       if not stored then size = size + 1 end
     end
   end
 end
-call('HSET', P .. 'meta', 'revision', whole(revision), 'size', whole(size))
+call('HSET', P .. 'meta', 'revision', whole(revision), 'giver', ARGV[4], 'giving', whole(now()),
+     'size', whole(size))
 call('HSETNX', P .. 'meta', 'trimmed', ARGV[2])
 if ARGV[5] ~= '' then call('HSETNX', P .. 'meta', 'expected', ARGV[5]) end
-tell_moved(first, revision, ARGV[4], nil, {})
-return whole(revision - first)
-""",
+if revision > first then tell_moved(first, revision, ARGV[4], nil, {}) end
+return given
+""".replace("DIRTY", str(1 + Instance._fields.index("last_dirty_ms"))),
 )
-"""Give back what a node knows of an earlier life: of each instance the later word counts."""
+"""Give back what a node knows of an earlier life, or wrote while Redis was away.
+
+As long as no node has taken up the life, a state keeps its revision, so that who has it already has
+nothing to do.
+"""
 
 ACQUIRE = _script(
     _BEGIN,

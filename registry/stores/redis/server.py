@@ -307,7 +307,8 @@ class Subscription:
         """The next message; None where none came in so many seconds; the driver's errors."""
         if self._topology.pool(self._key) is not self._pool:
             raise redis.ConnectionError("another server took over")
-        return self._messages.get_message(timeout=timeout)
+        with _closed_meanwhile():
+            return self._messages.get_message(timeout=timeout)
 
     def close(self) -> None:
         """Be told of nothing more."""
@@ -363,5 +364,15 @@ def _run(connection: Any, tag: str, script: Script, arguments: Sequence[Argument
 
 
 def _exchange(connection: Any, command: tuple[Argument, ...]) -> Any:
-    connection.send_command(*command)
-    return connection.read_response()
+    with _closed_meanwhile():
+        connection.send_command(*command)
+        return connection.read_response()
+
+
+@contextmanager
+def _closed_meanwhile() -> Iterator[None]:
+    """The driver has other words where another thread closes a connection that one reads from."""
+    try:
+        yield
+    except (ValueError, AttributeError) as error:
+        raise redis.ConnectionError(f"the connection was closed: {error}") from error

@@ -1,0 +1,136 @@
+"""What a store that is a copy has to offer to where the truth is, when that lost something.
+
+Among it is what was written *alone*: while where the truth is could not be reached. For each such
+state ``meta`` has when it was written, and for its namespace the revision before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from registry.model import Lease, Namespace, Revision
+from registry.stores.lmdb.environment import Environment, items
+from registry.stores.lmdb.files import unsealed
+from registry.stores.lmdb.leases import LeaseFile
+from registry.stores.lmdb.places import Places
+from registry.stores.lmdb.records import U64, LogEntry, packed_entry
+
+ALONE = b"alone"
+"""In ``meta``: where the revisions of what is written alone began."""
+BASED, WRITTEN = b"based\0", b"alone\0"
+"""In ``meta``, before a namespace: the revision before, and before a state's name: when."""
+
+_TOUCHED_AT_ONCE = 2_000
+
+
+class Held(NamedTuple):
+    """What a store has of a namespace, at one moment."""
+
+    revision: Revision
+    revisions: dict[bytes, Revision]
+    """By names: of what is listed, of what was removed lately, and of overrides alone.
+
+    A name is an application and an id, joined by NUL; an override's own has another NUL.
+    """
+    unlisted_overrides: dict[str, str]
+    """Overrides of ids that are under no name."""
+    based_on: Revision
+    written: dict[bytes, int]
+    """What was written alone, after ``based_on``: when, on the monotonic clock in milliseconds."""
+
+
+class State(NamedTuple):
+    """What is under a name."""
+
+    name: bytes
+    revision: Revision
+    is_listed: bool
+    encoded: bytes
+    """The instance, or a removed one as it was last; empty of an override alone."""
+    lease: Lease | None
+    override: bytes
+
+
+class Offering:
+    """Reads what can be offered. Thread-safe."""
+
+    def __init__(self, env: Environment, live: LeaseFile, places: Places) -> None:
+        """Read nothing yet."""
+        self._env = env
+        self._live = live
+        self._places = places
+
+    def is_alone(self) -> bool:
+        """Whether anything was written alone that is not yet where the truth is."""
+        return self._env.read(lambda txn: txn.get(ALONE, db=self._env.meta)) is not None
+
+    def held(self, namespace: Namespace) -> Held:
+        """What is held, by revisions; ``StoreError``."""
+        env = self._env
+
+        def read(txn: Any) -> Held:
+            revision = Revision(env.revision(txn, namespace))
+            revisions = {
+                key: Revision(U64.unpack_from(value)[0])
+                for db in (env.record, env.removed)
+                for key, value in items(txn, db, namespace)
+            }
+            overrides = dict(items(txn, env.override, namespace))
+            if overrides:
+                for name in revisions:
+                    overrides.pop(name.split(b"\0")[1], None)
+            return Held(
+                revision,
+                revisions,
+                {each.decode(): status.decode() for each, status in overrides.items()},
+                Revision(env.number(txn, BASED + namespace.encode()) or revision),
+                {
+                    key: U64.unpack(value)[0]
+                    for key, value in items(txn, env.meta, Namespace(f"alone\0{namespace}"))
+                },
+            )
+
+        return env.read(read)
+
+    def states(self, namespace: Namespace, names: Sequence[bytes]) -> list[State]:
+        """What is under some names, where anything is; ``StoreError``."""
+        env, prefix = self._env, namespace.encode() + b"\0"
+
+        def state(txn: Any, name: bytes) -> State | None:
+            override = txn.get(prefix + name.split(b"\0")[1], b"", db=env.override)
+            record = txn.get(prefix + name, db=env.record)
+            if record is not None:
+                leased = txn.get(prefix + name, db=env.leased)
+                lease = None if leased is None else self._places.as_renewed(leased)
+                revision = Revision(U64.unpack_from(record)[0])
+                return State(name, revision, True, unsealed(record, U64.size), lease, override)
+            removed = txn.get(prefix + name, db=env.removed)
+            if removed is None:
+                return None
+            entry = LogEntry.unpack(txn.get(prefix + removed, db=env.removal))
+            last = unsealed(entry.encoded) if entry.encoded else b""
+            return State(name, Revision(U64.unpack(removed)[0]), False, last, None, override)
+
+        def read(txn: Any) -> list[State]:
+            return [found for name in names if (found := state(txn, name)) is not None]
+
+        return env.read(read)
+
+    def touch(self, namespace: Namespace, now_mono_ms: int) -> None:
+        """Have the log say that all that is listed changed just now; a portion at a time."""
+        env, prefix = self._env, namespace.encode() + b"\0"
+        at = self._live.running_ms(now_mono_ms)
+        last: bytes | None = None
+
+        def write(txn: Any) -> bool:
+            nonlocal last
+            for number, (key, value) in enumerate(items(txn, env.record, namespace, last)):
+                if number == _TOUCHED_AT_ONCE:
+                    return True
+                txn.put(prefix + value[:8], packed_entry(at, 0, key), db=env.log)
+                last = key
+            return False
+
+        while env.write(write):
+            pass
