@@ -54,34 +54,42 @@ class Finding(NamedTuple):
     examples: list[dict[str, Any]]
 
 
-_INTERVAL = (
-    Setting(_SPRING, "eureka.instance.lease-renewal-interval-in-seconds"),
-    Setting("Steeltoe", "Eureka:Instance:LeaseRenewalIntervalInSeconds"),
-    Setting("eureka-js-client", "eureka.heartbeatInterval, and leaseInfo of the instance"),
-    Setting("py-eureka-client", "renewal_interval_in_secs"),
+_CLIENTS = (_SPRING, "Steeltoe", "eureka-js-client", "py-eureka-client")
+
+
+def _as_called(*names: str) -> tuple[Setting, ...]:
+    """A setting as each of the ``_CLIENTS`` calls it; the last of them may have none."""
+    return tuple(map(Setting, _CLIENTS, names))
+
+
+_INTERVAL = _as_called(
+    "eureka.instance.lease-renewal-interval-in-seconds",
+    "Eureka:Instance:LeaseRenewalIntervalInSeconds",
+    "eureka.heartbeatInterval, and leaseInfo of the instance",
+    "renewal_interval_in_secs",
 )
-_LEASE = (
-    Setting(_SPRING, "eureka.instance.lease-expiration-duration-in-seconds"),
-    Setting("Steeltoe", "Eureka:Instance:LeaseExpirationDurationInSeconds"),
-    Setting("eureka-js-client", "leaseInfo.durationInSecs of the instance"),
-    Setting("py-eureka-client", "duration_in_secs"),
+_LEASE = _as_called(
+    "eureka.instance.lease-expiration-duration-in-seconds",
+    "Eureka:Instance:LeaseExpirationDurationInSeconds",
+    "leaseInfo.durationInSecs of the instance",
+    "duration_in_secs",
 )
-_IDS = (
-    Setting(_SPRING, "eureka.instance.instance-id"),
-    Setting("Steeltoe", "Eureka:Instance:InstanceId"),
-    Setting("eureka-js-client", "instance.instanceId"),
-    Setting("py-eureka-client", "instance_id"),
+_IDS = _as_called(
+    "eureka.instance.instance-id",
+    "Eureka:Instance:InstanceId",
+    "instance.instanceId",
+    "instance_id",
 )
-_HOST = (
-    Setting(_SPRING, "eureka.instance.hostname, or eureka.instance.prefer-ip-address=true"),
-    Setting("Steeltoe", "Eureka:Instance:HostName, or Eureka:Instance:PreferIpAddress"),
-    Setting("eureka-js-client", "instance.hostName and instance.ipAddr"),
-    Setting("py-eureka-client", "instance_host and instance_ip"),
+_HOST = _as_called(
+    "eureka.instance.hostname, or eureka.instance.prefer-ip-address=true",
+    "Eureka:Instance:HostName, or Eureka:Instance:PreferIpAddress",
+    "instance.hostName and instance.ipAddr",
+    "instance_host and instance_ip",
 )
-_DELTA = (
-    Setting(_SPRING, "eureka.client.disable-delta=false"),
-    Setting("Steeltoe", "Eureka:Client:ShouldDisableDelta=false"),
-    Setting("eureka-js-client", "shouldUseDelta: true"),
+_DELTA = _as_called(
+    "eureka.client.disable-delta=false",
+    "Eureka:Client:ShouldDisableDelta=false",
+    "shouldUseDelta: true",
 )
 _SERVERS_DELTA = (Setting("this server", "EUREKA_SERVER_DISABLE_DELTA=false"),)
 _CLOCK = (Setting("the machine", "time synchronisation, such as chrony or systemd-timesyncd"),)

@@ -231,22 +231,18 @@ class Decisions:
         check_leased(instance)
         if instance is None or instance.status is status:
             return None, instance
-        now = self._clock.wall_ms()
         service_up = instance.service_up_ms
         if status is InstanceStatus.UP and not service_up:
-            service_up = now
-        commit = self._update(
+            service_up = self._clock.wall_ms()
+        commit = self._by_operator(
             instance,
             view.overrides.get(key.id),
-            override=OverrideChange(key.id, status),
+            OverrideChange(key.id, status),
+            last_dirty_ms,
+            is_replication,
             status=status,
             overridden_status=status,
             service_up_ms=service_up,
-            last_dirty_ms=max(instance.last_dirty_ms, last_dirty_ms),
-            last_updated_ms=now,
-            last_renewal_ms=now,
-            action_type=ActionType.MODIFIED,
-            peers_know=is_replication,
         )
         return commit, instance
 
@@ -264,20 +260,39 @@ class Decisions:
         check_leased(instance)
         if instance is None or override is None:
             return None, instance
-        now = self._clock.wall_ms()
-        commit = self._update(
+        commit = self._by_operator(
             instance,
             override,
-            override=OverrideChange(key.id, None),
+            OverrideChange(key.id, None),
+            last_dirty_ms,
+            is_replication,
             status=status,
             overridden_status=InstanceStatus.UNKNOWN,
+        )
+        return commit, instance
+
+    def _by_operator(
+        self,
+        instance: Instance,
+        stored_override: InstanceStatus | None,
+        change: OverrideChange,
+        last_dirty_ms: int,
+        is_replication: bool,
+        **changes: Any,
+    ) -> Commit:
+        """The commit of an operator's word, with what is noted of each."""
+        now = self._clock.wall_ms()
+        return self._update(
+            instance,
+            stored_override,
+            override=change,
             last_dirty_ms=max(instance.last_dirty_ms, last_dirty_ms),
             last_updated_ms=now,
             last_renewal_ms=now,
             action_type=ActionType.MODIFIED,
             peers_know=is_replication,
+            **changes,
         )
-        return commit, instance
 
     def stored_override(
         self, view: View, key: InstanceKey, status: InstanceStatus, last_dirty_ms: int

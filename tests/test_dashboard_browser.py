@@ -28,6 +28,7 @@ pytestmark = pytest.mark.programs
 CHROMIUM = "/usr/bin/chromium"
 # Under gthread a watch holds a thread, for a while also after its page was closed.
 THREADS = {"THREADS": "64"}
+ANN = {"Authorization": f"Basic {base64.b64encode(b'ann:secret').decode()}"}
 LONG = {"renewalIntervalInSecs": 30, "durationInSecs": 3600}
 _numbers = itertools.count()
 PATIENCE_MS = 90_000
@@ -125,6 +126,11 @@ def registered(server: RegistryServer, app: str, number: int = 1, **fields: Any)
     name = f"{app}:{number}"
     assert server.register(app.upper(), name, leaseInfo=LONG, **fields) == 204
     return name
+
+
+def registered_by(account: dict[str, str], server: RegistryServer, app: str) -> None:
+    body = instance_body(app.upper(), f"{app}:1", leaseInfo=LONG)
+    assert server.eureka("POST", f"/apps/{app.upper()}", body, JSON | account).status == 204
 
 
 def told(server: RegistryServer, name: str) -> Any:
@@ -417,9 +423,7 @@ def test_what_clients_send_is_text(server: RegistryServer, looked: Looked) -> No
 def test_who_may_not_is_offered_nothing_until_there_is_an_account(
     closed: RegistryServer, browser: Browser
 ) -> None:
-    ann = {"Authorization": f"Basic {base64.b64encode(b'ann:secret').decode()}"}
-    body = instance_body("SHOP", "shop:1", leaseInfo=LONG)
-    assert closed.eureka("POST", "/apps/SHOP", body, JSON | ann).status == 204
+    registered_by(ANN, closed, "shop")
     looked = Looked(browser, closed.root)
     page = looked.go(app="shop", id="shop:1")
     expect(page.locator("main")).to_contain_text("Registration")
@@ -447,9 +451,7 @@ def test_who_may_not_is_offered_nothing_until_there_is_an_account(
 def test_a_drain_is_followed_until_it_is_safe_to_stop(
     closed: RegistryServer, browser: Browser
 ) -> None:
-    ann = {"Authorization": f"Basic {base64.b64encode(b'ann:secret').decode()}"}
-    body = instance_body("DRAINED", "drained:1", leaseInfo=LONG)
-    assert closed.eureka("POST", "/apps/DRAINED", body, JSON | ann).status == 204
+    registered_by(ANN, closed, "drained")
     client = http.client.HTTPConnection("127.0.0.1", closed.port)
 
     def fetch() -> None:
@@ -458,7 +460,7 @@ def test_a_drain_is_followed_until_it_is_safe_to_stop(
     fetch()
     wait_until(lambda: closed.send("GET", "/api/v1/readers").json()["total"])
     looked = Looked(browser, closed.root)
-    stored = f"sessionStorage.setItem('registry credentials', '{ann['Authorization']}')"
+    stored = f"sessionStorage.setItem('registry credentials', '{ANN['Authorization']}')"
     looked.context.add_init_script(stored)
     page = looked.go(app="drained", id="drained:1")
     page.get_by_role("button", name="Drain").click()
@@ -477,9 +479,7 @@ def test_a_drain_is_followed_until_it_is_safe_to_stop(
 def test_what_is_refused_is_told_and_changes_nothing(
     closed: RegistryServer, browser: Browser
 ) -> None:
-    ann = {"Authorization": f"Basic {base64.b64encode(b'ann:secret').decode()}"}
-    body = instance_body("CART", "cart:1", leaseInfo=LONG)
-    assert closed.eureka("POST", "/apps/CART", body, JSON | ann).status == 204
+    registered_by(ANN, closed, "cart")
     looked = Looked(browser, closed.root)
     looked.page.route(
         "**/api/v1/account",
@@ -525,9 +525,7 @@ def test_the_browsers_own_account_is_enough(closed: RegistryServer, browser: Bro
 def test_a_token_is_asked_for_and_kept_for_the_tab(
     tokens: RegistryServer, browser: Browser
 ) -> None:
-    red = {"Authorization": "Bearer red"}
-    body = instance_body("SHOP", "shop:1", leaseInfo=LONG)
-    assert tokens.eureka("POST", "/apps/SHOP", body, JSON | red).status == 204
+    registered_by({"Authorization": "Bearer red"}, tokens, "shop")
     looked = Looked(browser, tokens.root)
     page = looked.go()
     expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")

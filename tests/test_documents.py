@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import tomllib
 import xml.etree.ElementTree as ElementTree
@@ -26,6 +25,7 @@ from markdown_it.token import Token
 
 from conformance.programs import free_port, named
 from tests.servers import ANOTHER_WORKER, HANG_SECS, ROOT, wait_until
+from tests.shells import Shell, path_with_commands
 
 DOCUMENTS = [
     *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/**/*.md")),
@@ -319,7 +319,7 @@ class Terminal:
         (self._home / ".curlrc").write_text("no-progress-meter\n")  # as at a terminal
         self._ports = {shown: str(free_port()) for shown in ("8761", "8762", "9080")}
         self._environment = {
-            "PATH": f"{self._command()}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": path_with_commands(self._home / "bin"),
             "HOME": str(self._home),
             "PYTHONPATH": str(ROOT),
             "HOST": "127.0.0.1",
@@ -329,38 +329,14 @@ class Terminal:
             **ANOTHER_WORKER,
         }
         self._running: list[tuple[str, subprocess.Popen[bytes]]] = []
-        self._shell = subprocess.Popen(
-            ["bash", "--norc"],
-            cwd=self._folder,
-            env=self._environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-    def _command(self) -> Path:
-        """A folder with the command as the wheel installs it, though of this checkout."""
-        scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-        for name, entry in scripts.items():
-            module, _, function = entry.partition(":")
-            program = self._home / "bin" / name
-            program.parent.mkdir(exist_ok=True)
-            program.write_text(
-                f"#!{sys.executable}\nimport sys\nfrom {module} import {function}\n"
-                f"sys.exit({function}())\n"
-            )
-            program.chmod(0o755)
-        return self._home / "bin"
+        self._shell = Shell(self._folder, self._environment, self._home / "typed")
 
     def __enter__(self) -> Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._shell.pid, signal.SIGKILL)
-        self._shell.wait()
+        self._shell.close()
 
     def here(self, text: str) -> str:
         """A document's text with the ports of this terminal."""
@@ -381,22 +357,8 @@ class Terminal:
         if re.search(r"\beureka-registry sidecar\b", command):
             self._start(command)
             return 0, ""
-        typed = self._home / "typed"
-        typed.write_text(command + "\n")
-        assert self._shell.stdin is not None
-        assert self._shell.stdout is not None
-        self._shell.stdin.write(f"source {typed} </dev/null; printf '\\0%s\\0' $?\n".encode())
-        self._shell.stdin.flush()
-        guard = threading.Timer(seconds, self._shell.kill)
-        guard.start()
-        told = b""
-        while told.count(b"\0") < 2:
-            part = os.read(self._shell.stdout.fileno(), 65536)
-            assert part, f"the shell ended at {command!r}: {told.decode()}"
-            told += part
-        guard.cancel()
-        printed, status, _ = told.decode().split("\0")
-        return int(status), printed.replace("\r", "")
+        status, printed = self._shell.type(command, seconds=seconds)
+        return status, printed.replace("\r", "")
 
     def _serve(self, command: str) -> None:
         told = re.search(r"--port (\d+)", command)

@@ -8,16 +8,9 @@ the other order, and are not changed. What is judged, and how: ``noticed.py``.
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
-import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
-import tomllib
 import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -51,7 +44,8 @@ from tests.noticed import (
     refused,
     start_clients,
 )
-from tests.servers import ANOTHER_WORKER, HANG_SECS, ROOT, wait_until
+from tests.servers import ANOTHER_WORKER, ROOT, wait_until
+from tests.shells import Shell, path_with_commands
 from tests.test_documents import Block, blocks, is_as_shown
 
 pytestmark = [pytest.mark.programs, pytest.mark.slow]
@@ -121,7 +115,7 @@ class Machine:
         options = HOXTON_OPTIONS if generation == "hoxton" else ()
         (self.folder / "eureka-server.jar").symlink_to(jar)
         environment = {
-            "PATH": f"{self._command()}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": path_with_commands(self.folder / "bin"),
             "HOME": str(self.folder),
             "PYTHONPATH": str(ROOT),
             "WORKERS": "2",
@@ -141,28 +135,7 @@ class Machine:
             "SERVER_TOMCAT_ACCESSLOG_BUFFERED": "false",
             **ANOTHER_WORKER,
         }
-        self._shell = subprocess.Popen(
-            ["bash", "--norc"],
-            cwd=self.folder,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-    def _command(self) -> Path:
-        """A folder with the command as the wheel installs it, though of this checkout."""
-        scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-        module, _, function = scripts["eureka-registry"].partition(":")
-        program = self.folder / "bin" / "eureka-registry"
-        program.parent.mkdir()
-        program.write_text(
-            f"#!{sys.executable}\nimport sys\nfrom {module} import {function}\n"
-            f"sys.exit({function}())\n"
-        )
-        program.chmod(0o755)
-        return program.parent
+        self._shell = Shell(self.folder, environment, self.folder / "typed")
 
     def here(self, text: str) -> str:
         """The page's text with the addresses and the port that there are here."""
@@ -175,23 +148,7 @@ class Machine:
 
     def type(self, command: str) -> tuple[int, str]:
         """The status of a command, and what it prints."""
-        typed = self.folder / "typed"
-        typed.write_text(self.here(command) + "\n")
-        assert self._shell.stdin is not None
-        assert self._shell.stdout is not None
-        line = f"source {shlex.quote(str(typed))} </dev/null; printf '\\0%s\\0' $?\n"
-        self._shell.stdin.write(line.encode())
-        self._shell.stdin.flush()
-        guard = threading.Timer(HANG_SECS, self._shell.kill)
-        guard.start()
-        told = b""
-        while told.count(b"\0") < 2:
-            part = os.read(self._shell.stdout.fileno(), 65536)
-            assert part, f"the shell of {self.name} ended at {command!r}: {told.decode()}"
-            told += part
-        guard.cancel()
-        printed, status, _ = told.decode().split("\0")
-        return int(status), printed
+        return self._shell.type(self.here(command))
 
     def perform(self, command: Command) -> None:
         """Type it, and wait until it shows what the page shows."""
@@ -221,8 +178,7 @@ class Machine:
         return (status, printed.strip()) == (0, "1")
 
     def close(self) -> None:
-        os.killpg(self._shell.pid, signal.SIGKILL)
-        self._shell.wait()
+        self._shell.close()
 
 
 class World:

@@ -10,9 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any, NamedTuple
 
 import pytest
@@ -25,6 +23,7 @@ from eureka_server.operator.commands import COMMANDS, arguments_of, parser_of
 from eureka_server.operator.completion import candidates
 from eureka_server.operator.tables import ago, duration, epoch_ms, table
 from tests.servers import JSON, ROOT, RegistryServer, wait_until
+from tests.site import Site
 
 
 class Said(NamedTuple):
@@ -389,37 +388,11 @@ def test_wrong_words_are_refused_in_one_line(
 # Who asks
 
 
-class Site:
-    """A server that answers one thing, and keeps who asked."""
-
-    def __init__(self) -> None:
-        self.status, self.body = 200, b'{"services": [], "next": null}'
-        self.asked: list[tuple[str | None, str | None]] = []
-        site = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                fields = self.headers
-                site.asked.append((fields["Authorization"], fields["Registry-Namespace"]))
-                self.send_response(site.status)
-                self.send_header("Content-Length", str(len(site.body)))
-                self.end_headers()
-                self.wfile.write(site.body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.host = f"127.0.0.1:{self.server.server_port}"
-        Thread(target=self.server.serve_forever, daemon=True).start()
-
-
 @pytest.fixture
 def site() -> Iterator[Site]:
-    started = Site()
+    started = Site(b'{"services": [], "next": null}')
     yield started
-    started.server.shutdown()
-    started.server.server_close()
+    started.close()
 
 
 def test_who_asks_is_told_by_the_nearest_word(
@@ -436,7 +409,7 @@ def test_who_asks_is_told_by_the_nearest_word(
     operator.environ |= {"EUREKA_REGISTRY_PASSWORD": "p"}
     operator.types("apps", "--user", "ann", "--namespace", "other")
     operator.types("apps", "--user", "ann", "--token", "word")
-    assert site.asked == [
+    assert [(each.authorization, each.namespace) for each in site.asked] == [
         ("Basic bm9yYTpu", None),  # nora:n
         ("Bearer env", None),
         ("Basic dXJsOnBA", None),  # url:p@
@@ -450,6 +423,7 @@ def test_who_asks_is_told_by_the_nearest_word(
     [
         (401, b"", 2, "answers 401: it asks for other credentials"),
         (403, b'{"detail": "only an administrator"}', 2, "answers 403: only an administrator ("),
+        (302, b"", 3, "answers 302, and is no registry of ours"),
         (404, b"", 3, "answers 404, and is no registry of ours"),
         (404, b'{"Error": "Resource not found", "detail": ""}', 3, "is of a version without this"),
         (200, b"<html>", 3, "answers 200, and is no registry of ours"),

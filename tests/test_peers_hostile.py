@@ -219,18 +219,23 @@ def test_who_serves_lists_and_refuses_batches_is_no_flood_of_either(
     assert len([each for each in warnings(caplog) if "does not answer" in each]) == 1
 
 
+def renew_until_it_is_told(registry: Registry, clock: ManualClock, peer: FakePeer) -> None:
+    """Register an instance, and renew it until the peer was told of heartbeats too."""
+    namespace = registry.in_namespace(DEFAULT_NAMESPACE)
+    namespace.register(instance())
+
+    def is_told() -> bool:
+        clock.advance(10)
+        return namespace.renew(*KEY) is not None and len(peer.batches) >= 3
+
+    wait_until(is_told, "heartbeats")
+
+
 def test_who_takes_batches_and_serves_no_list_is_told_of_heartbeats(peer: FakePeer) -> None:
     peer.lists = lambda: (500, {}, b"")
     clock = ManualClock()
     with Running(peer, clock) as (registry, _):
-        namespace = registry.in_namespace(DEFAULT_NAMESPACE)
-        namespace.register(instance())
-
-        def renewed() -> bool:
-            clock.advance(10)
-            return namespace.renew(*KEY) is not None and len(peer.batches) >= 3
-
-        wait_until(renewed, "heartbeats")
+        renew_until_it_is_told(registry, clock, peer)
 
 
 def test_whose_list_is_long_in_coming_is_told_of_renewals_meanwhile(peer: FakePeer) -> None:
@@ -476,14 +481,7 @@ def test_a_lasting_fault_of_one_duty_leaves_the_others_and_the_log_alone(
     monkeypatch.setattr(replicator._Run, "_tell_changes", fails)
     clock = ManualClock()
     with Running(peer, clock) as (registry, running):
-        namespace = registry.in_namespace(DEFAULT_NAMESPACE)
-        namespace.register(instance())
-
-        def renewed() -> bool:
-            clock.advance(10)
-            return namespace.renew(*KEY) is not None and len(peer.batches) >= 3
-
-        wait_until(renewed, "heartbeats")
+        renew_until_it_is_told(registry, clock, peer)
         assert running.report()["peers"]
     assert tried
     faults = [each for each in caplog.records if "growing intervals" in each.getMessage()]
