@@ -10,7 +10,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -103,21 +103,20 @@ def wide_console() -> Console:
 
 def reachable(target: Target) -> str:
     """Nothing, or why there is no Eureka server at this URL."""
-    session = Session(target)
-    try:
-        session.listing("/apps")
-    except FailedError as failure:
-        return str(failure)
-    finally:
-        session.close()
-    return ""
+    return _failure(target, lambda session: session.listing("/apps"))
 
 
 def reachable_natively(target: Target) -> str:
     """Nothing, or why there is no registry of the native protocol at this URL."""
+    return _failure(
+        target, lambda session: session.status(session.send("GET", f"{API}/services"), 200)
+    )
+
+
+def _failure(target: Target, ask: Callable[[Session], object]) -> str:
     session = Session(target)
     try:
-        session.status(session.send("GET", f"{API}/services"), 200)
+        ask(session)
     except FailedError as failure:
         return str(failure)
     finally:
