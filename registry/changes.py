@@ -37,10 +37,12 @@ class ChangeLog:
     def __len__(self) -> int:
         return len(self._changes)
 
-    def put(self, change: Change) -> Sequence[Change]:
-        """Add the newest change; returns what was forgotten to stay within the budget."""
+    def put(self, change: Change, place: InstanceKey | str) -> Sequence[Change]:
+        """Add the newest change; returns what was forgotten to stay within the budget.
+
+        ``place`` is its ``place_of``, which whoever applies a commit has at hand.
+        """
         instance = change.instance
-        place = instance.key if instance is not None else _place(change)
         before = self._changes.pop(place, None)
         if before is not None and before.override is not None and change.override is None:
             change = change._replace(override=before.override)
@@ -89,8 +91,10 @@ class ChangeLog:
         return found
 
 
-def _place(change: Change) -> str:
-    """Of an override that changed alone, the id that it is of."""
+def place_of(change: Change) -> InstanceKey | str:
+    """An instance's key; where an override alone changed, the id that it is of."""
+    if change.instance is not None:
+        return change.instance.key
     return change.override.id if change.override is not None else ""
 
 

@@ -103,8 +103,10 @@ class Decisions:
                 override = chosen.overridden_status
                 override_change = OverrideChange(key.id, override)
             leased = existing.status if existing is not None and was_leased else None
-            situation = _new(Situation, (status, override, leased, is_replication))
-            status = effective_status(situation)
+            # The rules are not asked where all they could answer is the same.
+            if override is not None or leased is not status:
+                situation = _new(Situation, (status, override, leased, is_replication))
+                status = effective_status(situation)
         service_up = existing.service_up_ms if existing is not None else 0
         if status is InstanceStatus.UP and not service_up:
             service_up = now

@@ -47,7 +47,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple, TypeVar
 
-from registry.changes import ChangeLog
+from registry.changes import ChangeLog, place_of
 from registry.errors import StoreError
 from registry.listing import Listing
 from registry.model import (
@@ -146,7 +146,8 @@ class View:
                 self._load()
             else:
                 for change in changes:
-                    self._apply(change)
+                    if change.revision > self.revision:
+                        self._apply(change, place_of(change))
         return True
 
     def follow_all(self, commits: Sequence[Commit], revisions: Sequence[Revision | None]) -> None:
@@ -166,7 +167,7 @@ class View:
                     at_mono_ms = commit.at_mono_ms
                     at_running_ms = self._running_ms(at_mono_ms)
                 listed = None if instance is None else at_revision(instance, revision)
-                change = (
+                told = (
                     revision,
                     at_running_ms,
                     listed,
@@ -174,7 +175,9 @@ class View:
                     commit.evicted,
                     commit.override,
                 )
-                self._apply(tuple.__new__(Change, change))
+                change = tuple.__new__(Change, told)
+                # The commit has the key already, which to make anew costs a quarter microsecond.
+                self._apply(change, commit.key if listed is not None else place_of(change))
 
     def _load(self) -> None:
         with _without_looking_for_garbage():
@@ -191,40 +194,34 @@ class View:
             self._index(instance)
         self.overrides = dict(snapshot.overrides)
         for change in snapshot.changes:
-            self._log.put(change)
+            self._log.put(change, place_of(change))
         told = [change.instance for change in self._log.all()]
         self.changed = Listing(instance for instance in told if instance is not None)
         self.version += 1
         self.revision = snapshot.revision
         self.is_loaded = True
 
-    def _apply(self, change: Change) -> None:
-        if change.revision <= self.revision:
-            return
-        instance = change.instance
+    def _apply(self, change: Change, place: InstanceKey | str) -> None:
+        """Show the next change; ``place`` is what the log has it by."""
+        revision, _, instance, removed, _, override = change
         if instance is not None:
-            if change.removed:
+            if removed:
                 self._take_out(instance.key)
             else:
                 self._put(instance)
+            self.changed.put(instance)
         elif self.listing.kept:
             # What is listed stays the same, and what is made of it tells of this revision.
             self.listing.kept.clear()
-        override = change.override
         if override is not None:
             if override.status is None:
                 self.overrides.pop(override.id, None)
             else:
                 self.overrides[override.id] = override.status
-        self._remember(change)
-        self.version += 1
-        self.revision = change.revision
-
-    def _remember(self, change: Change) -> None:
-        if change.instance is not None:
-            self.changed.put(change.instance)
-        for forgotten in self._log.put(change):
+        for forgotten in self._log.put(change, place):
             self._drop(forgotten)
+        self.version += 1
+        self.revision = revision
 
     def forget(self, now_mono_ms: int, at_most: int) -> bool:
         """Forget at most so many of the changes older than the window; whether some remain.

@@ -6,8 +6,7 @@ How concurrent decisions come one after the other is told in ``namespace.py``.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 from registry.errors import ConflictError, StoreError
@@ -31,6 +30,7 @@ from registry.view import View
 
 # A thread that took longer from one step to the next was not running; others were, meanwhile.
 _HELD_UP_MS = 1_000
+_C = TypeVar("_C")
 _T = TypeVar("_T")
 # Makes a named tuple without the Python function that its class would call.
 _new = tuple.__new__
@@ -97,8 +97,7 @@ class Writer:
             if commit is None:
                 return answer, None
             try:
-                with self._timed():
-                    revision = self._records.commit(self._namespace, commit, fence)
+                revision = self._timed(self._records.commit, commit, fence)
             except ConflictError:
                 continue
             self._follow((commit,), (revision,), asking.get())
@@ -118,22 +117,26 @@ class Writer:
         None where it lost a race. ``by`` is who asked for each, or for all; ``causes`` are why the
         evicted go, and ``is_accepted`` that somebody let them. ``StoreError``, ``LockLostError``.
         """
-        with self._timed():
-            revisions = self._records.commit_all(self._namespace, commits, fence)
+        revisions = self._timed(self._records.commit_all, commits, fence)
         self._follow(commits, revisions, by, causes, is_accepted=is_accepted)
         return revisions
 
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        """Count a commit, or a group of them, and how long the store takes for it."""
+    def _timed(
+        self,
+        write: Callable[[Namespace, _C, Fence | None], _T],
+        commits: _C,
+        fence: Fence | None,
+    ) -> _T:
+        """Write a commit, or a group of them; count it, and how long the store takes for it."""
         counted, began = self._counted, time.perf_counter_ns()
         try:
-            yield
+            written = write(self._namespace, commits, fence)
         except StoreError:
             counted[COMMITS_FAILED] += 1
             raise
         counted[COMMITS] += 1
         counted[COMMIT_NANOSECONDS] += time.perf_counter_ns() - began
+        return written
 
     def _follow(
         self,

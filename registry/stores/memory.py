@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from registry.changes import ChangeLog
+from registry.changes import ChangeLog, place_of
 from registry.errors import ConflictError, LockLostError
 from registry.model import (
     Change,
@@ -164,16 +164,15 @@ class MemoryStore:
             contents.evicted_at = [at for at in contents.evicted_at if at > minute_ago]
             contents.evicted_at.append(commit.at_mono_ms)
         contents.revision = revision
-        contents.log.put(
-            Change(
-                revision,
-                self._running(commit.at_mono_ms),
-                instance,
-                commit.remove,
-                commit.evicted,
-                commit.override,
-            )
+        change = Change(
+            revision,
+            self._running(commit.at_mono_ms),
+            instance,
+            commit.remove,
+            commit.evicted,
+            commit.override,
         )
+        contents.log.put(change, place_of(change))
         return revision
 
     def renew(

@@ -379,4 +379,5 @@ def place_of(leased: bytes) -> Place:
 
 def pack(place: Place, lease: Lease) -> bytes:
     """An item of ``leased``."""
-    return LEASED.pack(*place, lease.deadline_mono_ms, lease.duration_ms, lease.last_renewal_ms)
+    deadline, duration, renewed, _ = lease
+    return LEASED.pack(*place, deadline, duration, renewed)
