@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -1009,6 +1010,64 @@ def test_a_copy_of_another_registry_is_refused(
     machines.close(machines.open("here"))
     with pytest.raises(StoreError, match="the folder is a copy of the registry"):
         open_store(server.url(another_prefix(), tmp_path / "here"))
+
+
+# Other versions.
+
+
+@contextmanager
+def another_format() -> Iterator[None]:
+    """Who connects meanwhile is of a version that keeps all of it otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scripts, "FORMAT", 7)
+        yield
+
+
+OF_ANOTHER_FORMAT = r"has a registry of format 7, and this version writes format 1$"
+
+
+def test_what_another_version_keeps_otherwise_is_left_to_it(machines: Machines) -> None:
+    """By who comes new, and by who has a copy from before."""
+    here = machines.open("here")
+    here.commit(NS, put(sample_instance(instance_id="web:1")))
+    machines.close(here)
+    machines.forget()
+    with another_format():
+        there = machines.open("there")
+        there.commit(NS, put(sample_instance(instance_id="web:2")))
+        machines.close(there)
+    for name in ("here", "new"):
+        with pytest.raises(StoreError, match=OF_ANOTHER_FORMAT):
+            machines.open(name)
+    with another_format():
+        assert listed(machines.open("there")) == {"web:2"}
+        machines.close()
+
+
+def test_who_was_away_while_another_version_took_over_writes_nothing(fragile: Machines) -> None:
+    here = fragile.open("here")
+    here.commit(NS, put(sample_instance(instance_id="web:1")))
+    fragile.close(here)
+    fragile.forget()
+    with another_format():
+        there = fragile.open("there")
+        there.commit(NS, put(sample_instance(instance_id="web:2")))
+        fragile.close(there)
+    fragile.server.pause()
+    here = fragile.open("here")
+    fragile.server.go_on()
+
+    def is_refused() -> bool:
+        with pytest.raises(StoreError) as refused:
+            here.commit(NS, put(sample_instance(instance_id="web:3")))
+        return re.search(OF_ANOTHER_FORMAT, str(refused.value)) is not None
+
+    wait_until(is_refused, "Redis to answer again")
+    assert listed(here) == {"web:1"}
+    fragile.close(here)
+    with another_format():
+        assert listed(fragile.open("there")) == {"web:2"}
+        fragile.close()
 
 
 def test_a_password_is_shown_nowhere() -> None:

@@ -40,6 +40,10 @@ _COPY_OF, _NODE = "redis/copy-of", "redis/node"
 _ADOPTING = "adopting"
 
 
+class OtherFormatError(StoreError):
+    """What Redis has is another version's, which reads and writes it otherwise."""
+
+
 class _Given(NamedTuple):
     """What the copy had of a namespace, and what Redis has after it was offered that."""
 
@@ -52,8 +56,9 @@ class _Part(NamedTuple):
 
     life: Revision | None
     run: bytes
-    """The run of the server in which the life began."""
+    """The run of the server in which the life began, and the format in which it is kept."""
     server_run: bytes
+    """The server's own, and this version's format."""
     revision: Revision
     size: int
 
@@ -71,6 +76,10 @@ class _Part(NamedTuple):
     def is_in(self, life: Revision) -> bool:
         """Whether it is in a life, and its server still is the run in which that began."""
         return self.life == life and self.run == self.server_run
+
+    @property
+    def format(self) -> str:
+        return self.run.partition(b"/")[2].decode() or "0"
 
     def seen(self) -> tuple[Argument, Argument, Argument]:
         """What the script compares before it begins another life."""
@@ -123,11 +132,16 @@ class Lives:
         """Have the copy in the life that Redis is in, after giving back what Redis lacks.
 
         Another life begins first where Redis is in none, or in one of an earlier run; or where it
-        ``lost`` something that it had acknowledged. ``StoreError``, and ``AnotherLifeError`` where
-        Redis lost something meanwhile.
+        ``lost`` something that it had acknowledged. ``StoreError`` (``OtherFormatError`` among
+        them), and ``AnotherLifeError`` where Redis lost something meanwhile.
         """
         with self._copy.locked(_ADOPTING):
             root = self._look(None)
+            if root.life is not None and root.format != str(scripts.FORMAT):
+                raise OtherFormatError(
+                    f"Redis at {self._server.shown} has a registry of format {root.format}, "
+                    f"and this version writes format {scripts.FORMAT}"
+                )
             begun = self._records.begun()
             is_copy = self.has_copy()
             held = self._copy.namespaces()

@@ -8,7 +8,7 @@ moved as a whole.
 
 | key of the root, ``{PREFIX}:`` | kind | content |
 | --- | --- | --- |
-| ``life`` | hash | ``number``, and ``run``: the run of the server in which it began |
+| ``life`` | hash | ``number``; ``run``: the server's run in which it began, and the format |
 | ``namespaces`` | hash | namespace → the life in which it was last begun; empty before |
 | ``claims`` | hash | namespace → the number of its claim: of those that may hold instances |
 | ``claimed`` | string | the last number of a claim |
@@ -42,6 +42,9 @@ name of its instance and another NUL. A lease is its deadline, duration, last re
 own last renewal, the number of the batch that last renewed it, and the revision with which it
 began. Instants are Redis' time in milliseconds. Lua's numbers are
 doubles: they hold each revision exactly, but are to be written in full.
+
+All of this, and the messages, have a *format*, which is a number. It stands behind the run, so
+that what another version with another format asks is refused, as in another run.
 """
 
 from __future__ import annotations
@@ -50,6 +53,9 @@ import hashlib
 from typing import NamedTuple
 
 from registry.model import Instance
+
+FORMAT = 1
+"""To be another one wherever a key, a value or a message gets another meaning."""
 
 
 class Script(NamedTuple):

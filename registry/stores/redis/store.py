@@ -22,7 +22,7 @@ from registry.stores.lmdb import LmdbStore
 from registry.stores.redis import scripts
 from registry.stores.redis.address import Address
 from registry.stores.redis.following import Follower
-from registry.stores.redis.lives import Lives
+from registry.stores.redis.lives import Lives, OtherFormatError
 from registry.stores.redis.records import Records, heard_of
 from registry.stores.redis.renewals import TRIMMED_AT_ONCE, Teller
 from registry.stores.redis.server import AnotherLifeError, Server, UnopenedError
@@ -68,6 +68,8 @@ class RedisStore:
             self._server.look_at_clock()
             self._lives.adopt()
             self._follower.catch_up_all()
+        except OtherFormatError:
+            raise
         except StoreError as error:
             if not self._lives.has_copy():
                 raise

@@ -26,6 +26,7 @@ from redis.cluster import ClusterNode, NodesManager
 from redis.crc import key_slot
 from redis.retry import Retry
 
+from registry.stores.redis import scripts
 from registry.stores.redis.address import Address, Kind, Options
 
 CALL_SECS = 1.0
@@ -90,11 +91,11 @@ def _pool(options: Options, host: str, port: int) -> Any:
 
 
 def _connected(connection: Any) -> None:
-    """Ask a server which run it is, on each new connection."""
+    """Ask a server which run it is, on each new connection; with it goes the format."""
     connection.on_connect()
     connection.send_command("INFO", "server")
     found = re.search(rb"run_id:(\w+)", connection.read_response())
-    connection.server_run = found[1] if found else b""
+    connection.server_run = b"%s/%d" % (found[1] if found else b"", scripts.FORMAT)
 
 
 class _One:
