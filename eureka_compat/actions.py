@@ -89,9 +89,17 @@ class Actions:
         self._promised.append((promise, _new(Registering, (instance, is_replication, asking))))
         return promise
 
+    def settle_apart(self) -> Callable[[], None]:
+        """Take what was promised; what is returned settles it, in any thread."""
+        promised, self._promised = self._promised, []
+        return partial(self._settle, promised)
+
     def settle(self) -> None:
         """Register what was promised, and answer each (group commit)."""
         promised, self._promised = self._promised, []
+        self._settle(promised)
+
+    def _settle(self, promised: list[tuple[Promise, Registering]]) -> None:
         began = time.perf_counter()
         wanted = [registering for _, registering in promised]
         outcomes: list[RegistryError | None]

@@ -212,6 +212,10 @@ class EurekaApi:
         """Register what was promised."""
         self._actions.settle()
 
+    def settle_apart(self) -> Callable[[], None]:
+        """Take what was promised; what is returned registers it, in any thread."""
+        return self._actions.settle_apart()
+
     # apps
 
     def _apps(self, request: Request, path: str, rest: list[str]) -> Answer:

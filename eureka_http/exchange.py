@@ -220,6 +220,13 @@ class LoopHooks:
     began: Callable[[Callable[[], LoopState]], None] = lambda state: None
     """Is given, as the loop begins, what tells how it is; that may be asked in any thread."""
 
+    settle_apart: Callable[[], Callable[[], None]] | None = None
+    """In place of ``settle``, where to keep a promise may mean to wait for another machine.
+
+    It takes all promises of this moment, and returns what keeps them, to be called in a thread of
+    the pool. Meanwhile everybody else is served; what is promised until then is kept together.
+    """
+
 
 def plain_address(address: str) -> str:
     """An address as one writes it: that of an IPv4 peer of a socket for both kinds has a prefix."""

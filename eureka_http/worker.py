@@ -13,6 +13,7 @@ access log and the hooks. Of HTTP there are versions 1.0 and 1.1; no PROXY proto
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import signal
@@ -135,6 +136,7 @@ class EventLoopWorker(GunicornWorker):
         self._sends_soon = False
         self.to_send: list[Connection] = []
         self._promised: list[PromisedAnswer] = []
+        self._is_settling = False
         self._streams = 0
         self._ticks = False
         self._tick_logged_at = 0.0
@@ -367,17 +369,45 @@ class EventLoopWorker(GunicornWorker):
 
     def _send_now(self) -> None:
         if self._promised:
-            promised, self._promised = self._promised, []
-            try:
-                self.hooks.settle()
-            except Exception:
-                self.log.exception("Error in the application's settling")
-            for each in promised:
-                each.settle()
+            if self.hooks.settle_apart is None:
+                promised, self._promised = self._promised, []
+                self._keep(self.hooks.settle)
+                for each in promised:
+                    each.settle()
+            else:
+                self._settle_apart(self.hooks.settle_apart)
         to_send, self.to_send = self.to_send, []
         self._sends_soon = False
         for connection in to_send:
             connection.flush()
+
+    def _keep(self, promises: Callable[[], None]) -> None:
+        try:
+            promises()
+        except Exception:
+            self.log.exception("Error in the application's settling")
+
+    def _settle_apart(self, take: Callable[[], Callable[[], None]]) -> None:
+        if self._is_settling:
+            return  # then what was promised meanwhile goes together
+        self._is_settling = True
+        promised, self._promised = self._promised, []
+        promises = take()
+
+        def settled() -> None:
+            self._is_settling = False
+            for each in promised:
+                each.settle()
+            if self._promised:
+                self._settle_apart(take)
+
+        def keep() -> None:
+            self._keep(promises)
+            # A closed loop raises RuntimeError; then nobody waits for an answer any more.
+            with contextlib.suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(settled)
+
+        self.pool.submit(keep)
 
     def submit(self, run: Callable[[], None], is_long: bool) -> None:
         (self.long_pool if is_long else self.pool).submit(run)

@@ -37,6 +37,7 @@ from registry import (
     StoreError,
     SystemClock,
     folder_of,
+    is_remote,
     open_history,
     open_store,
 )
@@ -159,6 +160,7 @@ def _assembled(environment: Environment, parts: ExitStack) -> Door:
         fast_lane=gateway.fast_lane,
         lane=gateway.lane,
         settle=gateway.settle,
+        settle_apart=gateway.settle_apart if is_remote(environment.store_url) else None,
         admit=admission(app, gateway),
         tick=gateway.tick,
         began=measured.follow,

@@ -238,6 +238,10 @@ class Gateway:
         """Keep what the lanes promised."""
         self._eureka_apis[DEFAULT_NAMESPACE].settle()
 
+    def settle_apart(self) -> Callable[[], None]:
+        """Take what the lanes promised; what is returned keeps it, in any thread."""
+        return self._eureka_apis[DEFAULT_NAMESPACE].settle_apart()
+
     def watchers(self) -> int:
         """How many clients of this process are told of changes as they happen."""
         return sum([native.watchers() for native in list(self._watched)]) + self.watching_threads

@@ -55,7 +55,7 @@ from registry.recording import NamespaceHistory, Recorder
 from registry.registry import Registry
 from registry.settings import HistorySettings, RegistrySettings
 from registry.store import Coordination, Fence, Records, Store, StoreState
-from registry.stores import folder_of, open_history, open_store
+from registry.stores import folder_of, is_remote, open_history, open_store
 from registry.view import NotYetError, View
 from registry.why import Why, explain
 
@@ -127,6 +127,7 @@ __all__ = [
     "duration_ms",
     "explain",
     "folder_of",
+    "is_remote",
     "open_history",
     "open_store",
     "told_instant",

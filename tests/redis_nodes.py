@@ -18,7 +18,9 @@ import redis
 
 from tests.fake_link import FakeLink, Fault
 from tests.redis_servers import RedisServer, another_prefix
-from tests.servers import RegistryServer, wait_until
+from tests.servers import RegistryServer
+
+_ONLY_WALL_CLOCK = {"FAKETIME_DONT_FAKE_MONOTONIC": "1"}
 
 
 class Node:
@@ -32,8 +34,10 @@ class Node:
         *,
         workers: int = 2,
         env: Mapping[str, str] | None = None,
+        clock: str | None = None,
         seed: int | str = 0,
     ) -> None:
+        """Start nothing yet. ``clock``: how far its wall clock is off, as ``faketime`` has it."""
         folder.mkdir()
         self.link = FakeLink(redis_server.port, seed)
         url = f"redis://127.0.0.1:{self.link.port}/0?prefix={prefix}&folder={folder / 'copy'}"
@@ -72,23 +76,23 @@ class Nodes:
         *,
         workers: int = 2,
         env: Mapping[str, str] | None = None,
-        each_env: Sequence[Mapping[str, str]] = (),
+        clocks: Sequence[str | None] = (),
         seed: int | str = 0,
     ) -> None:
-        """``env`` is that of all servers, ``each_env`` that of each."""
+        """``env`` is that of all servers, ``clocks`` how far each one's wall clock is off."""
         with ExitStack() as opened:
             self.redis = RedisServer(folder)
             opened.callback(self.redis.stop)
             self.prefix = another_prefix()
             self.all: list[Node] = []
             for place in range(count):
-                own = each_env[place] if each_env else {}
                 node = Node(
                     folder / f"node-{place}",
                     self.redis,
                     self.prefix,
                     workers=workers,
-                    env={**(env or {}), **own},
+                    env=env,
+                    clock=clocks[place] if clocks else None,
                     seed=f"{seed} {place}",
                 )
                 opened.callback(node.close)
@@ -257,13 +261,3 @@ FAULTS: Mapping[str, Befalls] = {
     "redis restarted empty, node killed": _both(_one_node(Node.killed), _redis_restarted),
     "redis stopped, node stopped": _both(_one_node(Node.stopped), _redis_stopped),
 }
-
-
-def settled(nodes: Nodes) -> None:
-    """Wait until every worker of every node shows the same registry."""
-
-    def agree() -> bool:
-        shown = [server.apps() for server in nodes.servers for _ in range(4)]
-        return all(each == shown[0] for each in shown)
-
-    wait_until(agree, "that all nodes show the same")

@@ -917,6 +917,32 @@ class TestLanes:
             wire.send(request("/lane/promise/fine", "X-Lane: 7\r\n"))
             assert wire.reply().body == b"/lane/promise/fine"
 
+    def test_while_promises_are_kept_apart_others_are_served_and_the_next_go_together(
+        self, tmp_path: Path
+    ) -> None:
+        with Site(tmp_path, LOOP, f"{APPLICATION}:patient") as site:
+            wires = [site.wire(request("/fast/first", "X-Lane: 5\r\n")) for _ in range(9)]
+            for wire in wires:
+                assert wire.reply().status == 200
+            *waiting, last = wires
+            for number, wire in enumerate(waiting[:-1]):
+                wire.send(request(f"/lane/promise/{number}", "X-Lane: 5\r\n"))
+                wait_until(lambda: site.state()["settled"])
+            # The next round fails as a whole.
+            waiting[-1].send(request("/lane/promise/boom", "X-Lane: 5\r\n"))
+            last.send(request("/lane/as-ever", "X-Lane: 5\r\n"))
+            assert last.reply().status == 200
+            assert site.state()["settled"] == [1]
+            (tmp_path / "kept").touch()
+            told = [wire.reply() for wire in waiting]
+            assert told[0].body == b"/lane/promise/0"
+            assert told[-1].status == 500
+            assert site.state()["settled"] == [1, 7]
+            last.send(request("/lane/promise/again", "X-Lane: 5\r\n"))
+            assert last.reply().body == b"/lane/promise/again"
+            for wire in wires:
+                wire.__exit__()
+
     def test_a_client_that_leaves_before_a_promise_is_kept_costs_nobody(self, site: Site) -> None:
         with site.wire(request("/fast/first", "X-Lane: 8\r\n")) as wire:
             assert wire.reply().status == 200

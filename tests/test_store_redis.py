@@ -350,6 +350,34 @@ def test_a_new_machine_gets_everything_page_by_page(
     assert (due.leases, due.expired) == (600, [])
 
 
+@pytest.mark.parametrize("meanwhile", ["removed", "changed"])
+def test_what_changes_while_a_new_machine_gets_everything_is_told_once(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    """Between two portions of the log; the first told of the same instance."""
+    monkeypatch.setattr(redis_records, "_FETCHED_AT_ONCE", 5)
+    here = machines.open("here")
+    instances = [sample_instance(instance_id=f"web:{number}") for number in range(12)]
+    first = here.commit_all(NS, [put(each) for each in instances])[0]
+    fetch = redis_records.Records.fetch
+
+    def fetched(records: Any, life: Any, namespace: Any, after: Revision, **options: Any) -> Any:
+        if first < after < first + 12 and here.revision(NS) == first + 11:
+            change = put(instances[0], expected=first)
+            if meanwhile == "removed":
+                change = change._replace(remove=True, lease=None)
+            here.commit(NS, change)
+        return fetch(records, life, namespace, after, **options)
+
+    monkeypatch.setattr(redis_records.Records, "fetch", fetched)
+    there = machines.open("there")
+    assert here.revision(NS) == first + 12
+    assert listed(there) == listed(here)
+    assert [(change.revision, change.removed) for change in there.load(NS).changes] == [
+        (change.revision, change.removed) for change in here.load(NS).changes
+    ]
+
+
 def test_who_missed_what_was_trimmed_gets_everything(machines: Machines) -> None:
     here, there = machines.open("here"), machines.open("there")
     here.commit(NS, put(sample_instance(), at_mono_ms=100))

@@ -29,6 +29,11 @@ def folder_of(url: str) -> Path | None:
     raise ValueError("expected memory:, lmdb:PATH or redis://HOST:PORT/DATABASE")
 
 
+def is_remote(url: str) -> bool:
+    """Whether a write to the store that a URL names may have to wait for another machine."""
+    return url.partition(":")[0] not in ("memory", "lmdb")
+
+
 def open_store(url: str) -> Store:
     """Open the store that a URL names; ``ValueError`` for a URL that names none, ``StoreError``."""
     folder = folder_of(url)

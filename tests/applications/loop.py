@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -279,3 +280,28 @@ class Application:
 
 
 app = Application()
+
+
+class Patient(Application):
+    """Its promises take until a file is there, and are kept apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop_hooks = replace(self.loop_hooks, settle_apart=self.settle_apart)
+
+    def settle_apart(self) -> Callable[[], None]:
+        promised, self._promised = self._promised, []
+        state["settled"].append(len(promised))
+
+        def keep() -> None:
+            while not Path("kept").exists():
+                time.sleep(0.01)
+            for promise, target in promised:
+                if target.endswith("boom"):
+                    raise RuntimeError("while settling")
+                promise.answer = Answer(200, target.encode(), "text/plain")
+
+        return keep
+
+
+patient = Patient()

@@ -419,15 +419,17 @@ class Lives:
                 if listed_lease is not None:
                     leases[key] = self._from_now(listed_lease)
             log_after = Revision(0)
-            changes: list[tuple[Revision, Commit]] = []
+            changes: dict[bytes, tuple[Revision, Commit]] = {}
             while True:
                 fetched = records.fetch(life, namespace, log_after, known_until=first)
-                for at, told, lease in fetched.entries:
+                for at, told, lease, name in fetched.entries:
                     log_after, commit = at, told
                     known = instances.get(commit.key)
                     if commit.instance is None and known is not None and known.revision == at:
                         commit = commit._replace(instance=known)
-                    changes.append((at, commit))
+                    # It may have been among an earlier portion, and changed again meanwhile.
+                    changes.pop(name, None)
+                    changes[name] = at, commit
                     if commit.instance is not None and commit.remove:
                         instances.pop(commit.key, None)
                         leases.pop(commit.key, None)
@@ -448,7 +450,7 @@ class Lives:
                     fetched.complete_after,
                     tuple(instances.values()),
                     overrides,
-                    changes,
+                    list(changes.values()),
                     leases,
                     fetched.expected,
                 )

@@ -43,6 +43,8 @@ class Entry(NamedTuple):
     commit: Commit
     lease: tuple[Lease, Revision] | None
     """The instance's lease now, and the revision with which it began."""
+    name: bytes
+    """Of what changed: an instance, or an override that changed alone."""
 
 
 class Fetched(NamedTuple):
@@ -169,7 +171,7 @@ class Records:
                 evicted=bool(kind & _EVICTED),
                 override=OverrideChange(key.id, status) if kind & _OF_OVERRIDE else None,
             )
-            found.append(Entry(revision, commit, self.lease(lease) if lease else None))
+            found.append(Entry(revision, commit, self.lease(lease) if lease else None, name))
         return found
 
     def named(self, life: Revision, namespace: Namespace, names: list[bytes]) -> list[Entry]:

@@ -1,0 +1,391 @@
+"""What many nodes on one Redis promise, each promise as a test on real servers.
+
+Three nodes with two workers each, every one behind a fake link to Redis, and the wall clocks of two
+of them wrong by days. That no acknowledged word is lost whatever befalls them is searched for in
+histories (``tests/test_histories.py``); what one store promises by itself is in
+``tests/test_store_redis.py``.
+"""
+
+from __future__ import annotations
+
+import http.client
+import random
+import re
+import select
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance.case import Session, Target
+from conformance.documents import Form
+from conformance.follower import Follower
+from registry.lease import eviction_limit
+from tests.fake_link import Fault
+from tests.redis_nodes import FAULTS, Node, Nodes
+from tests.redis_servers import another_prefix
+from tests.servers import HANG_SECS, JSON, RegistryServer, instance_body, wait_until
+
+pytestmark = pytest.mark.programs
+LEASE_SECS = 5
+SHORT = {"leaseInfo": {"renewalIntervalInSecs": 1, "durationInSecs": LEASE_SECS}}
+CLOCKS = ("+3d", None, "-3d")
+BLACK_HOLE = Fault(holds=True)
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    with Nodes(tmp_path_factory.mktemp("nodes"), 3, workers=2, clocks=CLOCKS) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def nodes(started: Nodes) -> Iterator[Nodes]:
+    """All healed, and nobody listed."""
+    yield started
+    started.heal()
+    server = started.servers[0]
+    for name, instance in server.apps().items():
+        server.eureka("DELETE", f"/apps/{instance['app']}/{name}")
+    wait_until(lambda: all_list(started, set()))
+
+
+def all_list(nodes: Nodes, names: set[str]) -> bool:
+    return all(set(server.apps()) == names for server in nodes.servers)
+
+
+def registered(nodes: Nodes, *names: str, **fields: Any) -> set[str]:
+    """Register them at the nodes in turn, until all nodes list them."""
+    for turn, name in enumerate(names):
+        assert nodes.servers[turn % len(nodes.servers)].register("WEB", name, **fields) == 204
+    wait_until(lambda: all_list(nodes, set(names)))
+    return set(names)
+
+
+def renew(names: set[str], *servers: RegistryServer, times: float = 1.5) -> None:
+    """Renew each at the servers in turn, for so many leases."""
+    until, turn = time.monotonic() + LEASE_SECS * times, 0
+    while time.monotonic() < until:
+        for name in names:
+            turn += 1
+            answer = servers[turn % len(servers)].eureka("PUT", f"/apps/WEB/{name}")
+            assert answer.status == 200, (name, answer)
+        time.sleep(0.2)
+
+
+def asked(nodes: Nodes, command: str) -> Any:
+    """What Redis answers."""
+    with nodes.redis.client() as client:
+        return client.execute_command(*command.split())
+
+
+def revision(nodes: Nodes) -> int:
+    """Of the last change that Redis has."""
+    return int(asked(nodes, f"HGET {{{nodes.prefix}}}:default:meta revision"))
+
+
+# Reads, heartbeats and registrations
+
+
+def test_what_a_node_acknowledged_all_of_its_workers_show_at_once_and_the_others_soon(
+    nodes: Nodes,
+) -> None:
+    names = set()
+    for turn in range(12):
+        server, name = nodes.servers[turn % 3], f"web:{turn}"
+        assert server.register("WEB", name) == 204
+        names.add(name)
+        for _ in range(6):  # each is any worker's
+            assert name in server.apps()
+    wait_until(lambda: all_list(nodes, names))
+
+
+def test_reads_and_heartbeats_wait_for_no_call(nodes: Nodes) -> None:
+    """No byte comes from Redis until they were answered; registrations before them wait for one."""
+    names = registered(nodes, "web:1", "web:2")
+
+    def nobody_waited(server: RegistryServer) -> bool:
+        nodes.heal()
+        with nodes.linked(BLACK_HOLE):
+            # So many that both workers have some.
+            waiting = [sent_registration(server, f"late:{number}") for number in range(12)]
+            for _ in range(8):
+                assert set(server.apps()) == names
+                for name in names:
+                    assert server.eureka("PUT", f"/apps/WEB/{name}").status == 200
+            answered, _, _ = select.select(waiting, [], [], 0)
+            for connection in waiting:
+                connection.close()
+        for number in range(12):
+            wait_until(lambda number=number: is_gone(server, f"late:{number}"))
+        wait_until(lambda: all_list(nodes, names))
+        # On a slow machine the registrations are given up meanwhile: then it showed nothing.
+        return not answered
+
+    for server in nodes.servers:
+        wait_until(lambda server=server: nobody_waited(server))
+
+
+def sent_registration(server: RegistryServer, name: str) -> socket.socket:
+    """A connection on which the answer to a registration will come."""
+    body = instance_body("WEB", name, **SHORT)
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=HANG_SECS)
+    connection.sendall(
+        f"POST /eureka/apps/WEB HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}\r\n"
+        f"Accept: application/json\r\nContent-Type: application/json\r\n\r\n{body}".encode()
+    )
+    return connection
+
+
+def is_gone(server: RegistryServer, name: str) -> bool:
+    answer = server.eureka("DELETE", f"/apps/WEB/{name}")
+    return answer.status == 404 and name not in server.apps()
+
+
+def test_registrations_that_arrive_together_share_a_round_trip(nodes: Nodes) -> None:
+    """One of each worker goes alone, and those that come until it is answered go together."""
+    server, count = nodes.servers[0], 60
+
+    def scripts() -> int:
+        """How many groups were written: each leaves its outcome for a minute."""
+        return len(asked(nodes, f"KEYS {{{nodes.prefix}}}:done:*"))
+
+    def evaluations() -> int:
+        return int(asked(nodes, "INFO commandstats")["cmdstat_evalsha"]["calls"])
+
+    def round_trips(number: int) -> int:
+        before, evaluated = scripts(), evaluations()
+        with nodes.linked(Fault(delay_secs=0.3), nodes.all[0]):
+            waiting = [sent_registration(server, f"web:{number}-{place}") for place in range(count)]
+            for connection in waiting:
+                assert connection.recv(100).startswith(b"HTTP/1.1 204")
+                connection.close()
+        groups = scripts() - before
+        assert 0 < groups <= evaluations() - evaluated
+        return groups
+
+    # How many arrive while the first is on its way is the machine's business.
+    attempts = iter(range(1_000))
+    wait_until(lambda: round_trips(next(attempts)) <= count // 6)
+
+
+def test_a_read_costs_no_call(nodes: Nodes) -> None:
+    """Neither of the nodes' threads' calls, which go on all the time, nor one for each."""
+    names = registered(nodes, *(f"web:{number}" for number in range(4)))
+
+    def calls_without_reads(reads: int) -> bool:
+        before = int(asked(nodes, "INFO stats")["total_commands_processed"])
+        for _ in range(reads):
+            assert nodes.servers[0].eureka("GET", "/apps/WEB", None, JSON).status == 200
+            assert nodes.servers[0].eureka("PUT", "/apps/WEB/web:1").status == 200
+        return int(asked(nodes, "INFO stats")["total_commands_processed"]) - before < reads
+
+    assert set(nodes.servers[0].apps()) == names
+    # The slower the machine is, the more the threads say meanwhile.
+    attempts = iter(range(8, 20))
+    wait_until(lambda: calls_without_reads(2 ** next(attempts)))
+
+
+# What is lost with Redis
+
+
+@pytest.mark.parametrize("fault", ["killed", "emptied"])
+def test_followers_and_watches_come_out_right_when_redis_loses_everything(
+    nodes: Nodes, fault: str
+) -> None:
+    names = registered(nodes, *(f"web:{number}" for number in range(6)))
+    follower = Follower(Session(Target(nodes.servers[0].base)), Form.JSON)
+    follower.fetch_all()
+    assert {name for _, name in follower.instances} == names
+    watcher = http.client.HTTPConnection("127.0.0.1", nodes.servers[0].port, timeout=HANG_SECS)
+    watcher.request("GET", "/api/v1/watch")
+    watched = watcher.getresponse()
+    before = told_by(watched, "snapshot")
+    if fault == "killed":
+        nodes.redis.kill()
+        nodes.redis.start()
+    else:
+        nodes.forget()
+    # A snapshot of the new life, in which nothing is missing.
+    again = told_by(watched, "snapshot")
+    assert again[1] > before[1]
+    assert all(name in again[0] for name in names)
+    watcher.close()
+    nodes.heal()
+    assert nodes.servers[1].eureka("DELETE", "/apps/WEB/web:0").status == 200
+    assert nodes.servers[2].register("WEB", "late") == 204
+    expected = names - {"web:0"} | {"late"}
+
+    def is_right() -> bool:
+        follower.fetch_delta()
+        return {name for _, name in follower.instances} == expected
+
+    wait_until(is_right)
+    wait_until(lambda: all_list(nodes, expected))
+
+
+def told_by(stream: http.client.HTTPResponse, kind: str) -> tuple[str, int]:
+    """The next event of a kind: its data, and its revision."""
+    revision, event = 0, ""
+    while True:
+        line = stream.readline().decode().rstrip("\n")
+        if line.startswith("id:"):
+            revision = int(line[3:])
+        elif line.startswith("event:"):
+            event = line[6:].strip()
+        elif line.startswith("data:") and event == kind:
+            return line[5:], revision
+
+
+# Redis away, or a node alone
+
+
+def test_while_redis_is_away_nobody_goes_and_after_its_return_everybody_has_a_whole_lease(
+    nodes: Nodes,
+) -> None:
+    names = registered(nodes, "web:1", "web:2", "web:3", **SHORT)
+    nodes.redis.kill()
+    time.sleep(LEASE_SECS * 1.5)
+    for server in nodes.servers:
+        assert set(server.apps()) == names
+        answer = server.eureka("POST", "/apps/WEB", instance_body("WEB", "late"), JSON)
+        assert (answer.status, "retry-after" in answer.headers) == (503, True)
+        assert server.send("GET", "/health/ready").status == 503
+    returned = time.monotonic()
+    nodes.redis.start()
+    gone = wait_until(lambda: names - set(nodes.servers[0].apps()) and time.monotonic())
+    assert gone - returned > LEASE_SECS
+
+
+def test_a_node_that_is_cut_off_alone_evicts_nobody(nodes: Nodes) -> None:
+    """Its own copy hears of no renewal, for longer than a lease lasts."""
+    names = registered(nodes, "web:1", "web:2", "web:3", **SHORT)
+    for cut_off in nodes.all:
+        others = [node.server for node in nodes.all if node is not cut_off]
+        with nodes.linked(BLACK_HOLE, cut_off):
+            renew(names, *others)
+            assert set(cut_off.server.apps()) == names
+        renew(names, *others)
+        nodes.heal()
+        assert all(set(server.apps()) == names for server in nodes.servers)
+
+
+# Evictions
+
+
+def test_who_renews_anywhere_stays_though_the_nodes_clocks_are_days_apart(nodes: Nodes) -> None:
+    names = registered(nodes, "web:1", "web:2", "web:3", **SHORT)
+    shown = [server.send("GET", "/health").headers.get("date") for server in nodes.servers]
+    assert len(set(shown)) == 3
+    renew(names, *nodes.servers)
+    for server in nodes.servers:
+        renew(names, server, times=1.2)
+    assert all_list(nodes, names)
+
+
+def test_the_cap_of_evictions_holds_over_all_nodes_and_none_is_evicted_twice(
+    nodes: Nodes,
+) -> None:
+    """Though who evicts is killed again and again, and another node goes on."""
+    count = 40
+    registered(nodes, *(f"web:{number}" for number in range(count)), **SHORT)
+    limit = eviction_limit(count, 0.85)
+    logged = [len(server.log()) for server in nodes.servers]
+
+    def evicted() -> list[str]:
+        lines = [
+            server.log()[before:] for server, before in zip(nodes.servers, logged, strict=True)
+        ]
+        return [each for text in lines for each in re.findall(r"evicted WEB/(\S+):", text)]
+
+    with FAULTS["workers killed"](nodes, random.Random(1)):
+        wait_until(lambda: count - len(nodes.servers[0].apps()) >= limit)
+        first = time.monotonic()
+        while time.monotonic() < first + LEASE_SECS:
+            left = [len(server.apps()) for server in nodes.servers]
+            assert min(left) >= count - limit or time.monotonic() > first + 50
+            time.sleep(0.1)
+    nodes.heal()
+    gone = {f"web:{number}" for number in range(count)} - set(nodes.servers[0].apps())
+    wait_until(lambda: all(len(server.apps()) == count - len(gone) for server in nodes.servers))
+    told = evicted()
+    assert len(told) == len(set(told))
+    assert set(told) <= gone
+
+
+# Unknown
+
+
+@pytest.mark.parametrize("fault", [Fault(loses_answer=1), Fault(cuts=1), Fault(resets=1)])
+def test_a_registration_whose_answer_was_cut_off_is_written_once(
+    nodes: Nodes, fault: Fault
+) -> None:
+    registered(nodes, "web:1")
+    node, before = nodes.all[0], revision(nodes)
+    attempts = iter(range(1_000))
+
+    def is_written_once() -> bool:
+        before, name = revision(nodes), f"cut:{next(attempts)}"
+        with ThreadPoolExecutor(1) as pool:
+            with nodes.linked(fault, node):
+                answer = pool.submit(node.server.register, "WEB", name)
+                wait_until(lambda: revision(nodes) > before or answer.done())
+            status = answer.result()
+        assert revision(nodes) <= before + 1
+        nodes.heal()
+        if status != 503:
+            assert (status, revision(nodes)) == (204, before + 1)
+        # On a slow machine it is given up before the link is healed, and told so.
+        return status == 204
+
+    wait_until(is_written_once)
+    assert revision(nodes) > before
+
+
+# Several registries
+
+
+def test_two_registries_in_one_redis_do_not_meet(nodes: Nodes, tmp_path: Path) -> None:
+    names = registered(nodes, "web:1", "web:2")
+    before = set(asked(nodes, "KEYS *"))
+    prefix = another_prefix()
+    other = Node(tmp_path / "other", nodes.redis, prefix, workers=1)
+    try:
+        other.server.start()
+        assert other.server.apps() == {}
+        assert other.server.register("WEB", "web:1", ipAddr="10.9.9.9") == 204
+        assert other.server.register("WEB", "only") == 204
+        assert other.server.eureka("DELETE", "/apps/WEB/web:1").status == 200
+        assert all_list(nodes, names)
+        assert nodes.servers[0].eureka("PUT", "/apps/WEB/only").status == 404
+        assert set(other.server.apps()) == {"only"}
+        new = set(asked(nodes, "KEYS *")) - before
+        ours = f"{{{nodes.prefix}}}:".encode()
+        theirs = f"{{{prefix}}}:".encode()
+        assert all(key.startswith((ours, theirs)) for key in new)
+        assert any(key.startswith(theirs) for key in new)
+    finally:
+        other.close()
+
+
+def test_what_redis_keeps_for_an_instance_is_as_the_documents_say(nodes: Nodes) -> None:
+    """However often it registers: 730 bytes and what the registration takes, roughly."""
+
+    def used() -> int:
+        with nodes.redis.client() as client:
+            keys = list(client.scan_iter(f"{{{nodes.prefix}}}:default:*"))
+            return sum(client.memory_usage(key, samples=0) or 0 for key in keys)
+
+    count = 400
+    before = used()
+    for _ in range(3):
+        for number in range(count):
+            assert nodes.servers[number % 3].register("WEB", f"memory:{number}") == 204
+    with nodes.redis.client() as client:
+        records = client.hvals(f"{{{nodes.prefix}}}:default:record")
+    taken = sum(map(len, records)) / count
+    assert (used() - before) / count <= taken + 730
