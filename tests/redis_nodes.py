@@ -20,7 +20,7 @@ from tests.fake_link import FakeLink, Fault
 from tests.redis_servers import RedisServer, another_prefix
 from tests.servers import RegistryServer
 
-_ONLY_WALL_CLOCK = {"FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+_WRONG_CLOCK = Path(__file__).parent / "wrong_clock"
 
 
 class Node:
@@ -34,14 +34,17 @@ class Node:
         *,
         workers: int = 2,
         env: Mapping[str, str] | None = None,
-        clock: str | None = None,
+        clock_off_secs: int = 0,
         seed: int | str = 0,
     ) -> None:
-        """Start nothing yet. ``clock``: how far its wall clock is off, as ``faketime`` has it."""
+        """Start nothing yet. Its wall clock is wrong by ``clock_off_secs``."""
         folder.mkdir()
         self.link = FakeLink(redis_server.port, seed)
         url = f"redis://127.0.0.1:{self.link.port}/0?prefix={prefix}&folder={folder / 'copy'}"
-        self.server = RegistryServer(folder, workers=workers, env={"STORE_URL": url, **(env or {})})
+        env = {"STORE_URL": url, **(env or {})}
+        if clock_off_secs:
+            env |= {"PYTHONPATH": str(_WRONG_CLOCK), "WRONG_CLOCK_SECS": str(clock_off_secs)}
+        self.server = RegistryServer(folder, workers=workers, env=env)
 
     def close(self) -> None:
         self.server.__exit__()
@@ -76,10 +79,10 @@ class Nodes:
         *,
         workers: int = 2,
         env: Mapping[str, str] | None = None,
-        clocks: Sequence[str | None] = (),
+        clocks_off_secs: Sequence[int] = (),
         seed: int | str = 0,
     ) -> None:
-        """``env`` is that of all servers, ``clocks`` how far each one's wall clock is off."""
+        """``env`` is that of all servers, ``clocks_off_secs`` how wrong each one's clock is."""
         with ExitStack() as opened:
             self.redis = RedisServer(folder)
             opened.callback(self.redis.stop)
@@ -92,7 +95,7 @@ class Nodes:
                     self.prefix,
                     workers=workers,
                     env=env,
-                    clock=clocks[place] if clocks else None,
+                    clock_off_secs=clocks_off_secs[place] if clocks_off_secs else 0,
                     seed=f"{seed} {place}",
                 )
                 opened.callback(node.close)

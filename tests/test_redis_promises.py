@@ -33,13 +33,16 @@ from tests.servers import HANG_SECS, JSON, RegistryServer, instance_body, wait_u
 pytestmark = pytest.mark.programs
 LEASE_SECS = 5
 SHORT = {"leaseInfo": {"renewalIntervalInSecs": 1, "durationInSecs": LEASE_SECS}}
-CLOCKS = ("+3d", None, "-3d")
+_DAY_SECS = 86_400
+CLOCKS_OFF_SECS = (3 * _DAY_SECS, 0, -3 * _DAY_SECS)
 BLACK_HOLE = Fault(holds=True)
 
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    with Nodes(tmp_path_factory.mktemp("nodes"), 3, workers=2, clocks=CLOCKS) as nodes:
+    with Nodes(
+        tmp_path_factory.mktemp("nodes"), 3, workers=2, clocks_off_secs=CLOCKS_OFF_SECS
+    ) as nodes:
         yield nodes
 
 
