@@ -121,6 +121,7 @@ def _assembled(environment: Environment, parts: ExitStack) -> Door:
     parts.callback(measured.stop)
     app = Door(__name__, static_folder=None)
     app.url_map.merge_slashes = False
+    writes_wait = is_remote(environment.store_url)
     gateway = Gateway(
         registry,
         environment.eureka,
@@ -145,6 +146,7 @@ def _assembled(environment: Environment, parts: ExitStack) -> Door:
         ),
         Requests(ROUTES, figures.numbers(metrics.REQUESTS)),
         threads=environment.threads,
+        writes_wait=writes_wait,
     )
     measured.start(gateway.watchers, gateway.fetches.flush)
     app.register_blueprint(blueprint(gateway, environment.threads))
@@ -160,7 +162,7 @@ def _assembled(environment: Environment, parts: ExitStack) -> Door:
         fast_lane=gateway.fast_lane,
         lane=gateway.lane,
         settle=gateway.settle,
-        settle_apart=gateway.settle_apart if is_remote(environment.store_url) else None,
+        settle_apart=gateway.settle_apart if writes_wait else None,
         admit=admission(app, gateway),
         tick=gateway.tick,
         began=measured.follow,

@@ -19,6 +19,7 @@ import orjson
 
 from eureka_compat import EurekaApi, EurekaLane, EurekaSettings
 from eureka_compat.peers.seen import ALONE, PeersSeen
+from eureka_compat.routes import RENEW
 from eureka_compat.routes import ROUTES as EUREKA_ROUTES
 from eureka_http.counting import Requests
 from eureka_http.exchange import UNREAD_BODY_BYTES, Answer, Lane, Request, Stream
@@ -82,12 +83,14 @@ class Gateway:
         server: Server | None = None,
         requests: Requests | None = None,
         threads: int = 8,
+        writes_wait: bool = False,
     ) -> None:
         """Serve the registry's namespaces to those whom ``access`` lets in.
 
         ``catalogs`` tells how each catalog is, as JSON values; ``server`` what is the same in all
         namespaces. All requests are counted in ``requests``, which knows the ``ROUTES``. Of the
-        ``threads`` that answer, half may look much up.
+        ``threads`` that answer, half may look much up. ``writes_wait``: to write may mean to wait
+        for another machine, so it is done in threads alone.
         """
         self._server = server
         self.fetches = Fetches(registry.readers, registry.clock, access.asker)
@@ -95,6 +98,7 @@ class Gateway:
         self.requests = Requests(ROUTES) if requests is None else requests
         self.watching_threads = 0
         self._may_look_up = threading.BoundedSemaphore(max(1, threads // 2))
+        self._writes_wait = writes_wait
         self._peers = peers
         self._catalogs = catalogs
         self._registry = registry
@@ -145,6 +149,8 @@ class Gateway:
             if request.method == "POST" and "content-encoding" in headers:
                 # A few bytes may be megabytes, and thousands of heartbeats.
                 return None
+            if self._writes_wait and self._is_write(request):
+                return None
             return self._eureka_answer(request, quick=True)
         if not is_below(path, api.BASE):
             below = normalised(path)
@@ -156,6 +162,13 @@ class Gateway:
         if found is not None:
             self._note_native(request, found, began)
         return found
+
+    def _is_write(self, request: Request) -> bool:
+        """Whether a request of the protocol may be written to the store; a heartbeat is not."""
+        if request.method in ("GET", "HEAD"):
+            return False
+        rest, _ = below_eureka(request.path)
+        return self._eureka_api(DEFAULT_NAMESPACE).route(request.method, rest) != RENEW
 
     def _fast_native(self, request: Request) -> Answer | Stream | None:
         if is_cross_site(request):

@@ -874,10 +874,11 @@ def search_over_nodes(
 ) -> Played:
     """Play a history for each seed over nodes on one Redis, some at a time, amid a fault.
 
+    Where there is none, clients do not think, so that nothing has time to be told.
     Every node and worker must agree in the end, and an order explain what was answered.
     """
     addresses = [("127.0.0.1", server.port) for server in nodes.servers]
-    player = Player(addresses, clients=6, calls=10, thinks_secs=thinks_secs)
+    player = Player(addresses, clients=6, calls=10, thinks_secs=0 if fault is None else thinks_secs)
     played: list[History] = []
     for start in range(0, len(seeds), at_once):
         chance = random.Random(f"{seeds[start]} {fault}")

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.histories import Call, Operation, Player, State, explained, registry_model, search
+from tests.histories import (
+    Call,
+    Operation,
+    Player,
+    State,
+    explained,
+    explained_over_nodes,
+    registry_model,
+    search,
+    search_over_nodes,
+)
+from tests.redis_nodes import FAULTS, Nodes
 from tests.servers import RegistryServer
 
 HISTORIES = 150
+BEFALLEN_BY = (
+    "workers killed",
+    "node stopped",
+    "redis emptied, answers lost",
+    "redis restarted empty, node killed",
+    "links close and reset",
+    "node in a black hole",
+    "redis pauses clients",
+)
 UP = ("UP", "UNKNOWN", frozenset({("zone", "a")}))
 
 
@@ -55,6 +76,52 @@ def test_an_order_is_found_where_there_is_one(
     operations: list[Operation], expected: list[int] | None
 ) -> None:
     assert explained(operations, 0, register_model) == expected
+
+
+@pytest.mark.parametrize(
+    ("operations", "is_right"),
+    [
+        # Another node may be late, and the own may not.
+        ([written(0, 1, 7), read(2, 3, 0)._replace(node=1), read(4, 5, 7)], True),
+        ([written(0, 1, 7), read(2, 3, 0)], False),
+        # Neither goes back behind what it showed.
+        (
+            [written(0, 1, 7), *(read(t, t + 1, v)._replace(node=1) for t, v in ((2, 7), (4, 0)))],
+            False,
+        ),
+        # Two that are late need not be equally late, but see the same order.
+        (
+            [
+                *(written(0, 1, 7), written(2, 3, 8)),
+                *(read(4, 5, 7)._replace(node=1), read(4, 5, 0)._replace(node=2)),
+                *(read(6, 7, 8)._replace(node=1), read(6, 7, 7)._replace(node=2)),
+            ],
+            True,
+        ),
+        (
+            [
+                *(written(0, 3, 7), written(0, 3, 8)),
+                *(read(4, 5, 7)._replace(node=1), read(6, 7, 8)._replace(node=1)),
+                *(read(4, 5, 8)._replace(node=2), read(6, 7, 7)._replace(node=2)),
+            ],
+            False,
+        ),
+        # A node that writes has heard of everything before.
+        (
+            [written(0, 1, 7), written(2, 3, 8)._replace(node=1), read(4, 5, 7)._replace(node=1)],
+            False,
+        ),
+        # In the end all show what is true.
+        ([written(0, 1, 7), read(2, 3, 0)._replace(node=1, is_last=True)], False),
+        ([written(0, 1, 7), read(2, 3, 7)._replace(node=1, is_last=True)], True),
+        # What was cut off may be done and not yet be shown, even by its own node.
+        ([written(0, NEVER, 7, None), read(2, 3, 7)._replace(node=1), read(4, 5, 0)], True),
+        ([written(0, NEVER, 7, None), read(2, 3, 7), read(4, 5, 0)], False),
+    ],
+)
+def test_nodes_may_be_late_and_never_go_back(operations: list[Operation], is_right: bool) -> None:
+    found = explained_over_nodes(operations, 0, register_model, 3)
+    assert (found is not None) == is_right
 
 
 def call(number: int, name: str, answer: Any, *, at_once: bool = False, **told: Any) -> Operation:
@@ -114,3 +181,27 @@ def test_some_order_explains_what_clients_of_several_workers_were_answered(
 ) -> None:
     """Every mutating call of both APIs beside reads; the seed of a history is printed with it."""
     assert search([("127.0.0.1", server.port)], range(HISTORIES)) == []
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    with Nodes(tmp_path_factory.mktemp("nodes"), 3, workers=2, seed=1) as nodes:
+        yield nodes
+
+
+@pytest.mark.slow
+@pytest.mark.programs
+@pytest.mark.parametrize("fault", BEFALLEN_BY)
+def test_some_order_explains_what_clients_of_three_nodes_on_redis_were_answered(
+    nodes: Nodes, fault: str
+) -> None:
+    """Amid a fault; and when it is healed, all nodes and workers show the same.
+
+    That the search can fail was seen with a store that was broken on purpose: one that gave nothing
+    back when Redis had been emptied, and one that answered before its copy had its own writes.
+    """
+    place = list(FAULTS).index(fault)
+    seeds = range(1_000 * place, 1_000 * place + 8)
+    found = search_over_nodes(nodes, seeds, fault, at_once=8, thinks_secs=0.15)
+    assert found.wrong == []
+    assert found.histories == 8
