@@ -24,6 +24,7 @@ from tests.servers import RegistryServer
 
 HISTORIES = 150
 BEFALLEN_BY = (
+    None,
     "workers killed",
     "node stopped",
     "redis emptied, answers lost",
@@ -193,14 +194,14 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 @pytest.mark.programs
 @pytest.mark.parametrize("fault", BEFALLEN_BY)
 def test_some_order_explains_what_clients_of_three_nodes_on_redis_were_answered(
-    nodes: Nodes, fault: str
+    nodes: Nodes, fault: str | None
 ) -> None:
     """Amid a fault; and when it is healed, all nodes and workers show the same.
 
     That the search can fail was seen with a store that was broken on purpose: one that gave nothing
     back when Redis had been emptied, and one that answered before its copy had its own writes.
     """
-    place = list(FAULTS).index(fault)
+    place = [None, *FAULTS].index(fault)
     seeds = range(1_000 * place, 1_000 * place + 8)
     found = search_over_nodes(nodes, seeds, fault, at_once=8, thinks_secs=0.15)
     assert found.wrong == []
