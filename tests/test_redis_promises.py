@@ -181,23 +181,6 @@ def test_registrations_that_arrive_together_share_a_round_trip(nodes: Nodes) -> 
     wait_until(lambda: round_trips(next(attempts)) <= count // 6)
 
 
-def test_a_read_costs_no_call(nodes: Nodes) -> None:
-    """Neither of the nodes' threads' calls, which go on all the time, nor one for each."""
-    names = registered(nodes, *(f"web:{number}" for number in range(4)))
-
-    def calls_without_reads(reads: int) -> bool:
-        before = int(asked(nodes, "INFO stats")["total_commands_processed"])
-        for _ in range(reads):
-            assert nodes.servers[0].eureka("GET", "/apps/WEB", None, JSON).status == 200
-            assert nodes.servers[0].eureka("PUT", "/apps/WEB/web:1").status == 200
-        return int(asked(nodes, "INFO stats")["total_commands_processed"]) - before < reads
-
-    assert set(nodes.servers[0].apps()) == names
-    # The slower the machine is, the more the threads say meanwhile.
-    attempts = iter(range(8, 20))
-    wait_until(lambda: calls_without_reads(2 ** next(attempts)))
-
-
 # What is lost with Redis
 
 
