@@ -14,7 +14,8 @@ measured, one after another:
 * what it costs Redis and the nodes when that fleet renews, each instance every 30 s.
 
 The table's line of a kind is written when that has been measured, so a run may be interrupted, and
-gone on with by ``--only``. With ``--before`` LMDB is measured of another checkout too.
+gone on with by ``--only``. What could not be measured is told, and the others go on. With
+``--before`` LMDB is measured of another checkout too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import itertools
 import multiprocessing
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -348,7 +350,7 @@ def of_kind(title: str, nodes: int, checkout: Path, options: Options) -> str:
         return line_of([title, *measured(checkout, max(1, nodes), redis, options)])
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--only", nargs="*", choices=tuple(KINDS), default=list(KINDS))
     parser.add_argument("--before", type=Path, help="another checkout, whose LMDB is measured too")
@@ -364,12 +366,19 @@ def main() -> None:
     with contextlib.suppress(PermissionError):  # where it may, before what else runs here
         os.setpriority(os.PRIO_PROCESS, 0, -5)
     print(line_of(HEADS), RULE, sep="\n", flush=True)
+    failed = False
     for title, nodes, checkout in wanted:
-        row = of_kind(title, nodes, checkout, options)
+        try:
+            row = of_kind(title, nodes, checkout, options)
+        except (AssertionError, OSError, EOFError, subprocess.CalledProcessError) as error:
+            print(f"{title}: not measured: {error!r}", file=sys.stderr, flush=True)
+            failed = True
+            continue
         print(row, flush=True)
         if given.write:
             write(given.write, row, options.fleet)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
