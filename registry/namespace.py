@@ -478,10 +478,11 @@ class NamespaceRegistry:
         revisions = self._writer.commit_all(commits, askers)
         tells_all = log.isEnabledFor(logging.DEBUG)
         for place, commit, revision in zip(places, commits, revisions, strict=True):
+            if revision is not None and commit.expected and not tells_all:
+                continue
             instance, is_replication, by = wanted[place]
             if revision is not None:
-                if tells_all or not commit.expected:
-                    _log_registered(instance, not commit.expected)
+                _log_registered(instance, not commit.expected)
                 continue
             before = asking.set(by)
             try:  # it lost a race, to another worker or to one before it in the group
