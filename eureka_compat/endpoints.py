@@ -92,7 +92,8 @@ class EurekaApi:
         )
         """What gives each list that was asked for, by its path and the request's ``list_fields``.
 
-        It is never out of date: a reader looks the list up, and only how is settled.
+        It is never out of date: what a reader gave last it gives again only while the view is of
+        the same version, and a delta until its oldest change leaves the window.
         """
         self._handlers: dict[str, Callable[[Request, str, list[str]], Answer]] = {
             "apps": self._apps,

@@ -142,6 +142,29 @@ def test_what_comes_by_the_thousand_takes_its_lane() -> None:
     assert side.taken == 3 + 5
 
 
+def test_a_list_that_is_given_again_is_that_of_now() -> None:
+    """Each change ends it, and a delta also the end of its window, in which nothing changes."""
+    side = Side(has_lanes=True)
+
+    def listed(resource: str) -> int:
+        return int(side.ask("GET", f"/eureka/{resource}", 1, b"").body.count(b'"instanceId"'))
+
+    def both() -> tuple[int, int]:
+        return listed("apps"), listed("apps/delta")
+
+    side.ask("POST", "/eureka/apps/WEB", 6, BODIES[3])
+    assert [both() for _ in "abc"] == [(1, 1)] * 3  # the last are the kept ones
+    side.clock.advance(100_000)
+    side.ask("POST", "/eureka/apps/WEB", 6, BODIES[4])
+    assert [both() for _ in "ab"] == [(2, 2)] * 2
+    side.clock.advance(80_000)
+    assert [both() for _ in "ab"] == [(2, 2)] * 2
+    side.clock.advance(1)
+    assert [both() for _ in "ab"] == [(2, 1)] * 2
+    side.clock.advance(100_000)
+    assert [both() for _ in "ab"] == [(2, 0)] * 2
+
+
 @pytest.mark.parametrize(
     "settings",
     [AccessSettings(mode="trusted"), AccessSettings(require_https=True)],
