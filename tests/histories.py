@@ -104,6 +104,8 @@ class Shown(NamedTuple):
 
     states: tuple[Any, ...]
     seen: tuple[int, ...]
+    owed: tuple[tuple[int, float, int], ...] = ()
+    """What nodes wrote and need not show yet: the node, when it acknowledges it, and its place."""
 
 
 def explained_over_nodes(
@@ -124,14 +126,22 @@ def explained_over_nodes(
         last = len(states) - 1
         after, answer = model(states[last], call)
         if after != states[last]:
+            longer = shown._replace(states=(*states, after))
             if operation.is_cut_off:
-                yield _shortened(Shown((*states, after), shown.seen))
+                yield _shortened(longer)
             elif answer == operation.answer:
-                yield _seen(Shown((*states, after), shown.seen), node, last + 1)
+                # Others may see it before its own node, which must show it once it says so.
+                owed = (*shown.owed, (node, operation.ended, last + 1))
+                yield _seen(longer._replace(owed=owed), node, last)
         if operation.is_cut_off:
             return  # what changed nothing, or was never done, is left out
-        must_be_true = operation.is_last or is_written(call, operation.answer)
-        for place in range(last if must_be_true else shown.seen[node], last + 1):
+        acknowledged = (
+            place for by, ended, place in shown.owed if by == node and ended < operation.sent
+        )
+        first = max(acknowledged, default=shown.seen[node])
+        if operation.is_last or is_written(call, operation.answer):
+            first = last
+        for place in range(first, last + 1):
             after, answer = model(states[place], call)
             if after == states[place] and answer == operation.answer:
                 # Whoever is further behind may still see all that others may.
@@ -143,15 +153,18 @@ def explained_over_nodes(
 
 def _seen(shown: Shown, node: int, place: int) -> Shown:
     seen = (*shown.seen[:node], place, *shown.seen[node + 1 :])
-    return _shortened(shown._replace(seen=seen))
+    owed = tuple(each for each in shown.owed if each[0] != node or each[2] > place)
+    return _shortened(shown._replace(seen=seen, owed=owed))
 
 
 def _shortened(shown: Shown) -> Shown:
     """Without what no node shows any more."""
     gone = min(shown.seen)
-    return (
-        Shown(shown.states[gone:], tuple(place - gone for place in shown.seen)) if gone else shown
-    )
+    if not gone:
+        return shown
+    seen = tuple(place - gone for place in shown.seen)
+    owed = tuple((node, ended, place - gone) for node, ended, place in shown.owed)
+    return Shown(shown.states[gone:], seen, owed)
 
 
 def _search(

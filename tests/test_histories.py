@@ -85,6 +85,9 @@ def test_an_order_is_found_where_there_is_one(
         # Another node may be late, and the own may not.
         ([written(0, 1, 7), read(2, 3, 0)._replace(node=1), read(4, 5, 7)], True),
         ([written(0, 1, 7), read(2, 3, 0)], False),
+        # Until it has acknowledged a write, the own may be later than others.
+        ([written(0, 5, 7), read(1, 2, 7)._replace(node=1), read(3, 4, 0)], True),
+        ([written(0, 5, 7), read(1, 2, 7)._replace(node=1), read(6, 7, 0)], False),
         # Neither goes back behind what it showed.
         (
             [written(0, 1, 7), *(read(t, t + 1, v)._replace(node=1) for t, v in ((2, 7), (4, 0)))],
