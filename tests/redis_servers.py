@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from redis.crc import key_slot
 
 from conformance.programs import free_port
 from tests.servers import wait_until
@@ -173,3 +174,97 @@ class SentinelServers:
     def stop(self) -> None:
         for each in (*self.sentinels, *self.servers):
             each.stop()
+
+
+class ClusterServers:
+    """A Cluster of three servers, each with a replica."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self.servers = [_ClusterServer(folder / str(number)) for number in range(6)]
+        first = self.servers[0]
+        for number, server in enumerate(self.servers):
+            with server.client() as client:
+                client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+                if server is not first:
+                    client.execute_command(
+                        "CLUSTER", "MEET", "127.0.0.1", first.port, first.bus_port
+                    )
+                if number < 3:
+                    slots = [16384 * number // 3, 16384 * (number + 1) // 3 - 1]
+                    client.execute_command("CLUSTER", "ADDSLOTSRANGE", *slots)
+        wait_until(lambda: all(len(each.known()) == 6 for each in self.servers), "they have met")
+        for master, replica in zip(self.servers[:3], self.servers[3:], strict=True):
+            with master.client() as client:
+                master_id = client.execute_command("CLUSTER", "MYID").decode()
+            with replica.client() as client:
+                client.execute_command("CLUSTER", "REPLICATE", master_id)
+        wait_until(self.is_whole, "the Cluster is whole")
+
+    def url(self, prefix: str, folder: Path) -> str:
+        hosts = ",".join(f"127.0.0.1:{each.port}" for each in self.servers)
+        return f"redis+cluster://{hosts}?prefix={prefix}&folder={folder}"
+
+    def is_whole(self) -> bool:
+        """Whether every slot is served, and has a replica that follows."""
+        for server in self.servers:
+            with server.client() as client:
+                info = client.execute_command("CLUSTER", "INFO")
+                kind, *told = client.role()
+            is_linked = told[2] == b"connected" if kind == b"slave" else len(told[1]) == 1
+            if b"cluster_state:ok" not in info or not is_linked:
+                return False
+        return len(self.masters()) == 3
+
+    def _is_replica(self, server: RedisServer) -> bool:
+        with server.client() as client:
+            return bool(client.role()[0] == b"slave")
+
+    def masters(self) -> list[_ClusterServer]:
+        return [each for each in self.servers if each.is_running() and not self._is_replica(each)]
+
+    def master_of(self, tag: str) -> _ClusterServer:
+        """The server that has a slot."""
+        slot = key_slot(tag.encode())
+        with self.masters()[0].client() as client:
+            for first, last, master, *_ in client.execute_command("CLUSTER", "SLOTS"):
+                if first <= slot <= last:
+                    return next(each for each in self.servers if each.port == master[1])
+        raise AssertionError(f"nobody has slot {slot}")
+
+    def forget(self, prefix: str) -> None:
+        for master in self.masters():
+            with master.client() as client:
+                parts: dict[int, list[bytes]] = {}
+                for pattern in (f"{{{prefix}}}:*", f"{{{prefix}:*"):
+                    for name in client.keys(pattern):
+                        parts.setdefault(key_slot(name), []).append(name)
+                for names in parts.values():
+                    client.delete(*names)
+
+    def whole_again(self) -> None:
+        """Have all servers run."""
+        for server in self.servers:
+            if not server.is_running():
+                server.start()
+        wait_until(self.is_whole, "the Cluster is whole again")
+
+    def stop(self) -> None:
+        for each in self.servers:
+            each.stop()
+
+
+class _ClusterServer(RedisServer):
+    def __init__(self, folder: Path) -> None:
+        self.bus_port = free_port()
+        super().__init__(
+            folder,
+            *("--cluster-enabled", "yes", "--cluster-port", str(self.bus_port)),
+            *("--cluster-node-timeout", "1500", "--repl-diskless-sync-delay", "0"),
+        )
+
+    def known(self) -> list[bytes]:
+        """The servers that it has met."""
+        with self.client() as client:
+            told: bytes = client.execute_command("CLUSTER", "NODES")
+        return [each for each in told.splitlines() if b"handshake" not in each]

@@ -7,12 +7,10 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import lmdb
 import pytest
 import redis
 
@@ -35,11 +33,11 @@ from registry.stores.redis import server as redis_server
 from registry.stores.redis.following import Follower
 from registry.stores.redis.renewals import Teller
 from registry.stores.redis.server import Server
-from registry.testing import Failing, StoreSuite, put, sample_instance
+from registry.testing import put, sample_instance
 from tests.redis_servers import RedisServer, another_prefix
+from tests.redis_suite import RedisSuite
 from tests.servers import HANG_SECS, counted, wait_until
 from tests.test_duties import Tried, Turns, logged_faults
-from tests.test_stores import FragileEnvironment
 
 NS = DEFAULT_NAMESPACE
 by_revision = operator.attrgetter("revision")
@@ -60,74 +58,8 @@ def no_defects(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert [each for each in caplog.get_records("call") if each.exc_info] == []
 
 
-class TestRedisStore(StoreSuite):
-    @pytest.fixture
-    def prefix(self) -> str:
-        return another_prefix()
-
-    @pytest.fixture
-    def opened(self) -> Iterator[list[Store]]:
-        """The stores that are to be closed."""
-        opened: list[Store] = []
-        yield opened
-        for store in opened:
-            store.close()
-
-    @pytest.fixture
-    def store(
-        self,
-        server: RedisServer,
-        prefix: str,
-        failing: Failing,
-        opened: list[Store],
-        tmp_path: Path,
-    ) -> Store:
-        address = read_address(server.url(prefix, tmp_path / "copy"))
-        opened.append(RedisStore(address, life=Revision(0)))
-        return opened[0]
-
-    @pytest.fixture
-    def another_life(
-        self, server: RedisServer, prefix: str, opened: list[Store], tmp_path: Path
-    ) -> Callable[[], Store]:
-        def lose() -> Store:
-            opened.pop().close()
-            server.forget(prefix)
-            opened.append(open_store(server.url(prefix, tmp_path / "another")))
-            return opened[0]
-
-        return lose
-
-    @pytest.fixture
-    def failing(self, monkeypatch: pytest.MonkeyPatch) -> Failing:
-        """Neither Redis nor the files of this machine's copy can be had."""
-        opened: list[FragileEnvironment] = []
-        lmdb_open, send = lmdb.open, redis.connection.Connection.send_command
-        fails = False
-
-        def open_fragile(*arguments: Any, **options: Any) -> FragileEnvironment:
-            opened.append(FragileEnvironment(lmdb_open(*arguments, **options)))
-            return opened[-1]
-
-        def send_command(connection: Any, *arguments: Any, **options: Any) -> None:
-            if fails:
-                raise redis.ConnectionError("refused") from ConnectionRefusedError()
-            send(connection, *arguments, **options)
-
-        @contextmanager
-        def fail() -> Iterator[None]:
-            nonlocal fails
-            fails = True
-            for environment in opened:
-                environment.fails = True
-            yield
-            fails = False
-            for environment in opened:
-                environment.fails = False
-
-        monkeypatch.setattr(lmdb, "open", open_fragile)
-        monkeypatch.setattr(redis.connection.Connection, "send_command", send_command)
-        return fail
+class TestRedisStore(RedisSuite):
+    """The whole contract on one server."""
 
 
 # Several machines: each has a folder of its own, and all the same prefix.

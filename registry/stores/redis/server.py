@@ -92,6 +92,8 @@ class Server:
             raise StoreError(
                 f"Redis at {self.shown} forbids its user what the registry needs: {error}"
             ) from error
+        except redis.exceptions.AskError as error:
+            raise StoreError(f"Redis at {self.shown} moves slot {error.slot_id}") from error
         except redis.ResponseError as error:
             raise StoreError(f"Redis at {self.shown} refuses: {error}") from error
         except redis.RedisError as error:

@@ -1,0 +1,200 @@
+"""The contract of stores, played on a Redis: alone, behind Sentinel, as a Cluster."""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import lmdb
+import pytest
+import redis
+
+from registry import StoreError, open_store
+from registry.lease import SystemClock
+from registry.model import DEFAULT_NAMESPACE, Lease, Namespace, Revision
+from registry.store import Store
+from registry.stores.redis import RedisStore, read_address
+from registry.testing import Failing, StoreSuite, put, sample_instance
+from tests.redis_servers import another_prefix
+from tests.servers import wait_until
+from tests.test_stores import FragileEnvironment
+
+
+class Servers(Protocol):
+    """What carries registries."""
+
+    def url(self, prefix: str, folder: Path) -> str: ...
+
+    def forget(self, prefix: str) -> None: ...
+
+
+class RedisSuite(StoreSuite):
+    """The contract of stores, on the servers that the fixture ``server`` starts."""
+
+    @pytest.fixture
+    def prefix(self) -> str:
+        return another_prefix()
+
+    @pytest.fixture
+    def opened(self) -> Iterator[list[Store]]:
+        """The stores that are to be closed."""
+        opened: list[Store] = []
+        yield opened
+        for store in opened:
+            store.close()
+
+    @pytest.fixture
+    def store(
+        self,
+        server: Servers,
+        prefix: str,
+        failing: Failing,
+        opened: list[Store],
+        tmp_path: Path,
+    ) -> Store:
+        address = read_address(server.url(prefix, tmp_path / "copy"))
+        opened.append(RedisStore(address, life=Revision(0)))
+        return opened[0]
+
+    @pytest.fixture
+    def another_life(
+        self, server: Servers, prefix: str, opened: list[Store], tmp_path: Path
+    ) -> Callable[[], Store]:
+        def lose() -> Store:
+            opened.pop().close()
+            server.forget(prefix)
+            opened.append(open_store(server.url(prefix, tmp_path / "another")))
+            return opened[0]
+
+        return lose
+
+    @pytest.fixture
+    def failing(self, monkeypatch: pytest.MonkeyPatch) -> Failing:
+        """Neither Redis nor the files of this machine's copy can be had."""
+        opened: list[FragileEnvironment] = []
+        lmdb_open, send = lmdb.open, redis.connection.Connection.send_command
+        fails = False
+
+        def open_fragile(*arguments: Any, **options: Any) -> FragileEnvironment:
+            opened.append(FragileEnvironment(lmdb_open(*arguments, **options)))
+            return opened[-1]
+
+        def send_command(connection: Any, *arguments: Any, **options: Any) -> None:
+            if fails:
+                raise redis.ConnectionError("refused") from ConnectionRefusedError()
+            send(connection, *arguments, **options)
+
+        @contextmanager
+        def fail() -> Iterator[None]:
+            nonlocal fails
+            fails = True
+            for environment in opened:
+                environment.fails = True
+            yield
+            fails = False
+            for environment in opened:
+                environment.fails = False
+
+        monkeypatch.setattr(lmdb, "open", open_fragile)
+        monkeypatch.setattr(redis.connection.Connection, "send_command", send_command)
+        return fail
+
+
+class WritingNodes:
+    """The stores of two machines, and a writer on each that notes what was acknowledged."""
+
+    def __init__(
+        self,
+        servers: Servers,
+        folder: Path,
+        namespaces: Sequence[Namespace] = (DEFAULT_NAMESPACE,),
+    ) -> None:
+        self.prefix = another_prefix()
+        self.stores = [
+            RedisStore(read_address(servers.url(self.prefix, folder / name))) for name in ("a", "b")
+        ]
+        self._namespaces = namespaces
+        self._acknowledged: set[tuple[Namespace, str]] = set()
+        self._stopping = threading.Event()
+        self._writers: list[threading.Thread] = []
+
+    def write(self) -> None:
+        """Register instances on both, until ``settle``; each namespace has a writer on each."""
+        for number, store in enumerate(self.stores):
+            for namespace in self._namespaces:
+                arguments = [store, namespace, f"w{number}"]
+                writer = threading.Thread(target=self._write, args=arguments)
+                self._writers.append(writer)
+                writer.start()
+
+    def _write(self, store: Store, namespace: Namespace, name: str) -> None:
+        number = 0
+        while not self._stopping.wait(0.01):
+            number += 1
+            instance_id = f"{name}:{number}"
+            now = SystemClock().mono_ms()
+            lease = Lease(now + 90_000, 90_000, now)
+            try:
+                store.commit(namespace, put(sample_instance(instance_id=instance_id), lease=lease))
+            except StoreError:
+                continue
+            self._acknowledged.add((namespace, instance_id))
+
+    def lives(self) -> list[Revision]:
+        """In which lives the copies are."""
+        return [store._copy.life() for store in self.stores]
+
+    def wait_for_another_life(self, lives: list[Revision]) -> None:
+        """Wait until both are in a later life than they were."""
+        wait_until(lambda: all(map(operator.gt, self.lives(), lives)), "another life")
+
+    def wait_for_more(self) -> None:
+        """Wait until all writers' writes are taken again."""
+        known = self._counts()
+        wait_until(lambda: all(map(operator.gt, self._counts(), known)), "all write")
+
+    def _counts(self) -> list[int]:
+        taken = tuple(self._acknowledged)
+        return [
+            sum(where == namespace and each.startswith(name) for where, each in taken)
+            for namespace in self._namespaces
+            for name in ("w0", "w1")
+        ]
+
+    def settle(self) -> None:
+        """Stop the writers, and have both nodes list all that was acknowledged, and the same."""
+        self._stop()
+        one, two = self.stores
+        for name in self._namespaces:
+            taken = {each for where, each in tuple(self._acknowledged) if where == name}
+            for store in self.stores:
+                wait_until(partial(_lists_all, store, name, taken), "all is listed")
+            wait_until(partial(_are_as_far, one, two, name), "both follow")
+            assert listed(one, name) == listed(two, name)
+
+    def _stop(self) -> None:
+        self._stopping.set()
+        for writer in self._writers:
+            writer.join()
+
+    def close(self) -> None:
+        self._stop()
+        for store in self.stores:
+            store.close()
+
+
+def listed(store: Store, namespace: Namespace = DEFAULT_NAMESPACE) -> set[str]:
+    return {instance.id for instance in store.load(namespace).instances}
+
+
+def _lists_all(store: Store, namespace: Namespace, names: set[str]) -> bool:
+    return listed(store, namespace) >= names
+
+
+def _are_as_far(one: Store, two: Store, namespace: Namespace) -> bool:
+    return one.revision(namespace) == two.revision(namespace)

@@ -1,0 +1,160 @@
+"""A registry on a Redis Cluster: the namespaces are spread, and a shard may fail or move."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from redis.crc import key_slot
+
+from registry.errors import ConflictError, LockLostError
+from registry.lease import SystemClock
+from registry.model import Namespace
+from registry.store import Fence
+from registry.testing import put, sample_instance
+from tests.redis_servers import ClusterServers
+from tests.redis_suite import RedisSuite, WritingNodes, listed
+from tests.servers import wait_until
+
+NAMESPACES = tuple(map(Namespace, ("default", "a", "b", "c", "d")))
+pytestmark = pytest.mark.programs
+
+
+@pytest.fixture(scope="module")
+def all_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterServers]:
+    servers = ClusterServers(tmp_path_factory.mktemp("cluster"))
+    yield servers
+    servers.stop()
+
+
+@pytest.fixture
+def servers(all_servers: ClusterServers) -> Iterator[ClusterServers]:
+    yield all_servers
+    all_servers.whole_again()
+
+
+@pytest.fixture
+def nodes(servers: ClusterServers, tmp_path: Path) -> Iterator[WritingNodes]:
+    nodes = WritingNodes(servers, tmp_path, NAMESPACES)
+    yield nodes
+    nodes.close()
+
+
+def test_the_namespaces_are_spread_and_followed_from_all_servers(
+    servers: ClusterServers, nodes: WritingNodes
+) -> None:
+    here, there = nodes.stores
+    for namespace in NAMESPACES:
+        revision = here.commit(namespace, put(sample_instance()))
+        wait_until(lambda namespace=namespace, known=revision: there.revision(namespace) == known)
+    holders = {servers.master_of(f"{{{nodes.prefix}:{each}}}").port for each in NAMESPACES}
+    assert len(holders) > 1
+    size = here.state().size_bytes
+    assert size is not None
+    with servers.masters()[0].client() as client:
+        assert size > client.info("memory")["used_memory"]
+
+
+@pytest.mark.parametrize("part", ["", ":c"], ids=["root", "namespace"])
+def test_a_failover_of_one_shard_under_writes_loses_nothing(
+    servers: ClusterServers, nodes: WritingNodes, part: str
+) -> None:
+    nodes.write()
+    nodes.wait_for_more()
+    lives = nodes.lives()
+    servers.master_of(f"{{{nodes.prefix}{part}}}").kill()
+    nodes.wait_for_another_life(lives)
+    nodes.wait_for_more()
+    nodes.settle()
+
+
+@pytest.mark.parametrize("part", ["", ":c"], ids=["root", "namespace"])
+def test_a_slot_that_is_moved_under_writes_loses_nothing(
+    servers: ClusterServers, nodes: WritingNodes, part: str
+) -> None:
+    """Key by key, as resharding does it; meanwhile nobody may see a part of the keys."""
+    nodes.write()
+    nodes.wait_for_more()
+    lives = nodes.lives()
+    tag = f"{{{nodes.prefix}{part}}}"
+    slot, source = key_slot(tag.encode()), servers.master_of(tag)
+    target = next(each for each in servers.masters() if each is not source)
+    with source.client() as here, target.client() as there:
+        ids = [client.execute_command("CLUSTER", "MYID") for client in (here, there)]
+        there.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
+        here.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
+        names = here.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100)
+        moved = 0
+        while names:
+            name = names[len(names) // 2]
+            here.execute_command("MIGRATE", "127.0.0.1", target.port, name, 0, 5_000)
+            moved += 1
+            assert is_refused_in_between(here, tag)
+            assert is_refused_in_between(there, tag)
+            names = here.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100)
+        assert moved > 3
+        for client in (there, here, *(each.client() for each in servers.masters())):
+            client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
+    nodes.wait_for_another_life(lives)
+    nodes.wait_for_more()
+    nodes.settle()
+    assert servers.master_of(tag) is target
+
+
+def is_refused_in_between(client: Any, tag: str) -> bool:
+    """Whether a script that looks at a part that is being moved runs neither here nor there."""
+    pipeline = client.pipeline(transaction=False)
+    pipeline.execute_command("ASKING")
+    pipeline.eval("return 1", 2, tag, f"{tag}:life")
+    _, answer = pipeline.execute(raise_on_error=False)
+    return isinstance(answer, redis.ResponseError)
+
+
+def test_who_lost_a_lock_writes_in_no_namespace(nodes: WritingNodes) -> None:
+    """Also in one that was opened after the lock had changed hands."""
+    here, there = nodes.stores
+    now = SystemClock().mono_ms()
+    for namespace in NAMESPACES[:3]:
+        here.commit(namespace, put(sample_instance()))
+    token = here.acquire("evictor", "a", now, 60_000)
+    assert token is not None
+    here.release("evictor", "a")
+    later = there.acquire("evictor", "b", now, 60_000)
+    assert later is not None
+    late = put(sample_instance(instance_id="late"))
+    for namespace in NAMESPACES:
+        with pytest.raises(LockLostError):
+            here.commit(namespace, late, Fence("evictor", token))
+        there.commit(namespace, late, Fence("evictor", later))
+
+
+def test_the_limit_of_namespaces_holds_over_all_servers(nodes: WritingNodes) -> None:
+    here, there = nodes.stores
+    names = (Namespace(f"n{number}") for number in count())
+    one = put(sample_instance(), namespaces_at_most=3)
+    taken = [next(names) for _ in range(3)]
+    revisions = [
+        store.commit(name, one) for store, name in zip((here, there, here), taken, strict=True)
+    ]
+    for store in nodes.stores:
+        with pytest.raises(ConflictError):
+            store.commit(next(names), one)
+    gone = put(sample_instance(), expected=revisions[1], remove=True, lease=None)
+    there.commit(taken[1], gone)
+    wait_until(lambda: listed(here, taken[1]) == set())
+    assert here.commit(next(names), one)
+    for store in nodes.stores:
+        with pytest.raises(ConflictError):
+            store.commit(taken[1], one)
+
+
+class TestRedisStoreOnACluster(RedisSuite):
+    """The whole contract, after servers failed and slots were moved."""
+
+    @pytest.fixture
+    def server(self, all_servers: ClusterServers) -> ClusterServers:
+        return all_servers
