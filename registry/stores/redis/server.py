@@ -38,6 +38,8 @@ _ELSEWHERE = (
     redis.exceptions.TryAgainError,
     redis.exceptions.ClusterDownError,
 )
+# What is not allowed in a script has no code of its own in Redis 7.0.
+_FORBIDDEN = "The user executing the script can't"
 
 Argument = bytes | str | int
 
@@ -88,14 +90,13 @@ class Server:
     def _failures(self) -> Iterator[None]:
         try:
             yield
-        except redis.exceptions.NoPermissionError as error:
-            raise StoreError(
-                f"Redis at {self.shown} forbids its user what the registry needs: {error}"
-            ) from error
         except redis.exceptions.AskError as error:
             raise StoreError(f"Redis at {self.shown} moves slot {error.slot_id}") from error
         except redis.ResponseError as error:
-            raise StoreError(f"Redis at {self.shown} refuses: {error}") from error
+            refuses = "refuses"
+            if isinstance(error, redis.exceptions.NoPermissionError) or _FORBIDDEN in str(error):
+                refuses = "forbids its user what the registry needs"
+            raise StoreError(f"Redis at {self.shown} {refuses}: {error}") from error
         except redis.RedisError as error:
             raise StoreError(f"Redis at {self.shown} does not answer: {error}") from error
         except OSError as error:

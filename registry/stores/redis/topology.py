@@ -82,6 +82,7 @@ def _settled(options: Options) -> dict[str, Any]:
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
         "redis_connect_func": _connected,
+        "driver_info": None,  # a command less for each connection, and for its user
         **options,
     }
 
