@@ -109,12 +109,17 @@ def test_a_node_that_can_ask_no_majority_takes_no_writes(
     wait_until(lambda: not refusal())
 
 
+@pytest.fixture(scope="module")
+def promoted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelServers]:
+    servers = SentinelServers(tmp_path_factory.mktemp("sentinel"))
+    servers.fail_over()
+    yield servers
+    servers.stop()
+
+
 class TestRedisStoreBehindSentinel(RedisSuite):
     """The whole contract, on a master that took over."""
 
-    @pytest.fixture(scope="class")
-    def server(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelServers]:
-        servers = SentinelServers(tmp_path_factory.mktemp("sentinel"))
-        servers.fail_over()
-        yield servers
-        servers.stop()
+    @pytest.fixture
+    def server(self, promoted: SentinelServers) -> SentinelServers:
+        return promoted

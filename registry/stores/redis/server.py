@@ -151,12 +151,13 @@ class Server:
                 _command(connection, self._tag(call.namespace), call.script, call.arguments)
                 for call in calls
             ]
-            connection.send_packed_command(connection.pack_commands(commands))
-            for _ in calls:
-                try:
-                    answers.append(connection.read_response())
-                except redis.ResponseError as error:
-                    answers.append(error)
+            with _closed_meanwhile():
+                connection.send_packed_command(connection.pack_commands(commands))
+                for _ in calls:
+                    try:
+                        answers.append(connection.read_response())
+                    except redis.ResponseError as error:
+                        answers.append(error)
         return answers
 
     def call(
@@ -321,7 +322,8 @@ class Subscription:
 @contextmanager
 def _connection(pool: Any) -> Iterator[Any]:
     """A connection for one thread; it is given up where an answer may be on its way."""
-    connection = pool.get_connection()
+    with _closed_meanwhile():
+        connection = pool.get_connection()
     try:
         yield connection
     except redis.ResponseError:
