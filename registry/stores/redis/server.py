@@ -38,8 +38,8 @@ _ELSEWHERE = (
     redis.exceptions.TryAgainError,
     redis.exceptions.ClusterDownError,
 )
-# What is not allowed in a script has no code of its own in Redis 7.0.
-_FORBIDDEN = "The user executing the script can't"
+# What is not allowed in a script has no code of its own: in Redis 7.0, and since 7.2 and in Valkey.
+_FORBIDDEN = ("The user executing the script can't", "ACL failure in script")
 
 Argument = bytes | str | int
 
@@ -93,10 +93,11 @@ class Server:
         except redis.exceptions.AskError as error:
             raise StoreError(f"Redis at {self.shown} moves slot {error.slot_id}") from error
         except redis.ResponseError as error:
-            refuses = "refuses"
-            if isinstance(error, redis.exceptions.NoPermissionError) or _FORBIDDEN in str(error):
+            refuses, text = "refuses", str(error)
+            is_forbidden = isinstance(error, redis.exceptions.NoPermissionError)
+            if is_forbidden or text.startswith(_FORBIDDEN):
                 refuses = "forbids its user what the registry needs"
-            raise StoreError(f"Redis at {self.shown} {refuses}: {error}") from error
+            raise StoreError(f"Redis at {self.shown} {refuses}: {text}") from error
         except redis.RedisError as error:
             raise StoreError(f"Redis at {self.shown} does not answer: {error}") from error
         except OSError as error:
