@@ -177,10 +177,12 @@ def _search(
     tried: set[tuple[int, _T]] = set()
     # What surely was done is tried first, and of that what ended first.
     by_end = sorted(range(len(order)), key=lambda rank: operations[order[rank]].ended)
-    # Each: what was taken (by rank), the state then, the path to it as a linked list.
-    pending: list[tuple[int, _T, Any]] = [(0, start, None)]
+    # Each: how preferred, what was taken (by rank), the state then, the path to it as a linked
+    # list. Of two that came as far, the one that supposes less of what was cut off is tried first.
+    number = itertools.count()
+    pending: list[tuple[int, int, int, _T, Any]] = [(0, next(number), 0, start, None)]
     while pending:
-        taken, state, path = pending.pop()
+        preferred, _, taken, state, path = heapq.heappop(pending)
         if taken & done_when == done_when:
             found = []
             while path is not None:
@@ -201,7 +203,8 @@ def _search(
                 key = (taken | 1 << rank, after)
                 if key not in tried:
                     tried.add(key)
-                    pending.append((*key, (path, rank)))
+                    more = preferred + (2 if operation.is_cut_off else -1)
+                    heapq.heappush(pending, (more, -next(number), *key, (path, rank)))
     return None
 
 
