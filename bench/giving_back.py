@@ -64,6 +64,7 @@ class Machine:
                         f"APP-{start // GROUP}",
                         name,
                         duration_secs=900,
+                        lease_secs=900,
                         metadata={"zone": "a" * 100},
                     ),
                     lease=lease,
@@ -148,8 +149,7 @@ class Machines:
 
 def has_all(server: RedisServer, instances: int) -> bool:
     with contextlib.suppress(redis.RedisError), server.client() as client:
-        sizes = [client.hget(each, "size") for each in client.keys(f"{{{PREFIX}:*}}:meta")]
-        return sum(map(int, filter(None, sizes))) == instances
+        return int(client.hlen(f"{{{PREFIX}:{NS}}}:record")) == instances
     return False
 
 

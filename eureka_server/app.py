@@ -84,7 +84,8 @@ def _assembled(environment: Environment, parts: ExitStack) -> Door:
     access = Access(environment.access, threads=environment.threads)
     parts.callback(access.stop)
     access.start()
-    store = open_store(environment.store_url)
+    accepts = environment.writes_while_away == "accept"
+    store = open_store(environment.store_url, accepts_while_away=accepts)
     parts.callback(store.close)
     folder = folder_of(environment.store_url)
     figures = open_figures(metrics.SECTIONS, None if folder is None else folder / "figures")

@@ -31,16 +31,19 @@ def blueprint(registry: Registry, *, actuator: bool, is_open: Callable[[], bool]
     """Probes; with ``actuator`` Spring's too, and ``/health``."""
     routes = Blueprint("health", __name__)
 
-    def failure() -> str | None:
-        """Why this server is not to be asked: its store, or that it knows nothing as yet.
+    def looked() -> tuple[bool, str | None]:
+        """Whether this server is to be asked, and what is to be said of it.
 
-        Whether the store takes writes is tried: the evictor's own note is one.
+        It is not for its store, or where it knows nothing as yet. Whether the store takes writes is
+        tried: the evictor's own note is one.
         """
         try:
-            registry.check()
+            remark = registry.check()
         except StoreError as error:
-            return str(error)
-        return None if is_open() else "it started empty, and no peer has answered yet"
+            return False, str(error)
+        if not is_open():
+            return False, "it started empty, and no peer has answered yet"
+        return True, remark
 
     @routes.get("/health/live")
     def live() -> Response:
@@ -50,10 +53,9 @@ def blueprint(registry: Registry, *, actuator: bool, is_open: Callable[[], bool]
     @routes.get("/health/ready")
     def ready() -> tuple[Response, int]:
         """Whether the store takes writes, and there is something to serve."""
-        error = failure()
-        if error is not None:
-            return jsonify(status="DOWN", reason=error), 503
-        return jsonify(status="UP"), 200
+        is_ready, reason = looked()
+        told = {} if reason is None else {"reason": reason}
+        return jsonify(status="UP" if is_ready else "DOWN", **told), 200 if is_ready else 503
 
     began = time.monotonic()
 
@@ -66,7 +68,7 @@ def blueprint(registry: Registry, *, actuator: bool, is_open: Callable[[], bool]
         return jsonify(UPTIME={"healthy": True, "properties": up})
 
     if actuator:
-        _add_actuator(routes, lambda: failure() is None)
+        _add_actuator(routes, lambda: looked()[0])
     return routes
 
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from catalogs import CatalogSettings
 from eureka_compat.peers.settings import PeersSettings
@@ -64,6 +64,7 @@ class Environment:
     dashboard_path: str
     metrics_applications: int
     store_url: str
+    writes_while_away: Literal["refuse", "accept"]
     registry: RegistrySettings
     history: HistorySettings
     eureka: EurekaSettings
@@ -175,6 +176,10 @@ SUBJECTS: dict[str, tuple[Setting, ...]] = {
         Setting("STORE_URL", "store_url", readers.STORE_URL, "lmdb:data",
             "lmdb:PATH, shared by all workers and kept; redis:// or rediss://, shared by many"
             " machines; memory:, one worker and nothing kept"),
+        Setting("REGISTRY_WRITES_WHILE_AWAY", "writes_while_away", choice("refuse", "accept"),
+            "refuse",
+            "whether each machine takes registrations while Redis does not answer, and offers them"
+            " to the others when it does"),
     ),
     "History": (
         Setting("REGISTRY_HISTORY", "history.keep_ms", readers.DURATION, "7d",

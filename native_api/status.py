@@ -57,7 +57,7 @@ class Server:
     began: float = field(default_factory=time.monotonic)
     store_url: str = ""
     state: Callable[[], StoreState] = _no_store
-    check: Callable[[], None] = lambda: None
+    check: Callable[[], object] = lambda: None
     warnings: tuple[str, ...] = ()
     delta_enabled: bool = True
     """Whether Eureka's clients may fetch deltas."""

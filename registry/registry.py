@@ -141,10 +141,13 @@ class Registry:
         """The store's life and size, to be shown; ``StoreError``."""
         return self._store.state()
 
-    def check(self) -> None:
-        """Nothing if the store answers and takes writes; else ``StoreError`` with the reason."""
+    def check(self) -> str | None:
+        """``StoreError`` with the reason where the store does not answer, or takes no writes.
+
+        Else what is to be said of what is written, where there is anything.
+        """
         self._store.revision(DEFAULT_NAMESPACE)
-        self._store.probe()
+        return self._store.probe()
 
 
 def _trim_memory() -> None:

@@ -289,8 +289,11 @@ class Store(Records, Coordination, Protocol):
     ``registry.testing.StoreSuite`` is the whole contract, executable.
     """
 
-    def probe(self) -> None:
-        """Write something that nobody reads; ``StoreError`` where a registration would fail too."""
+    def probe(self) -> str | None:
+        """Write something that nobody reads; ``StoreError`` where a registration would fail too.
+
+        What is to be said of what is accepted, where there is anything.
+        """
         ...
 
     def state(self) -> StoreState:

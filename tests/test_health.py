@@ -11,6 +11,7 @@ from flask.testing import FlaskClient
 from eureka_server import health
 from eureka_server.settings import load
 from registry import Registry, RegistrySettings, StoreError
+from registry.model import Revision
 from registry.stores.memory import MemoryStore
 from registry.testing import ManualClock
 
@@ -23,10 +24,12 @@ class Broken(MemoryStore):
     """A store that takes no writes while it is told so."""
 
     fails = False
+    remark: str | None = None
 
-    def probe(self) -> None:
+    def probe(self) -> str | None:
         if self.fails:
             raise StoreError("no room")
+        return self.remark
 
 
 def client_of(store: MemoryStore, *, actuator: bool = True, is_open: bool = True) -> FlaskClient:
@@ -113,3 +116,13 @@ def test_a_server_that_knows_nothing_yet_is_not_ready() -> None:
         {"status": "DOWN", "reason": "it started empty, and no peer has answered yet"},
     )
     assert client.get("/health/live").status_code == 200
+
+
+def test_what_is_to_be_said_of_writes_is_said_by_a_server_that_is_ready() -> None:
+    store = Broken(Revision(0))
+    client = client_of(store)
+    assert client.get("/health/ready").json == {"status": "UP"}
+    store.remark = "it is offered later"
+    ready = client.get("/health/ready")
+    assert (ready.status_code, ready.json) == (200, {"status": "UP", "reason": store.remark})
+    assert client.get("/actuator/health").status_code == 200

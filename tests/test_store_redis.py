@@ -88,8 +88,12 @@ class Machines:
     def url(self, name: str) -> str:
         return self.server.url(self._prefix, self._folder / name)
 
-    def open(self, name: str) -> RedisStore:
-        store = open_store(self.url(name))
+    def open(self, name: str, *, accepts: bool = False, port: int | None = None) -> RedisStore:
+        """Another machine's store, which reaches Redis at a port; ``accepts``: while it is away."""
+        url = self.url(name)
+        if port is not None:
+            url = url.replace(f":{self.server.port}/", f":{port}/")
+        store = open_store(url, accepts_while_away=accepts)
         assert isinstance(store, RedisStore)
         self._opened.append(store)
         return store

@@ -34,8 +34,11 @@ def is_remote(url: str) -> bool:
     return url.partition(":")[0] not in ("memory", "lmdb")
 
 
-def open_store(url: str) -> Store:
-    """Open the store that a URL names; ``ValueError`` for a URL that names none, ``StoreError``."""
+def open_store(url: str, *, accepts_while_away: bool = False) -> Store:
+    """Open the store that a URL names; ``ValueError`` for a URL that names none, ``StoreError``.
+
+    With ``accepts_while_away`` a store on Redis takes writes while that does not answer.
+    """
     folder = folder_of(url)
     if folder is None:
         from registry.stores.memory import MemoryStore
@@ -47,7 +50,7 @@ def open_store(url: str) -> Store:
         return LmdbStore(folder)
     from registry.stores.redis import RedisStore, read_address
 
-    return RedisStore(read_address(url))
+    return RedisStore(read_address(url), accepts_while_away=accepts_while_away)
 
 
 def open_history(url: str, most_bytes: int) -> History:

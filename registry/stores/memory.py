@@ -302,8 +302,9 @@ class MemoryStore:
         with self._lock:
             return {name: len(contents.instances) for name, contents in self._contents.items()}
 
-    def probe(self) -> None:
+    def probe(self) -> str | None:
         """Nothing to do: a write to memory is not refused."""
+        return None
 
     def state(self) -> StoreState:
         """No size: it is a part of this process."""

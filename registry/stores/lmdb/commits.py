@@ -23,7 +23,7 @@ from registry.stores.lmdb.environment import Environment, items, key_of
 from registry.stores.lmdb.files import sealed
 from registry.stores.lmdb.leases import LeaseFile, Place
 from registry.stores.lmdb.log import Log, size_of_removal
-from registry.stores.lmdb.offering import ALONE, BASED, WRITTEN
+from registry.stores.lmdb.offering import ALONE, BASED, FORMER, WRITTEN
 from registry.stores.lmdb.places import NO_LEASE, Places, pack, place_of
 from registry.stores.lmdb.records import (
     EVICTED,
@@ -370,10 +370,11 @@ class Commits:
 
         def write(txn: Any) -> _Written:
             known, began = env.revision(txn, namespace), env.number(txn, ALONE)
+            life = env.life(txn)
             is_first = txn.get(BASED + name, db=env.meta) is None
             if began is None:
                 revisions = [env.revision(txn, each) for each in env.sizes(txn)]
-                began = _alone_from(max([known, env.life(txn), *revisions]))
+                began = _alone_from(max([known, life, *revisions]))
             written = _Written(namespace, began if is_first else known, has_overrides=True)
             for commit in commits:
                 self._apply(txn, namespace, commit, written)
@@ -382,8 +383,14 @@ class Commits:
                     at = U64.pack(max(0, commit.at_mono_ms))
                     txn.put(WRITTEN + key, at, db=env.meta)
             if written.last:
-                txn.put(ALONE, U64.pack(began), db=env.meta)
-                txn.put(b"life", U64.pack(began), db=env.meta)
+                if life != began:
+                    # The logs go on: what they have of the former life is still told.
+                    for each in {namespace, *env.sizes(txn)}:
+                        trimmed = U64.pack(env.trimmed(txn, each))
+                        txn.put(b"trimmed\0" + each.encode(), trimmed, db=env.meta)
+                    txn.put(ALONE, U64.pack(began), db=env.meta)
+                    txn.put(FORMER, U64.pack(life), db=env.meta)
+                    txn.put(b"life", U64.pack(began), db=env.meta)
                 if is_first:
                     txn.put(BASED + name, U64.pack(known), db=env.meta)
                 self._count(txn, namespace, written)
@@ -426,6 +433,7 @@ class Commits:
         meta = self._env.meta
         txn.put(b"life", U64.pack(life), db=meta)
         txn.delete(ALONE, db=meta)
+        txn.delete(FORMER, db=meta)
         for prefix in (BASED, WRITTEN):
             cursor = txn.cursor(meta)
             while cursor.set_range(prefix) and cursor.key().startswith(prefix):

@@ -16,8 +16,8 @@ from registry.stores.lmdb.leases import LeaseFile
 from registry.stores.lmdb.places import Places
 from registry.stores.lmdb.records import U64, LogEntry, packed_entry
 
-ALONE = b"alone"
-"""In ``meta``: where the revisions of what is written alone began."""
+ALONE, FORMER = b"alone", b"alone-after"
+"""In ``meta``: where the revisions of what is written alone began, and the life before."""
 BASED, WRITTEN = b"based\0", b"alone\0"
 """In ``meta``, before a namespace: the revision before, and before a state's name: when."""
 
@@ -35,6 +35,8 @@ class Held(NamedTuple):
     """
     unlisted_overrides: dict[str, str]
     """Overrides of ids that are under no name."""
+    former_life: Revision
+    """The life in which it was before anything was written alone; else in which it is."""
     based_on: Revision
     written: dict[bytes, int]
     """What was written alone, after ``based_on``: when, on the monotonic clock in milliseconds."""
@@ -84,6 +86,7 @@ class Offering:
                 revision,
                 revisions,
                 {each.decode(): status.decode() for each, status in overrides.items()},
+                Revision(env.number(txn, FORMER) or env.life(txn)),
                 Revision(env.number(txn, BASED + namespace.encode()) or revision),
                 {
                     key: U64.unpack(value)[0]

@@ -160,8 +160,9 @@ class LmdbStore:
 
     # The whole.
 
-    def probe(self) -> None:
+    def probe(self) -> str | None:
         self._upkeep.probe()
+        return None
 
     def state(self) -> StoreState:
         return self._upkeep.state()

@@ -8,6 +8,15 @@ machine *gives back* what its copy has: of each instance the state with the grea
 counts, of removed ones too. Nothing is lost that any machine had followed. Only then it *takes up*
 what is there as its copy, in the new life. Both together are *adopting* a life. Of the workers of a
 machine one adopts it, and the others find it done.
+
+**Once.** As long as no machine has taken up a life, what is given back keeps its revision, and so
+does what Redis still has. So each state is sent once, by the machine that was first (the others
+wait for it). Else a machine compares names and revisions alone and fetches what differs; its
+records and leases stay as they are. What is given back later is a change, as any other.
+
+**Alone.** What a machine wrote while Redis was away has put its copy into a life of its own
+(``LmdbStore.commit_alone``). So it adopts that of Redis before anything else, which may be the one
+in which it was before. Where others changed the same meanwhile, the script compares the two.
 """
 
 from __future__ import annotations
@@ -279,12 +288,16 @@ class Lives:
                 break
             time.sleep(_AGAIN_SECS)
         states, written = theirs.states, held.written
-        wanted = [
-            name
-            for name, revision in held.revisions.items()
-            if revision > (known := states.get(name, _NOTHING)[1])
-            or (name in written and revision != known)
-        ]
+        if held.former_life == life and written:
+            wanted = [name for name in written if name in held.revisions]
+            held = held._replace(unlisted_overrides={})
+        else:
+            wanted = [
+                name
+                for name, revision in held.revisions.items()
+                if revision > (known := states.get(name, _NOTHING)[1])
+                or (name in written and revision != known)
+            ]
         if wanted or held.unlisted_overrides or not theirs.is_taken:
             given = self._offer(life, namespace, held, wanted)
             if given:
@@ -325,6 +338,7 @@ class Lives:
 
     def _item(self, held: Held, state: State) -> tuple[bytes, ...]:
         """A state as it is offered."""
+        now = self._clock.mono_ms()  # the instant of writing may be of an earlier boot
         lease, written = state.lease, held.written.get(state.name)
         if written is not None:
             lease = lease and self._from_now(lease)
@@ -335,7 +349,7 @@ class Lives:
             b"" if state.is_listed else b"r" if state.encoded else b"o",
             b"" if lease is None else self._records.told(lease).encode(),
             state.override,
-            b"" if written is None else b"%d" % self._server.time_of(written),
+            b"" if written is None else b"%d" % self._server.time_of(min(written, now)),
             b"" if written is None else b"%d" % held.based_on,
         )
 

@@ -44,6 +44,10 @@ _FORBIDDEN = ("The user executing the script can't", "ACL failure in script")
 Argument = bytes | str | int
 
 
+class AwayError(StoreError):
+    """Redis cannot be reached, or did not answer: then it is not known whether it did as asked."""
+
+
 class AnotherLifeError(Exception):
     """The server is not in the life in which it was asked, or is another run than that began in."""
 
@@ -92,6 +96,8 @@ class Server:
             yield
         except redis.exceptions.AskError as error:
             raise StoreError(f"Redis at {self.shown} moves slot {error.slot_id}") from error
+        except redis.exceptions.ClusterDownError as error:
+            raise AwayError(f"Redis at {self.shown} does not serve: {error}") from error
         except redis.ResponseError as error:
             refuses, text = "refuses", str(error)
             is_forbidden = isinstance(error, redis.exceptions.NoPermissionError)
@@ -99,9 +105,9 @@ class Server:
                 refuses = "forbids its user what the registry needs"
             raise StoreError(f"Redis at {self.shown} {refuses}: {text}") from error
         except redis.RedisError as error:
-            raise StoreError(f"Redis at {self.shown} does not answer: {error}") from error
+            raise AwayError(f"Redis at {self.shown} does not answer: {error}") from error
         except OSError as error:
-            raise StoreError(f"Redis at {self.shown} cannot be reached: {error}") from error
+            raise AwayError(f"Redis at {self.shown} cannot be reached: {error}") from error
 
     def run(self, script: Script, namespace: Namespace | None, *arguments: Argument) -> Any:
         """What a script returns, called on a namespace or the root.
@@ -306,7 +312,8 @@ class Subscription:
         self._pool = topology.pool(key)
         client: Any = redis.Redis(connection_pool=self._pool)
         self._messages = client.pubsub(ignore_subscribe_messages=True)
-        self._messages.subscribe(channel)
+        with _closed_meanwhile():
+            self._messages.subscribe(channel)
 
     def get_message(self, timeout: float) -> Any:
         """The next message; None where none came in so many seconds; the driver's errors."""

@@ -25,7 +25,7 @@ from registry.stores.redis.following import Follower
 from registry.stores.redis.lives import Lives, OtherFormatError
 from registry.stores.redis.records import Records, heard_of
 from registry.stores.redis.renewals import TRIMMED_AT_ONCE, Teller
-from registry.stores.redis.server import AnotherLifeError, Server, UnopenedError
+from registry.stores.redis.server import AnotherLifeError, AwayError, Server, UnopenedError
 
 log = logging.getLogger("registry")
 
@@ -35,12 +35,16 @@ _UNKNOWN = "Redis lost something meanwhile, and it is not known whether this was
 class RedisStore:
     """A registry in Redis, and this machine's copy of it."""
 
-    def __init__(self, address: Address, *, life: Revision | None = None) -> None:
+    def __init__(
+        self, address: Address, *, life: Revision | None = None, accepts_while_away: bool = False
+    ) -> None:
         """Open the copy and bring it up to date; ``StoreError``.
 
         Where Redis does not answer, it is opened all the same if it was up to date before. ``life``
-        is where revisions begin if Redis is empty.
+        is where revisions begin if Redis is empty. With ``accepts_while_away`` writes go into the
+        copy alone while Redis is away, and are offered when it is back.
         """
+        self._accepts_while_away = accepts_while_away
         self._server = server = Server(address)
         self._records = Records(server)
         self._copy = copy = LmdbStore(Path(address.folder), life=life)
@@ -87,6 +91,21 @@ class RedisStore:
 
     def commit_all(
         self, namespace: Namespace, commits: Sequence[Commit], fence: Fence | None = None
+    ) -> list[Revision | None]:
+        try:
+            return self._commit_all(namespace, commits, fence)
+        except AwayError as error:
+            # What is fenced, or evicts, is for all machines together to decide.
+            if not self._accepts_while_away or fence is not None:
+                raise
+            if any(commit.expected_deadline_mono_ms is not None for commit in commits):
+                raise
+            if not self._copy.offering.is_alone():
+                log.warning("writes are accepted by this machine alone from now on: %s", error)
+            return self._copy.commit_alone(namespace, commits)
+
+    def _commit_all(
+        self, namespace: Namespace, commits: Sequence[Commit], fence: Fence | None
     ) -> list[Revision | None]:
         outcomes: list[Revision | None] = [None] * len(commits)
         places = [
@@ -253,9 +272,15 @@ class RedisStore:
         else:
             self._server.call("HSET", notes, name, value)
 
-    def probe(self) -> None:
-        self._probe()
+    def probe(self) -> str | None:
         self._copy.probe()
+        try:
+            self._probe()
+        except AwayError as error:
+            if not self._accepts_while_away:
+                raise
+            return f"what is written here is offered to the other machines later: {error}"
+        return None
 
     def _probe(self) -> None:
         self._server.call("SET", self._server.name("probe"), self._lives.node, "EX", 60)

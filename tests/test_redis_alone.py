@@ -1,0 +1,300 @@
+"""Writes that a machine accepts while Redis is away, and a machine that is cut off alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from registry import StoreError
+from registry.errors import ConflictError
+from registry.lease import SystemClock
+from registry.model import (
+    DEFAULT_NAMESPACE,
+    Instance,
+    InstanceStatus,
+    OverrideChange,
+    Revision,
+)
+from registry.store import Commit, Fence, Store
+from registry.stores.redis import RedisStore
+from registry.testing import put, registry_on, sample_instance
+from tests.fake_link import FakeLink, Fault
+from tests.redis_servers import RedisServer
+from tests.servers import wait_until
+from tests.test_store_redis import Machines, lease_from, listed, mono
+
+NS = DEFAULT_NAMESPACE
+pytestmark = pytest.mark.programs
+# Nothing arrives any more, and what was on its way is lost.
+CUT_OFF = Fault(loses_request=1.0)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    server = RedisServer(folder)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def machines(server: RedisServer, tmp_path: Path) -> Iterator[Machines]:
+    machines = Machines(server, tmp_path)
+    yield machines
+    machines.close()
+
+
+class CutOff:
+    """Two machines on a Redis, of which one reaches it over a link that can be cut."""
+
+    def __init__(self, machines: Machines) -> None:
+        self.link = FakeLink(machines.server.port)
+        self.here = machines.open("here", accepts=True)
+        self.alone = machines.open("alone", accepts=True, port=self.link.port)
+
+    def cut(self) -> None:
+        """Have all that was written until now known to both, and then cut one off."""
+        wait_until(lambda: self.alone.revision(NS) == self.here.revision(NS))
+        self.link.fail(CUT_OFF)
+        self.link.cut()
+        wait_until(lambda: self.alone._teller._is_away)
+
+    def heal(self) -> None:
+        """Let it through again, and wait until both agree."""
+        self.link.heal()
+        wait_until(lambda: not self.alone._copy.offering.is_alone())
+        wait_until(lambda: self.alone.revision(NS) == self.here.revision(NS))
+        assert shown(self.alone) == shown(self.here)
+
+    def both(self) -> tuple[RedisStore, RedisStore]:
+        return self.here, self.alone
+
+
+@pytest.fixture
+def cut_off(machines: Machines) -> Iterator[CutOff]:
+    both = CutOff(machines)
+    yield both
+    both.link.heal()
+    machines.close()
+    both.link.close()
+
+
+def shown(store: Store) -> tuple[set[Instance], dict[str, InstanceStatus]]:
+    snapshot = store.load(NS)
+    return {str(each) for each in snapshot.instances}, dict(snapshot.overrides)
+
+
+def of(store: Store, instance_id: str = "web:1") -> Instance | None:
+    return next((each for each in store.load(NS).instances if each.id == instance_id), None)
+
+
+def change(store: Store, **fields: object) -> Instance:
+    """Register web:1 again, as it is but for some fields."""
+    known = of(store)
+    assert known is not None
+    changed = known._replace(**fields)
+    store.commit(NS, put(changed, expected=known.revision, lease=lease_from(mono())))
+    return changed
+
+
+def removal(store: Store) -> Commit:
+    known = of(store)
+    assert known is not None
+    return put(known, expected=known.revision, remove=True, lease=None)
+
+
+def test_writes_are_accepted_while_redis_is_away_and_offered_when_it_is_back(
+    machines: Machines,
+) -> None:
+    """They are seen as any other: the delta goes on, and a restart of the workers loses nothing."""
+    here, there = machines.open("here", accepts=True), machines.open("there", accepts=True)
+    old = sample_instance(instance_id="old")
+    first = here.commit(NS, put(old, lease=lease_from(mono())))
+    known = here.commit(NS, put(sample_instance(), lease=lease_from(mono())))
+    wait_until(lambda: there.revision(NS) == known)
+    machines.server.kill()
+    assert here.probe() is None or "later" in str(here.probe())
+    revision = here.commit(NS, put(sample_instance(instance_id="new"), lease=lease_from(mono())))
+    down = OverrideChange("web:1", InstanceStatus.OUT_OF_SERVICE)
+    web = of(here)
+    assert web is not None
+    here.commit(NS, put(web, expected=web.revision, lease=None, override=down))
+    here.commit(NS, put(old, expected=first, remove=True, lease=None))
+    there.commit(NS, put(sample_instance(instance_id="other"), lease=lease_from(mono())))
+    assert revision > known
+    told = here.changes(NS, known)
+    assert told is not None
+    assert [(c.instance and c.instance.id, c.removed) for c in told] == [
+        ("new", False),
+        ("web:1", False),
+        ("old", True),
+    ]
+    remark = here.probe()
+    assert remark is not None
+    assert "offered to the other machines later" in remark
+    key = sample_instance(instance_id="new").key
+    assert here.renew(NS, key, lease_from(mono()), None)
+    machines.close(here)
+    here = machines.open("here", accepts=True)
+    assert listed(here) == {"web:1", "new"}
+    machines.server.start()
+    for store in (here, there):
+        wait_until(lambda store=store: not store._copy.offering.is_alone())
+        wait_until(lambda store=store: listed(store) == {"web:1", "new", "other"})
+        assert store.load(NS).overrides == {"web:1": InstanceStatus.OUT_OF_SERVICE}
+        assert store.lease(NS, key) is not None
+    wait_until(lambda: here.revision(NS) == there.revision(NS))
+    assert shown(here) == shown(there)
+    wait_until(lambda: here.probe() is None)
+    # And who joins now gets all of it.
+    assert listed(machines.open("new", accepts=True)) == {"web:1", "new", "other"}
+
+
+def test_without_the_setting_they_are_refused(machines: Machines) -> None:
+    store = machines.open("here")
+    store.commit(NS, put(sample_instance()))
+    machines.server.kill()
+    with pytest.raises(StoreError, match="Redis at redis://127"):
+        store.commit(NS, put(sample_instance(instance_id="web:2")))
+    assert not store._copy.offering.is_alone()
+
+
+def test_while_redis_is_away_guards_hold_and_what_all_decide_together_is_refused(
+    machines: Machines,
+) -> None:
+    """Limits are this machine's own; nobody is evicted, and nothing behind a fence is written."""
+    store = machines.open("here", accepts=True)
+    revision = store.commit(NS, put(sample_instance(), lease=lease_from(mono() - 10**6)))
+    machines.server.kill()
+    with pytest.raises(ConflictError):
+        store.commit(NS, put(sample_instance()))
+    full = put(sample_instance(instance_id="web:2"), instances_at_most=1)
+    with pytest.raises(ConflictError):
+        store.commit(NS, full)
+    assert store.revision(NS) == revision
+    with pytest.raises(StoreError):
+        store.commit(NS, full._replace(instances_at_most=None), Fence("evictor", 1))
+    lease = store.lease(NS, sample_instance().key)
+    assert lease is not None
+    eviction = removal(store)._replace(
+        evicted=True, expected_deadline_mono_ms=lease.deadline_mono_ms
+    )
+    with pytest.raises(StoreError):
+        store.commit(NS, eviction)
+    with pytest.raises(StoreError):
+        store.resume(mono())
+    assert listed(store) == {"web:1"}
+    store.commit(NS, full._replace(instances_at_most=2))
+    assert listed(store) == {"web:1", "web:2"}
+
+
+def test_a_machine_that_was_cut_off_joins_the_others_in_their_life(cut_off: CutOff) -> None:
+    """Only what it wrote is offered; the others hear of it as of any change."""
+    here, alone = cut_off.both()
+    here.commit(NS, put(sample_instance(), lease=lease_from(mono())))
+    cut_off.cut()
+    life, before = here._copy.life(), here.revision(NS)
+    alone.commit(NS, put(sample_instance(instance_id="there"), lease=lease_from(mono())))
+    alone.commit(NS, removal(alone))
+    here.commit(NS, put(sample_instance(instance_id="here"), lease=lease_from(mono())))
+    cut_off.heal()
+    assert listed(here) == listed(alone) == {"here", "there"}
+    assert here._copy.life() == alone._copy.life() == life
+    told = here.changes(NS, before)
+    assert told is not None
+    assert {(c.instance and c.instance.id, c.removed) for c in told} == {
+        ("here", False),
+        ("there", False),
+        ("web:1", True),
+    }
+
+
+@pytest.mark.parametrize("is_newer_alone", [True, False])
+def test_of_two_that_changed_the_same_the_newest_timestamp_wins(
+    cut_off: CutOff, is_newer_alone: bool
+) -> None:
+    """The instance's own, whoever wrote later."""
+    here, alone = cut_off.both()
+    here.commit(NS, put(sample_instance(), lease=lease_from(mono())))
+    cut_off.cut()
+    dirty = (3_000, 2_000) if is_newer_alone else (2_000, 3_000)
+    change(alone, ip_addr="10.0.0.7", last_dirty_ms=dirty[0])
+    change(here, ip_addr="10.0.0.8", last_dirty_ms=dirty[1])
+    cut_off.heal()
+    for store in cut_off.both():
+        found = of(store)
+        assert found is not None
+        assert found.ip_addr == ("10.0.0.7" if is_newer_alone else "10.0.0.8")
+
+
+@pytest.mark.parametrize("is_later_alone", [True, False])
+def test_among_equal_timestamps_the_later_write_wins(cut_off: CutOff, is_later_alone: bool) -> None:
+    """As a cancel here and an override there, which change no timestamp."""
+    here, alone = cut_off.both()
+    here.commit(NS, put(sample_instance(), lease=lease_from(mono())))
+    cut_off.cut()
+    now = mono()
+    down = OverrideChange("web:1", InstanceStatus.DOWN)
+    known = of(here)
+    assert known is not None
+    override = put(known, expected=known.revision, lease=None, override=down)
+    times = (now + 2_000, now) if is_later_alone else (now, now + 2_000)
+    alone.commit(NS, override._replace(at_mono_ms=times[0]))
+    here.commit(NS, removal(here)._replace(at_mono_ms=times[1]))
+    cut_off.heal()
+    expected = {"web:1": InstanceStatus.DOWN} if is_later_alone else {}
+    for store in cut_off.both():
+        assert listed(store) == set(expected)
+        assert store.load(NS).overrides == expected
+
+
+def test_what_two_machines_wrote_alone_is_compared_too(machines: Machines) -> None:
+    """Both while Redis was down, which came back with nothing."""
+    here, there = machines.open("here", accepts=True), machines.open("there", accepts=True)
+    known = here.commit(NS, put(sample_instance(), lease=lease_from(mono())))
+    wait_until(lambda: there.revision(NS) == known)
+    machines.server.kill()
+    change(here, ip_addr="10.0.0.7", last_dirty_ms=9_000)
+    change(there, ip_addr="10.0.0.8", last_dirty_ms=8_000)
+    machines.server.start()
+    for store in (here, there):
+        wait_until(lambda store=store: not store._copy.offering.is_alone())
+    wait_until(lambda: here.revision(NS) == there.revision(NS))
+    for store in (here, there):
+        found = of(store)
+        assert found is not None
+        assert found.ip_addr == "10.0.0.7"
+
+
+def test_what_was_renewed_alone_is_not_evicted_afterwards(cut_off: CutOff) -> None:
+    """Whoever was written alone has its whole lease from when the others hear of it."""
+    here, alone = cut_off.both()
+    here.commit(NS, put(sample_instance(), lease=lease_from(mono())))
+    cut_off.cut()
+    late = sample_instance(instance_id="late")
+    alone.commit(NS, put(late, lease=lease_from(mono() - 80_000)))
+    before = mono()
+    cut_off.heal()
+    lease = here.lease(NS, late.key)
+    assert lease is not None
+    assert lease.deadline_mono_ms >= before + 80_000
+
+
+def test_views_of_a_machine_that_was_cut_off_show_what_all_agree_on(cut_off: CutOff) -> None:
+    """They follow what is written alone, and load again when it joins."""
+    here, alone = cut_off.both()
+    here.commit(NS, put(sample_instance(), lease=lease_from(mono())))
+    cut_off.cut()
+    registry = registry_on(alone, SystemClock())
+    registry.register(sample_instance("API", "api:1"))
+    registry.cancel("WEB", "web:1")
+    assert set(registry.view().applications) == {"API"}
+    here.commit(NS, put(sample_instance("OTHER", "other:1"), lease=lease_from(mono())))
+    cut_off.heal()
+    assert set(registry.view().applications) == {"API", "OTHER"}
+    assert registry.renew("API", "api:1") is not None
+    assert set(registry_on(here, SystemClock()).view().applications) == {"API", "OTHER"}
+    assert here.revision(NS) > Revision(0)
