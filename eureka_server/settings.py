@@ -174,8 +174,9 @@ SUBJECTS: dict[str, tuple[Setting, ...]] = {
     ),
     "Store": (
         Setting("STORE_URL", "store_url", readers.STORE_URL, "lmdb:data",
-            "lmdb:PATH, shared by all workers and kept; redis:// or rediss://, shared by many"
-            " machines; memory:, one worker and nothing kept"),
+            "lmdb:PATH, shared by all workers and kept; redis://, redis+sentinel:// or"
+            " redis+cluster:// (rediss for TLS), shared by many machines; memory:, one worker and"
+            " nothing kept"),
         Setting("REGISTRY_WRITES_WHILE_AWAY", "writes_while_away", choice("refuse", "accept"),
             "refuse",
             "whether each machine takes registrations while Redis does not answer, and offers them"
