@@ -99,8 +99,7 @@ def _assembled(environment: Environment, parts: ExitStack) -> Door:
         recorder.start(registry)
     evictor = Evictor(registry, store, leave=lambda: os.kill(os.getpid(), signal.SIGTERM))
     parts.callback(evictor.stop)
-    # Before the first request: a time in which no worker ran is made good.
-    evictor.run_once()
+    evictor.make_good()
     evictor.start()
     runner = Runner(
         registry,

@@ -2,6 +2,7 @@
 
 RegistryError
 ├── StoreError            the store did not answer, or refused a write (full disk, say)
+│   ├── StoreAwayError    what all machines share cannot be reached; reads go on from a copy
 │   └── StoreGoneError    its files were deleted or replaced: this process has no store any more
 ├── ConflictError         a conditional write lost a race; the registry decides again
 ├── LockLostError         a write came after its lock had gone to another; nothing was written
@@ -23,6 +24,10 @@ class StoreError(RegistryError):
     Of a store on another machine it may not be known which: what was asked may have been written,
     or be written yet. The driver's own error is chained as the cause.
     """
+
+
+class StoreAwayError(StoreError):
+    """What all machines share cannot be reached, or does not answer; it may come back."""
 
 
 class StoreGoneError(StoreError):

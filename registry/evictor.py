@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable, Collection, Mapping
 
 from registry.by_application import ByApplication
-from registry.errors import LockLostError, StoreError, StoreGoneError
+from registry.errors import LockLostError, StoreAwayError, StoreError, StoreGoneError
 from registry.history import HistoryKind
 from registry.lease import EVICTION_WINDOW_MS, eviction_limit
 from registry.loss import accepted, settle
@@ -91,6 +91,18 @@ class Evictor:
         self._kept: dict[Namespace, dict[InstanceKey, tuple[int, str]]] = {}
         self._looked: dict[Namespace, int] = {}
         self._capped: set[Namespace] = set()
+
+    def make_good(self) -> None:
+        """Run before the first request, so that a time in which no worker ran is made good.
+
+        ``StoreError``, but not where the store is away: what it has here is served, and nobody is
+        evicted before it was made good.
+        """
+        try:
+            self.run_once()
+        except StoreAwayError as error:
+            log.warning("nothing is evicted while the store fails: %s", error)
+            self._failing = True
 
     def start(self) -> None:
         """Run in a background thread until ``stop``."""

@@ -19,6 +19,7 @@ How far a node may be behind is not judged here, for that is a matter of speed.
     python -m tests.histories 5000                      # over four workers that it starts
     python -m tests.histories 5000 10.0.0.1:8761 10.0.0.2:8761
     python -m tests.histories 500 --store redis --nodes 3 --workers 2 --faults all
+    python -m tests.histories 64 --store redis+sentinel --nodes 3 --workers 2 --faults all
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from native_api import form
 from native_api.transfer import FORMAT, MEDIA_TYPE, VERSION
-from tests.redis_nodes import FAULTS, Nodes
+from tests.redis_nodes import FAILOVERS, FAULTS, Nodes, Registry, SentinelNodes
 from tests.servers import HANG_SECS, RegistryServer, instance_body, wait_until
 
 Address = tuple[str, int]
@@ -880,7 +881,7 @@ class Played(NamedTuple):
 
 
 def search_over_nodes(
-    nodes: Nodes,
+    nodes: Registry,
     seeds: Sequence[int],
     fault: str | None,
     run: str = "",
@@ -902,7 +903,7 @@ def search_over_nodes(
             playing = pool.submit(player.play_all, seeds[start : start + at_once], run)
             time.sleep(chance.random() * 3 * thinks_secs)
             if fault is not None:
-                with FAULTS[fault](nodes, chance):
+                with nodes.befallen(fault, chance):
                     time.sleep(0.2 + chance.random() * 8 * thinks_secs)
             histories = playing.result()
         nodes.heal()
@@ -921,13 +922,17 @@ def search_over_nodes(
 
 def _over_nodes(options: argparse.Namespace, run: str) -> list[str]:
     """As the command line asks for; what is wrong."""
-    faults: list[str | None] = list(FAULTS) if options.faults == ["all"] else [*options.faults]
+    known = FAULTS if options.store == "redis" else FAILOVERS
+    faults: list[str | None] = list(known) if options.faults == ["all"] else [*options.faults]
     faults = faults or [None]
     wrong = []
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Nodes(Path(folder), options.nodes, workers=options.workers, seed=options.seed) as nodes,
-    ):
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
+        nodes: Nodes | SentinelNodes
+        if options.store == "redis":
+            nodes = Nodes(Path(folder), options.nodes, workers=options.workers, seed=options.seed)
+        else:
+            nodes = SentinelNodes(Path(folder), options.nodes, workers=options.workers)
+        opened.enter_context(nodes)
         for place, start in enumerate(range(0, options.count, _AT_ONCE)):
             seeds = range(options.seed + start, options.seed + min(start + _AT_ONCE, options.count))
             found = search_over_nodes(nodes, seeds, faults[place % len(faults)], run)
@@ -938,9 +943,9 @@ def _over_nodes(options: argparse.Namespace, run: str) -> list[str]:
                 flush=True,
             )
             if found.wrong and options.keep is not None:
-                for node in nodes.all:
-                    name = f"{node.server.folder.name}-{seeds[0]}.log"
-                    (options.keep / name).write_text(node.server.log())
+                for server in nodes.servers:
+                    name = f"{server.folder.name}-{seeds[0]}.log"
+                    (options.keep / name).write_text(server.log())
                 (options.keep / f"wrong-{seeds[0]}").write_text("\n\n".join(found.wrong))
     return wrong
 
@@ -956,19 +961,26 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--workers", type=int, default=4, help="of each server that it starts")
     parser.add_argument("--kill-every", type=float, metavar="SECS", help="one of its workers")
-    parser.add_argument("--store", choices=("lmdb", "redis"), default="lmdb")
+    parser.add_argument("--store", choices=("lmdb", "redis", "redis+sentinel"), default="lmdb")
     parser.add_argument("--nodes", type=int, default=3, help="on one Redis, each a server")
     parser.add_argument(
-        "--faults", nargs="+", default=[], choices=[*FAULTS, "all"], help="of nodes on one Redis"
+        "--faults",
+        nargs="+",
+        default=[],
+        choices=[*FAULTS, *FAILOVERS, "all"],
+        help="of nodes on one Redis; of nodes behind Sentinel failovers",
     )
     parser.add_argument("--keep", type=Path, help="a folder for what is wrong, and the logs then")
     options = parser.parse_args(arguments)
+    others = FAILOVERS if options.store == "redis" else FAULTS
+    if not others.keys().isdisjoint(options.faults):
+        parser.error(f"nodes on {options.store} have other faults")
     seeds = range(options.seed, options.seed + options.count)
     run = format(time.time_ns(), "x")
     if options.node:
         parted = [node.rpartition(":") for node in options.node]
         wrong = search([(host, int(port)) for host, _, port in parted], seeds, run)
-    elif options.store == "redis":
+    elif options.store != "lmdb":
         wrong = _over_nodes(options, run)
     else:
         with (

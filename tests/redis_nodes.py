@@ -13,11 +13,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 import redis
 
 from tests.fake_link import FakeLink, Fault
-from tests.redis_servers import RedisServer, another_prefix
+from tests.redis_servers import RedisServer, SentinelServers, another_prefix
 from tests.servers import RegistryServer
 
 _WRONG_CLOCK = Path(__file__).parent / "wrong_clock"
@@ -69,6 +70,21 @@ class Node:
             self.server.start()
 
 
+class Registry(Protocol):
+    """The nodes of one registry, and what may befall them."""
+
+    @property
+    def servers(self) -> list[RegistryServer]: ...
+
+    def befallen(self, fault: str, chance: random.Random) -> AbstractContextManager[None]:
+        """Have a fault befall them, by its name."""
+        ...
+
+    def heal(self) -> None:
+        """Have everything go on, and wait until every node says that it is ready."""
+        ...
+
+
 class Nodes:
     """The nodes of one registry, and the Redis that they share."""
 
@@ -115,8 +131,10 @@ class Nodes:
     def servers(self) -> list[RegistryServer]:
         return [node.server for node in self.all]
 
+    def befallen(self, fault: str, chance: random.Random) -> AbstractContextManager[None]:
+        return FAULTS[fault](self, chance)
+
     def heal(self) -> None:
-        """Have everything go on, and wait until every node says that it is ready."""
         for node in self.all:
             node.link.heal()
         for node in self.all:
@@ -134,6 +152,45 @@ class Nodes:
             for node in nodes or self.all:
                 failing.enter_context(node.link.faulty(fault))
             yield
+
+
+class SentinelNodes:
+    """The nodes of one registry, on a Redis behind Sentinel: it tells them where to go, by no link.
+
+    Failovers befall them.
+    """
+
+    def __init__(self, folder: Path, count: int = 3, *, workers: int = 2) -> None:
+        prefix = another_prefix()
+        self.servers: list[RegistryServer] = []
+        with ExitStack() as opened:
+            self.redis = SentinelServers(folder / "redis")
+            opened.callback(self.redis.stop)
+            for place in range(count):
+                home = folder / f"node-{place}"
+                home.mkdir()
+                env = {"STORE_URL": self.redis.url(prefix, home / "copy")}
+                server = RegistryServer(home, workers=workers, env=env)
+                opened.push(server.__exit__)
+                self.servers.append(server)
+                server.launch()
+            for server in self.servers:
+                server.await_ready()
+            self._opened = opened.pop_all()
+
+    def __enter__(self) -> SentinelNodes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def befallen(self, fault: str, chance: random.Random) -> AbstractContextManager[None]:
+        return FAILOVERS[fault](self, chance)
+
+    def heal(self) -> None:
+        self.redis.whole_again()
+        for server in self.servers:
+            server.await_ready()
 
 
 # What befalls them, by its name. Each takes chances of its own.
@@ -263,4 +320,29 @@ FAULTS: Mapping[str, Befalls] = {
     "redis restarted empty, workers killed": _both(_workers_killed, _redis_restarted),
     "redis restarted empty, node killed": _both(_one_node(Node.killed), _redis_restarted),
     "redis stopped, node stopped": _both(_one_node(Node.stopped), _redis_stopped),
+}
+
+
+@contextmanager
+def _failed_over(nodes: SentinelNodes, chance: random.Random) -> Iterator[None]:
+    """The master is killed, and a replica takes over that had all, or nearly all."""
+    nodes.redis.master().kill()
+    yield
+
+
+@contextmanager
+def _failed_over_without_the_tail(nodes: SentinelNodes, chance: random.Random) -> Iterator[None]:
+    """For a moment no replica follows the master, which is killed then."""
+    before = nodes.redis.master()
+    for replica in nodes.redis.replicas():
+        with replica.client() as client:
+            client.replicaof("127.0.0.1", 1)
+    threading.Event().wait(0.2 + 0.5 * chance.random())
+    before.kill()
+    yield
+
+
+FAILOVERS: Mapping[str, Callable[[SentinelNodes, random.Random], AbstractContextManager[None]]] = {
+    "failover": _failed_over,
+    "failover, tail lost": _failed_over_without_the_tail,
 }

@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -150,12 +151,48 @@ class SentinelServers:
     def fail_over(self) -> None:
         """Have the sentinels make another server the master."""
         before = self.master()
+        wait_until(lambda: self._is_left(before), "another is the master")
+
+    def _is_left(self, master: RedisServer) -> bool:
+        """Whether the sentinels agree on another; the first is asked for one until it has one."""
         with self.sentinels[0].client() as client:
-            client.execute_command("SENTINEL", "FAILOVER", SERVICE)
-        wait_until(lambda: self.master() is not before, "another is the master")
+            known = client.sentinel_get_master_addr_by_name(SERVICE)[1]
+            # On a busy machine they began one of their own, or no replica looks well as yet.
+            with suppress(redis.ResponseError):
+                if known == master.port:
+                    client.execute_command("SENTINEL", "FAILOVER", SERVICE)
+        return self.master() is not master
 
     def forget(self, prefix: str) -> None:
         self.master().forget(prefix)
+
+    def whole_again(self) -> None:
+        """Have all servers run, and follow the master that the sentinels agreed on."""
+        wait_until(lambda: self.master().is_running(), "a server that runs is the master")
+        for server in self.servers:
+            if not server.is_running():
+                server.start()
+        wait_until(self._is_whole, "the servers are whole again")
+
+    def _is_whole(self) -> bool:
+        """Whether the master has both replicas, and all sentinels know; who follows none is told.
+
+        Sentinels tell it too, but wait for some time whether it finds out by itself.
+        """
+        master = self._agreed()
+        if master is None or not master.is_running():
+            return False
+        with master.client() as client:
+            role, *told = client.role()
+        if role != b"master":  # it is to be, and was not told yet
+            return False
+        for server in self.servers:
+            if server is not master:
+                with server.client() as client:
+                    info = client.info("replication")
+                    if info.get("master_port") != master.port:
+                        client.replicaof("127.0.0.1", master.port)
+        return len(told[1]) == 2 and all(each.knows_all() for each in self.sentinels)
 
     def stop(self) -> None:
         for each in (*self.sentinels, *self.servers):

@@ -241,3 +241,50 @@ class RegistryServer:
 
     def log(self) -> str:
         return self._log.read_text(errors="replace")
+
+
+class Watch:
+    """A client that watches all instances of a server, and what it knows by that."""
+
+    def __init__(
+        self, server: RegistryServer, connection: http.client.HTTPConnection | None = None
+    ) -> None:
+        """Begin with a snapshot; on a connection to a certain worker, where one is given."""
+        used = connection or http.client.HTTPConnection("127.0.0.1", server.port, timeout=HANG_SECS)
+        used.request("GET", "/api/v1/watch")
+        self._connection, self._stream = used, used.getresponse()
+        self.revision = 0
+        self.known: dict[str, dict[str, Any]] = {}
+        assert self.next() == ("snapshot", "")
+
+    def next(self) -> tuple[str, str]:
+        """Wait for the next event: its kind, and the instance that it is about."""
+        kind = ""
+        while True:
+            line = self._stream.readline().decode()
+            assert line, "the stream ended"
+            word, _, value = line.rstrip("\n").partition(": ")
+            if word == "id":
+                self.revision = int(value)
+            elif word == "event":
+                kind = value
+            elif word == "data":
+                told = json.loads(value)
+                if kind == "snapshot":
+                    self.known = {each["id"]: each for each in told}
+                    return kind, ""
+                if kind in ("deleted", "evicted"):
+                    self.known.pop(told["id"], None)
+                else:
+                    self.known[told["id"]] = told
+                return kind, told["id"]
+
+    def until(self, instance_id: str) -> list[tuple[str, str]]:
+        """The events until the first about an instance, or a snapshot that has it."""
+        events = [self.next()]
+        while events[-1][1] != instance_id and instance_id not in self.known:
+            events.append(self.next())
+        return events
+
+    def close(self) -> None:
+        self._connection.close()

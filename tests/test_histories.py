@@ -19,7 +19,7 @@ from tests.histories import (
     search,
     search_over_nodes,
 )
-from tests.redis_nodes import FAULTS, Nodes
+from tests.redis_nodes import FAILOVERS, FAULTS, Nodes, SentinelNodes
 from tests.servers import RegistryServer
 
 HISTORIES = 150
@@ -207,5 +207,24 @@ def test_some_order_explains_what_clients_of_three_nodes_on_redis_were_answered(
     place = [None, *FAULTS].index(fault)
     seeds = range(1_000 * place, 1_000 * place + 8)
     found = search_over_nodes(nodes, seeds, fault, at_once=8, thinks_secs=0.15)
+    assert found.wrong == []
+    assert found.histories == 8
+
+
+@pytest.fixture(scope="module")
+def behind_sentinel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelNodes]:
+    with SentinelNodes(tmp_path_factory.mktemp("sentinel")) as nodes:
+        yield nodes
+
+
+@pytest.mark.slow
+@pytest.mark.programs
+@pytest.mark.parametrize("fault", FAILOVERS)
+def test_some_order_explains_what_clients_were_answered_over_a_failover(
+    behind_sentinel: SentinelNodes, fault: str
+) -> None:
+    """Also where the new master had not received what the old one acknowledged last."""
+    place = [*FAILOVERS].index(fault)
+    found = search_over_nodes(behind_sentinel, range(1_000 * place, 1_000 * place + 8), fault)
     assert found.wrong == []
     assert found.histories == 8

@@ -8,14 +8,16 @@ histories (``tests/test_histories.py``); what one store promises by itself is in
 
 from __future__ import annotations
 
-import http.client
+import itertools
 import random
 import re
 import select
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,12 @@ from registry.lease import eviction_limit
 from tests.fake_link import Fault
 from tests.redis_nodes import FAULTS, Node, Nodes
 from tests.redis_servers import another_prefix
-from tests.servers import HANG_SECS, JSON, RegistryServer, instance_body, wait_until
+from tests.servers import HANG_SECS, JSON, RegistryServer, Watch, instance_body, wait_until
 
 pytestmark = pytest.mark.programs
 LEASE_SECS = 5
 SHORT = {"leaseInfo": {"renewalIntervalInSecs": 1, "durationInSecs": LEASE_SECS}}
+LONG = {"leaseInfo": {"renewalIntervalInSecs": 30, "durationInSecs": HANG_SECS}}
 _DAY_SECS = 86_400
 CLOCKS_OFF_SECS = (3 * _DAY_SECS, 0, -3 * _DAY_SECS)
 BLACK_HOLE = Fault(holds=True)
@@ -73,11 +76,35 @@ def renew(names: set[str], *servers: RegistryServer, times: float = 1.5) -> None
     """Renew each at the servers in turn, for so many leases."""
     until, turn = time.monotonic() + LEASE_SECS * times, 0
     while time.monotonic() < until:
-        for name in names:
-            turn += 1
-            answer = servers[turn % len(servers)].eureka("PUT", f"/apps/WEB/{name}")
-            assert answer.status == 200, (name, answer)
+        turn += 1
+        renew_once(names, *servers[turn % len(servers) :], *servers[: turn % len(servers)])
         time.sleep(0.2)
+
+
+@contextmanager
+def renewing(names: set[str], *servers: RegistryServer) -> Iterator[None]:
+    """Renew each at the servers in turn, beside what the test does meanwhile."""
+    ended = threading.Event()
+
+    def renew() -> None:
+        order = list(servers)
+        while not ended.wait(0.2):
+            renew_once(names, *order)
+            order.append(order.pop(0))
+
+    with ThreadPoolExecutor(1) as pool:
+        renewed = pool.submit(renew)
+        try:
+            yield
+        finally:
+            ended.set()
+    renewed.result()
+
+
+def renew_once(names: set[str], *servers: RegistryServer) -> None:
+    for server, name in zip(itertools.cycle(servers), sorted(names)):
+        answer = server.eureka("PUT", f"/apps/WEB/{name}")
+        assert answer.status == 200, (name, answer)
 
 
 def asked(nodes: Nodes, command: str) -> Any:
@@ -192,20 +219,18 @@ def test_followers_and_watches_come_out_right_when_redis_loses_everything(
     follower = Follower(Session(Target(nodes.servers[0].base)), Form.JSON)
     follower.fetch_all()
     assert {name for _, name in follower.instances} == names
-    watcher = http.client.HTTPConnection("127.0.0.1", nodes.servers[0].port, timeout=HANG_SECS)
-    watcher.request("GET", "/api/v1/watch")
-    watched = watcher.getresponse()
-    before = told_by(watched, "snapshot")
+    watch = Watch(nodes.servers[0])
+    before = watch.revision
     if fault == "killed":
         nodes.redis.kill()
         nodes.redis.start()
     else:
         nodes.forget()
     # A snapshot of the new life, in which nothing is missing.
-    again = told_by(watched, "snapshot")
-    assert again[1] > before[1]
-    assert all(name in again[0] for name in names)
-    watcher.close()
+    assert watch.next()[0] == "snapshot"
+    assert watch.revision > before
+    assert set(watch.known) == names
+    watch.close()
     nodes.heal()
     assert nodes.servers[1].eureka("DELETE", "/apps/WEB/web:0").status == 200
     assert nodes.servers[2].register("WEB", "late") == 204
@@ -217,19 +242,6 @@ def test_followers_and_watches_come_out_right_when_redis_loses_everything(
 
     wait_until(is_right)
     wait_until(lambda: all_list(nodes, expected))
-
-
-def told_by(stream: http.client.HTTPResponse, kind: str) -> tuple[str, int]:
-    """The next event of a kind: its data, and its revision."""
-    revision, event = 0, ""
-    while True:
-        line = stream.readline().decode().rstrip("\n")
-        if line.startswith("id:"):
-            revision = int(line[3:])
-        elif line.startswith("event:"):
-            event = line[6:].strip()
-        elif line.startswith("data:") and event == kind:
-            return line[5:], revision
 
 
 # Redis away, or a node alone
@@ -252,16 +264,59 @@ def test_while_redis_is_away_nobody_goes_and_after_its_return_everybody_has_a_wh
     assert gone - returned > LEASE_SECS
 
 
-def test_a_node_that_is_cut_off_alone_evicts_nobody(nodes: Nodes) -> None:
-    """Its own copy hears of no renewal, for longer than a lease lasts."""
-    names = registered(nodes, "web:1", "web:2", "web:3", **SHORT)
+def test_a_node_that_is_cut_off_alone_evicts_nobody_and_agrees_when_it_is_back(
+    nodes: Nodes,
+) -> None:
+    """First nothing arrives, for longer than a lease, and then its connections are torn down."""
+    stays, goes = {"web:both", "web:others"}, {"web:alone"}
+    # So many that what other tests had evicted leaves room for more.
+    crowd = registered(nodes, *(f"crowd:{number}" for number in range(40)), **LONG)
+    for name in stays | goes:
+        assert nodes.servers[1].register("WEB", name, **SHORT) == 204
+    whole = crowd | stays | goes
     cut_off, *others = nodes.all
     servers = [node.server for node in others]
-    with nodes.linked(BLACK_HOLE, cut_off):
-        renew(names, *servers)
-        assert set(cut_off.server.apps()) == names
-    renew(names, *servers, times=1.2)
-    assert all_list(nodes, names)
+
+    def goes_on() -> None:
+        """Who is cut off reads, follows the deltas and renews as ever."""
+        renew_once(goes | {"web:both"}, cut_off.server)
+        assert set(cut_off.server.apps()) == whole
+        follower.fetch_delta()
+        assert {name for _, name in follower.instances} == whole
+
+    with renewing(stays, *servers):
+        wait_until(lambda: all_list(nodes, whole))
+        follower = Follower(Session(Target(cut_off.server.base)), Form.JSON)
+        follower.fetch_all()
+        watches = [Watch(server) for server in nodes.servers]
+        with nodes.linked(BLACK_HOLE, cut_off):
+            refused = sent_registration(cut_off.server, "refused")
+            while any(goes & set(server.apps()) for server in servers):
+                goes_on()
+                time.sleep(0.2)
+            cut_off.link.fail(Fault(loses_request=1))
+            cut_off.link.cut()
+            assert refused.recv(100).startswith(b"HTTP/1.1 503")
+            refused.close()
+            for _ in range(10):
+                goes_on()
+            assert cut_off.server.send("GET", "/health/ready").status == 503
+            for server in servers:
+                assert set(server.apps()) == whole - goes
+                assert server.send("GET", "/health/ready").status == 200
+        wait_until(lambda: all_list(nodes, whole - goes))
+        assert cut_off.server.eureka("PUT", "/apps/WEB/web:alone").status == 404
+        assert servers[1].register("WEB", "late", **LONG) == 204
+        for watch in watches:
+            assert watch.until("late") == [("evicted", "web:alone"), ("added", "late")]
+            watch.close()
+        expected = whole - goes | {"late"}
+        wait_until(lambda: all_list(nodes, expected))
+        follower.fetch_delta()
+        assert {name for _, name in follower.instances} == expected
+        assert follower.full_fetches == 1
+        time.sleep(LEASE_SECS * 1.2)
+        assert all_list(nodes, expected)
 
 
 # Evictions

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -105,6 +107,40 @@ def test_a_machine_that_was_paused_evicts_nobody(fleet: Fleet) -> None:
         paused.kill(signal.SIGCONT)
         fleet.renew(*names)
         assert fleet.list_the_same(names)
+
+
+def test_a_machine_that_starts_while_redis_is_away_serves_its_copy(fleet: Fleet) -> None:
+    """So does a worker that takes another's place; and writes go on when Redis is back."""
+    names = {"web:1", "web:2"}
+    for name in names:
+        assert fleet.servers[0].register("WEB", name) == 204
+    wait_until(lambda: fleet.list_the_same(names))
+    one, two, _ = fleet.servers
+    fleet.redis.kill()
+    one.kill9()
+    one.launch()
+    wait_until(lambda: answers(one))
+    before = two.worker_pids()
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: answers(two) and not set(before) & set(two.worker_pids()))
+    for server in (one, two):
+        assert set(server.apps()) == names
+        assert server.eureka("PUT", "/apps/WEB/web:1").status == 200
+        assert server.register("WEB", "late") == 503
+        assert server.send("GET", "/health/ready").status == 503
+    fleet.redis.start()
+    for server in fleet.servers:
+        server.await_ready()
+    assert one.register("WEB", "late") == 204
+    wait_until(lambda: fleet.list_the_same(names | {"late"}))
+
+
+def answers(server: RegistryServer) -> bool:
+    try:
+        return server.send("GET", "/health/live").status == 200
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 @pytest.mark.parametrize("fault", ["killed", "emptied"])

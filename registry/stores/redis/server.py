@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import redis
 
-from registry.errors import LockLostError, StoreError
+from registry.errors import LockLostError, StoreAwayError, StoreError
 from registry.lease import SystemClock
 from registry.model import Namespace
 from registry.stores.redis.address import Address
@@ -44,7 +44,7 @@ _FORBIDDEN = ("The user executing the script can't", "ACL failure in script")
 Argument = bytes | str | int
 
 
-class AwayError(StoreError):
+class AwayError(StoreAwayError):
     """Redis cannot be reached, or did not answer: then it is not known whether it did as asked."""
 
 
