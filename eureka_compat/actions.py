@@ -77,7 +77,7 @@ class Actions:
         self._registry.register(instance, is_replication=is_replication)
 
     def register_soon(
-        self, instance: Instance, *, is_replication: bool, by: AskerOf | None = None
+        self, instance: Instance, is_replication: bool, by: AskerOf | None = None
     ) -> Promise:
         """As ``register``, in one commit with all that come before ``settle``.
 

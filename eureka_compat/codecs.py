@@ -46,7 +46,7 @@ def instance_tree_from_json(body: bytes) -> Any:
     document = read_json(body)
     if not isinstance(document, dict) or "instance" not in document:
         raise ParseError('expected one root key: {"instance": {...}}')
-    if not _kept_digits(document["instance"], body):
+    if _lost_digits(document["instance"]) or _has_minus_zero(body):
         document = _read_exactly(body)
     return as_read_from_json(document["instance"])
 
@@ -55,9 +55,11 @@ def batch_from_json(body: bytes) -> Any:
     """The document of a peer's batch; numbers in the place of texts keep their digits."""
     document = read_json(body)
     items = document.get("replicationList") if isinstance(document, dict) else None
+    if _has_minus_zero(body):
+        return _read_exactly(body)
     for item in items if isinstance(items, list) else ():
         told = item.get("instanceInfo") if isinstance(item, dict) else None
-        if not (_kept_digits(item, body) and _kept_digits(told, body)):
+        if _lost_digits(item) or _lost_digits(told):
             return _read_exactly(body)
     return document
 
@@ -70,26 +72,33 @@ def as_read_from_json(tree: Any) -> Any:
     return tree
 
 
-def _kept_digits(tree: Any, body: bytes) -> bool:
-    """Whether the fast parser lost no digits of numbers that a client sent in the place of texts.
+def _lost_digits(tree: Any) -> bool:
+    """Whether the fast parser lost digits of numbers that a client sent in the place of texts.
 
     The original keeps such a number as it was written: ``1.50``, ``-0``, any length. The fast
-    parser makes a float of a fraction, an exponent or more than 64 bits, and 0 of ``-0``. Every
-    registration is checked here, so only fields that are texts are looked at.
+    parser makes a float of a fraction, an exponent or more than 64 bits, and 0 of ``-0``, which
+    ``_has_minus_zero`` looks for. Every registration is checked here, so only fields that are texts
+    are looked at.
     """
     if type(tree) is not dict:
-        return True
-    kinds = set(map(type, tree.values()))
-    metadata, center = tree.get("metadata"), tree.get("dataCenterInfo")
-    if type(metadata) is dict:
-        kinds.update(map(type, metadata.values()))
-    if type(center) is dict and len(center) > 2:
-        kinds.update(map(type, center.values()))
-        if type(center.get("metadata")) is dict:
-            kinds.update(map(type, center["metadata"].values()))
-    if float in kinds:
         return False
-    return int not in kinds or b"-0" not in body or not _MINUS_ZERO.search(body)
+    metadata, center = tree.get("metadata"), tree.get("dataCenterInfo")
+    return (
+        float in map(type, tree.values())
+        or (type(metadata) is dict and float in map(type, metadata.values()))
+        or (type(center) is dict and len(center) > 2 and _center_lost_digits(center))
+    )
+
+
+def _center_lost_digits(center: Tree) -> bool:
+    metadata = center.get("metadata")
+    return float in map(type, center.values()) or (
+        type(metadata) is dict and float in map(type, metadata.values())
+    )
+
+
+def _has_minus_zero(body: bytes) -> bool:
+    return b"-0" in body and _MINUS_ZERO.search(body) is not None
 
 
 _MINUS_ZERO = re.compile(rb"[:\s]-0\s*[,}]")

@@ -207,7 +207,7 @@ class EurekaApi:
         if isinstance(instance, Answer):
             self.requests.note(REGISTER, instance.status, None, instance.length)
             return instance
-        return self._actions.register_soon(instance, is_replication=is_replication, by=by)
+        return self._actions.register_soon(instance, is_replication, by)
 
     def settle(self) -> None:
         """Register what was promised."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from registry import DataCenter, Instance, InstanceStatus
@@ -145,28 +145,36 @@ def down_mapped(status: InstanceStatus) -> InstanceStatus:
 _AT = {name: place for place, name in enumerate(Instance._fields)}
 _METADATA, _STATUS, _OVERRIDDEN = _AT["metadata"], _AT["status"], _AT["overridden_status"]
 _DATA_CENTER, _LAST_DIRTY = _AT["data_center"], _AT["last_dirty_ms"]
+_APP, _ID, _SENT_ID = _AT["app"], _AT["id"], _AT["instance_id"]
+_HOST, _ADDRESS, _COUNTRY = _AT["host_name"], _AT["ip_addr"], _AT["country_id"]
 _DEFAULTS: list[Any] = [Instance._field_defaults.get(name) for name in Instance._fields]
+_DEFAULTS[_DATA_CENTER] = _DEFAULTS[_LAST_DIRTY] = None
 
 
-@dataclass(slots=True)
 class Candidate:
-    """A parsed instance that is not validated yet; None stands for absent.
+    """A parsed instance that is not validated yet.
 
     ``fields`` are an ``Instance``'s, in its order: made from names, an instance costs each
-    registration a microsecond more.
+    registration a microsecond more. What is required, and the last change, is None where absent.
     """
 
-    app: str
-    instance_id: str | None = None
-    host_name: str | None = None
-    ip_addr: str | None = None
-    data_center: DataCenter | None = None
-    data_center_named: bool = True
-    last_dirty_ms: int | None = None
-    fields: list[Any] = field(default_factory=_DEFAULTS.copy)
+    __slots__ = ("data_center_named", "fields")
+
+    def __init__(self) -> None:
+        self.fields = _DEFAULTS.copy()
+        self.data_center_named = True
+
+    @property
+    def app(self) -> str:
+        """The application, in upper case."""
+        app: str = self.fields[_APP]
+        return app
 
 
 _TEXT_FIELDS = {
+    "instanceId": _SENT_ID,
+    "hostName": _HOST,
+    "ipAddr": _ADDRESS,
     "sid": _AT["sid"],
     "asgName": _AT["asg_name"],
     "appGroupName": _AT["app_group_name"],
@@ -186,35 +194,33 @@ def read_candidate(tree: Any) -> Candidate:
     app = _text(tree, "app")
     if app is None:
         raise ParseError("instance.app: expected the application's name, as a string")
-    candidate = Candidate(app.upper())
-    metadata = candidate.fields[_METADATA] = _metadata(tree.get("metadata"))
-    candidate.instance_id = _text(tree, "instanceId")
-    candidate.host_name = _text(tree, "hostName") or None
-    if candidate.instance_id is None and metadata.get("instanceId", "").strip():
-        candidate.instance_id = _id_from_metadata(metadata["instanceId"], candidate.host_name)
-    candidate.ip_addr = _text(tree, "ipAddr")
+    candidate = Candidate()
     fields = candidate.fields
+    fields[_APP] = app.upper()
+    metadata = fields[_METADATA] = _metadata(tree.get("metadata"))
     for name, place in _TEXT_FIELDS.items():
         value = tree.get(name)
         if value is not None:
             fields[place] = value if type(value) is str else scalar(value, f"instance.{name}")
+    if fields[_SENT_ID] is None and metadata.get("instanceId", "").strip():
+        fields[_SENT_ID] = _id_from_metadata(metadata["instanceId"], fields[_HOST])
     overridden = _overridden_status(tree)
     if overridden is not None:
         fields[_OVERRIDDEN] = _status(overridden)
     status = _text(tree, "status")
     fields[_STATUS] = InstanceStatus.UP if status is None else _status(status)
-    _read_port(tree.get("port"), "port", fields, enabled_by_default=True)
-    _read_port(tree.get("securePort"), "securePort", fields, enabled_by_default=False)
+    _read_port(tree.get("port"), "port", fields)
+    _read_port(tree.get("securePort"), "securePort", fields)
     country = tree.get("countryId")
     if country is not None:
-        fields[_AT["country_id"]] = _whole(country, 32, "instance.countryId")
+        fields[_COUNTRY] = _whole(country, 32, "instance.countryId")
     _read_lease(tree.get("leaseInfo"), fields)
     _read_data_center(tree, candidate)
     dirty = tree.get("lastDirtyTimestamp")
     if type(dirty) is str and len(dirty) < 19 and dirty.isdecimal() and dirty.isascii():
-        candidate.last_dirty_ms = int(dirty)  # as nearly all clients send it
+        fields[_LAST_DIRTY] = int(dirty)  # as nearly all clients send it
     elif dirty is not None:
-        candidate.last_dirty_ms = _timestamp(dirty, "instance.lastDirtyTimestamp")
+        fields[_LAST_DIRTY] = _timestamp(dirty, "instance.lastDirtyTimestamp")
     return candidate
 
 
@@ -374,11 +380,11 @@ _PORT_FIELDS = {
 }
 
 
-def _read_port(value: Any, name: str, fields: list[Any], *, enabled_by_default: bool) -> None:
+def _read_port(value: Any, name: str, fields: list[Any]) -> None:
     if value is None:
         return
     place, flag_place = _PORT_FIELDS[name]
-    enabled = enabled_by_default
+    enabled = fields[flag_place]  # as an instance has it by default
     if isinstance(value, dict):
         has_number, has_flag = "$" in value, "@enabled" in value
         if len(value) != has_number + has_flag:
@@ -460,7 +466,7 @@ def _read_data_center(tree: Tree, candidate: Candidate) -> None:
     kind = value.get("@class")
     name = value.get("name")
     if kind == DEFAULT_CLASS and len(value) == 2 and name in DATA_CENTER_NAMES:
-        candidate.data_center = _DATA_CENTERS[name]
+        candidate.fields[_DATA_CENTER] = _DATA_CENTERS[name]
         return
     if kind not in (None, AMAZON_CLASS, DEFAULT_CLASS, MY_CLASS):
         raise ParseError(f"{path}.@class: expected {DEFAULT_CLASS}")
@@ -477,15 +483,15 @@ def _read_data_center(tree: Tree, candidate: Candidate) -> None:
             for key, item in {**flat, **metadata}.items()
             if key != "@class"
         }
-        candidate.data_center = DataCenter("Amazon", amazon)
+        candidate.fields[_DATA_CENTER] = DataCenter("Amazon", amazon)
         return
     if kind is not None and (flat or metadata):
         raise ParseError(f"{path}: expected no other key than @class and name")
     if name is None:
-        candidate.data_center = DataCenter("MyOwn")
+        candidate.fields[_DATA_CENTER] = DataCenter("MyOwn")
         candidate.data_center_named = False
     elif name in DATA_CENTER_NAMES:
-        candidate.data_center = _DATA_CENTERS[name]
+        candidate.fields[_DATA_CENTER] = _DATA_CENTERS[name]
     else:
         raise ParseError(f"{path}.name: expected one of {', '.join(DATA_CENTER_NAMES)}")
 
@@ -496,23 +502,24 @@ def validated(candidate: Candidate, path_app: str, now_ms: int) -> Instance:
     The checks come in the original's order and their texts begin with the original's. A candidate
     becomes one instance, and is of no use afterwards.
     """
-    data_center = candidate.data_center
+    # The candidate's own list: nobody needs it any more, and it is long.
+    fields = candidate.fields
+    app, _, sent_id, host_name, ip_addr = fields[:5]
+    data_center: DataCenter | None = fields[_DATA_CENTER]
     amazon = data_center.amazon_metadata if data_center is not None else None
-    effective_id = (
-        candidate.instance_id or (amazon or {}).get("instance-id") or candidate.host_name or ""
-    )
+    effective_id = sent_id or (amazon or {}).get("instance-id") or host_name
     expected = path_app.upper()
     if not effective_id:
         raise InvalidInstanceError("Missing instanceId: instance.instanceId must be a string")
-    if not candidate.host_name:
+    if not host_name:
         raise InvalidInstanceError("Missing hostname: instance.hostName must be a string")
-    if not candidate.ip_addr:
+    if not ip_addr:
         raise InvalidInstanceError("Missing ip address: instance.ipAddr must be a string")
-    if not candidate.app:
+    if not app:
         raise InvalidInstanceError("Missing appName: instance.app must be a string")
-    if candidate.app != expected:
+    if app != expected:
         raise InvalidInstanceError(
-            f"Mismatched appName, expecting {expected} but was {candidate.app}:"
+            f"Mismatched appName, expecting {expected} but was {app}:"
             " instance.app must be the application in the path"
         )
     if data_center is None:
@@ -524,20 +531,11 @@ def validated(candidate: Candidate, path_app: str, now_ms: int) -> Instance:
             f"Missing dataCenterInfo Name: expected one of {', '.join(DATA_CENTER_NAMES)}"
         )
     if amazon is not None and not amazon.get("instance-id"):
-        data_center = DataCenter(data_center.name, {**amazon, "instance-id": effective_id})
-    # The candidate's own list: nobody needs it any more, and it is long.
-    fields = candidate.fields
-    # The first five have no defaults.
-    fields[:5] = (
-        candidate.app,
-        effective_id,
-        candidate.instance_id,
-        candidate.host_name,
-        candidate.ip_addr,
-    )
-    fields[_DATA_CENTER] = data_center
-    dirty = candidate.last_dirty_ms
-    fields[_LAST_DIRTY] = now_ms if dirty is None else dirty
+        named = {**amazon, "instance-id": effective_id}
+        fields[_DATA_CENTER] = DataCenter(data_center.name, named)
+    fields[_ID] = effective_id
+    if fields[_LAST_DIRTY] is None:
+        fields[_LAST_DIRTY] = now_ms
     return _new(Instance, fields)
 
 

@@ -456,7 +456,21 @@ class Connection(asyncio.Protocol):
             self.write(host.heads.of(answer, False, "1.1") + answer.whole_body())
             self._close()
             return
-        self._reply(answer)
+        sent = answer.sent
+        if (
+            sent is not None
+            and sent[0] is host.heads
+            and type(sent[1]) is bytes
+            and self.reading is _IDLE
+            and self.writing is _READY
+            and not (self._pending or self._is_queued or self._transport.is_closing())
+        ):
+            # As ``_reply``, but at once: the answers that were promised are here together, at the
+            # end of a turn of the loop, so to collect them again would only cost calls.
+            self.deadline = host.idle_until
+            self._transport.write(sent[1])
+        else:
+            self._reply(answer)
         if self._stash or self.reading is _HALF_CLOSED:
             self._advance()
 

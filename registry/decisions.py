@@ -66,13 +66,15 @@ class Decisions:
     ) -> Commit:
         """The commit that lists an instance as the rules have it; the view is locked.
 
-        ``at`` is the wall clock and the monotonic one. ``SourceConflictError``, ``QuotaError``.
+        ``at`` is the wall clock and the monotonic one. ``InvalidIdentityError``,
+        ``SourceConflictError``, ``QuotaError``.
         """
         now, mono = at
         key = instance.key
         existing = view.get(key)
         others_at_most = None
         if existing is None:
+            _check_identity(instance)  # what is listed has had room in the store
             others_at_most = self._check_room(view)
         elif existing.source != instance.source:
             _check_source(existing, instance.source, is_replication=is_replication)
@@ -111,15 +113,17 @@ class Decisions:
         if status is InstanceStatus.UP and not service_up:
             service_up = now
         duration = duration_ms(instance.duration_secs)
+        # The native API registers by a peer's rules, and is none.
+        peers_know = is_replication and instance.source == "eureka"
+        # In the order of its parameters: to match seven names would cost each registration more.
         listed = registered(
             chosen,
-            status=status,
-            overridden_status=override or chosen.overridden_status,
-            lease_secs=duration // 1000,
-            now_ms=now,
-            service_up_ms=service_up,
-            # The native API registers by a peer's rules, and is none.
-            peers_know=is_replication and instance.source == "eureka",
+            status,
+            override or chosen.overridden_status,
+            duration // 1000,
+            now,
+            service_up,
+            peers_know,
         )
         lease = None
         if is_leased:
@@ -168,7 +172,7 @@ class Decisions:
     ) -> Commit | None:
         """The commit that lists what a copy says; None where what is listed is as new.
 
-        ``SourceConflictError``, ``QuotaError``.
+        ``InvalidIdentityError``, ``SourceConflictError``, ``QuotaError``.
         """
         existing = view.get(instance.key)
         if existing is not None and existing.is_leased:
@@ -406,7 +410,7 @@ class Decisions:
         )
 
 
-def check_identity(instance: Instance) -> None:
+def _check_identity(instance: Instance) -> None:
     """``InvalidIdentityError`` where no store could hold an instance under its names."""
     identity = instance.app + instance.id
     # A character has four bytes at most, so most identities need not be encoded to be measured.

@@ -51,21 +51,22 @@ class Portions(Generic[_V]):
     A portion is heavier than twice ``PORTION`` only where it has a single member.
     """
 
-    __slots__ = ("_of", "_weigh", "all")
+    __slots__ = ("_weigh", "all", "of")
 
     def __init__(self, weigh: Callable[[_V], int]) -> None:
         """Start empty; ``weigh`` tells how many instances a member is."""
         self.all: list[Portion[_V]] = []
-        self._of: dict[str, Portion[_V]] = {}
+        self.of: dict[str, Portion[_V]] = {}
+        """The portion of each member, by its name."""
         self._weigh = weigh
 
     def put(self, name: str, member: _V, step: int) -> None:
         """Add a member, or replace it in its place; it is ``step`` instances more than before."""
-        portion = self._of.get(name)
+        portion = self.of.get(name)
         if portion is None:
             if not self.all or self.all[-1].weight + step > PORTION:
                 self.all.append(Portion())
-            portion = self._of[name] = self.all[-1]
+            portion = self.of[name] = self.all[-1]
         portion.members[name] = member
         if portion.kept:
             portion.kept.clear()
@@ -76,15 +77,9 @@ class Portions(Generic[_V]):
             elif portion.weight > 2 * PORTION and len(portion.members) > 1:
                 self._part(portion)
 
-    def touch(self, name: str) -> None:
-        """Forget what was made of a member that changed, and has as many instances as before."""
-        kept = self._of[name].kept
-        if kept:
-            kept.clear()
-
     def remove(self, name: str, weight: int) -> None:
         """Take a member out that was so many instances."""
-        portion = self._of.pop(name)
+        portion = self.of.pop(name)
         del portion.members[name]
         portion.kept.clear()
         portion.weight -= weight
@@ -101,7 +96,7 @@ class Portions(Generic[_V]):
                 portion.members.update(follower.members)
                 portion.weight += follower.weight
                 portion.kept.clear()
-                self._of.update(dict.fromkeys(follower.members, portion))
+                self.of.update(dict.fromkeys(follower.members, portion))
 
     def _part(self, portion: Portion[_V]) -> None:
         """Cut a portion that became too heavy into several, in its place."""
@@ -115,7 +110,7 @@ class Portions(Generic[_V]):
                 self.all.insert(place, portion)
             portion.members[name] = member
             portion.weight += weight
-            self._of[name] = portion
+            self.of[name] = portion
 
 
 class Application(dict[str, Instance]):
@@ -137,14 +132,6 @@ class Application(dict[str, Instance]):
         """The portions of a large application, each with its instances; none of a small one."""
         for portion in self.portions.all if self.portions is not None else ():
             yield portion, portion.members.values()
-
-    def replace(self, instance: Instance) -> None:
-        """Replace the instance that has this one's id, in its place."""
-        self[instance.id] = instance
-        if self.kept:
-            self.kept.clear()
-        if self.portions is not None:
-            self.portions.put(instance.id, instance, 0)
 
     def add(self, instance: Instance) -> None:
         """Add an instance that is not here yet."""
@@ -220,8 +207,16 @@ class Listing:
             if before.status is not instance.status:
                 self.counts[before.status] -= 1
                 self.counts[instance.status] += 1
-            application.replace(instance)
-            self.portions.touch(app)
+            # Each registration comes here twice, so what is done to the application, and to the
+            # portion that has it, is done without a call of theirs.
+            application[instance.id] = instance
+            if application.kept:
+                application.kept.clear()
+            if application.portions is not None:
+                application.portions.put(instance.id, instance, 0)
+            kept = self.portions.of[app].kept
+            if kept:
+                kept.clear()
         else:
             self.counts[instance.status] += 1
             self.size += 1

@@ -163,7 +163,6 @@ _LEASE = slice(_AT["lease_secs"], len(Instance._fields))
 
 def registered(
     instance: Instance,
-    *,
     status: InstanceStatus,
     overridden_status: InstanceStatus,
     lease_secs: int,

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from registry import loss
-from registry.decisions import Decisions, check_identity, is_of
+from registry.decisions import Decisions, is_of
 from registry.errors import RegistryError, StoreError, StoreGoneError
 from registry.history import Asker, Asking, HistoryKind, asking
 from registry.lease import (
@@ -392,7 +392,6 @@ class NamespaceRegistry:
         where it belongs to another source; ``InvalidIdentityError``; ``StoreError``; and, with a
         ``fence``, ``LockLostError``.
         """
-        check_identity(instance)
         decisions = self._decisions
 
         def decide(view: View) -> tuple[Commit, bool]:
@@ -423,7 +422,6 @@ class NamespaceRegistry:
         with view.lock:
             for place, (instance, age_ms) in enumerate(wanted):
                 try:
-                    check_identity(instance)
                     commit = self._decisions.adoption(view, instance, age_ms, now)
                 except RegistryError as error:
                     outcomes[place] = error
@@ -467,7 +465,6 @@ class NamespaceRegistry:
         with view.lock:
             for place, (instance, is_replication, by) in enumerate(wanted):
                 try:
-                    check_identity(instance)
                     commits.append(
                         self._decisions.registration(view, instance, is_replication, now)
                     )

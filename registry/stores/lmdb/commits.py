@@ -147,7 +147,7 @@ class Commits:
         def write(txn: Any) -> _Written:
             if fence is not None and self._coordination.token(txn, fence.lock) > fence.token:
                 raise LockLostError
-            has_overrides = txn.stat(self._env.override)["entries"] > 0
+            has_overrides = txn.cursor(self._env.override).first()
             revision = known[1] if is_known else self._env.revision(txn, namespace)
             written = _Written(namespace, revision, has_overrides)
             for commit in commits:
@@ -174,16 +174,20 @@ class Commits:
         self._log.know(namespace, written.revision)
         return written
 
+    # Each registration comes here and to ``_put``, so what both ask of ``txn`` for it is asked by
+    # position: to name the database costs half of what the look itself does. Before a put's come
+    # three flags, here as they are by default (``dupdata``, ``overwrite``, ``append``).
+
     def _apply(self, txn: Any, namespace: Namespace, commit: Commit, written: _Written) -> None:
         """Write a commit if its guards hold, all but what is written once for many."""
         env = self._env
         app, instance_id = commit.key
         key = key_of(namespace, app, instance_id)
-        stored = txn.get(key, db=env.record)
+        stored = txn.get(key, None, env.record)
         override = None
         if written.has_overrides or commit.override is not None:
             override = txn.get(key_of(namespace, instance_id), db=env.override)
-        leased = txn.get(key, db=env.leased)
+        leased = txn.get(key, None, env.leased)
         deadline = commit.expected_deadline_mono_ms
         if (
             # The revision leads the record, so that the guard costs no decoding.
@@ -234,7 +238,7 @@ class Commits:
         name = key[len(place) :]
         removed_key = key if instance is not None else key + b"\0"
         if stored is not None and instance is not None:
-            superseded = txn.pop(place + stored[:8], db=env.log)
+            superseded = txn.pop(place + stored[:8], env.log)
             if superseded is not None:  # it was not trimmed
                 kind |= superseded[KIND] & OF_OVERRIDE
         else:
@@ -251,14 +255,16 @@ class Commits:
             txn.put(removed_key, packed_revision, db=env.removed)
             written.removed_bytes += size_of_removal(entry)
         else:
-            txn.put(place + packed_revision, packed_entry(at, kind, name), db=env.log)
+            entry = packed_entry(at, kind, name)
+            txn.put(place + packed_revision, entry, True, True, False, env.log)
         if instance is not None and commit.remove:
             txn.delete(key, db=record)
             if leased is not None:
                 txn.delete(key, db=leases)
                 written.places.append((commit.key, self._places.let_go(txn, leased), None))
         elif instance is not None:
-            txn.put(key, packed_revision + sealed(encode_instance(instance)), db=record)
+            value = packed_revision + sealed(encode_instance(instance))
+            txn.put(key, value, True, True, False, record)
             if lease is not None:
                 if leased is None:
                     slot = self._places.take(txn)
@@ -268,7 +274,7 @@ class Commits:
                 else:
                     written.places.append((commit.key, self._places.let_go(txn, leased), None))
                     slot = self._places.take(txn)
-                txn.put(key, pack(slot, lease), db=leases)
+                txn.put(key, pack(slot, lease), True, True, False, leases)
                 written.places.append((commit.key, slot, lease))
         if instance is not None and commit.remove is (stored is not None):
             size = self._size(txn, namespace, written)

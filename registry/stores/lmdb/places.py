@@ -16,8 +16,9 @@ from __future__ import annotations
 import itertools
 import struct
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Any, NamedTuple
 
 from registry.errors import StoreError
@@ -48,6 +49,42 @@ class Renewed(NamedTuple):
     lease: Lease
 
 
+class _Alone:
+    """What ``Places.alone`` gives. Not a generator, which would cost each registration more."""
+
+    __slots__ = ("_env", "_live", "_publish")
+
+    def __init__(self, env: Environment, live: LeaseFile, publish: Callable[[Any], None]) -> None:
+        self._env = env
+        self._live = live
+        self._publish = publish
+
+    def __enter__(self) -> None:
+        self._env.lock.acquire()
+        try:
+            if self._live.lock():
+                self._env.read(self._publish)
+                self._live.end_change()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self._live.unlock()
+        except OSError as failed:
+            error = error or failed
+        finally:
+            self._env.lock.release()
+        if isinstance(error, OSError):
+            raise StoreError(f"cannot use the lease file: {error}") from error
+
+
 class Places:
     """The leases of a store. Thread-safe, and so among the processes that have it open."""
 
@@ -55,6 +92,7 @@ class Places:
         """Know nothing yet."""
         self._env = env
         self._live = live
+        self._alone = _Alone(env, live, self._publish)
         self.known: dict[Namespace, dict[InstanceKey, Place]] = {}
         """Where leases were found."""
         self.counters: dict[Namespace, int] = {}
@@ -67,20 +105,9 @@ class Places:
         """Go by what is in the store, and not by what was there."""
         self.known.clear()
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> AbstractContextManager[None]:
         """Keep all others from changing places, one that was killed at it included."""
-        try:
-            with self._env.lock:
-                try:
-                    if self._live.lock():
-                        self._env.read(self._publish)
-                        self._live.end_change()
-                    yield
-                finally:
-                    self._live.unlock()
-        except OSError as error:
-            raise StoreError(f"cannot use the lease file: {error}") from error
+        return self._alone
 
     def _publish(self, txn: Any) -> None:
         """Bring the file's slots to what the store says of them."""

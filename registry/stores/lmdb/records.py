@@ -43,8 +43,13 @@ _ACTIONS = {str(action): action for action in ActionType}
 def encode_instance(instance: Instance) -> bytes:
     """An instance as the store keeps it; its revision stands beside it."""
     values: list[Any] = list(instance)
-    center = instance.data_center
+    center = values[_DATA_CENTER]
     values[_DATA_CENTER] = (center.name, center.amazon_metadata)
+    # To orjson these are members of enums, whose values it asks for by functions written in Python:
+    # for the three of them that takes as long as all the rest.
+    values[_STATUS] = values[_STATUS]._value_
+    values[_OVERRIDDEN] = values[_OVERRIDDEN]._value_
+    values[_ACTION] = values[_ACTION]._value_
     return orjson.dumps(values)
 
 
