@@ -246,6 +246,16 @@ class ClusterServers:
     def masters(self) -> list[_ClusterServer]:
         return [each for each in self.servers if each.is_running() and not self._is_replica(each)]
 
+    def part_of(self, master: _ClusterServer) -> list[_ClusterServer]:
+        """A master and its replicas."""
+        found = [master]
+        for server in self.servers:
+            if server is not master and server.is_running():
+                with server.client() as client:
+                    if client.info("replication").get("master_port") == master.port:
+                        found.append(server)
+        return found
+
     def master_of(self, tag: str) -> _ClusterServer:
         """The server that has a slot."""
         slot = key_slot(tag.encode())

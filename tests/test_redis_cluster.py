@@ -11,10 +11,10 @@ import pytest
 import redis
 from redis.crc import key_slot
 
-from registry.errors import ConflictError, LockLostError
+from registry.errors import ConflictError, LockLostError, StoreError
 from registry.lease import SystemClock
-from registry.model import Namespace
-from registry.store import Fence
+from registry.model import Lease, Namespace
+from registry.store import Fence, Store
 from registry.testing import put, sample_instance
 from tests.redis_servers import ClusterServers
 from tests.redis_suite import RedisSuite, WritingNodes, listed
@@ -70,6 +70,53 @@ def test_a_failover_of_one_shard_under_writes_loses_nothing(
     nodes.wait_for_another_life(lives)
     nodes.wait_for_more()
     nodes.settle()
+
+
+def test_while_a_part_of_the_cluster_is_away_nobody_is_evicted_in_any_namespace(
+    servers: ClusterServers, nodes: WritingNodes
+) -> None:
+    """Reads and heartbeats go on; and it comes back with nothing, and is given all back."""
+    instance = sample_instance()
+    for namespace in NAMESPACES:
+        revision = nodes.stores[0].commit(namespace, put(instance, lease=ended_lease()))
+        wait_until(lambda name=namespace, rev=revision: nodes.stores[1].revision(name) == rev)
+    lives = nodes.lives()
+    for server in servers.part_of(servers.master_of(f"{{{nodes.prefix}:c}}")):
+        server.kill()
+    for store in nodes.stores:
+        wait_until(lambda store=store: not may_evict(store))
+        for namespace in NAMESPACES:
+            assert listed(store, namespace) == {instance.id}
+            assert store.renew(namespace, instance.key, ended_lease(), None)
+        with pytest.raises(StoreError):
+            store.commit(Namespace("c"), put(sample_instance(instance_id="late")))
+        assert not may_evict(store)
+    servers.whole_again()
+    nodes.wait_for_another_life(lives)
+    for store in nodes.stores:
+        wait_until(lambda store=store: may_evict(store))
+        for namespace in NAMESPACES:
+            lease = store.lease(namespace, instance.key)
+            assert lease is not None
+            assert lease.deadline_mono_ms > SystemClock().mono_ms()
+    for namespace in NAMESPACES:
+        late = nodes.stores[0].commit(namespace, put(sample_instance(instance_id="late")))
+        wait_until(lambda name=namespace, rev=late: nodes.stores[1].revision(name) == rev)
+        assert listed(nodes.stores[1], namespace) == {instance.id, "late"}
+
+
+def ended_lease() -> Lease:
+    now = SystemClock().mono_ms()
+    return Lease(now - 1, 600_000, now)
+
+
+def may_evict(store: Store) -> bool:
+    """With what each pass of an evictor begins."""
+    try:
+        store.resume(SystemClock().mono_ms())
+    except StoreError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("part", ["", ":c"], ids=["root", "namespace"])
