@@ -25,6 +25,7 @@ from registry import (
     Instance,
     InstanceStatus,
     NamespaceRegistry,
+    NotYetError,
     Registering,
     RegistryError,
     StoreError,
@@ -129,13 +130,15 @@ class Actions:
         override: str | None,
         *,
         is_replication: bool,
+        is_quick: bool = False,
     ) -> tuple[int, Instance | None]:
         """Renew the lease, then compare timestamps: a status, and the instance of a 409 (2.6).
 
         Counts what was not renewed; the rest, which is nearly all, is counted as answers with 200.
 
         ``dirty`` is the last change that the client knows of (epoch milliseconds), ``override`` the
-        status override that a peer has; both as they were sent.
+        status override that a peer has; both as they were sent. Where it ``is_quick``, and more
+        than a lease may have to be written, ``NotYetError``, and nothing was done.
         """
         registry = self._registry
         told = None
@@ -147,7 +150,11 @@ class Actions:
                 is_known = found is not None and found.status is not InstanceStatus.UNKNOWN
                 self._counted[RENEWAL_REFUSED if is_known else RENEWAL_UNKNOWN] += 1
                 return (400 if is_known else 404), None
-        instance = registry.renew(app, instance_id, is_replication=is_replication)
+        if is_quick and override is not None and override != "UNKNOWN":
+            raise NotYetError
+        instance = registry.renew(
+            app, instance_id, is_replication=is_replication, is_quick=is_quick
+        )
         if instance is None:
             self._counted[RENEWAL_UNKNOWN] += 1
             return 404, None

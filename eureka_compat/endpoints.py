@@ -173,10 +173,14 @@ class EurekaApi:
         override: str | None,
         is_replication: bool,
         media: str | None,
+        is_quick: bool,
     ) -> Answer:
-        """Renew (2.6), with two values of the query; ``media`` is for the instance of a 409."""
+        """Renew (2.6), with two values of the query; ``media`` is for the instance of a 409.
+
+        ``NotYetError`` where it ``is_quick``, and more than a lease is to be written.
+        """
         status, conflict = self._actions.renew(
-            app, instance_id, dirty, override, is_replication=is_replication
+            app, instance_id, dirty, override, is_replication=is_replication, is_quick=is_quick
         )
         if conflict is not None:
             return self._entity(media, (conflict, conflict.last_renewal_ms), 409)
@@ -371,6 +375,7 @@ class EurekaApi:
             told.get("overriddenstatus"),
             is_peers,
             negotiated(request.headers.get("accept")),
+            request.is_quick,
         )
 
     def _entity(

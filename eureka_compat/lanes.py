@@ -19,6 +19,7 @@ from eureka_compat.refusals import REFUSALS, RefusalError, bodiless, refusal
 from eureka_compat.routes import FETCH_INSTANCE, RENEW
 from eureka_http.counting import SAMPLED, UNMEASURED
 from eureka_http.exchange import Answer, Promise
+from registry import NotYetError
 
 _SEGMENT = "([^/%?#;]+)"
 # What clients send with each heartbeat.
@@ -67,7 +68,10 @@ class EurekaLane:
                 self._posts_json = is_json_body(headers)
 
     def answer(self, method: str, target: str, body: bytes) -> Answer | Promise | None:
-        """The answer to a request; None where it is none of the usual ones. Never raises for it."""
+        """The answer to a request; None where it is none of the usual ones. Never raises for it.
+
+        None too where more than a lease is to be written: a store may have its callers wait.
+        """
         try:
             if method == "PUT":
                 beat = self._heartbeat(target)
@@ -76,7 +80,7 @@ class EurekaLane:
                     began = 0.0 if numbers[place] & UNMEASURED else time.perf_counter()
                     app, instance_id, dirty = beat.groups()
                     answer = self._api.heartbeat(
-                        app, instance_id, dirty, None, self._is_replication, self._media
+                        app, instance_id, dirty, None, self._is_replication, self._media, True
                     )
                     if answer is OK:
                         numbers[place] += 1
@@ -111,6 +115,8 @@ class EurekaLane:
                     return self._api.register_soon(
                         posted[1], body, self._posts_json, self._is_replication, self._by
                     )
+        except NotYetError:
+            return None
         except REFUSALS as error:
             answer = refusal(error, method, target)
             route = self._api.route(method, target[self._below :].partition("?")[0])

@@ -164,7 +164,10 @@ class Gateway:
         return found
 
     def _is_write(self, request: Request) -> bool:
-        """Whether a request of the protocol may be written to the store; a heartbeat is not."""
+        """Whether a request of the protocol may be written to the store.
+
+        A heartbeat hardly ever is: where it has to be, that is noticed before anything is done.
+        """
         if request.method in ("GET", "HEAD"):
             return False
         rest, _ = below_eureka(request.path)

@@ -294,7 +294,9 @@ class NativeApi:
             is_unknown = refused.answer.status == 410
             self._registry.counted[RENEWAL_UNKNOWN if is_unknown else RENEWAL_REFUSED] += 1
             raise
-        renewed = self._registry.renew(instance.app, instance.id, source=form.SOURCE)
+        renewed = self._registry.renew(
+            instance.app, instance.id, source=form.SOURCE, is_quick=request.is_quick
+        )
         if renewed is None:
             self._registry.counted[RENEWAL_UNKNOWN] += 1
             raise ProblemError(gone(name, "error_instance_heartbeat_failure"))

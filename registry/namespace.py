@@ -59,7 +59,7 @@ from registry.recording import Cause, NamespaceHistory, Recorder, event
 from registry.settings import RegistrySettings
 from registry.status_rules import status_after_renewal
 from registry.store import Commit, Fence, Store
-from registry.view import View
+from registry.view import NotYetError, View
 from registry.words import who
 from registry.writing import Writer, Written
 
@@ -530,11 +530,14 @@ class NamespaceRegistry:
         *,
         source: str = "eureka",
         is_replication: bool = False,
+        is_quick: bool = False,
     ) -> Instance | None:
         """Renew a lease (protocol 7.2); the instance, or None where its client must register again.
 
         That is where there is no lease, where the instance belongs to another source, and where its
         status is UNKNOWN. ``is_replication``: another server says that the client renewed there.
+        Where it ``is_quick``, and more than a lease is to be written, ``NotYetError``, and nothing
+        was done.
         """
         key = _new(InstanceKey, (app.upper(), instance_id))
         view = self._writer.synced()
@@ -552,6 +555,8 @@ class NamespaceRegistry:
         if status is not instance.status:
             if status is InstanceStatus.UNKNOWN:
                 return None
+            if is_quick:
+                raise NotYetError
             committed = self._set_status_by_rule(key, instance.source)
             if committed is not None:
                 # Others may have read this status already, so the renewal is acknowledged even if

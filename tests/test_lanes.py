@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eureka_compat.settings import EurekaSettings
-from eureka_http.exchange import BodyTooLargeError, Lane, Promise, Request
+from eureka_http.exchange import Answer, BodyTooLargeError, Lane, Promise, Request
 from eureka_server.access import Access, AccessSettings
+from registry import DEFAULT_NAMESPACE, InstanceStatus
+from registry.testing import sample_instance
 from tests.in_process import InProcess
 from tests.servers import instance_body
 
@@ -101,7 +103,11 @@ class Side(InProcess):
             return body
 
         path, _, query = target.partition("?")
-        return self.gateway.fast_lane(Request(method, path, query, fields, read_body))
+
+        def request() -> Request:
+            return Request(method, path, query, fields, read_body)
+
+        return self.gateway.fast_lane(request()) or self.gateway.answer(request())
 
 
 @given(
@@ -140,6 +146,41 @@ def test_what_comes_by_the_thousand_takes_its_lane() -> None:
         ):
             assert side.ask(method, f"/eureka/{resource}", place, body).status in (200, 204)
     assert side.taken == 3 + 5
+
+
+@pytest.mark.parametrize("source", ["eureka", "native"])
+def test_a_heartbeat_that_is_more_than_one_is_answered_in_a_thread(source: str) -> None:
+    """It shows the status that an override wants: a change, for which a store may wait."""
+    server = InProcess()
+    registry, gateway = server.registry, server.gateway
+    registry.register(sample_instance()._replace(source=source))
+    target = {
+        "eureka": "/eureka/apps/WEB/web:1",
+        "native": "/api/v1/instances/web:1/heartbeat",
+    }[source]
+
+    def asked() -> tuple[Any, Any]:
+        lane = gateway.lane({})
+        assert lane is not None
+        request = Request("PUT", target, "", {}, lambda limit: b"")
+        return lane.answer("PUT", target, b""), gateway.fast_lane(request)
+
+    in_lane, in_loop = asked()
+    assert (in_lane is not None) is (source == "eureka")
+    assert in_loop is not None
+    registry.store_override("WEB", "web:1", InstanceStatus.OUT_OF_SERVICE, last_dirty_ms=1 << 50)
+    revision = server.store.revision(DEFAULT_NAMESPACE)
+    renewals = server.registry.self_preservation().renewals_last_minute
+    assert asked() == (None, None)
+    assert server.store.revision(DEFAULT_NAMESPACE) == revision
+    assert server.registry.self_preservation().renewals_last_minute == renewals
+    answer = gateway.answer(Request("PUT", target, "", {}, lambda limit: b""))
+    assert isinstance(answer, Answer)
+    assert answer.status == 200
+    listed = registry.instance("WEB", "web:1")
+    assert listed is not None
+    assert listed.status is InstanceStatus.OUT_OF_SERVICE
+    assert asked()[1] is not None
 
 
 def test_a_list_that_is_given_again_is_that_of_now() -> None:
