@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,9 +32,10 @@ from registry.stores.lmdb import LmdbStore
 from registry.stores.redis import RedisStore, read_address, scripts
 from registry.stores.redis import records as redis_records
 from registry.stores.redis import server as redis_server
+from registry.stores.redis import store as redis_store
 from registry.stores.redis.following import Follower
 from registry.stores.redis.renewals import Teller
-from registry.stores.redis.server import Server
+from registry.stores.redis.server import AnotherLifeError, AwaitedError, Server
 from registry.testing import put, sample_instance
 from tests.redis_servers import RedisServer, another_prefix
 from tests.redis_suite import RedisSuite
@@ -802,6 +804,142 @@ def test_what_may_have_been_written_before_redis_lost_it_is_not_decided_again(
     with pytest.raises(StoreError, match="it is not known whether this was written"):
         here.commit(NS, put(sample_instance(), expected=first, remove=True, lease=None))
     wait_until(lambda: listed(here) == listed(there) == set())
+
+
+def known_to_each_other(*stores: RedisStore) -> bool:
+    return all(len(store._lives.known_nodes()) == len(stores) for store in stores)
+
+
+def awaited(store: RedisStore, namespace: Namespace | None = NS) -> list[bytes]:
+    """The nodes that have not given back yet."""
+    name = store._server.name("awaited", namespace)
+    found: list[bytes] = store._server.call("HGETALL", name, namespace=namespace)
+    return found[::2]
+
+
+def test_nothing_is_written_before_all_machines_have_given_back(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or else a change that was acknowledged, and that no other had followed, would be replaced."""
+    here, there = machines.open("here"), machines.open("there")
+    first = here.commit(NS, put(sample_instance()))
+    wait_until(lambda: there.revision(NS) == first and known_to_each_other(here, there))
+    goes_on, refused, adopt = threading.Event(), [], there._lives.adopt
+
+    def adopted_late(*, lost: bool = False) -> None:
+        assert goes_on.wait(HANG_SECS)
+        adopt(lost=lost)
+
+    monkeypatch.setattr(there._lives, "adopt", adopted_late)
+    monkeypatch.setattr(redis_store, "_AWAITS_SECS", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(here._follower, "_hear", lambda data: None)
+        patch.setattr(here._follower, "catch_up", lambda namespace: None)
+        second = there.commit(NS, put(sample_instance(ip_addr="10.9.9.9"), expected=first))
+        machines.forget()
+    wait_until(lambda: here.revision(NS) > second + 1_000)
+
+    def write() -> Revision:
+        while True:
+            try:
+                return here.commit(NS, put(sample_instance(ip_addr="10.7.7.7"), expected=first))
+            except AwaitedError as error:
+                refused.append(error)
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        wait_until(lambda: refused or writing.done())
+        goes_on.set()
+        with pytest.raises(ConflictError):
+            writing.result(HANG_SECS)
+    wait_until(lambda: here.revision(NS) == there.revision(NS))
+    for store in (here, there):
+        assert [each.ip_addr for each in store.load(NS).instances] == ["10.9.9.9"]
+    wait_until(lambda: awaited(here) == awaited(here, None) == [])
+
+
+def test_a_machine_that_does_not_come_is_awaited_for_a_while(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few seconds after one gave back for the last time."""
+    here, there = machines.open("here"), machines.open("there")
+    first = here.commit(NS, put(sample_instance()))
+    wait_until(lambda: there.revision(NS) == first and known_to_each_other(here, there))
+    machines.close(there)
+    machines.forget()
+    wait_until(lambda: here.revision(NS) > first + 1_000)
+    for namespace in (None, NS):
+        name = here._server.name("awaited", namespace)
+        assert here._server.call("TTL", name, namespace=namespace) != -1
+    wait_until(lambda: _takes(here, put(sample_instance(), expected=first)))
+    assert awaited(here) == []
+    # It is not one of the machines any more.
+    wait_until(lambda: known_to_each_other(here))
+
+
+def test_a_machine_alone_awaits_nobody(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = machines.open("here")
+    monkeypatch.setattr(redis_store, "_AWAITS_SECS", 0)
+    for turn in range(3):
+        wait_until(lambda: known_to_each_other(store))
+        known = store.commit(NS, put(sample_instance(instance_id=f"web:{turn}")))
+        machines.forget()
+        # Whichever notices first: the write, or the teller.
+        assert store.commit(NS, put(sample_instance(instance_id=f"late:{turn}"))) > known + 1_000
+    assert len(listed(store)) == 6
+
+
+def test_a_namespace_that_is_new_waits_too_for_whoever_may_have_it(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = machines.open("here"), machines.open("there")
+    other = Namespace("other")
+    first = here.commit(NS, put(sample_instance()))
+    wait_until(lambda: there.revision(NS) == first and known_to_each_other(here, there))
+    goes_on, adopt = threading.Event(), there._lives.adopt
+
+    def adopted_late(*, lost: bool = False) -> None:
+        assert goes_on.wait(HANG_SECS)
+        adopt(lost=lost)
+
+    monkeypatch.setattr(there._lives, "adopt", adopted_late)
+    monkeypatch.setattr(redis_store, "_AWAITS_SECS", 0)
+    with monkeypatch.context() as patch:
+        for name, does in (("catch_up", lambda _: None), ("_hear", lambda _: None)):
+            patch.setattr(here._follower, name, does)
+        there.commit(other, put(sample_instance(ip_addr="10.9.9.9")))
+        machines.forget()
+    wait_until(lambda: here.revision(NS) > first + 1_000)
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(here.commit, other, put(sample_instance()))
+        with pytest.raises(AwaitedError):
+            writing.result(HANG_SECS)
+    goes_on.set()
+    wait_until(lambda: [each.ip_addr for each in here.load(other).instances] == ["10.9.9.9"])
+
+
+def test_what_redis_loses_again_while_it_is_given_back_is_given_back_again(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The write that met it waits for that."""
+    store = machines.open("here")
+    store.commit(NS, put(sample_instance()))
+    adopt, lost = store._lives.adopt, []
+
+    def adopted(**options: bool) -> None:
+        if not lost:
+            lost.append(None)
+            raise AnotherLifeError
+        adopt(**options)
+
+    store._stopping.set()
+    for thread in store._threads:
+        thread.join()
+    monkeypatch.setattr(store._lives, "adopt", adopted)
+    machines.forget()
+    store.commit(NS, put(sample_instance(instance_id="web:2")))
+    assert lost
+    assert listed(store) == {"web:1", "web:2"}
 
 
 def test_a_machine_that_only_followed_a_removal_gives_it_back(machines: Machines) -> None:

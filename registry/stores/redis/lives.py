@@ -14,6 +14,11 @@ does what Redis still has. So each state is sent once, by the machine that was f
 wait for it). Else a machine compares names and revisions alone and fetches what differs; its
 records and leases stay as they are. What is given back later is a change, as any other.
 
+**Awaited.** What a machine acknowledged just before, no other may have followed. So in another life
+nothing is committed before all machines have taken it up that its beginner had heard of lately; or
+before nobody gave anything back for a few seconds, for a machine may be gone. Else a change of what
+another machine gives back later would be decided without that, and replace it.
+
 **Alone.** What a machine wrote while Redis was away has put its copy into a life of its own
 (``LmdbStore.commit_alone``). So it adopts that of Redis before anything else, which may be the one
 in which it was before. Where others changed the same meanwhile, the script compares the two.
@@ -25,6 +30,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from operator import itemgetter
 from typing import NamedTuple, TypeVar, cast
 
@@ -43,9 +49,12 @@ log = logging.getLogger("registry")
 _T = TypeVar("_T")
 _OFFERED_AT_ONCE = 500
 _AGAIN_SECS = 0.1
+_OPENED_TURNS = 5
 _NOTHING = (Revision(0), Revision(0))
 # Notes in the copy: of which registry it is one, and who this machine is among the others.
 _COPY_OF, _NODE = "redis/copy-of", "redis/node"
+# And which machines there are, this one among them, as far as it heard of them.
+_NODES = "redis/nodes"
 _ADOPTING = "adopting"
 
 
@@ -131,11 +140,24 @@ class Lives:
 
     def in_life(self, call: Callable[[Revision], _T]) -> _T:
         """What a call answers that is given the copy's life, once that is the one Redis is in."""
+        is_another = False
         while True:
             try:
+                if is_another:
+                    self.adopt()
                 return call(self._copy.life())
             except AnotherLifeError:
-                self.adopt()
+                is_another = True
+
+    def known_nodes(self) -> list[bytes]:
+        """The machines that there are, this one among them, as far as this one heard of them."""
+        return (self._copy.note(_NODES) or b"").split()
+
+    def know_of(self, nodes: Iterable[bytes]) -> None:
+        """Remember the machines that there are; ``StoreError``."""
+        noted = b" ".join(sorted(nodes))
+        if noted != self._copy.note(_NODES):
+            self._copy.set_note(_NODES, noted)
 
     def adopt(self, *, lost: bool = False) -> None:
         """Have the copy in the life that Redis is in, after giving back what Redis lacks.
@@ -168,12 +190,13 @@ class Lives:
                     in_life == life and not parts[each].is_in(life)
                     for each, in_life in begun.items()
                 )
+            is_own = False
             if life is None or lost:
-                life = self._begin(root, parts.values(), is_copy=is_copy)
-                begun = self._records.begun()
+                life, is_own = self._begin(root, parts.values(), is_copy=is_copy)
+            begun = self._records.begun() if is_own else self._opened(life, held)
             for namespace in begun.keys() | held.keys():
                 if begun.get(namespace) != life:
-                    self.open(life, namespace, holds=self._holds(namespace))
+                    self.open(life, namespace, holds=self._holds(namespace), is_first=is_own)
             if is_copy and self._copy.life() == life:
                 return
             namespaces = begun.keys() | held.keys()
@@ -183,6 +206,13 @@ class Lives:
                 life, {each: self._give_back(life, each) for each in namespaces}, is_in_place
             ):
                 pass
+            self._tell_given(life)
+
+    def _tell_given(self, life: Revision) -> None:
+        """Have nobody wait for this machine any more, where that can be told."""
+        with suppress(StoreError, AnotherLifeError):
+            parts = [None, *self._records.namespaces()]
+            self._server.run_each([Call(scripts.GIVEN, each, (life, self.node)) for each in parts])
 
     def _look(self, namespace: Namespace | None) -> _Part:
         return _Part.of(self._server.run(scripts.LIFE, namespace, "", "", "", "", ""))
@@ -196,8 +226,13 @@ class Lives:
             parts[cast(Namespace, call.namespace)] = _Part.of(answer)
         return parts
 
-    def _begin(self, root: _Part, parts: Iterable[_Part], *, is_copy: bool) -> Revision:
-        """Begin another life at the root, unless another machine did; the one that it is in."""
+    def _begin(
+        self, root: _Part, parts: Iterable[_Part], *, is_copy: bool
+    ) -> tuple[Revision, bool]:
+        """Begin another life at the root, unless another machine did.
+
+        The one that it is in, and whether it was this machine.
+        """
         if root.life is not None or self._first_life is None:
             known = max([root.life or 0, self._greatest(), *(part.revision for part in parts)])
             life = another_life(Revision(known))
@@ -205,27 +240,50 @@ class Lives:
             life = self._first_life
         if root.life is not None or is_copy:
             log.warning("Redis may have lost something: another life of the registry begins")
-        begun = _Part.of(self._server.run(scripts.LIFE, None, life, *root.seen(), "")).life
+        # One that knows of no other awaits nobody.
+        awaited = [] if self.known_nodes() == [self.node.encode()] else self.known_nodes()
+        told = self._server.run(scripts.LIFE, None, life, *root.seen(), "", "", *awaited)
+        begun = _Part.of(told).life
         if begun is None:
             raise AnotherLifeError
+        return begun, begun == life
+
+    def _opened(
+        self, life: Revision, wanted: Iterable[Namespace]
+    ) -> dict[Namespace, Revision | None]:
+        """The namespaces that were begun, after a moment for who began a life to begin them too."""
+        begun = self._records.begun()
+        for _ in range(_OPENED_TURNS):
+            if all(begun.get(each) == life for each in wanted):
+                break
+            time.sleep(_AGAIN_SECS)
+            begun = self._records.begun()
         return begun
 
     def _holds(self, namespace: Namespace) -> bool:
         return self._copy.namespaces().get(namespace, 0) > 0 or self._look(namespace).size > 0
 
     def open(
-        self, life: Revision, namespace: Namespace, *, holds: bool, most: int | None = None
+        self,
+        life: Revision,
+        namespace: Namespace,
+        *,
+        holds: bool,
+        most: int | None = None,
+        is_first: bool = False,
     ) -> bool:
         """Have a namespace begun in a life; ``StoreError``, ``AnotherLifeError``.
 
         Where it ``holds`` instances, or is to: whether it may, ``most`` namespaces at a time.
+        ``is_first``: this machine began the life, so none can have taken it up before; else one may
+        have, without this namespace, and what is given back of it is a change.
         """
         server = self._server
         asked = (life, namespace, "1" if holds else "", "" if most is None else most)
-        begun, claim, told = server.run(scripts.OPEN, None, *asked)
+        begun, claim, told, awaited = server.run(scripts.OPEN, None, *asked)
         if holds and not claim:
             self._yield(life, told)
-            begun, claim, told = server.run(scripts.OPEN, None, *asked)
+            begun, claim, told, awaited = server.run(scripts.OPEN, None, *asked)
             if not claim:
                 return False
         is_begun = begun != b"" and int(begun) == life
@@ -233,7 +291,8 @@ class Lives:
             part = self._look(namespace)
             if part.life is None or part.life < life:
                 now = server.now()
-                server.run(scripts.LIFE, namespace, life, *part.seen(), now)
+                may_be_taken = "" if is_first else "1"
+                server.run(scripts.LIFE, namespace, life, *part.seen(), now, may_be_taken, *awaited)
         server.run(scripts.OPENED, namespace, life, claim, *told)
         if not is_begun:
             server.run(scripts.BEGUN, None, life, namespace)

@@ -48,6 +48,8 @@ _TELLER_MS = 1_000
 _TOLD_AT_ONCE = 2_000
 # A namespace in which nothing was renewed here is asked for once in so many rounds.
 _IDLE_ROUNDS = 10
+# A node that is not heard of any more is one of the nodes for so many rounds.
+_PRESENT_ROUNDS = 10
 # The copy's lock that the teller has, and its note of what was counted and told.
 _TELLER, _COUNTED = "redis/teller", "redis/counted"
 
@@ -78,6 +80,8 @@ class Teller:
         # The rounds, and the one in which each namespace was last asked for.
         self._round = 0
         self._asked: dict[Namespace, int] = {}
+        # In which round each node was last heard of: a Redis that lost everything knows of none.
+        self._present: dict[bytes, int] = {}
 
     def keep_telling(self, stopping: threading.Event) -> None:
         """Be the teller of this machine, or be ready to, until it is over."""
@@ -129,6 +133,7 @@ class Teller:
         if not self._is_teller:
             self._is_teller = True
             self._seen, self._heard = [], {}
+            self._present = dict.fromkeys(self._lives.known_nodes(), self._round)
             stored = orjson.loads(copy.note(_COUNTED) or b"[]")
             self._counted = {(Namespace(name), window): n for name, window, n in stored}
         known = {namespace: copy.revision(namespace) for namespace in copy.namespaces()}
@@ -154,7 +159,12 @@ class Teller:
         if kept != copy.note(_COUNTED):
             copy.set_note(_COUNTED, kept)  # where another worker takes over
         self.told_until = until
-        _, names = server.run(scripts.TOLD, None, life, self._lives.node, until)
+        _, names, nodes = server.run(scripts.TOLD, None, life, self._lives.node, until)
+        self._present |= dict.fromkeys(nodes, self._round)
+        for node, heard_in in list(self._present.items()):
+            if heard_in <= self._round - _PRESENT_ROUNDS:
+                del self._present[node]
+        self._lives.know_of(self._present)
         for namespace, begun in begun_of(names).items():
             if begun is not None and namespace not in known:
                 self._follower.catch_up(namespace)

@@ -15,6 +15,7 @@ moved as a whole.
 | ``tokens``, ``locks`` | hashes | lock → the last token; its owner, end and length |
 | ``notes`` | hash | name → what was noted |
 | ``nodes`` | hash | node → the instant up to which it told its renewals |
+| ``awaited`` | hash | the nodes that have not taken up the life; for a few seconds |
 
 | key of a namespace, ``{PREFIX:NAMESPACE}:`` | kind | content |
 | --- | --- | --- |
@@ -31,6 +32,7 @@ moved as a whole.
 | ``renewed`` | stream | the latest batches of renewals, by their numbers |
 | ``told`` | string | the number of the last batch |
 | ``done:ID`` | string | the outcome of a group of commits, for a minute |
+| ``awaited`` | hash | as of the root: nothing is committed before they have given back |
 
 **Opening.** A namespace is listed at the root before it is begun in its own slot, and begun there
 before it holds anything. So where the root says that it was begun in the present life, and its slot
@@ -130,6 +132,11 @@ local function log_change(name, revision, at, kind, last_state)
 end
 """
 
+_AWAIT = """
+-- Await the nodes that have not given back for as long again.
+local function await() call('EXPIRE', P .. 'awaited', 5) end
+"""
+
 _TELL_MOVED = """
 -- Tell all machines that a namespace moved on from a revision to another: by which node, how many
 -- clients are expected then, and the changes in between, six values each as ``changes`` has them;
@@ -163,6 +170,12 @@ if lost then return lost end
 local group = ARGV[3]
 local done = call('GET', P .. 'done:' .. group)
 if done then return {done, '', '', '', '1', {}} end
+if call('EXISTS', P .. 'awaited') == 1 then
+  call('HDEL', P .. 'awaited', ARGV[8])
+  if call('EXISTS', P .. 'awaited') == 1 then
+    return redis.error_reply('WAIT other nodes have not given back')
+  end
+end
 if ARGV[5] ~= '' then
   local token = call('HGET', P .. 'fences', ARGV[5])
   if token and tonumber(token) > tonumber(ARGV[6]) then
@@ -286,7 +299,10 @@ return {outcome, whole(revision), whole(trimmed), expected and whole(expected) o
         missing}
 """,
 )
-"""Write the commits whose guards hold, and tell what its node had not followed before them."""
+"""Write the commits whose guards hold, and tell what its node had not followed before them.
+
+Refused as long as another node is awaited, which may know of a later state than all others.
+"""
 
 FETCH = _script(
     _BEGIN,
@@ -379,19 +395,24 @@ local time = call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 if ARGV[3] ~= '' then call('HSET', P .. 'nodes', ARGV[3], ARGV[4]) end
 local by_all = now
+local present = {}
 local nodes = call('HGETALL', P .. 'nodes')
 for i = 2, #nodes, 2 do
   local told = tonumber(nodes[i])
   if told < now - 60000 then
     call('HDEL', P .. 'nodes', nodes[i - 1])
-  elseif told > now - 5000 and told < by_all then
-    by_all = told
+  elseif told > now - 5000 then
+    present[#present + 1] = nodes[i - 1]
+    by_all = math.min(by_all, told)
   end
 end
-return {whole(by_all), call('HGETALL', P .. 'namespaces')}
+return {whole(by_all), call('HGETALL', P .. 'namespaces'), present}
 """,
 )
-"""Note until when a node told its renewals; until when all nodes did, and the namespaces."""
+"""Note until when a node told its renewals; until when all did, the namespaces, and the nodes.
+
+Of the nodes, those that told in the last five seconds.
+"""
 
 TRIM = _script(
     _BEGIN,
@@ -418,10 +439,11 @@ return #names / 2
 
 LIFE = _script(
     _BEGIN,
+    _AWAIT,
     _TELL_MOVED,
     """
 -- run, the life to begin (empty: only look); the life, its run and the server's run as the caller
--- saw them; now.
+-- saw them; now; '1' where nodes may have taken up the life already; the nodes to be awaited.
 local life = call('HMGET', P .. 'life', 'number', 'run')
 local meta = call('HMGET', P .. 'meta', 'revision', 'size')
 if ARGV[2] == '' or (life[1] or '') ~= ARGV[3] or (life[2] or '') ~= ARGV[4]
@@ -429,11 +451,15 @@ if ARGV[2] == '' or (life[1] or '') ~= ARGV[3] or (life[2] or '') ~= ARGV[4]
   return {life[1] or '', life[2] or '', ARGV[1], meta[1] or '0', meta[2] or '0'}
 end
 call('HSET', P .. 'life', 'number', ARGV[2], 'run', ARGV[1])
+call('DEL', P .. 'awaited')
+for i = 8, #ARGV do call('HSET', P .. 'awaited', ARGV[i], '') end
+await()
 if namespace == '' then
   call('DEL', P .. 'locks', P .. 'claims')
 else
   call('HDEL', P .. 'meta', 'claim')
-  call('HSET', P .. 'meta', 'revision', ARGV[2], 'trimmed', ARGV[2])
+  call('HSET', P .. 'meta', 'revision', ARGV[2], 'trimmed', ARGV[2],
+       'taken', ARGV[7] == '1' and ARGV[2] or '')
   local records = call('HGETALL', P .. 'record')
   for i = 1, #records, 2 do
     if not call('ZSCORE', P .. 'log', records[i]) then
@@ -462,17 +488,19 @@ local begun, claim = call('HGET', P .. 'namespaces', ARGV[3]), ''
 if ARGV[4] ~= '' then
   if ARGV[5] ~= '' and not call('HGET', P .. 'claims', ARGV[3])
      and call('HLEN', P .. 'claims') >= tonumber(ARGV[5]) then
-    return {begun or '', '', call('HKEYS', P .. 'claims')}
+    return {begun or '', '', call('HKEYS', P .. 'claims'), {}}
   end
   claim = whole(math.max(tonumber(call('GET', P .. 'claimed') or 0), tonumber(ARGV[2])) + 1)
   call('SET', P .. 'claimed', claim)
   call('HSET', P .. 'claims', ARGV[3], claim)
 end
 if not begun then call('HSET', P .. 'namespaces', ARGV[3], '') end
-return {begun or '', claim, call('HGETALL', P .. 'tokens')}
+return {begun or '', claim, call('HGETALL', P .. 'tokens'), call('HKEYS', P .. 'awaited')}
 """,
 )
 """List a namespace, and claim; in which life it was begun, its claim, and the locks' tokens.
+
+Last come the nodes that are awaited yet.
 
 Where there is no room for another it has no claim, and those that have one are named.
 """
@@ -560,6 +588,7 @@ end
 
 LISTING = _script(
     _BEGIN,
+    _AWAIT,
     _PACKED,
     """
 -- run, life, node, after which revision (empty: from the start), how many at most,
@@ -580,6 +609,7 @@ if ARGV[4] == '' then
     call('HSET', P .. 'meta', 'giver', ARGV[3], 'giving', whole(at))
   end
 end
+await()
 local after = ARGV[4] == '' and '-inf' or '(' .. ARGV[4]
 local found = call('ZRANGEBYSCORE', P .. 'log', after, '+inf', 'WITHSCORES',
                    'LIMIT', 0, tonumber(ARGV[5]))
@@ -628,6 +658,7 @@ return found
 
 OFFER = _script(
     _BEGIN,
+    _AWAIT,
     _PACKED,
     _WRITE,
     _TELL_MOVED,
@@ -721,6 +752,7 @@ end
 call('HSET', P .. 'meta', 'revision', whole(revision), 'giver', ARGV[4], 'giving', whole(now()),
      'size', whole(size))
 call('HSETNX', P .. 'meta', 'trimmed', ARGV[2])
+await()
 if ARGV[5] ~= '' then call('HSETNX', P .. 'meta', 'expected', ARGV[5]) end
 if revision > first then tell_moved(first, revision, ARGV[4], nil, {}) end
 return given
@@ -731,6 +763,18 @@ return given
 As long as no node has taken up the life, a state keeps its revision, so that who has it already has
 nothing to do.
 """
+
+GIVEN = _script(
+    _BEGIN,
+    """
+-- run, life, node.
+local lost = check_life()
+if lost then return lost end
+call('HDEL', P .. 'awaited', ARGV[3])
+return 1
+""",
+)
+"""Note that a node has taken up the life, and gave back before whatever the others may lack."""
 
 ACQUIRE = _script(
     _BEGIN,

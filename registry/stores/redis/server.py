@@ -61,6 +61,10 @@ class UnopenedError(AnotherLifeError):
     """The namespace is not open: it was never begun, or may hold no instances."""
 
 
+class AwaitedError(StoreError):
+    """Nothing was written, since other machines have not given back yet what Redis lost."""
+
+
 class Call(NamedTuple):
     """A script that is to be called on a namespace or the root, with these arguments."""
 
@@ -356,6 +360,8 @@ def _meaning(error: redis.ResponseError, *, was_cut_off: bool) -> Exception:
         return AnotherLifeError(was_cut_off=was_cut_off)
     if text.startswith("OPEN"):
         return UnopenedError(was_cut_off=was_cut_off)
+    if text.startswith("WAIT"):
+        return AwaitedError("the machines are giving back what Redis lost")
     if text.startswith("FENCE"):
         return LockLostError()
     return error

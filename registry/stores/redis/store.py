@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,10 +26,18 @@ from registry.stores.redis.following import Follower
 from registry.stores.redis.lives import Lives, OtherFormatError
 from registry.stores.redis.records import Records, heard_of
 from registry.stores.redis.renewals import TRIMMED_AT_ONCE, Teller
-from registry.stores.redis.server import AnotherLifeError, AwayError, Server, UnopenedError
+from registry.stores.redis.server import (
+    AnotherLifeError,
+    AwaitedError,
+    AwayError,
+    Server,
+    UnopenedError,
+)
 
 log = logging.getLogger("registry")
 
+# How long a write waits for what other machines give back, and after what pause it is tried again.
+_AWAITS_SECS, _AGAIN_SECS = 3.0, 0.02
 _UNKNOWN = "Redis lost something meanwhile, and it is not known whether this was written"
 
 
@@ -127,6 +136,7 @@ class RedisStore:
         ]
         most = None if None in limits else max(map(int, filter(None, limits)), default=0)
         evicts = any(commits[place].expected_deadline_mono_ms is not None for place in places)
+        awaits_until = time.monotonic() + _AWAITS_SECS
 
         def commit(life: Revision) -> tuple[Revision, Revision, Any]:
             heard, told = b"0", b"0"
@@ -141,6 +151,10 @@ class RedisStore:
                 try:
                     answer = self._server.run(scripts.COMMIT, namespace, life, *guards, *sent)
                     return life, after, answer
+                except AwaitedError:
+                    if time.monotonic() > awaits_until:
+                        raise
+                    time.sleep(_AGAIN_SECS)
                 except AnotherLifeError as error:
                     if error.was_cut_off:  # and another machine may have given it back
                         raise StoreError(_UNKNOWN) from error
@@ -161,7 +175,10 @@ class RedisStore:
                 revision = outcomes[place] = Revision(int(word))
                 own.append((revision, commits[place]))
         if is_far == b"1":
-            self._follower.catch_up(namespace)
+            try:
+                self._follower.catch_up(namespace)
+            except AnotherLifeError as error:
+                raise StoreError(_UNKNOWN) from error
         else:
             others = self._records.entries(missing)
             clients = int(expected) if expected else None
