@@ -29,6 +29,8 @@ NS = DEFAULT_NAMESPACE
 pytestmark = pytest.mark.programs
 # Nothing arrives any more, and what was on its way is lost.
 CUT_OFF = Fault(loses_request=1.0)
+# What was on its way is done, and nobody told.
+UNTOLD = Fault(loses_answer=1.0)
 
 
 @pytest.fixture
@@ -267,6 +269,84 @@ def test_what_two_machines_wrote_alone_is_compared_too(machines: Machines) -> No
         found = of(store)
         assert found is not None
         assert found.ip_addr == "10.0.0.7"
+
+
+def test_a_group_of_which_nobody_knows_whether_it_was_written_is_listed_once(
+    cut_off: CutOff,
+) -> None:
+    """It was; and was decided again, alone, for no answer came. Both come to the same."""
+    here, alone = cut_off.both()
+    gone, kept = sample_instance(instance_id="gone"), sample_instance(instance_id="kept")
+    both = [put(each, lease=lease_from(mono())) for each in (gone, kept)]
+    first, second = alone.commit_all(NS, both)
+    assert first is not None
+    assert second is not None
+    here.set_expected_clients(NS, 2)
+    wait_until(lambda: here.revision(NS) == second and alone.expected_clients(NS) == 2)
+    down = OverrideChange("kept", InstanceStatus.DOWN)
+    now = mono()
+    cut_off.link.fail(UNTOLD)
+    decided = alone.commit_all(
+        NS,
+        [
+            put(
+                sample_instance(instance_id="new"),
+                lease=lease_from(now),
+                at_mono_ms=now,
+                expected_clients_step=1,
+            ),
+            put(kept, expected=second, override=down, lease=None, at_mono_ms=now),
+            put(gone, expected=first, remove=True, lease=None, at_mono_ms=now),
+        ],
+    )
+    assert None not in decided
+    wait_until(lambda: here.revision(NS) == second + 3)
+    expected = {"new", "kept"}
+    assert listed(here) == listed(alone) == expected
+    cut_off.heal()
+    for store in (here, alone):
+        assert listed(store) == expected
+        assert store.load(NS).overrides == {"kept": InstanceStatus.DOWN}
+        assert store.expected_clients(NS) == 3
+        told = [each.instance and each.instance.id for each in store.load(NS).changes]
+        assert sorted(told) == ["gone", "kept", "new"]
+
+
+def test_a_group_that_was_not_written_when_it_was_cut_off_is_offered(cut_off: CutOff) -> None:
+    here, alone = cut_off.both()
+    first = alone.commit(NS, put(sample_instance(), lease=lease_from(mono())))
+    wait_until(lambda: here.revision(NS) == first)
+    cut_off.link.fail(CUT_OFF)
+    now = mono()
+    decided = alone.commit_all(
+        NS,
+        [
+            put(sample_instance(instance_id="new"), lease=lease_from(now), at_mono_ms=now),
+            put(sample_instance(), expected=first, remove=True, lease=None, at_mono_ms=now),
+        ],
+    )
+    assert None not in decided
+    assert here.revision(NS) == first
+    cut_off.heal()
+    assert listed(here) == listed(alone) == {"new"}
+
+
+def test_what_was_written_after_a_group_of_unknown_outcome_counts(cut_off: CutOff) -> None:
+    """By either machine: of two that are alike but for when they were written, the later one."""
+    here, alone = cut_off.both()
+    first = alone.commit(NS, put(sample_instance(), lease=lease_from(mono())))
+    wait_until(lambda: here.revision(NS) == first)
+    cut_off.link.fail(UNTOLD)
+    now = mono()
+    cancel = put(sample_instance(), expected=first, remove=True, lease=None, at_mono_ms=now)
+    alone.commit(NS, cancel)
+    api = sample_instance("API", "api:1")
+    alone.commit(NS, put(api, lease=lease_from(mono()), at_mono_ms=now + 1))
+    # The client comes back, at the other machine.
+    wait_until(lambda: here.revision(NS) == first + 1)
+    here.commit(NS, put(sample_instance(), lease=lease_from(mono()), at_mono_ms=now + 5_000))
+    cut_off.heal()
+    assert listed(here) == listed(alone) == {"web:1", "api:1"}
 
 
 def test_what_was_renewed_alone_is_not_evicted_afterwards(cut_off: CutOff) -> None:
