@@ -423,6 +423,20 @@ def test_what_no_message_brought_is_fetched(
     assert len(fetched) >= 2
 
 
+@pytest.mark.parametrize("portion", [1, 7, 1 << 20])
+def test_messages_are_read_in_whatever_portions_they_come(portion: int) -> None:
+    head = b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$"
+    bodies = [b"", b"a\r\nb", b"*3\r\n" * 99]
+    stream = b"".join(head + b"%d\r\n%s\r\n" % (len(each), each) for each in bodies)
+    found, received = [], b""
+    for start in range(0, len(stream), portion):
+        told, received = redis_server.published(head, received + stream[start : start + portion])
+        found += told
+    assert (found, received) == (bodies, b"")
+    with pytest.raises(redis.ConnectionError, match="no message"):
+        redis_server.published(head, b"*3\r\n$9\r\nsubscribe")
+
+
 def test_a_worker_does_what_the_first_of_its_machine_leaves_undone(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,7 +39,6 @@ _LISTENS_SECS = 0.25
 _AGAIN_SECS = 0.2
 # How long the first, or the writer itself, has to bring a change into the copy.
 _OTHERS_SECS = 0.003
-_TAKEN_AT_ONCE = 200
 
 
 class _Moved(NamedTuple):
@@ -163,12 +162,8 @@ class Follower:
             if not self.is_first:
                 time.sleep(wait)  # rather than be woken by each message
                 wait = 0.0
-        message = self._subscription.get_message(timeout=wait)
-        while message is not None:
-            self._hear(message["data"])
-            if len(self._moved) >= _TAKEN_AT_ONCE:
-                return
-            message = self._subscription.get_message(timeout=0)
+        for data in self._subscription.messages(timeout=wait):
+            self._hear(data)
 
     def _hear(self, data: bytes) -> None:
         head, _, body = data.partition(b"\n")

@@ -15,6 +15,7 @@ Where that is in vain, others do not wait for as long again.
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,8 @@ from registry.stores.redis.scripts import Script
 from registry.stores.redis.topology import Topology, topology_of
 
 _TRIED_SECS = 3.0
+_CONFIRMED_SECS = 1.0
+_RECEIVED_AT_ONCE = 1 << 18
 _PAUSE_SECS = 0.05
 # What a server answers that is not, or not yet, the one to ask.
 _ELSEWHERE = (
@@ -307,28 +310,85 @@ class Server:
 
 
 class Subscription:
-    """What is published on a channel, as long as the server stays the same."""
+    """What is published on a channel, as long as the server stays the same.
+
+    All workers of all machines hear of each change. So what came is read together, and the driver
+    only connects: it would take longer for a message than what the message is for.
+    """
 
     def __init__(self, topology: Topology, key: str, channel: str) -> None:
-        """Subscribe; the driver's errors."""
+        """Subscribe, and wait until that is so; the driver's errors."""
         self._topology = topology
         self._key = key
         self._pool = topology.pool(key)
-        client: Any = redis.Redis(connection_pool=self._pool)
-        self._messages = client.pubsub(ignore_subscribe_messages=True)
+        named = b"$%d\r\n%s\r\n" % (len(channel.encode()), channel.encode())
+        self._head = b"*3\r\n$7\r\nmessage\r\n" + named + b"$"
+        confirmed = b"*3\r\n$9\r\nsubscribe\r\n" + named + b":1\r\n"
+        self._received = b""
         with _closed_meanwhile():
-            self._messages.subscribe(channel)
+            self._connection = self._pool.get_connection()
+        try:
+            with _closed_meanwhile():
+                self._connection.send_command("SUBSCRIBE", channel)
+            while len(self._received) < len(confirmed):
+                if not self._receive(_CONFIRMED_SECS):
+                    raise redis.TimeoutError("it does not answer")
+                if self._received[:1] == b"-":
+                    raise redis.ResponseError(self._received[1:200].decode(errors="replace"))
+        except BaseException:
+            self.close()
+            raise
+        # It begins with what confirms that, and no message is between.
+        self._received = self._received[len(confirmed) :]
 
-    def get_message(self, timeout: float) -> Any:
-        """The next message; None where none came in so many seconds; the driver's errors."""
+    def messages(self, timeout: float) -> list[bytes]:
+        """The next messages; none where none came in so many seconds. The driver's errors."""
         if self._topology.pool(self._key) is not self._pool:
             raise redis.ConnectionError("another server took over")
+        if not self._receive(timeout) and not self._received:
+            return []
+        found, self._received = published(self._head, self._received)
+        return found
+
+    def _receive(self, timeout: float) -> bool:
         with _closed_meanwhile():
-            return self._messages.get_message(timeout=timeout)
+            reached = self._connection._sock
+            reached.settimeout(timeout)
+            try:
+                data = reached.recv(_RECEIVED_AT_ONCE)
+            except (TimeoutError, BlockingIOError, ssl.SSLWantReadError):
+                return False
+        if not data:
+            raise redis.ConnectionError("the server closed the connection")
+        self._received += data
+        return True
 
     def close(self) -> None:
         """Be told of nothing more."""
-        self._messages.close()
+        self._connection.disconnect()
+        self._pool.release(self._connection)
+
+
+def published(head: bytes, received: bytes) -> tuple[list[bytes], bytes]:
+    """The messages that were received, and what is left: the beginning of another one.
+
+    ``head`` is how each begins, up to its length; ``redis.ConnectionError`` where one does not.
+    """
+    found, at = [], 0
+    while len(received) > at:
+        begin = at + len(head)
+        if not received.startswith(head, at) and not head.startswith(received[at:begin]):
+            raise redis.ConnectionError(f"no message: {received[at : at + 100]!r}")
+        end = received.find(b"\r\n", begin)
+        if end < 0:
+            break
+        start = end + 2
+        stop = start + int(received[begin:end])
+        if len(received) < stop + 2:
+            break
+        found.append(received[start:stop])
+        at = stop + 2
+    return found, received[at:]
 
 
 @contextmanager
