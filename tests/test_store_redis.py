@@ -437,6 +437,53 @@ def test_messages_are_read_in_whatever_portions_they_come(portion: int) -> None:
         redis_server.published(head, b"*3\r\n$9\r\nsubscribe")
 
 
+def test_nonsense_on_the_channel_holds_up_nobody(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may publish may write anything there: what follows it is followed as before."""
+    here, there = machines.open("here"), machines.open("there")
+    here.commit(NS, put(sample_instance(instance_id="web:1")))
+    wait_until(lambda: there.revision(NS) == here.revision(NS))
+    followed_by_messages(there, monkeypatch)
+    subscriptions = there._follower._subscription
+    revision = here.revision(NS)
+    state = [b"WEB\0forged", b"%d" % (revision + 9), b"1 4 nonsense", b"", b"", b""]
+    lengths = b" ".join(b"%d" % len(each) for each in state)
+    unopened = b"ghost 0 %d n \n" % (revision + 9)
+    for nonsense in (
+        b"",
+        b"nonsense",
+        b"\n" * 100,
+        b"x" * 5_000_000,
+        b"\xff 1 2 n 5\n",
+        b"default x y z 0\n",
+        b"default 0 %d n  \n" % (revision + 9),
+        b"default 0 %d n  -5\nabc" % (revision + 9),
+        b"default 0 %d n  9999999\nabc" % (revision + 9),
+        b"default 0 %s n \n" % (b"9" * 5_000),
+        b"default %d %d n  %s\n%s" % (revision, revision + 9, lengths, b"".join(state)),
+        b"default 0 %d n \n" % (revision + 10**15),
+        b"a namespace 0 5 n \n",
+        unopened,
+        unopened,
+    ):
+        here._server.call("PUBLISH", here._server.name("moved"), nonsense)
+    last = here.commit(NS, put(sample_instance(instance_id="web:2")))
+    wait_until(lambda: there.revision(NS) == last)
+    assert listed(there) == {"web:1", "web:2"}
+    assert there._follower._subscription is subscriptions
+
+
+def test_what_is_told_of_a_namespace_that_nobody_began_is_asked_for_once(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = machines.open("here")
+    monkeypatch.setattr(store._teller, "tell", lambda: None)
+    adopted = counted(monkeypatch, store._lives, "adopt")
+    store._follower.catch_up(Namespace("ghost"))
+    assert len(adopted) == 1
+
+
 def test_a_worker_does_what_the_first_of_its_machine_leaves_undone(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:

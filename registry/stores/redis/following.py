@@ -23,12 +23,12 @@ import redis
 
 from registry.duty import Duty
 from registry.errors import StoreError
-from registry.model import Namespace, Revision
+from registry.model import NAMESPACE, Namespace, Revision
 from registry.store import Commit
 from registry.stores.lmdb import LmdbStore
 from registry.stores.redis.lives import Lives
-from registry.stores.redis.records import Entry, Records
-from registry.stores.redis.server import AnotherLifeError, Server
+from registry.stores.redis.records import ENTRY, Entry, Records
+from registry.stores.redis.server import AnotherLifeError, Server, UnopenedError
 
 log = logging.getLogger("registry")
 
@@ -102,12 +102,16 @@ class Follower:
 
     def catch_up(self, namespace: Namespace) -> None:
         """Bring into the copy what changed since; ``StoreError``."""
+        was_closed = False
         while True:
             after = self._copy.revision(namespace)
             life = self._copy.life()
             try:
                 fetched = self._records.fetch(life, namespace, after)
-            except AnotherLifeError:
+            except AnotherLifeError as error:
+                if was_closed and isinstance(error, UnopenedError):
+                    return  # nobody ever began it, whoever told of it
+                was_closed = isinstance(error, UnopenedError)
                 self._lives.adopt()
                 continue
             if fetched.is_far:
@@ -166,22 +170,35 @@ class Follower:
             self._hear(data)
 
     def _hear(self, data: bytes) -> None:
+        try:
+            moved = self._read(data)
+        except ValueError:
+            log.debug("a message that no machine of the registry wrote is passed over")
+            return
+        self._moved.append(moved)
+
+    def _read(self, data: bytes) -> _Moved:
+        """What a message says; ``ValueError``: anybody who may publish may write nonsense."""
         head, _, body = data.partition(b"\n")
         name, before, revision, node, expected, *lengths = head.split(b" ")
+        namespace = name.decode()
+        if not NAMESPACE.match(namespace):
+            raise ValueError(namespace)
         is_own = node == self._node
         told, start = [], 0
         for length in lengths:
             told.append(body[start : start + int(length)])
             start += int(length)
-        moved = _Moved(
-            Namespace(name.decode()),
+        if start != len(body) or len(told) % ENTRY:
+            raise ValueError(data)
+        return _Moved(
+            Namespace(namespace),
             Revision(int(before)),
             Revision(int(revision)),
             int(expected) if expected else None,
             told,
             time.monotonic() + (0.0 if self.is_first and not is_own else _OTHERS_SECS),
         )
-        self._moved.append(moved)
 
     def _take_moved(self) -> None:
         """Bring into the copy what is due and not there yet, with all before it."""
@@ -207,4 +224,9 @@ class Follower:
                 return
             until = moved.revision
             told += moved.told
-        self.take(namespace, known, self._records.entries(told), news[-1].expected)
+        try:
+            entries = self._records.entries(told)
+        except ValueError:
+            self.catch_up(namespace)
+            return
+        self.take(namespace, known, entries, news[-1].expected)

@@ -238,11 +238,11 @@ class Lives:
             life = another_life(Revision(known))
         else:
             life = self._first_life
-        if root.life is not None or is_copy:
-            log.warning("Redis may have lost something: another life of the registry begins")
         # One that knows of no other awaits nobody.
         awaited = [] if self.known_nodes() == [self.node.encode()] else self.known_nodes()
         told = self._server.run(scripts.LIFE, None, life, *root.seen(), "", "", *awaited)
+        if root.life is not None or is_copy:
+            log.warning("Redis may have lost something: another life of the registry begins")
         begun = _Part.of(told).life
         if begun is None:
             raise AnotherLifeError

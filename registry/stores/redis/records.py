@@ -29,10 +29,12 @@ def heard_of(namespace: Namespace) -> str:
     return f"redis/heard/{namespace}"
 
 
+ENTRY = 6
+"""How many values scripts tell of a change."""
+
 _FETCHED_AT_ONCE = 1_000
 _PAGE = 1_000
 _LISTED_AT_ONCE = 5_000
-_ENTRY = 6
 _REMOVED, _OF_OVERRIDE, _EVICTED = 4, 2, 1
 
 
@@ -150,8 +152,8 @@ class Records:
     def entries(self, told: list[bytes]) -> list[Entry]:
         """Changes as scripts tell them."""
         found = []
-        for start in range(0, len(told), _ENTRY):
-            name, number, change, record, override, lease = told[start : start + _ENTRY]
+        for start in range(0, len(told), ENTRY):
+            name, number, change, record, override, lease = told[start : start + ENTRY]
             revision = Revision(int(number))
             at, kind_word, state = change.split(b" ", 2)
             kind, key = int(kind_word), key_of(name)
