@@ -236,7 +236,7 @@ def test_nobody_is_evicted_before_every_machine_has_told_its_renewals(
     monkeypatch.setattr(there._teller, "tell", lambda: None)
     until = there._teller.told_until
     monkeypatch.setattr(here._server, "now", lambda: until + 3_000)
-    lease = lease_from(mono() - 1_000, duration_ms=10)._replace(
+    lease = lease_from(mono() - 1_000, duration_ms=10_000)._replace(
         deadline_mono_ms=here._server.mono_of(until + 2_000)
     )
     revision = here.commit(NS, put(instance, lease=lease))
@@ -258,6 +258,74 @@ def test_nobody_is_evicted_before_every_machine_has_told_its_renewals(
 
     wait_until(is_evicted)
     assert listed(here) == set()
+
+
+_DAY_MS = 86_400_000
+
+
+def _set_back(store: RedisStore) -> None:
+    """Have all leases in Redis be of before its clock was set back by a day."""
+    name = store._server.name("lease", NS)
+    told = store._server.call("HGETALL", name, namespace=NS)
+    for each, lease in zip(told[::2], told[1::2], strict=True):
+        deadline, rest = lease.split(b" ", 1)
+        later = b"%d %b" % (int(deadline) + _DAY_MS, rest)
+        store._server.call("HSET", name, each, later, namespace=NS)
+
+
+def test_a_redis_whose_clock_is_set_back_keeps_no_dead_instance(machines: Machines) -> None:
+    """It has its lease once more, by the new time, and is evicted then."""
+    store = machines.open("here")
+    wait_until(lambda: store._teller.told_until)
+    instance = sample_instance()
+    lease = lease_from(mono() - 500, duration_ms=400)
+    revision = store.commit(NS, put(instance, lease=lease))
+    _set_back(store)
+    removal = put(instance, expected=revision, remove=True, lease=None, evicted=True)
+    eviction = removal._replace(expected_deadline_mono_ms=lease.deadline_mono_ms)
+    with pytest.raises(ConflictError):
+        store.commit(NS, eviction)
+
+    def is_evicted() -> bool:
+        return store.commit_all(NS, [eviction]) != [None]
+
+    wait_until(is_evicted)
+    assert listed(store) == set()
+
+
+def test_a_redis_whose_clock_is_set_back_takes_renewals(machines: Machines) -> None:
+    """And for a machine that comes later no lease is longer than it is."""
+    here = machines.open("here")
+    instance = sample_instance()
+    here.commit(NS, put(instance, lease=lease_from(mono())))
+    wait_until(lambda: is_following(here))
+    _set_back(here)
+    there = machines.open("there")
+    found = there.lease(NS, instance.key)
+    assert found is not None
+    assert found.deadline_mono_ms <= mono() + 90_000
+    renewed = lease_from(mono() + 100)
+    assert here.renew(NS, instance.key, renewed, renewal_window(mono()))
+    name = here._server.name("lease", NS)
+
+    def deadline() -> int:
+        (told,) = here._server.call("HVALS", name, namespace=NS)
+        return int(told.split(b" ")[0])
+
+    wait_until(lambda: deadline() < here._server.now() + _DAY_MS // 2)
+    assert deadline() == here._server.time_of(renewed.deadline_mono_ms)
+
+
+def test_what_was_evicted_before_redis_clock_was_set_back_counts_no_more(
+    machines: Machines,
+) -> None:
+    store = machines.open("here")
+    instance = sample_instance()
+    for ahead, count in ((_DAY_MS, 0), (0, 1)):
+        revision = store.commit(NS, put(instance))
+        gone = put(instance, expected=revision, remove=True, lease=None, evicted=True)
+        store.commit(NS, gone._replace(at_mono_ms=mono() + ahead))
+        assert store.evictions(NS, mono() - 60_000) == count
 
 
 def test_a_new_machine_gets_everything_page_by_page(
@@ -730,6 +798,12 @@ def test_while_one_machine_gives_back_the_others_wait_for_it(machines: Machines)
     run(scripts.LIFE, NS, another, life, begun_in, run_id, store._server.now())
     assert records.listing(another, NS, "a", takes_up=False) is not None
     assert records.listing(another, NS, "b", takes_up=False) is None
+    # Since then the clock of Redis was set back.
+    meta = store._server.name("meta", NS)
+    began = store._server.now() + _DAY_MS
+    store._server.call("HSET", meta, "giving", began, namespace=NS)
+    assert records.listing(another, NS, "b", takes_up=False) is not None
+    assert records.listing(another, NS, "a", takes_up=False) is None
     taken = records.listing(another, NS, "a", takes_up=True)
     assert taken is not None
     found = records.listing(another, NS, "b", takes_up=False)
@@ -1085,6 +1159,27 @@ def test_what_the_copy_lacks_is_not_acknowledged(
         store.commit(NS, put(sample_instance(instance_id="web:2")))
     monkeypatch.undo()
     wait_until(lambda: listed(store) == {"web:1", "web:2"})
+
+
+def test_a_life_that_redis_refuses_is_not_told_of(
+    fragile: Machines, own: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a replica does, to which the address leads: it is asked again and again."""
+    store = fragile.open("here")
+    store.commit(NS, put(sample_instance()))
+    store._stopping.set()
+    for thread in store._threads:
+        thread.join()
+    own.kill()
+    own.start()
+    with own.client() as client:
+        client.config_set("min-replicas-to-write", 1)
+        with pytest.raises(StoreError, match="replicas"):
+            store._lives.adopt()
+        assert "another life" not in caplog.text
+        client.config_set("min-replicas-to-write", 0)
+    store._lives.adopt()
+    assert caplog.text.count("another life") == 1
 
 
 @pytest.mark.parametrize("ends_by", ["removal of the override", "removal of the instance"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from registry.lease import SystemClock
 from registry.model import (
     Instance,
     InstanceKey,
@@ -82,6 +83,7 @@ class Records:
     def __init__(self, server: Server) -> None:
         """Ask nothing yet."""
         self._server = server
+        self._clock = SystemClock()
 
     def begun(self) -> dict[Namespace, Revision | None]:
         """The namespaces that Redis has, and the life in which each was last begun; ``StoreError``.
@@ -238,10 +240,16 @@ class Records:
         return f"{deadline} {lease.duration_ms} {lease.last_renewal_ms} {by_client}"
 
     def lease(self, told: bytes) -> tuple[Lease, Revision]:
-        """A lease as Redis tells it, and the revision with which it began."""
+        """A lease as Redis tells it, and the revision with which it began.
+
+        None ends later than its whole duration from now, though Redis' clock was set back.
+        """
         deadline, duration, last, by_client, _, began = map(int, told.split(b" "))
-        mono_of = self._server.mono_of
-        lease = Lease(mono_of(deadline), duration, last, by_client and mono_of(by_client))
+        mono_of, now = self._server.mono_of, self._clock.mono_ms()
+        deadline_mono_ms = mono_of(deadline)
+        if deadline_mono_ms > now + duration + scripts.AHEAD_MS:
+            deadline_mono_ms = now + duration
+        lease = Lease(deadline_mono_ms, duration, last, by_client and mono_of(by_client))
         return lease, Revision(began)
 
 

@@ -72,11 +72,23 @@ def _script(*parts: str) -> Script:
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
+AHEAD_MS = 5_000
+"""By how much a lease may seem to end later than its whole duration from now."""
+
 _BEGIN = """
 local P = KEYS[1] .. ':'
 local prefix, namespace = string.match(KEYS[1], '^{([^:}]*):?(.*)}$')
 local call = redis.call
 local function whole(number) return string.format('%.0f', number) end
+local function now()
+  local time = call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+-- No lease ends later than its whole duration from now. One that seems to was written before the
+-- server's clock was set back, which must not keep the dead for as long.
+local function is_beyond(deadline, duration)
+  return tonumber(deadline) > now() + tonumber(duration) + AHEAD
+end
 local function check_life()
   local life = call('HMGET', P .. 'life', 'number', 'run')
   if not life[1] and namespace ~= '' then
@@ -87,7 +99,7 @@ local function check_life()
   end
   return nil
 end
-"""
+""".replace("AHEAD", str(AHEAD_MS))
 
 _CHANGES = """
 -- An entry of the log, six values. What is listed since the revision ``known`` or before goes
@@ -205,8 +217,12 @@ elseif known < revision then
   end
 end
 local size_before, expected_before = size, expected
-local function is_told(lease)
-  local deadline, batch = string.match(lease, '^(%S+) %S+ %S+ %S+ (%S+)')
+local function is_told(name, lease)
+  local deadline, duration, rest, batch = string.match(lease, '^(%S+) (%S+)( %S+ %S+ (%S+) .*)$')
+  if is_beyond(deadline, duration) then
+    call('HSET', P .. 'lease', name, whole(now() + tonumber(duration)) .. ' ' .. duration .. rest)
+    return false
+  end
   return tonumber(batch) <= tonumber(ARGV[7]) and tonumber(deadline) < tonumber(ARGV[9])
 end
 local outcomes, evicted, told = {}, {}, {}
@@ -219,7 +235,7 @@ for i = 11, #ARGV, 12 do
     and (call('HGET', P .. 'override', id) or '') == ARGV[i + 3]
   if holds and string.find(flags, 'd') then
     local found = call('HGET', P .. 'lease', name)
-    holds = found and is_told(found)
+    holds = found and is_told(name, found)
   end
   if holds and not stored and instance ~= '' then
     holds = has_claim and (ARGV[i + 11] == '' or size < tonumber(ARGV[i + 11]))
@@ -289,7 +305,7 @@ if revision > first then
   end
   if newest then
     for _, second in ipairs(call('HKEYS', P .. 'evicted')) do
-      if tonumber(second) < newest - 60 then call('HDEL', P .. 'evicted', second) end
+      if math.abs(tonumber(second) - newest) > 60 then call('HDEL', P .. 'evicted', second) end
     end
   end
   call('SET', P .. 'done:' .. group, outcome, 'EX', 60)
@@ -362,7 +378,8 @@ if batch ~= '' then
     if stored then
       local deadline, duration, last, client, _, began =
         string.match(stored, '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+)')
-      if tonumber(duration) == each[3] and each[2] > tonumber(deadline) + 20 then
+      if tonumber(duration) == each[3]
+         and (each[2] > tonumber(deadline) + 20 or is_beyond(deadline, duration)) then
         if each[5] ~= 0 then client = whole(each[5]) end
         call('HSET', P .. 'lease', each[1], whole(each[2]) .. ' ' .. duration .. ' '
              .. whole(each[4]) .. ' ' .. client .. ' ' .. whole(told) .. ' ' .. began)
@@ -391,8 +408,7 @@ TOLD = _script(
 -- run, life, node (empty: nobody's), until when it told.
 local lost = check_life()
 if lost then return lost end
-local time = call('TIME')
-local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local now = now()
 if ARGV[3] ~= '' then call('HSET', P .. 'nodes', ARGV[3], ARGV[4]) end
 local by_all = now
 local present = {}
@@ -580,10 +596,6 @@ local function unpacked(text)
   end
   return values
 end
-local function now()
-  local time = call('TIME')
-  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-end
 """
 
 LISTING = _script(
@@ -603,7 +615,7 @@ if ARGV[4] == '' then
     is_taken = true
   elseif not is_taken then
     local at = now()
-    if meta[4] and meta[4] ~= ARGV[3] and tonumber(meta[5]) > at - 1500 then
+    if meta[4] and meta[4] ~= ARGV[3] and math.abs(tonumber(meta[5]) - at) < 1500 then
       return {'', '', '', '', ''}
     end
     call('HSET', P .. 'meta', 'giver', ARGV[3], 'giving', whole(at))

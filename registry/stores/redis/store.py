@@ -233,7 +233,9 @@ class RedisStore:
         name = self._server.name("evicted", namespace)
         found = self._server.call("HGETALL", name, namespace=namespace)
         seconds = zip(map(int, found[::2]), map(int, found[1::2]), strict=True)
-        return sum(count for second, count in seconds if second >= after)
+        # Those that are yet to come were counted before Redis' clock was set back.
+        until = self._server.now() // 1000 + 1
+        return sum(count for second, count in seconds if after <= second <= until)
 
     def trim(self, namespace: Namespace, before_mono_ms: int) -> int:
         gone = self._copy.trim(namespace, before_mono_ms)
