@@ -206,9 +206,10 @@ def read_candidate(tree: Any) -> Candidate:
         fields[_SENT_ID] = _id_from_metadata(metadata["instanceId"], fields[_HOST])
     overridden = _overridden_status(tree)
     if overridden is not None:
-        fields[_OVERRIDDEN] = _status(overridden)
+        fields[_OVERRIDDEN] = _STATUSES.get(overridden, _UNKNOWN)
     status = _text(tree, "status")
-    fields[_STATUS] = InstanceStatus.UP if status is None else _status(status)
+    if status is not None:
+        fields[_STATUS] = _STATUSES.get(status, _UNKNOWN)
     _read_port(tree.get("port"), "port", fields)
     _read_port(tree.get("securePort"), "securePort", fields)
     country = tree.get("countryId")
@@ -264,10 +265,7 @@ def _text(tree: Tree, name: str) -> str | None:
 
 
 _STATUSES = {str(status): status for status in InstanceStatus}
-
-
-def _status(text: str) -> InstanceStatus:
-    return _STATUSES.get(text, InstanceStatus.UNKNOWN)
+_UNKNOWN = InstanceStatus.UNKNOWN
 
 
 _BLANKS = "".join(map(chr, range(33)))

@@ -123,12 +123,10 @@ class Promise:
     wait for each other.
     """
 
-    __slots__ = ("answer", "peer")
-
-    def __init__(self) -> None:
-        self.answer: Answer | None = None
-        self.peer = ""
-        """The address that the request is from, once the event loop has said so."""
+    # Of the class as long as an instance has none of its own: so to make one calls no function.
+    answer: Answer | None = None
+    peer = ""
+    """The address that the request is from, once the event loop has said so."""
 
 
 class Lane(Protocol):

@@ -405,7 +405,7 @@ def test_a_late_deadline_is_not_taken_for_the_next_leases(tmp_path: Path) -> Non
 def commit_and_die(folder: Path, commit: Commit) -> None:
     """Commit, and be killed before the lease file says so."""
     store = LmdbStore(folder)
-    LeaseFile.write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+    LeaseFile.write_all = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
     store.commit(NS, commit)
 
 

@@ -223,6 +223,7 @@ class Commits:
         record, leases = env.record, env.leased
         revision = written.take()
         instance, lease, change = commit.instance, commit.lease, commit.override
+        remove = commit.remove
         packed_revision = U64.pack(revision)
         place = written.prefix
         kind = 0
@@ -247,7 +248,7 @@ class Commits:
             written.at_mono_ms = commit.at_mono_ms
             written.at_running_ms = self._live.running_ms(commit.at_mono_ms)
         at = written.at_running_ms
-        if instance is None or commit.remove:
+        if instance is None or remove:
             kind |= EVICTED if commit.evicted else 0
             encoded = b"" if instance is None else sealed(encode_instance(instance))
             entry = packed_entry(at, kind, name, encoded)
@@ -257,7 +258,7 @@ class Commits:
         else:
             entry = packed_entry(at, kind, name)
             txn.put(place + packed_revision, entry, True, True, False, env.log)
-        if instance is not None and commit.remove:
+        if instance is not None and remove:
             txn.delete(key, db=record)
             if leased is not None:
                 txn.delete(key, db=leases)
@@ -276,9 +277,9 @@ class Commits:
                     slot = self._places.take(txn)
                 txn.put(key, pack(slot, lease), True, True, False, leases)
                 written.places.append((commit.key, slot, lease))
-        if instance is not None and commit.remove is (stored is not None):
+        if instance is not None and remove is (stored is not None):
             size = self._size(txn, namespace, written)
-            written.size = size - 1 if commit.remove else size + 1
+            written.size = size - 1 if remove else size + 1
         if commit.expected_clients_step:
             written.steps.append((commit.expected_clients_step, commit.opening_clients))
         if commit.evicted:

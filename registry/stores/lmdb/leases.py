@@ -57,6 +57,7 @@ import mmap
 import os
 import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -236,15 +237,18 @@ class LeaseFile:
 
     def write(self, place: Place, lease: Lease) -> None:
         """Store a lease."""
-        slot, generation = place
-        word = self._word(slot)
-        words = self._words
-        deadline, duration, renewed, by_client = lease
+        self.write_all(((place, lease),))
+
+    def write_all(self, leases: Iterable[tuple[Place, Lease]]) -> None:
+        """Store several leases; those of a group of registrations."""
         with self._lock:
-            words[word + 1] = duration
-            words[word + 2] = renewed
-            words[word + 3] = by_client
-            words[word] = deadline << _DEADLINE_SHIFT | generation
+            for (slot, generation), (deadline, duration, renewed, by_client) in leases:
+                word = self._word(slot)
+                words = self._words
+                words[word + 1] = duration
+                words[word + 2] = renewed
+                words[word + 3] = by_client
+                words[word] = deadline << _DEADLINE_SHIFT | generation
 
     def renew(
         self, place: Place, lease: Lease, counter: int | None = None, window: int = 0

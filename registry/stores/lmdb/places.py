@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -121,12 +121,12 @@ class Places:
     # Changing places; only under ``alone``.
 
     def put_in_line(
-        self, namespace: Namespace, changed: Iterable[tuple[InstanceKey, Place, Lease | None]]
+        self, namespace: Namespace, changed: Sequence[tuple[InstanceKey, Place, Lease | None]]
     ) -> None:
         """Have the slots say what was written: whose lease each is now, or nobody's."""
+        self._live.write_all([(place, lease or NO_LEASE) for _, place, lease in changed])
         places = self.known.setdefault(namespace, {})
         for key, place, lease in changed:
-            self._live.write(place, lease or NO_LEASE)
             if lease is None:
                 places.pop(key, None)
             else:
