@@ -786,6 +786,19 @@ def test_what_all_machines_have_is_sent_once_and_fetched_by_none(
     assert listed(fragile.open("new")) == listed(here) == listed(there)
 
 
+def test_what_is_given_back_is_told_in_one_line(
+    machines: Machines, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However many namespaces it is of."""
+    store = machines.open("here")
+    for number in range(5):
+        store.commit(Namespace(f"n{number}"), put(sample_instance()))
+    machines.forget()
+    store.commit(NS, put(sample_instance(instance_id="web:2")))
+    told = [each for each in caplog.messages if "back to Redis" in each]
+    assert told == ["gave 5 changes in 5 namespaces back to Redis"]
+
+
 def test_while_one_machine_gives_back_the_others_wait_for_it(machines: Machines) -> None:
     store = machines.open("here")
     store._stopping.set()

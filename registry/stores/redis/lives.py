@@ -67,6 +67,8 @@ class _Given(NamedTuple):
 
     held: Held
     listing: Listing
+    taken: int
+    """How much of what was offered it took."""
 
 
 class _Part(NamedTuple):
@@ -202,9 +204,7 @@ class Lives:
             namespaces = begun.keys() | held.keys()
             is_in_place = is_copy or any(held.values())
             # What was written in the former life may still be on its way into the copy.
-            while not self._take_up(
-                life, {each: self._give_back(life, each) for each in namespaces}, is_in_place
-            ):
+            while not self._take_up(life, self._give_back_all(life, namespaces), is_in_place):
                 pass
             self._tell_given(life)
 
@@ -337,6 +337,16 @@ class Lives:
 
     # Giving back.
 
+    def _give_back_all(
+        self, life: Revision, namespaces: Iterable[Namespace]
+    ) -> dict[Namespace, _Given]:
+        """Give back what Redis lacks of each, and say in one line how much that was."""
+        given = {each: self._give_back(life, each) for each in namespaces}
+        counts = [found.taken for found in given.values() if found.taken]
+        if counts:
+            log.warning("gave %d changes in %d namespaces back to Redis", sum(counts), len(counts))
+        return given
+
     def _give_back(self, life: Revision, namespace: Namespace) -> _Given:
         """Offer Redis what the copy has, as far as that is later than what Redis has."""
         records, node = self._records, self.node
@@ -346,7 +356,7 @@ class Lives:
             if theirs is not None:
                 break
             time.sleep(_AGAIN_SECS)
-        states, written = theirs.states, held.written
+        states, written, count = theirs.states, held.written, 0
         if held.former_life == life and written:
             wanted = [name for name in written if name in held.revisions]
             held = held._replace(unlisted_overrides={})
@@ -358,12 +368,10 @@ class Lives:
                 or (name in written and revision != known)
             ]
         if wanted or held.unlisted_overrides or not theirs.is_taken:
-            given = self._offer(life, namespace, held, wanted)
-            if given:
-                log.warning("gave %d changes in %s back to Redis", given, namespace)
+            count = self._offer(life, namespace, held, wanted)
             theirs = records.listing(life, namespace, node, takes_up=True)
             assert theirs is not None
-        return _Given(held, theirs)
+        return _Given(held, theirs, count)
 
     def _offer(
         self, life: Revision, namespace: Namespace, held: Held, wanted: Sequence[bytes]
@@ -435,7 +443,7 @@ class Lives:
         return True
 
     def _differences(self, life: Revision, namespace: Namespace, given: _Given) -> TakenUp:
-        held, listing = given
+        held, listing, _ = given
         names = [
             name
             for name, (revision, _) in listing.states.items()
