@@ -37,6 +37,8 @@ LOCK_TTL_MS = 3_000
 _LOCK = "evictor"
 _EVICTED_AT_ONCE = 50
 _PAUSE_SECS = 0.002
+# How long a pass may take before it is noted again that the server runs.
+_NOTED_AGAIN_MS = 1_000
 _NEVER = 1 << 62
 # Who is held back is looked at again after so long, and so many times as long as a look takes.
 _HELD_BACK_MS = 1_000
@@ -157,7 +159,16 @@ class Evictor:
         evicted = self._let_losses_go(now)
         if registry.settings.lease_expiry == "genuine":
             return evicted + self._sweep(held, now)
-        return evicted + sum([self._evict_due(each, now) for each in held])
+        noted = now
+        for each in held:
+            evicted += self._evict_due(each, now)
+            # A pass over many namespaces, each asked over a network, is not to look like a pause.
+            at, fence = registry.clock.mono_ms(), self._fence
+            if at - noted > _NOTED_AGAIN_MS:
+                noted = at
+                if self._note_running(at) or not self._holds_lock(at) or self._fence != fence:
+                    break
+        return evicted
 
     def _note_running(self, now: int) -> bool:
         """Note that the server runs; whether it had paused, so that leases got their time back."""
@@ -204,7 +215,8 @@ class Evictor:
         found = self._records.due(namespace, now)
         due, held_back = registry.evictable(found.expired)
         going = self._without_preserved(registry, due)
-        gone = self._records.evictions(namespace, now - EVICTION_WINDOW_MS)
+        # Where nothing goes, nobody needs to be asked how many did.
+        gone = self._records.evictions(namespace, now - EVICTION_WINDOW_MS) if going else 0
         limit = eviction_limit(found.leases + gone, registry.settings.renewal_percent_threshold)
         evicted = self._evict_some(registry, going, limit - gone)
         self._tell_kept(registry, found.expired, due, going, evicted, limit)

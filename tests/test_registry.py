@@ -700,6 +700,28 @@ def test_expected_clients_begin_alike_before_and_after_a_restart(store: Any) -> 
     assert registry.self_preservation().expected_clients == 2
 
 
+def test_a_long_pass_over_many_namespaces_is_no_pause(
+    store: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where each is asked over a network: or else no pass would ever be the last."""
+    world = World(store)
+    names = [Namespace(f"n{number}") for number in range(10)]
+    for name in names:
+        world.whole.in_namespace(name).register(sample_instance())
+    assert world.pass_time(85) == 0
+    evictions, asked = store.evictions, []
+
+    def ask_slowly(namespace: Namespace, after_mono_ms: int) -> Any:
+        asked.append(namespace)
+        world.clock.advance(700)
+        return evictions(namespace, after_mono_ms)
+
+    monkeypatch.setattr(store, "evictions", ask_slowly)
+    assert world.pass_time(10) == 10
+    assert sorted(asked) == names
+    assert "paused" not in caplog.text
+
+
 def outlasted(world: World, second: Evictor) -> Callable[[], None]:
     """What happens while a pass takes longer than its lock: others note that the server runs."""
 
