@@ -77,14 +77,14 @@ class RedisSuite(StoreSuite):
     def failing(self, monkeypatch: pytest.MonkeyPatch) -> Failing:
         """Neither Redis nor the files of this machine's copy can be had."""
         opened: list[FragileEnvironment] = []
-        lmdb_open, send = lmdb.open, redis.connection.Connection.send_command
+        lmdb_open, send = lmdb.open, redis.connection.Connection.send_packed_command
         fails = False
 
         def open_fragile(*arguments: Any, **options: Any) -> FragileEnvironment:
             opened.append(FragileEnvironment(lmdb_open(*arguments, **options)))
             return opened[-1]
 
-        def send_command(connection: Any, *arguments: Any, **options: Any) -> None:
+        def send_packed(connection: Any, *arguments: Any, **options: Any) -> None:
             if fails:
                 raise redis.ConnectionError("refused") from ConnectionRefusedError()
             send(connection, *arguments, **options)
@@ -101,7 +101,7 @@ class RedisSuite(StoreSuite):
                 environment.fails = False
 
         monkeypatch.setattr(lmdb, "open", open_fragile)
-        monkeypatch.setattr(redis.connection.Connection, "send_command", send_command)
+        monkeypatch.setattr(redis.connection.Connection, "send_packed_command", send_packed)
         return fail
 
 
