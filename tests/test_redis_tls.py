@@ -139,6 +139,24 @@ def test_that_a_command_is_forbidden_is_said_in_one_line(
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("rule", ["-publish", "resetchannels"])
+def test_who_may_not_tell_of_changes_does_not_start_and_is_not_ready(
+    restricted: RedisServer, tmp_path: Path, rule: str
+) -> None:
+    """Or else each write would be done, and answered as one that was refused."""
+    url = f"redis://eureka:secret@127.0.0.1:{restricted.port}/0?folder={tmp_path}"
+    store = open_store(f"{url}/a")
+    try:
+        with restricted.client() as client:
+            client.execute_command("ACL", "SETUSER", "eureka", rule)
+        with pytest.raises(StoreError, match="forbids its user what the registry needs"):
+            store.probe()
+        with pytest.raises(StoreError, match="forbids its user what the registry needs"):
+            open_store(f"{url}/b")
+    finally:
+        store.close()
+
+
 def use(url: str) -> None:
     """Do what calls each command."""
     store = open_store(url)

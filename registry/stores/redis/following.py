@@ -178,7 +178,10 @@ class Follower:
         self._moved.append(moved)
 
     def _read(self, data: bytes) -> _Moved:
-        """What a message says; ``ValueError``: anybody who may publish may write nonsense."""
+        """What a message says; ``ValueError``: anybody who may publish may write nonsense.
+
+        So is the empty one with which a machine finds out whether it may publish.
+        """
         head, _, body = data.partition(b"\n")
         name, before, revision, node, expected, *lengths = head.split(b" ")
         namespace = name.decode()

@@ -79,6 +79,7 @@ class RedisStore:
     def _is_up_to_date(self) -> bool:
         try:
             self._server.look_at_clock()
+            self._check_channel()
             self._lives.adopt()
             self._follower.catch_up_all()
         except OtherFormatError:
@@ -295,11 +296,16 @@ class RedisStore:
         self._copy.probe()
         try:
             self._probe()
+            self._check_channel()
         except AwayError as error:
             if not self._accepts_while_away:
                 raise
             return f"what is written here is offered to the other machines later: {error}"
         return None
+
+    def _check_channel(self) -> None:
+        """That what is written may be told: a script that may not is refused after it wrote."""
+        self._server.call("PUBLISH", self._server.name("moved"), "")
 
     def _probe(self) -> None:
         self._server.call("SET", self._server.name("probe"), self._lives.node, "EX", 60)
