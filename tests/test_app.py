@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,9 +106,9 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     note(Replicator, "stop", "peers closed")
     note(MemoryStore, "close", "store closed")
 
-    def opened(url: str) -> object:
+    def opened(url: str, **options: Any) -> object:
         told.append("store opened")
-        return open_store(url)
+        return open_store(url, **options)
 
     monkeypatch.setattr(app, "open_store", opened)
     monkeypatch.setattr("atexit.register", lambda close: told.append(close))

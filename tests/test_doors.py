@@ -131,7 +131,11 @@ class Joined(Connection):
 @pytest.fixture(scope="module")
 def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Connection, Connection]]:
     """The event loop with its lanes, and Flask alone in gthread."""
-    same = {"PYTHONHASHSEED": "1"}  # applications are listed in the order of their hashes
+    same = {
+        "PYTHONHASHSEED": "1",  # applications are listed in the order of their hashes
+        # Nothing leaves the delta at one of them a moment before it does at the other.
+        "EUREKA_SERVER_RETENTION_TIME_IN_MS_IN_DELTA_QUEUE": "36000000",
+    }
     loop = {"WORKER_CLASS": "eureka_http.worker.EventLoopWorker"}
     fast = RegistryServer(tmp_path_factory.mktemp("fast"), env=same | loop)
     slow = RegistryServer(tmp_path_factory.mktemp("slow"), env=same | {"WORKER_CLASS": "gthread"})
