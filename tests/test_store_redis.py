@@ -1090,6 +1090,31 @@ def test_what_redis_loses_again_while_it_is_given_back_is_given_back_again(
     assert listed(store) == {"web:1", "web:2"}
 
 
+def test_a_namespace_that_comes_into_the_copy_while_it_is_given_back_is_given_back_too(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written in the former life may be the first of its namespace, and come late."""
+    store = machines.open("here")
+    store._stopping.set()
+    for thread in store._threads:
+        thread.join()
+    give_back, came = store._lives._give_back_all, list[None]()
+
+    def giving_back(*arguments: Any) -> Any:
+        given = give_back(*arguments)
+        if not came:
+            came.append(None)
+            late = Revision(store._copy.life() + 1)
+            store._copy.follow(NS, [(late, put(sample_instance()))], None)
+        return given
+
+    monkeypatch.setattr(store._lives, "_give_back_all", giving_back)
+    machines.forget()
+    store.commit(NS, put(sample_instance(instance_id="web:2")))
+    assert listed(store) == {"web:1", "web:2"}
+    assert listed(machines.open("there")) == {"web:1", "web:2"}
+
+
 def test_a_machine_that_only_followed_a_removal_gives_it_back(machines: Machines) -> None:
     """Or else who did not follow it would bring the instance back."""
     here, there = machines.open("here"), machines.open("there")

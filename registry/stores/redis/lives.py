@@ -196,16 +196,21 @@ class Lives:
             if life is None or lost:
                 life, is_own = self._begin(root, parts.values(), is_copy=is_copy)
             begun = self._records.begun() if is_own else self._opened(life, held)
-            for namespace in begun.keys() | held.keys():
-                if begun.get(namespace) != life:
-                    self.open(life, namespace, holds=self._holds(namespace), is_first=is_own)
-            if is_copy and self._copy.life() == life:
-                return
-            namespaces = begun.keys() | held.keys()
             is_in_place = is_copy or any(held.values())
-            # What was written in the former life may still be on its way into the copy.
-            while not self._take_up(life, self._give_back_all(life, namespaces), is_in_place):
-                pass
+            while True:
+                for namespace in begun.keys() | held.keys():
+                    if begun.get(namespace) != life:
+                        holds = self._holds(namespace)
+                        self.open(life, namespace, holds=holds, is_first=is_own)
+                        begun[namespace] = life
+                if is_copy and self._copy.life() == life:
+                    return
+                namespaces = begun.keys() | held.keys()
+                if self._take_up(life, self._give_back_all(life, namespaces), is_in_place):
+                    break
+                # What was written in the former life was still on its way into the copy, and may
+                # have been the first of its namespace.
+                held = self._copy.namespaces()
             self._tell_given(life)
 
     def _tell_given(self, life: Revision) -> None:
