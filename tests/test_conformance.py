@@ -81,7 +81,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]
 
 def patient(url: str, **expected: Any) -> Target:
     """A server on a machine that may be slow, and busy."""
-    return Target(url, patience=HANG_SECS / 3, lease=4, **expected)
+    return Target(url, patience=HANG_SECS / 3, lease=10, **expected)
 
 
 def ran(cases: list[Any], target: Target) -> dict[str, Result]:

@@ -397,7 +397,7 @@ def test_what_came_while_a_server_was_away_it_has_soon_after(tmp_path: Path) -> 
         second.kill(signal.SIGSTOP)
         register(first.port, "comes")
         assert send(first.port, "DELETE", "/eureka/apps/WEB/leaves").status == 200
-        wait_until(lambda: report(first.port)["peers"][0]["state"] == "down", "an open circuit")
+        wait_until(lambda: _states(first.port) == ["down"], "an open circuit")
         # Who is stopped holds up nobody else.
         assert sorted(listed(first.port)) == ["comes", "stays"]
         second.kill(signal.SIGCONT)
