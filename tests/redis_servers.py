@@ -67,6 +67,11 @@ class RedisServer:
         with self.client() as client:
             client.delete(*client.keys(f"{{{prefix}}}:*"), *client.keys(f"{{{prefix}:*"))
 
+    def empty(self) -> None:
+        """Lose everything, and go on."""
+        with self.client() as client:
+            client.flushall()
+
     def is_running(self) -> bool:
         return self._process.poll() is None
 
@@ -163,8 +168,25 @@ class SentinelServers:
                     client.execute_command("SENTINEL", "FAILOVER", SERVICE)
         return self.master() is not master
 
+    def lose_server_of(self, prefix: str) -> None:
+        """Kill the master; the sentinels make another one."""
+        self.master().kill()
+
     def forget(self, prefix: str) -> None:
         self.master().forget(prefix)
+
+    def empty(self) -> None:
+        self.master().empty()
+
+    def kill(self) -> None:
+        """All servers; the sentinels go on."""
+        for server in self.servers:
+            server.kill()
+
+    def start(self) -> None:
+        """Have servers that were all killed run again, with nothing."""
+        self.master().start()
+        self.whole_again()
 
     def whole_again(self) -> None:
         """Have all servers run, and follow the master that the sentinels agreed on."""
@@ -274,6 +296,22 @@ class ClusterServers:
                         parts.setdefault(key_slot(name), []).append(name)
                 for names in parts.values():
                     client.delete(*names)
+
+    def lose_server_of(self, prefix: str) -> None:
+        """Kill the one that has the default namespace; its replica takes over."""
+        self.master_of(f"{{{prefix}:default}}").kill()
+
+    def empty(self) -> None:
+        for master in self.masters():
+            master.empty()
+
+    def kill(self) -> None:
+        for server in self.servers:
+            server.kill()
+
+    def start(self) -> None:
+        """Have servers that were all killed run again, with nothing but their slots."""
+        self.whole_again()
 
     def whole_again(self) -> None:
         """Have all servers run."""

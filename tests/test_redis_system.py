@@ -1,20 +1,39 @@
-"""Three machines with two workers each on one Redis, as processes: one registry."""
+"""Three machines with two workers each on one Redis, as processes: one registry.
+
+The Redis is one server; several behind Sentinel; or a Cluster. Played on all of them is what goes
+to Redis, or where Redis fails; renewals, which a Cluster is told at another server than what all
+namespaces share, on the one server and a Cluster; and what a machine does alone on the one server.
+"""
 
 from __future__ import annotations
 
 import http.client
+import itertools
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from tests.redis_servers import RedisServer, another_prefix
-from tests.servers import JSON, RegistryServer, instance_body, wait_until
+from conformance.case import Session, Target
+from conformance.documents import Form
+from conformance.follower import Follower
+from tests.redis_servers import ClusterServers, RedisServer, SentinelServers, another_prefix
+from tests.servers import JSON, RegistryServer, Watch, instance_body, wait_until
 
 pytestmark = pytest.mark.programs
+KINDS = {"alone": RedisServer, "cluster": ClusterServers, "sentinel": SentinelServers}
+
+
+def on(*kinds: str) -> pytest.MarkDecorator:
+    """On which Redis a test is played."""
+    return pytest.mark.parametrize("fleet", kinds, indirect=True, scope="module")
+
+
 LEASE_SECS = 6
 SHORT = {"leaseInfo": {"renewalIntervalInSecs": 1, "durationInSecs": LEASE_SECS}}
 
@@ -22,8 +41,14 @@ SHORT = {"leaseInfo": {"renewalIntervalInSecs": 1, "durationInSecs": LEASE_SECS}
 class Fleet:
     """The machines, and the Redis that they share."""
 
-    def __init__(self, redis: RedisServer, servers: list[RegistryServer]) -> None:
+    def __init__(
+        self,
+        redis: RedisServer | SentinelServers | ClusterServers,
+        prefix: str,
+        servers: list[RegistryServer],
+    ) -> None:
         self.redis = redis
+        self.prefix = prefix
         self.servers = servers
 
     def list_the_same(self, expected: set[str]) -> bool:
@@ -41,12 +66,38 @@ class Fleet:
                 turn += 1
             time.sleep(0.5)
 
+    @contextmanager
+    def registering(self) -> Iterator[set[str]]:
+        """Register one after the other at the machines in turn; whom they acknowledged."""
+        acknowledged: set[str] = set()
+        ended = threading.Event()
+
+        def register() -> None:
+            for number, server in enumerate(itertools.cycle(self.servers)):
+                if ended.wait(0.01):
+                    return
+                name = f"load:{number}"
+                status = server.register("WEB", name)
+                assert status in (204, 503)
+                if status == 204:
+                    acknowledged.add(name)
+
+        with ThreadPoolExecutor(1) as pool:
+            registered = pool.submit(register)
+            try:
+                yield acknowledged
+            finally:
+                ended.set()
+        registered.result()
+
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def fleet(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fleet]:
     folder = tmp_path_factory.mktemp("fleet")
     with ExitStack() as running:
-        redis = RedisServer(folder)
+        redis = KINDS[request.param](folder / "redis")
         running.callback(redis.stop)
         prefix = another_prefix()
         servers = []
@@ -54,8 +105,13 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
             home = folder / name
             home.mkdir()
             env = {"STORE_URL": redis.url(prefix, home / "copy")}
-            servers.append(running.enter_context(RegistryServer(home, env=env)))
-        yield Fleet(redis, servers)
+            server = RegistryServer(home, env=env)
+            running.push(server.__exit__)
+            server.launch()
+            servers.append(server)
+        for server in servers:
+            server.await_ready()
+        yield Fleet(redis, prefix, servers)
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +122,7 @@ def emptied(fleet: Fleet) -> Iterator[None]:
     wait_until(lambda: fleet.list_the_same(set()))
 
 
+@on("alone", "cluster", "sentinel")
 def test_what_one_machine_accepted_all_list(fleet: Fleet) -> None:
     """At once on the machine itself, whichever worker is asked; and soon on the others."""
     names = set()
@@ -84,6 +141,7 @@ def test_what_one_machine_accepted_all_list(fleet: Fleet) -> None:
     assert one.eureka("PUT", "/apps/WEB/web:1").status == 404
 
 
+@on("alone", "cluster")
 def test_who_renews_anywhere_stays_and_who_renews_nowhere_is_evicted(fleet: Fleet) -> None:
     for name in ("web:1", "web:2", "dead"):
         assert fleet.servers[0].register("WEB", name, **SHORT) == 204
@@ -95,6 +153,7 @@ def test_who_renews_anywhere_stays_and_who_renews_nowhere_is_evicted(fleet: Flee
 
 
 @pytest.mark.slow
+@on("alone")
 def test_a_machine_that_was_paused_evicts_nobody(fleet: Fleet) -> None:
     """It is behind when it goes on, and hears first what was renewed meanwhile."""
     names = {"web:1", "web:2", "web:3"}
@@ -109,6 +168,7 @@ def test_a_machine_that_was_paused_evicts_nobody(fleet: Fleet) -> None:
         assert fleet.list_the_same(names)
 
 
+@on("alone", "cluster", "sentinel")
 def test_a_machine_that_starts_while_redis_is_away_serves_its_copy(fleet: Fleet) -> None:
     """So does a worker that takes another's place; and writes go on when Redis is back."""
     names = {"web:1", "web:2"}
@@ -143,6 +203,7 @@ def answers(server: RegistryServer) -> bool:
         return False
 
 
+@on("alone", "cluster", "sentinel")
 @pytest.mark.parametrize("fault", ["killed", "emptied"])
 def test_nothing_acknowledged_is_lost_with_redis(fleet: Fleet, fault: str) -> None:
     """It comes back with nothing, and the machines give it back what they have."""
@@ -161,8 +222,7 @@ def test_nothing_acknowledged_is_lost_with_redis(fleet: Fleet, fault: str) -> No
             assert server.send("GET", "/health/live").status == 200
         fleet.redis.start()
     else:
-        with fleet.redis.client() as client:
-            client.flushall()
+        fleet.redis.empty()
     for server in fleet.servers:
         wait_until(lambda server=server: server.send("GET", "/health/ready").status == 200)
         assert set(server.apps()) == names
@@ -170,3 +230,45 @@ def test_nothing_acknowledged_is_lost_with_redis(fleet: Fleet, fault: str) -> No
     wait_until(lambda: fleet.list_the_same(names | {"late"}))
     for server in fleet.servers:
         assert server.eureka("PUT", "/apps/WEB/web:1").status == 200
+
+
+@on("cluster", "sentinel")
+def test_a_failover_loses_nothing_and_who_follows_comes_out_right(fleet: Fleet) -> None:
+    """The server that has the registry is killed amid registrations, and its replica takes over."""
+    assert not isinstance(fleet.redis, RedisServer)
+    kept = {f"web:{number}" for number in range(6)}
+    for number, name in enumerate(sorted(kept)):
+        assert fleet.servers[number % 3].register("WEB", name) == 204
+    wait_until(lambda: fleet.list_the_same(kept))
+    follower = Follower(Session(Target(fleet.servers[0].base)), Form.JSON)
+    follower.fetch_all()
+    watch = Watch(fleet.servers[1])
+    before = watch.revision
+    with fleet.registering() as acknowledged:
+        wait_until(lambda: acknowledged)
+        fleet.redis.lose_server_of(fleet.prefix)
+        # A snapshot of the new life, in which nobody is missing.
+        while (told := watch.next()[0]) != "snapshot":
+            assert told == "added"
+        assert watch.revision > before
+        assert set(watch.known) >= kept
+        later = len(acknowledged) + 30
+        wait_until(lambda: len(acknowledged) > later, "registrations are accepted again")
+    for server in fleet.servers:
+        wait_until(lambda server=server: server.send("GET", "/health/ready").status == 200)
+        assert server.eureka("PUT", "/apps/WEB/web:1").status == 200
+    assert fleet.servers[2].eureka("DELETE", "/apps/WEB/web:0").status == 200
+    assert fleet.servers[2].register("WEB", "late") == 204
+    watch.until("late")
+    watch.close()
+    expected = set(fleet.servers[2].apps())
+    assert expected >= acknowledged | kept - {"web:0"} | {"late"}
+    assert set(watch.known) == expected
+    wait_until(lambda: fleet.list_the_same(expected))
+
+    def is_right() -> bool:
+        follower.fetch_delta()
+        return {name for _, name in follower.instances} == expected
+
+    wait_until(is_right)
+    fleet.redis.whole_again()
