@@ -1,11 +1,15 @@
 """A genuine server, this one and nginx on the same core, in turns.
 
     python bench/beside_genuine.py [--rounds N] [--seconds S] [--write docs/performance.md]
+    python bench/beside_genuine.py --before CHECKOUT [--parts PART,PART]
 
 One core serves and the other asks. The genuine server has its own defaults, and is warmed up. Each
 figure is measured in rounds that take turns (genuine, this server, nginx, genuine …) and shown as
 min / median / max; the ratio is that of the medians. nginx serves the same bytes as a static file:
 what the machine can do at most.
+
+With ``--before`` another checkout of this server stands in the genuine one's place, also in what is
+measured of this server alone, and there is no nginx: the ratio then says what a change cost.
 """
 
 from __future__ import annotations
@@ -23,11 +27,12 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import uvloop
 
@@ -72,11 +77,15 @@ class Server:
 
 @contextmanager
 def started(
-    name: str, command: Sequence[str], port: int, env: Mapping[str, str] | None = None
+    name: str,
+    command: Sequence[str],
+    port: int,
+    env: Mapping[str, str] | None = None,
+    checkout: Path = ROOT,
 ) -> Iterator[Server]:
     process = subprocess.Popen(
         ["taskset", "-c", SERVING, *command],
-        cwd=ROOT,
+        cwd=checkout,
         env={**os.environ, **(env or {})},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -97,7 +106,8 @@ def started(
         process.wait(20)
 
 
-def genuine() -> AbstractContextManager[Server]:
+def genuine(folder: Path, workers: int = 1) -> AbstractContextManager[Server]:
+    """It is one process, and keeps nothing in a folder."""
     port = free_port()
     jar = str(built_jar(ROOT / "conformance" / "oracle"))
     # The recipe's own settings switch the cache off for recordings; its default is on.
@@ -105,16 +115,50 @@ def genuine() -> AbstractContextManager[Server]:
     return started("genuine", ["java", "-jar", jar, f"--server.port={port}", cached], port)
 
 
-def ours(folder: Path, workers: int = 1, port: int | None = None) -> AbstractContextManager[Server]:
+def ours(
+    folder: Path,
+    workers: int = 1,
+    port: int | None = None,
+    name: str = "this server",
+    checkout: Path = ROOT,
+) -> AbstractContextManager[Server]:
     port = port or free_port()
     env = {
         "HOST": "127.0.0.1",
         "PORT": str(port),
         "WORKERS": str(workers),
-        "STORE_URL": f"lmdb:{folder / str(port)}",
+        "STORE_URL": f"lmdb:{folder / name.replace(' ', '-') / str(port)}",
         "LOG_LEVEL": "error",
     }
-    return started("this server", [sys.executable, "-m", "gunicorn", "wsgi:app"], port, env)
+    return started(name, [sys.executable, "-m", "gunicorn", "wsgi:app"], port, env, checkout)
+
+
+class Beside(NamedTuple):
+    """What this server is measured beside."""
+
+    name: str
+    start: Callable[..., AbstractContextManager[Server]]
+    """In a folder, with a number of ``workers``; of this server's own also at a ``port``."""
+    fleets: tuple[int, ...]
+    is_own: bool
+    """Whether it is this server too, of another checkout."""
+
+    def both(self) -> list[Callable[..., AbstractContextManager[Server]]]:
+        return [self.start, ours]
+
+    def own(self) -> list[Callable[..., AbstractContextManager[Server]]]:
+        """Those of this server, of whichever checkout."""
+        return [self.start, ours] if self.is_own else [ours]
+
+
+GENUINE_FLEETS = (20_000, 40_000, 60_000, 80_000)
+OUR_FLEETS = (100_000, 200_000, 300_000, 400_000)
+GENUINE = Beside("genuine", genuine, GENUINE_FLEETS, is_own=False)
+
+
+def earlier(checkout: Path) -> Beside:
+    start = partial(ours, name="before", checkout=checkout.resolve())
+    return Beside("before", start, OUR_FLEETS, is_own=True)
 
 
 @contextmanager
@@ -277,11 +321,11 @@ def reads(count: int) -> list[tuple[Row, str, Mapping[str, str], str]]:
     return made
 
 
-def compare(count: int, rounds: int, seconds: float, folder: Path) -> list[Row]:
+def compare(count: int, rounds: int, seconds: float, folder: Path, beside: Beside) -> list[Row]:
     """All reads at one size, the servers taking turns."""
     rows = []
     with ExitStack() as stack:
-        servers = [stack.enter_context(genuine()), stack.enter_context(ours(folder))]
+        servers = [stack.enter_context(start(folder)) for start in beside.both()]
         for server in servers:
             fill(server, count)
         own = servers[1]
@@ -293,26 +337,28 @@ def compare(count: int, rounds: int, seconds: float, folder: Path) -> list[Row]:
             wait_for_quiet(servers)
         else:
             time.sleep(31)  # the genuine server's cache shows it all only now
-        bodies = {}
-        for number, (_, path, headers, script) in enumerate(wanted):
-            if not script:
-                reply = send(own.port, "GET", f"/eureka{path}", None, headers)
-                bodies[f"file{number}"] = reply.body
-        static = stack.enter_context(nginx(folder, bodies))
+        static = None
+        if not beside.is_own:
+            bodies = {}
+            for number, (_, path, headers, script) in enumerate(wanted):
+                if not script:
+                    reply = send(own.port, "GET", f"/eureka{path}", None, headers)
+                    bodies[f"file{number}"] = reply.body
+            static = stack.enter_context(nginx(folder, bodies))
         for number, (row, path, headers, script) in list(enumerate(wanted)) * rounds:
             for server in servers:
                 row.add(server.name, wrk(server.url(path), headers, seconds, script))
-            if not script:
+            if static is not None and not script:
                 row.add("nginx", wrk(static.url(f"/file{number}"), headers, seconds))
         rows += [row for row, *_ in wanted]
         rows.append(memory(f"memory at {count:,}, one process", servers))
     return rows
 
 
-def writing(rounds: int, seconds: float, folder: Path) -> list[Row]:
+def writing(rounds: int, seconds: float, folder: Path, beside: Beside) -> list[Row]:
     """Deltas amid changes, then registrations without pause, after which much is kept a while."""
-    with genuine() as theirs, ours(folder) as own:
-        servers = [theirs, own]
+    with ExitStack() as stack:
+        servers = [stack.enter_context(start(folder)) for start in beside.both()]
         for server in servers:
             fill(server, 1000)
         ((row, path, headers, script),) = (e for e in reads(1000) if e[0].name == "registration")
@@ -550,13 +596,11 @@ class Curve:
         self.points.setdefault(server, []).append((size, value))
 
 
-GENUINE_FLEETS = (20_000, 40_000, 60_000, 80_000)
-OUR_FLEETS = (100_000, 200_000, 300_000, 400_000)
 # So long does a delta tell of a change at the defaults.
 WINDOW_SECS = 215
 
 
-def fleets(folder: Path, seconds: float) -> tuple[Row, Curve]:
+def fleets(folder: Path, seconds: float, beside: Beside) -> tuple[Row, Curve]:
     """The largest of these fleets that each server, alone on its core, answers in 100 ms (p99).
 
     One in a thousand instances changes each minute, from long enough before for the delta to tell
@@ -565,9 +609,9 @@ def fleets(folder: Path, seconds: float) -> tuple[Row, Curve]:
     row = Row("largest fleet, p99 ≤ 100 ms", "≥ 60,000 and ≥ 5", "instances")
     curve = Curve("p99 of all answers to a fleet of so many instances", "ms")
     os.sched_setaffinity(0, {int(ASKING)})
-    for start, sizes in ((genuine, GENUINE_FLEETS), (lambda: ours(folder), OUR_FLEETS)):
+    for start, sizes in zip(beside.both(), (beside.fleets, OUR_FLEETS), strict=True):
         largest = filled = 0
-        with start() as server:
+        with start(folder) as server:
             for size in sizes:
                 try:
                     uvloop.run(storm(server.port, filled, size))
@@ -629,7 +673,7 @@ async def meanwhile(
     client.close()
 
 
-def storms(folder: Path, rounds: int) -> list[Row]:
+def storms(folder: Path, rounds: int, beside: Beside) -> list[Row]:
     """Ten thousand registrations at once, and those who renew and read meanwhile."""
     rows = [
         Row("storm of 10,000: registrations", "≥ 3"),
@@ -659,8 +703,8 @@ def storms(folder: Path, rounds: int) -> list[Row]:
 
     os.sched_setaffinity(0, {int(ASKING)})
     for _ in range(rounds):
-        for start in (genuine, lambda: ours(folder)):
-            with start() as server:
+        for start in beside.both():
+            with start(folder) as server:
                 fill(server, 100)
                 for _ in range(2):  # once to warm up: a JVM gains most by it
                     seconds, *latencies = uvloop.run(play(server.port))
@@ -677,12 +721,12 @@ def _p99(values: list[float]) -> float:
 # Memory, starting, and what one change costs.
 
 
-def footprint(folder: Path) -> list[Row]:
+def footprint(folder: Path, beside: Beside) -> list[Row]:
     """Memory of everything at 10,000 instances, after all was fetched in JSON by many."""
     whole = Row("memory at 10,000, ours with 2 workers", "≤ 0.25", "MiB")
     each = Row("memory per instance and worker", "", "bytes")
-    for start in (genuine, lambda: ours(folder, workers=2)):
-        with start() as server:
+    for start in beside.both():
+        with start(folder, workers=2) as server:
             empty = server.memory_mib()
             fill(server, 10_000)
             time.sleep(31)
@@ -696,23 +740,25 @@ def footprint(folder: Path) -> list[Row]:
     return [whole, each]
 
 
-def one_change(server: Server, count: int, rounds: int) -> Row:
+def one_change(servers: Sequence[Server], count: int, rounds: int) -> Row:
     """Milliseconds from asking for all, just after a change, to having it."""
     target = "≤ 10 ms" if count <= 10_000 else "≤ 60 ms"
     row = Row(f"one change, then full `apps` gzip, {count:,}", target, "ms")
-    connection = http.client.HTTPConnection("127.0.0.1", server.port)
-    send(server.port, "GET", "/eureka/apps/", None, GZIP, connection)
-    for number in range(rounds * 5):
-        instance = f"APP{number}/host-{10 * number}.local:app:8080"
-        path = f"/eureka/apps/{instance}/status?value=OUT_OF_SERVICE"
-        assert send(server.port, "PUT", path, None, {}, connection).status == 200
-        began = time.perf_counter()
+    for server in servers:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
         send(server.port, "GET", "/eureka/apps/", None, GZIP, connection)
-        row.add(server.name, (time.perf_counter() - began) * 1000)
+        for number in range(rounds * 5):
+            instance = f"APP{number}/host-{10 * number}.local:app:8080"
+            path = f"/eureka/apps/{instance}/status?value=OUT_OF_SERVICE"
+            assert send(server.port, "PUT", path, None, {}, connection).status == 200
+            began = time.perf_counter()
+            send(server.port, "GET", "/eureka/apps/", None, GZIP, connection)
+            row.add(server.name, (time.perf_counter() - began) * 1000)
+        connection.close()
     return row
 
 
-def starting(folder: Path, rounds: int) -> list[Row]:
+def starting(folder: Path, rounds: int, beside: Beside) -> list[Row]:
     """Seconds from the start to being ready, with nothing stored and with 100,000 instances."""
     rows = [
         Row("ready after start, empty", "≤ 1 s", "s"),
@@ -720,69 +766,77 @@ def starting(folder: Path, rounds: int) -> list[Row]:
         Row("then the first full `apps` gzip", "", "s"),
     ]
     for _ in range(rounds):
-        for start in (genuine, lambda: ours(Path(tempfile.mkdtemp(dir=folder)))):
+        for start in beside.both():
             began = time.perf_counter()
-            with start() as server:
+            with start(Path(tempfile.mkdtemp(dir=folder))) as server:
                 rows[0].add(server.name, time.perf_counter() - began)
-    kept = folder / "kept"
-    port = free_port()
-    with ours(kept, port=port) as server:
-        uvloop.run(storm(server.port, 0, 100_000))
+    kept, port = folder / "kept", free_port()
+    for start in beside.own():
+        with start(kept, port=port) as server:
+            uvloop.run(storm(server.port, 0, 100_000))
     for _ in range(rounds):
-        began = time.perf_counter()
-        with ours(kept, port=port) as server:
-            rows[1].add(server.name, time.perf_counter() - began)
+        for start in beside.own():
             began = time.perf_counter()
-            send(server.port, "GET", "/eureka/apps/", None, GZIP)
-            rows[2].add(server.name, time.perf_counter() - began)
+            with start(kept, port=port) as server:
+                rows[1].add(server.name, time.perf_counter() - began)
+                began = time.perf_counter()
+                send(server.port, "GET", "/eureka/apps/", None, GZIP)
+                rows[2].add(server.name, time.perf_counter() - began)
     return rows
 
 
 # Propagation, and heartbeats at growing sizes.
 
 
-def propagation(folder: Path, rounds: int) -> Row:
+def propagation(folder: Path, rounds: int, beside: Beside) -> Row:
     """Milliseconds from a registration's answer to a delta that shows it, through two workers."""
     row = Row("change → delta through any worker, p99", "≤ 20 ms", "ms")
-    with ours(folder, workers=2) as server:
-        fill(server, 1000)
+    with ExitStack() as stack:
+        servers = [stack.enter_context(start(folder, workers=2)) for start in beside.own()]
+        for server in servers:
+            fill(server, 1000)
         for _ in range(rounds):
-            delays = []
-            for number in range(300):
-                connections = [http.client.HTTPConnection("127.0.0.1", server.port) for _ in "ab"]
-                app, body = registration(2000 + number)
-                began = time.perf_counter()
-                send(server.port, "POST", f"/eureka/apps/{app}", body, JSON, connections[0])
-                while True:
-                    delta = send(
-                        server.port, "GET", "/eureka/apps/delta", None, JSON, connections[1]
-                    ).body
-                    if f"host-{2000 + number}.local".encode() in delta:
-                        break
-                delays.append((time.perf_counter() - began) * 1000)
-                for connection in connections:
-                    connection.close()
-            row.add(server.name, sorted(delays)[int(len(delays) * 0.99)])
+            for server in servers:
+                row.add(server.name, _p99([_shown_after(server, n) for n in range(2000, 2300)]))
     return row
 
 
-def growing(folder: Path, rounds: int, seconds: float) -> tuple[list[Row], Curve]:
+def _shown_after(server: Server, number: int) -> float:
+    connections = [http.client.HTTPConnection("127.0.0.1", server.port) for _ in "ab"]
+    app, body = registration(number)
+    began = time.perf_counter()
+    send(server.port, "POST", f"/eureka/apps/{app}", body, JSON, connections[0])
+    wanted, delta = f"host-{number}.local".encode(), b""
+    while wanted not in delta:
+        delta = send(server.port, "GET", "/eureka/apps/delta", None, JSON, connections[1]).body
+    took = time.perf_counter() - began
+    for connection in connections:
+        connection.close()
+    return took * 1000
+
+
+def growing(folder: Path, rounds: int, seconds: float, beside: Beside) -> tuple[list[Row], Curve]:
     """Heartbeats at 1,000, 10,000 and 100,000 instances, and what one change costs there."""
     rows = []
     curve = Curve("heartbeats a second at so many instances", "/s")
-    with ours(folder) as server:
+    with ExitStack() as stack:
+        servers = [stack.enter_context(start(folder)) for start in beside.own()]
         filled = 0
         for count in (1000, 10_000, 100_000):
             row = Row(f"heartbeat at {count:,}", "flat within 25 %")
-            uvloop.run(storm(server.port, filled, count))
+            for server in servers:
+                uvloop.run(storm(server.port, filled, count))
+                wrk(server.url("/apps"), PLAIN, 3, heartbeats(count))
             filled = count
-            wrk(server.url("/apps"), PLAIN, 3, heartbeats(count))
             for _ in range(rounds):
-                row.add(server.name, wrk(server.url("/apps"), PLAIN, seconds, heartbeats(count)))
+                for server in servers:
+                    asked = wrk(server.url("/apps"), PLAIN, seconds, heartbeats(count))
+                    row.add(server.name, asked)
             rows.append(row)
-            curve.add(server.name, count, row.median(server.name))
+            for server in servers:
+                curve.add(server.name, count, row.median(server.name))
             if count > 1000:
-                rows.append(one_change(server, count, rounds))
+                rows.append(one_change(servers, count, rounds))
     return rows, curve
 
 
@@ -792,14 +846,14 @@ HEAD = [
 ]
 
 
-def lines_of(rows: Sequence[Row]) -> list[str]:
-    """The rows of the table."""
+def lines_of(rows: Sequence[Row], name: str = "genuine") -> list[str]:
+    """The rows of the table, beside the server of that name."""
     found = []
     for row in rows:
         unit = "" if row.unit == "/s" else f" ({row.unit})"
         found.append(
-            f"| {row.name}{unit} | {row.shown('genuine')} | {row.shown('this server')}"
-            f" | {row.ratio('genuine')} | {row.target}"
+            f"| {row.name}{unit} | {row.shown(name)} | {row.shown('this server')}"
+            f" | {row.ratio(name)} | {row.target}"
             f" | {row.shown('nginx')} | {row.ratio('nginx')} |"
         )
     return found
@@ -925,33 +979,38 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--parts", default=PARTS)
+    parser.add_argument("--before", type=Path, help="a checkout, in the genuine server's place")
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
-    parts = options.parts.split(",")
+    if options.before and options.write:
+        parser.error("--write is for the figures beside a genuine server")
+    beside = earlier(options.before) if options.before else GENUINE
+    parts, rounds, seconds = options.parts.split(","), options.rounds, options.seconds
     rows: list[Row] = []
     curves: dict[str, Curve] = {}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         for size in (1000, 10_000):
             if str(size) in parts:
-                rows += compare(size, options.rounds, options.seconds, folder)
+                rows += compare(size, rounds, seconds, folder, beside)
             if size == 1000 and "writing" in parts:
-                rows += writing(options.rounds, options.seconds, folder)
+                rows += writing(rounds, seconds, folder, beside)
         if "propagation" in parts:
-            rows.append(propagation(folder, options.rounds))
+            rows.append(propagation(folder, rounds, beside))
         if "growing" in parts:
-            more, curves["heartbeats"] = growing(folder, options.rounds, options.seconds)
+            more, curves["heartbeats"] = growing(folder, rounds, seconds, beside)
             rows += more
         if "storm" in parts:
-            rows += storms(folder, options.rounds)
+            rows += storms(folder, rounds, beside)
         if "memory" in parts:
-            rows += footprint(folder)
+            rows += footprint(folder, beside)
         if "start" in parts:
-            rows += starting(folder, options.rounds)
+            rows += starting(folder, rounds, beside)
         if "fleet" in parts:
-            row, curves["fleet"] = fleets(folder, 60)
+            row, curves["fleet"] = fleets(folder, 60, beside)
             rows.append(row)
-    print("\n".join([*HEAD, *lines_of(rows)]))
+    head = [line.replace("genuine", beside.name) for line in HEAD]
+    print("\n".join([*head, *lines_of(rows, beside.name)]))
     if options.write:
         write(options.write, rows, curves)
 
