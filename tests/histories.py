@@ -20,6 +20,7 @@ How far a node may be behind is not judged here, for that is a matter of speed.
     python -m tests.histories 5000 10.0.0.1:8761 10.0.0.2:8761
     python -m tests.histories 500 --store redis --nodes 3 --workers 2 --faults all
     python -m tests.histories 64 --store redis+sentinel --nodes 3 --workers 2 --faults all
+    python -m tests.histories 192 --store redis+cluster --nodes 3 --workers 2 --faults all
 """
 
 from __future__ import annotations
@@ -46,7 +47,15 @@ from typing import Any, NamedTuple, TypeVar
 
 from native_api import form
 from native_api.transfer import FORMAT, MEDIA_TYPE, VERSION
-from tests.redis_nodes import FAILOVERS, FAULTS, Nodes, Registry, SentinelNodes
+from tests.redis_nodes import (
+    FAILOVERS,
+    FAULTS,
+    OF_A_CLUSTER,
+    ClusterNodes,
+    Nodes,
+    Registry,
+    SentinelNodes,
+)
 from tests.servers import HANG_SECS, RegistryServer, instance_body, wait_until
 
 Address = tuple[str, int]
@@ -455,6 +464,8 @@ class Instance(NamedTuple):
     app: str
     id: str
     endpoint: str | None = None
+    namespace: str = ""
+    """Empty where nobody says which: it is the default one."""
 
 
 _JSON = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -486,7 +497,8 @@ def _wire(instance: Instance, call: Call) -> tuple[str, str, Any]:
     query = "&".join(f"{name}={value}" for name, value in call.metadata or ())
     told = {"appName": app, "id": identity, "action": "Register"}
     batch = {"replicationList": [told | {"instanceInfo": registration["instance"]}]}
-    header = {"kind": "header", "format": FORMAT, "version": VERSION, "namespace": "default"}
+    header = {"kind": "header", "format": FORMAT, "version": VERSION}
+    header["namespace"] = instance.namespace or "default"
     exported = {"app": app, "id": identity, "host_name": "h", "ip_addr": "10.0.0.1"}
     exported |= {"status": call.status, "last_dirty_ms": call.dirty}
     exported |= {"duration_secs": _LEASE_SECS}
@@ -523,6 +535,8 @@ def _request(instance: Instance, call: Call) -> bytes:
     fields = _JSON | {"Host": "registry", "Connection": "close", "Content-Length": str(len(body))}
     if call.name == "import":
         fields["Content-Type"] = MEDIA_TYPE
+    if instance.namespace:
+        fields["Authorization"] = f"Bearer {instance.namespace}"
     head = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items())
     return head.encode() + b"\r\n" + body
 
@@ -629,15 +643,18 @@ class Player:
         clients: int = 4,
         calls: int = 10,
         thinks_secs: float = 0,
+        namespaces: Sequence[str] = ("",),
     ) -> None:
         """``nodes`` are those of one registry; each call goes to any of them.
 
-        A client ``thinks`` for at most so long before each call, and as long after a 503.
+        A client ``thinks`` for at most so long before each call, and as long after a 503. Each
+        history is in one of the ``namespaces``, which come in turn.
         """
         self.nodes = nodes
         self._clients = clients
         self._calls = calls
         self._thinks_secs = thinks_secs
+        self._namespaces = namespaces
 
     def play(self, seed: int, run: str = "") -> History:
         """One history on instances of its own; ``run`` tells them from those of another run."""
@@ -649,7 +666,8 @@ class Player:
         selector = selectors.DefaultSelector()
         for seed in seeds:
             chance = random.Random(seed)
-            instances = _instances(seed, run)
+            namespace = self._namespaces[seed % len(self._namespaces)]
+            instances = _instances(seed, run, namespace)
             programs = [
                 [
                     _any_call(chance, chance.choice(instances), f"{client}.{number}")
@@ -701,14 +719,14 @@ class Player:
         return operations if is_agreed else []
 
 
-def _instances(seed: int, run: str) -> list[Instance]:
+def _instances(seed: int, run: str, namespace: str) -> list[Instance]:
     service = f"h{seed}x{run}"
     endpoint = "10.0.0.1:80"
     native = form.instance_id(service, form.parsed_endpoint("http", endpoint))
     return [
         # An override is that of an id, in whichever application.
-        Instance(service.upper(), f"e{service}"),
-        Instance(service.upper(), native, endpoint),
+        Instance(service.upper(), f"e{service}", namespace=namespace),
+        Instance(service.upper(), native, endpoint, namespace),
     ]
 
 
@@ -895,7 +913,13 @@ def search_over_nodes(
     Every node and worker must agree in the end, and an order explain what was answered.
     """
     addresses = [("127.0.0.1", server.port) for server in nodes.servers]
-    player = Player(addresses, clients=6, calls=10, thinks_secs=0 if fault is None else thinks_secs)
+    player = Player(
+        addresses,
+        clients=6,
+        calls=10,
+        thinks_secs=0 if fault is None else thinks_secs,
+        namespaces=nodes.namespaces,
+    )
     played: list[History] = []
     for start in range(0, len(seeds), at_once):
         chance = random.Random(f"{seeds[start]} {fault}")
@@ -922,16 +946,17 @@ def search_over_nodes(
 
 def _over_nodes(options: argparse.Namespace, run: str) -> list[str]:
     """As the command line asks for; what is wrong."""
-    known = FAULTS if options.store == "redis" else FAILOVERS
+    known = _FAULTS[options.store]
     faults: list[str | None] = list(known) if options.faults == ["all"] else [*options.faults]
     faults = faults or [None]
     wrong = []
     with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
-        nodes: Nodes | SentinelNodes
+        nodes: Nodes | SentinelNodes | ClusterNodes
         if options.store == "redis":
             nodes = Nodes(Path(folder), options.nodes, workers=options.workers, seed=options.seed)
         else:
-            nodes = SentinelNodes(Path(folder), options.nodes, workers=options.workers)
+            led = SentinelNodes if options.store == "redis+sentinel" else ClusterNodes
+            nodes = led(Path(folder), options.nodes, workers=options.workers)
         opened.enter_context(nodes)
         for place, start in enumerate(range(0, options.count, _AT_ONCE)):
             seeds = range(options.seed + start, options.seed + min(start + _AT_ONCE, options.count))
@@ -951,6 +976,12 @@ def _over_nodes(options: argparse.Namespace, run: str) -> list[str]:
 
 
 _AT_ONCE = 16
+_FAULTS: Mapping[str, Iterable[str]] = {
+    "lmdb": (),
+    "redis": FAULTS,
+    "redis+sentinel": FAILOVERS,
+    "redis+cluster": OF_A_CLUSTER,
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -961,20 +992,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--workers", type=int, default=4, help="of each server that it starts")
     parser.add_argument("--kill-every", type=float, metavar="SECS", help="one of its workers")
-    parser.add_argument("--store", choices=("lmdb", "redis", "redis+sentinel"), default="lmdb")
+    parser.add_argument("--store", choices=_FAULTS, default="lmdb")
     parser.add_argument("--nodes", type=int, default=3, help="on one Redis, each a server")
     parser.add_argument(
         "--faults",
         nargs="+",
         default=[],
-        choices=[*FAULTS, *FAILOVERS, "all"],
-        help="of nodes on one Redis; of nodes behind Sentinel failovers",
+        choices=["all", *(fault for each in _FAULTS.values() for fault in each)],
+        help="of nodes on a Redis; all is each of its store's in turn",
     )
     parser.add_argument("--keep", type=Path, help="a folder for what is wrong, and the logs then")
     options = parser.parse_args(arguments)
-    others = FAILOVERS if options.store == "redis" else FAULTS
-    if not others.keys().isdisjoint(options.faults):
-        parser.error(f"nodes on {options.store} have other faults")
+    if not {"all", *_FAULTS[options.store]}.issuperset(options.faults):
+        parser.error(f"on {options.store} there are other faults")
     seeds = range(options.seed, options.seed + options.count)
     run = format(time.time_ns(), "x")
     if options.node:

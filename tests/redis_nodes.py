@@ -13,12 +13,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self, TypeVar
 
 import redis
 
 from tests.fake_link import FakeLink, Fault
-from tests.redis_servers import RedisServer, SentinelServers, another_prefix
+from tests.redis_servers import ClusterServers, RedisServer, SentinelServers, another_prefix
 from tests.servers import RegistryServer
 
 _WRONG_CLOCK = Path(__file__).parent / "wrong_clock"
@@ -51,30 +51,17 @@ class Node:
         self.server.__exit__()
         self.link.close()
 
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """All of its processes stand still."""
-        self.server.kill(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self.server.kill(signal.SIGCONT)
-
-    @contextmanager
-    def killed(self) -> Iterator[None]:
-        """All of its processes are gone, and it is started again at the end."""
-        self.server.kill9()
-        try:
-            yield
-        finally:
-            self.server.start()
-
 
 class Registry(Protocol):
     """The nodes of one registry, and what may befall them."""
 
     @property
     def servers(self) -> list[RegistryServer]: ...
+
+    @property
+    def namespaces(self) -> Sequence[str]:
+        """In which of them histories are played; an empty name where nobody says which."""
+        ...
 
     def befallen(self, fault: str, chance: random.Random) -> AbstractContextManager[None]:
         """Have a fault befall them, by its name."""
@@ -87,6 +74,8 @@ class Registry(Protocol):
 
 class Nodes:
     """The nodes of one registry, and the Redis that they share."""
+
+    namespaces = ("",)
 
     def __init__(
         self,
@@ -154,23 +143,32 @@ class Nodes:
             yield
 
 
-class SentinelNodes:
-    """The nodes of one registry, on a Redis behind Sentinel: it tells them where to go, by no link.
+class _Led:
+    """The nodes of one registry, on servers that tell them where to go: so by no link."""
 
-    Failovers befall them.
-    """
+    namespaces: Sequence[str] = ("",)
 
-    def __init__(self, folder: Path, count: int = 3, *, workers: int = 2) -> None:
-        prefix = another_prefix()
+    def __init__(
+        self,
+        folder: Path,
+        redis: _Servers,
+        count: int,
+        *,
+        workers: int,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.prefix = another_prefix()
         self.servers: list[RegistryServer] = []
+        self._redis = redis
         with ExitStack() as opened:
-            self.redis = SentinelServers(folder / "redis")
-            opened.callback(self.redis.stop)
+            opened.callback(redis.stop)
             for place in range(count):
                 home = folder / f"node-{place}"
                 home.mkdir()
-                env = {"STORE_URL": self.redis.url(prefix, home / "copy")}
-                server = RegistryServer(home, workers=workers, env=env)
+                url = redis.url(self.prefix, home / "copy")
+                server = RegistryServer(
+                    home, workers=workers, env={"STORE_URL": url, **(env or {})}
+                )
                 opened.push(server.__exit__)
                 self.servers.append(server)
                 server.launch()
@@ -178,28 +176,69 @@ class SentinelNodes:
                 server.await_ready()
             self._opened = opened.pop_all()
 
-    def __enter__(self) -> SentinelNodes:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._opened.close()
 
-    def befallen(self, fault: str, chance: random.Random) -> AbstractContextManager[None]:
-        return FAILOVERS[fault](self, chance)
-
     def heal(self) -> None:
-        self.redis.whole_again()
+        self._redis.whole_again()
         for server in self.servers:
             server.await_ready()
 
 
+class SentinelNodes(_Led):
+    """Nodes on a Redis behind Sentinel."""
+
+    def __init__(self, folder: Path, count: int = 3, *, workers: int = 2) -> None:
+        self.redis = SentinelServers(folder / "redis")
+        super().__init__(folder, self.redis, count, workers=workers)
+
+    def befallen(self, fault: str, chance: random.Random) -> AbstractContextManager[None]:
+        return FAILOVERS[fault](self, chance)
+
+
+class ClusterNodes(_Led):
+    """Nodes on a Redis Cluster, with some namespaces that lie on several of its servers."""
+
+    namespaces = ("default", "a", "b", "c", "d")
+
+    def __init__(self, folder: Path, count: int = 3, *, workers: int = 2) -> None:
+        self.redis = ClusterServers(folder / "redis")
+        # So that a client says which namespace is its own.
+        env = {"REGISTRY_AUTH": "trusted"}
+        super().__init__(folder, self.redis, count, workers=workers, env=env)
+
+    @property
+    def root(self) -> str:
+        """Where its slot is told by."""
+        return f"{{{self.prefix}}}"
+
+    def a_namespace(self, chance: random.Random) -> str:
+        """That of some namespace."""
+        return f"{{{self.prefix}:{chance.choice(self.namespaces)}}}"
+
+    def befallen(self, fault: str, chance: random.Random) -> AbstractContextManager[None]:
+        return OF_A_CLUSTER[fault](self, chance)
+
+
+class _Servers(Protocol):
+    def url(self, prefix: str, folder: Path) -> str: ...
+
+    def whole_again(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
 # What befalls them, by its name. Each takes chances of its own.
 
-Befalls = Callable[[Nodes, random.Random], AbstractContextManager[None]]
+_R = TypeVar("_R")
+Befalls = Callable[[_R, random.Random], AbstractContextManager[None]]
 
 
 @contextmanager
-def _workers_killed(nodes: Nodes, chance: random.Random) -> Iterator[None]:
+def _workers_killed(nodes: Registry, chance: random.Random) -> Iterator[None]:
     """One after the other, until it ends; the main processes start others."""
     ended = threading.Event()
 
@@ -272,21 +311,39 @@ def _links_cut(nodes: Nodes, chance: random.Random) -> Iterator[None]:
         cutter.join()
 
 
-def _one_node(fault: Callable[[Node], AbstractContextManager[None]]) -> Befalls:
-    return lambda nodes, chance: fault(chance.choice(nodes.all))
+@contextmanager
+def _node_stopped(nodes: Registry, chance: random.Random) -> Iterator[None]:
+    """All processes of one stand still."""
+    server = chance.choice(nodes.servers)
+    server.kill(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        server.kill(signal.SIGCONT)
 
 
-def _all_links(fault: Fault) -> Befalls:
+@contextmanager
+def _node_killed(nodes: Registry, chance: random.Random) -> Iterator[None]:
+    """All processes of one are gone, and it is started again at the end."""
+    server = chance.choice(nodes.servers)
+    server.kill9()
+    try:
+        yield
+    finally:
+        server.start()
+
+
+def _all_links(fault: Fault) -> Befalls[Nodes]:
     return lambda nodes, chance: nodes.linked(fault)
 
 
-def _one_link(fault: Fault) -> Befalls:
+def _one_link(fault: Fault) -> Befalls[Nodes]:
     return lambda nodes, chance: nodes.linked(fault, chance.choice(nodes.all))
 
 
-def _both(first: Befalls, then: Befalls) -> Befalls:
+def _both(first: Befalls[_R], then: Befalls[_R]) -> Befalls[_R]:
     @contextmanager
-    def both(nodes: Nodes, chance: random.Random) -> Iterator[None]:
+    def both(nodes: _R, chance: random.Random) -> Iterator[None]:
         with first(nodes, chance), ExitStack() as second:
             # The second comes in the middle of the first.
             threading.Event().wait(chance.random() * 0.5)
@@ -298,10 +355,10 @@ def _both(first: Befalls, then: Befalls) -> Befalls:
 
 _LOSING_ANSWERS = Fault(delay_secs=0.01, loses_answer=0.1)
 
-FAULTS: Mapping[str, Befalls] = {
+FAULTS: Mapping[str, Befalls[Nodes]] = {
     "workers killed": _workers_killed,
-    "node stopped": _one_node(Node.stopped),
-    "node killed": _one_node(Node.killed),
+    "node stopped": _node_stopped,
+    "node killed": _node_killed,
     "redis restarted empty": _redis_restarted,
     "redis emptied": _redis_emptied,
     "redis stopped": _redis_stopped,
@@ -315,11 +372,11 @@ FAULTS: Mapping[str, Befalls] = {
     "node hears no answers": _one_link(Fault(loses_answer=1)),
     "redis emptied, answers lost": _both(_all_links(_LOSING_ANSWERS), _redis_emptied),
     "redis emptied, links delay": _both(_all_links(Fault(delay_secs=0.05)), _redis_emptied),
-    "redis emptied, node stopped": _both(_one_node(Node.stopped), _redis_emptied),
+    "redis emptied, node stopped": _both(_node_stopped, _redis_emptied),
     "redis emptied, node in a black hole": _both(_one_link(Fault(holds=True)), _redis_emptied),
     "redis restarted empty, workers killed": _both(_workers_killed, _redis_restarted),
-    "redis restarted empty, node killed": _both(_one_node(Node.killed), _redis_restarted),
-    "redis stopped, node stopped": _both(_one_node(Node.stopped), _redis_stopped),
+    "redis restarted empty, node killed": _both(_node_killed, _redis_restarted),
+    "redis stopped, node stopped": _both(_node_stopped, _redis_stopped),
 }
 
 
@@ -342,7 +399,105 @@ def _failed_over_without_the_tail(nodes: SentinelNodes, chance: random.Random) -
     yield
 
 
-FAILOVERS: Mapping[str, Callable[[SentinelNodes, random.Random], AbstractContextManager[None]]] = {
+FAILOVERS: Mapping[str, Befalls[SentinelNodes]] = {
     "failover": _failed_over,
     "failover, tail lost": _failed_over_without_the_tail,
+}
+
+
+# Of a Cluster. Where it says "a shard", it is any that has a namespace; the root's may be the same.
+
+
+def _taken_over(of_root: bool) -> Befalls[ClusterNodes]:
+    """A master is killed, and its replica takes over."""
+
+    @contextmanager
+    def befallen(nodes: ClusterNodes, chance: random.Random) -> Iterator[None]:
+        tag = nodes.root if of_root else nodes.a_namespace(chance)
+        master = nodes.redis.master_of(tag)
+        master.kill()
+        yield
+        nodes.redis.wait_for_another_than(master, tag)
+
+    return befallen
+
+
+@contextmanager
+def _taken_over_without_the_tail(nodes: ClusterNodes, chance: random.Random) -> Iterator[None]:
+    """The replica stands still, its connection ends, and its master is killed some writes later."""
+    tag = nodes.root if chance.random() < 0.3 else nodes.a_namespace(chance)
+    master = nodes.redis.master_of(tag)
+    _, replica = nodes.redis.part_of(master)
+    replica.pause()
+    try:
+        with master.client() as client:
+            client.execute_command("CLIENT", "KILL", "TYPE", "REPLICA")
+        threading.Event().wait(0.2 + 0.5 * chance.random())
+        master.kill()
+    finally:
+        replica.go_on()
+    yield
+    nodes.redis.wait_for_another_than(master, tag)
+
+
+@contextmanager
+def _planned(nodes: ClusterNodes, chance: random.Random) -> Iterator[None]:
+    """A replica takes over that has everything."""
+    nodes.redis.fail_over(nodes.root if chance.random() < 0.3 else nodes.a_namespace(chance))
+    yield
+
+
+def _slot_moved(of_root: bool) -> Befalls[ClusterNodes]:
+    """To another server, key by key, with some time in between."""
+
+    @contextmanager
+    def befallen(nodes: ClusterNodes, chance: random.Random) -> Iterator[None]:
+        for _ in nodes.redis.moving(nodes.root if of_root else nodes.a_namespace(chance)):
+            threading.Event().wait(0.2 * chance.random())
+        yield
+
+    return befallen
+
+
+@contextmanager
+def _shard_stopped(nodes: ClusterNodes, chance: random.Random) -> Iterator[None]:
+    """A master stands still; where that lasts, its replica takes over before it goes on."""
+    tag = nodes.root if chance.random() < 0.3 else nodes.a_namespace(chance)
+    master = nodes.redis.master_of(tag)
+    master.pause()
+    try:
+        yield
+    finally:
+        master.go_on()
+
+
+@contextmanager
+def _shard_restarted(nodes: ClusterNodes, chance: random.Random) -> Iterator[None]:
+    """A master and its replica end with everything that they had, and begin with nothing."""
+    tag = nodes.root if chance.random() < 0.3 else nodes.a_namespace(chance)
+    for server in nodes.redis.part_of(nodes.redis.master_of(tag)):
+        server.kill()
+    yield
+
+
+@contextmanager
+def _all_restarted(nodes: ClusterNodes, chance: random.Random) -> Iterator[None]:
+    for server in nodes.redis.servers:
+        server.kill()
+    yield
+
+
+OF_A_CLUSTER: Mapping[str, Befalls[ClusterNodes]] = {
+    "root's master killed": _taken_over(of_root=True),
+    "shard's master killed": _taken_over(of_root=False),
+    "shard's master killed, tail lost": _taken_over_without_the_tail,
+    "planned failover": _planned,
+    "root's slot moved": _slot_moved(of_root=True),
+    "namespace's slot moved": _slot_moved(of_root=False),
+    "shard stopped": _shard_stopped,
+    "shard restarted empty": _shard_restarted,
+    "cluster restarted empty": _all_restarted,
+    "shard's master killed, workers killed": _both(_workers_killed, _taken_over(of_root=False)),
+    "root's master killed, node killed": _both(_node_killed, _taken_over(of_root=True)),
+    "namespace's slot moved, node stopped": _both(_node_stopped, _slot_moved(of_root=False)),
 }

@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -286,6 +287,36 @@ class ClusterServers:
                 if first <= slot <= last:
                     return next(each for each in self.servers if each.port == master[1])
         raise AssertionError(f"nobody has slot {slot}")
+
+    def fail_over(self, tag: str) -> None:
+        """Have the replica of the server that has a slot take over from it, as is planned."""
+        master = self.master_of(tag)
+        _, replica = self.part_of(master)
+        with replica.client() as client:
+            client.execute_command("CLUSTER", "FAILOVER")
+        self.wait_for_another_than(master, tag)
+
+    def wait_for_another_than(self, master: _ClusterServer, tag: str) -> None:
+        """Wait until another server than this one has taken over the slot."""
+        wait_until(lambda: self.master_of(tag) is not master, "another has taken over")
+
+    def moving(self, tag: str) -> Iterator[tuple[Any, Any]]:
+        """Move a slot to another server key by key, as resharding does; what was moved stays.
+
+        Yields after each key clients of the server that had it and of the one that gets it.
+        """
+        slot, source = key_slot(tag.encode()), self.master_of(tag)
+        target = next(each for each in self.masters() if each is not source)
+        with source.client() as here, target.client() as there:
+            ids = [client.execute_command("CLUSTER", "MYID") for client in (here, there)]
+            there.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
+            here.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
+            while names := here.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
+                name = names[len(names) // 2]
+                here.execute_command("MIGRATE", "127.0.0.1", target.port, name, 0, 5_000)
+                yield here, there
+            for client in (there, here, *(each.client() for each in self.masters())):
+                client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
 
     def forget(self, prefix: str) -> None:
         for master in self.masters():

@@ -19,7 +19,14 @@ from tests.histories import (
     search,
     search_over_nodes,
 )
-from tests.redis_nodes import FAILOVERS, FAULTS, Nodes, SentinelNodes
+from tests.redis_nodes import (
+    FAILOVERS,
+    FAULTS,
+    OF_A_CLUSTER,
+    ClusterNodes,
+    Nodes,
+    SentinelNodes,
+)
 from tests.servers import RegistryServer
 
 HISTORIES = 150
@@ -33,6 +40,7 @@ BEFALLEN_BY = (
     "node in a black hole",
     "redis pauses clients",
 )
+CLUSTER_BEFALLEN_BY = ("shard's master killed, tail lost", "root's slot moved")
 UP = ("UP", "UNKNOWN", frozenset({("zone", "a")}))
 
 
@@ -226,5 +234,24 @@ def test_some_order_explains_what_clients_were_answered_over_a_failover(
     """Also where the new master had not received what the old one acknowledged last."""
     place = [*FAILOVERS].index(fault)
     found = search_over_nodes(behind_sentinel, range(1_000 * place, 1_000 * place + 8), fault)
+    assert found.wrong == []
+    assert found.histories == 8
+
+
+@pytest.fixture(scope="module")
+def on_a_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterNodes]:
+    with ClusterNodes(tmp_path_factory.mktemp("cluster")) as nodes:
+        yield nodes
+
+
+@pytest.mark.slow
+@pytest.mark.programs
+@pytest.mark.parametrize("fault", CLUSTER_BEFALLEN_BY)
+def test_some_order_explains_what_clients_of_a_cluster_were_answered(
+    on_a_cluster: ClusterNodes, fault: str
+) -> None:
+    """In namespaces that lie on several of its servers."""
+    place = [*OF_A_CLUSTER].index(fault)
+    found = search_over_nodes(on_a_cluster, range(1_000 * place, 1_000 * place + 8), fault)
     assert found.wrong == []
     assert found.histories == 8
