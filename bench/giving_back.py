@@ -1,11 +1,13 @@
 """How long it takes until Redis has back what it lost, and what heartbeats take meanwhile.
 
-    python bench/giving_back.py [--instances 100000] [--machines 3] [--how emptied|restarted]
+    python bench/giving_back.py [--instances 100000] [--namespaces 1] [--machines 3]
+                                [--how emptied|restarted]
 
 Each machine is a process with a folder of its own and the registry as a worker has it. All hold the
-whole fleet, and each renews 200 of its instances a second, one by one. Then Redis is emptied, or
-killed and started with nothing. Printed is after how many seconds Redis had everything again, after
-how many each machine had it in the new life, and what one heartbeat took meanwhile.
+whole fleet, which is spread over the namespaces, and each renews 200 of its instances a second, one
+by one. Then Redis is emptied, or killed and started with nothing. Printed is after how many seconds
+Redis had everything again, after how many each machine had it in the new life, and what one
+heartbeat took meanwhile.
 """
 
 from __future__ import annotations
@@ -25,68 +27,82 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import redis
 
-from registry import open_store
+from registry import Registry, RegistrySettings, open_store
 from registry.lease import SystemClock
-from registry.model import DEFAULT_NAMESPACE, Lease
-from registry.testing import put, registry_on, sample_instance
+from registry.model import DEFAULT_NAMESPACE, Lease, Namespace
+from registry.testing import put, sample_instance
 from tests.redis_servers import RedisServer
 
-NS = DEFAULT_NAMESPACE
 GROUP = 500
 RATE = 200
 MOST_SECS = 300.0
 PREFIX = "bench"
 
 
-def ids(instances: int) -> list[str]:
-    return [f"host-{number}.example.com:web:8080" for number in range(instances)]
+def spread(instances: int, namespaces: int) -> dict[Namespace, list[tuple[str, str]]]:
+    """The application and id of each instance, by its namespace."""
+    names = [Namespace(f"n{number}") for number in range(namespaces)]
+    fleet: dict[Namespace, list[tuple[str, str]]] = {each: [] for each in names}
+    if namespaces == 1:
+        names, fleet = [DEFAULT_NAMESPACE], {DEFAULT_NAMESPACE: []}
+    for number in range(instances):
+        instance = f"APP-{number // GROUP}", f"host-{number}.example.com:web:8080"
+        fleet[names[number % namespaces]].append(instance)
+    return fleet
 
 
 class Machine:
     """What one does, in a process of its own."""
 
-    def __init__(self, url: str, instances: int) -> None:
+    def __init__(self, url: str, fleet: dict[Namespace, list[tuple[str, str]]]) -> None:
         self._store = open_store(url)
-        self._registry = registry_on(self._store, SystemClock())
-        self._instances = instances
+        self._registry = Registry(self._store, SystemClock(), RegistrySettings())
+        self._registry.start()
+        self._fleet = fleet
+        self._instances = sum(map(len, fleet.values()))
         self._took: list[float] = []
         self._stopping = threading.Event()
         self._renewing = threading.Thread(target=self._renew, daemon=True)
 
     def fill(self) -> None:
-        names = ids(self._instances)
-        for start in range(0, len(names), GROUP):
-            now = SystemClock().mono_ms()
-            lease = Lease(now + 900_000, 900_000, time.time_ns() // 1_000_000)
-            portion = [
-                put(
-                    sample_instance(
-                        f"APP-{start // GROUP}",
-                        name,
-                        duration_secs=900,
-                        lease_secs=900,
-                        metadata={"zone": "a" * 100},
-                    ),
-                    lease=lease,
-                )
-                for name in names[start : start + GROUP]
-            ]
-            self._store.commit_all(NS, portion)
+        for namespace, names in self._fleet.items():
+            for start in range(0, len(names), GROUP):
+                now = SystemClock().mono_ms()
+                lease = Lease(now + 900_000, 900_000, time.time_ns() // 1_000_000)
+                portion = [
+                    put(
+                        sample_instance(
+                            app,
+                            name,
+                            duration_secs=900,
+                            lease_secs=900,
+                            metadata={"zone": "a" * 100},
+                        ),
+                        lease=lease,
+                    )
+                    for app, name in names[start : start + GROUP]
+                ]
+                self._store.commit_all(namespace, portion)
+
+    def _has_all(self) -> bool:
+        return sum(self._store.namespaces().values()) == self._instances
 
     def begin(self) -> None:
         """Have everything, and renew from now on."""
-        while self._store.namespaces().get(NS) != self._instances:
+        while not self._has_all():
             time.sleep(0.1)
-        self._registry.view()
+        for namespace in self._fleet:
+            self._registry.in_namespace(namespace).view()
         self._renewing.start()
 
     def _renew(self) -> None:
-        names = list(enumerate(ids(self._instances)))
+        names = [(namespace, *name) for namespace, listed in self._fleet.items() for name in listed]
         chosen = random.Random(1)
         while not self._stopping.wait(1 / RATE):
-            number, name = chosen.choice(names)
+            namespace, app, name = chosen.choice(names)
+            registry = self._registry.in_namespace(namespace)
             began = time.monotonic()
-            assert self._registry.renew(f"APP-{number // GROUP}", name) is not None
+            assert registry.renew(app, name) is not None
             self._took.append(time.monotonic() - began)
 
     def life(self) -> int:
@@ -97,8 +113,8 @@ class Machine:
         until = time.monotonic() + MOST_SECS
         while time.monotonic() < until:
             with contextlib.suppress(Exception):
-                if self._store.revision(NS) >= life + (1 << 41) and (
-                    self._store.namespaces().get(NS) == self._instances
+                if self._has_all() and all(
+                    self._store.revision(each) >= life + (1 << 41) for each in self._fleet
                 ):
                     return time.monotonic()
             time.sleep(0.05)
@@ -114,8 +130,8 @@ class Machine:
         self._store.close()
 
 
-def serve(url: str, instances: int, calls: Any) -> None:
-    machine = Machine(url, instances)
+def serve(url: str, fleet: dict[Namespace, list[tuple[str, str]]], calls: Any) -> None:
+    machine = Machine(url, fleet)
     calls.send(None)
     while call := calls.recv():
         calls.send(getattr(machine, call[0])(*call[1:]))
@@ -124,12 +140,12 @@ def serve(url: str, instances: int, calls: Any) -> None:
 class Machines:
     """Several, on one Redis."""
 
-    def __init__(self, urls: list[str], instances: int) -> None:
+    def __init__(self, urls: list[str], fleet: dict[Namespace, list[tuple[str, str]]]) -> None:
         spawn = multiprocessing.get_context("spawn")
         self.calls, self._processes = [], []
         for url in urls:
             here, there = spawn.Pipe()
-            process = spawn.Process(target=serve, args=(url, instances, there))
+            process = spawn.Process(target=serve, args=(url, fleet, there))
             process.start()
             self.calls.append(here)
             self._processes.append(process)
@@ -147,15 +163,19 @@ class Machines:
             process.join()
 
 
-def has_all(server: RedisServer, instances: int) -> bool:
+def has_all(server: RedisServer, fleet: dict[Namespace, list[tuple[str, str]]]) -> bool:
     with contextlib.suppress(redis.RedisError), server.client() as client:
-        return int(client.hlen(f"{{{PREFIX}:{NS}}}:record")) == instances
+        asked = client.pipeline(transaction=False)
+        for namespace in fleet:
+            asked.hlen(f"{{{PREFIX}:{namespace}}}:record")
+        return bool(asked.execute() == [len(listed) for listed in fleet.values()])
     return False
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--instances", type=int, default=100_000)
+    parser.add_argument("--namespaces", type=int, default=1)
     parser.add_argument("--machines", type=int, default=3)
     parser.add_argument("--how", choices=("emptied", "restarted"), default="emptied")
     options = parser.parse_args()
@@ -169,7 +189,8 @@ def main() -> None:
 
 def measure(server: RedisServer, folder: Path, options: argparse.Namespace) -> None:
     urls = [server.url(PREFIX, folder / f"copy-{each}") for each in range(options.machines)]
-    machines = Machines(urls, options.instances)
+    fleet = spread(options.instances, options.namespaces)
+    machines = Machines(urls, fleet)
     machines.calls[0].send(("fill",))
     machines.calls[0].recv()
     machines.all("begin")
@@ -185,12 +206,13 @@ def measure(server: RedisServer, folder: Path, options: argparse.Namespace) -> N
         server.start()
     for calls in machines.calls:
         calls.send(("given_back", life))
-    while not has_all(server, options.instances) and time.monotonic() < began + MOST_SECS:
+    while not has_all(server, fleet) and time.monotonic() < began + MOST_SECS:
         time.sleep(0.05)
     redis_had = time.monotonic() - began
     had = [calls.recv() - began for calls in machines.calls]
     during = [each for took in machines.all("heartbeats") for each in took]
-    print(f"{options.instances:,} instances, {options.machines} machines, Redis {options.how}")
+    print(f"{options.instances:,} instances in {options.namespaces:,} namespaces,", end=" ")
+    print(f"{options.machines} machines, Redis {options.how}")
     print(f"Redis had all after {redis_had:.1f} s, the machines after", end=" ")
     print(", ".join(f"{each:.1f} s" for each in sorted(had)))
     for name, took in (("before", sorted(before)), ("meanwhile", sorted(during))):

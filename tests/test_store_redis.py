@@ -35,7 +35,7 @@ from registry.stores.redis import server as redis_server
 from registry.stores.redis import store as redis_store
 from registry.stores.redis.following import Follower
 from registry.stores.redis.renewals import Teller
-from registry.stores.redis.server import AnotherLifeError, AwaitedError, Server
+from registry.stores.redis.server import AnotherLifeError, AwaitedError, Call, Server
 from registry.testing import put, sample_instance
 from tests.redis_servers import RedisServer, another_prefix
 from tests.redis_suite import RedisSuite
@@ -763,15 +763,13 @@ def test_what_all_machines_have_is_sent_once_and_fetched_by_none(
     known = here.commit(NS, put(sample_instance(instance_id="web:last"), lease=lease_from(now)))
     wait_until(lambda: there.revision(NS) == known)
     before = {each.id: each.revision for each in here.load(NS).instances}
-    asked: list[str] = []
-    for store in (here, there):
-        genuine = store._server.run
+    asked, genuine = list[str](), redis_server._command
 
-        def run(script: scripts.Script, *arguments: Any, genuine: Any = genuine) -> Any:
-            asked.extend(name for name, each in vars(scripts).items() if each is script)
-            return genuine(script, *arguments)
+    def command(connection: Any, tag: str, script: scripts.Script, arguments: Any) -> Any:
+        asked.extend(name for name, each in vars(scripts).items() if each is script)
+        return genuine(connection, tag, script, arguments)
 
-        monkeypatch.setattr(store._server, "run", run)
+    monkeypatch.setattr(redis_server, "_command", command)
     fragile.forget()
     for store in (here, there):
         wait_until(lambda store=store: store.revision(NS) > known + 1_000)
@@ -799,27 +797,140 @@ def test_what_is_given_back_is_told_in_one_line(
     assert told == ["gave 5 changes in 5 namespaces back to Redis"]
 
 
+def alone_with_many(machines: Machines, count: int) -> tuple[RedisStore, list[Namespace]]:
+    """A store that nobody else works in, with an instance in each of many namespaces."""
+    store = machines.open("here")
+    store._stopping.set()
+    for thread in store._threads:
+        thread.join()
+    namespaces = [Namespace(f"n{number}") for number in range(count)]
+    for namespace in namespaces:
+        store.commit(namespace, put(sample_instance(), lease=lease_from(mono())))
+    return store, namespaces
+
+
+def test_many_namespaces_are_given_back_and_taken_up_in_few_round_trips(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the server knows no script any more; and none holds it up for long."""
+    store, namespaces = alone_with_many(machines, 200)
+    machines.forget()
+    with machines.server.client() as client:
+        client.script_flush()
+    sent: list[int] = []
+    genuine = redis.connection.Connection.send_packed_command
+
+    def send(connection: Any, command: Any, *arguments: Any, **options: Any) -> None:
+        sent.append(b"".join(command).count(b"EVALSHA"))
+        genuine(connection, command, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(redis.connection.Connection, "send_packed_command", send)
+        store._lives.adopt()
+        assert (len(sent) < 100, max(sent)) == (True, 100)
+        sent.clear()
+        store._follower.catch_up_all()
+        assert len(sent) < 10
+    there = machines.open("there")
+    assert set(there.namespaces()) == set(namespaces)
+    for namespace in namespaces:
+        assert there.revision(namespace) == store.revision(namespace)
+        assert there.load(namespace).instances == store.load(namespace).instances
+
+
+def test_a_namespace_that_another_machine_gives_back_holds_up_no_other(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, namespaces = alone_with_many(machines, 5)
+    machines.forget()
+    give_back, given_back = store._lives._give_back, list[Namespace]()
+    waits_for = namespaces[0]
+
+    def given(life: Revision, namespace: Namespace) -> Any:
+        if namespace == waits_for:
+            listing = store._records.listing(life, namespace, "another", takes_up=False)
+            assert (yield from listing) is not None
+        found = yield from give_back(life, namespace)
+        given_back.append(namespace)
+        return found
+
+    monkeypatch.setattr(store._lives, "_give_back", given)
+    store._lives.adopt()
+    assert set(given_back) == set(namespaces)
+    assert given_back[-1] == waits_for
+    there = machines.open("there")
+    for namespace in namespaces:
+        assert there.load(namespace).instances == store.load(namespace).instances
+
+
+def test_many_namespaces_are_given_back_though_the_connection_is_cut(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each may have been asked; and what was cut off is asked for again with all others."""
+    store, namespaces = alone_with_many(machines, 20)
+    machines.forget()
+    genuine, cut = redis_server._exchange_each, list[int]()
+
+    def exchange_each(connection: Any, commands: Any) -> Any:
+        answers = genuine(connection, commands)
+        if len(commands) > 1 and len(cut) < 9 and len(commands) not in cut[-1:]:
+            cut.append(len(commands))
+            raise redis.ConnectionError("cut off")
+        return answers
+
+    monkeypatch.setattr(redis_server, "_exchange_each", exchange_each)
+    store._lives.adopt()
+    assert cut
+    there = machines.open("there")
+    for namespace in namespaces:
+        assert there.load(namespace).instances == store.load(namespace).instances
+
+
+def test_what_is_asked_together_is_bounded() -> None:
+    """In calls, in bytes, and in what is answered; one that is longer goes alone."""
+
+    def portions(*calls: Call) -> list[int]:
+        return [len(each) for each in redis_server._portions(range(len(calls)), calls)]
+
+    small = Call(scripts.TELL, NS, (b"",))
+    long = small._replace(arguments=(b"x" * 700_000,))
+    much = small._replace(most=4_000)
+    assert portions() == []
+    assert portions(*[small] * 250) == [100, 100, 50]
+    assert portions(long, small, long, long._replace(arguments=(b"x" * 9_000_000,)), small) == [
+        2,
+        1,
+        1,
+        1,
+    ]
+    assert portions(much, small, much, much._replace(most=9_000)) == [2, 1, 1]
+
+
 def test_while_one_machine_gives_back_the_others_wait_for_it(machines: Machines) -> None:
     store = machines.open("here")
     store._stopping.set()
     for thread in store._threads:
         thread.join()
-    records, run = store._records, store._server.run
+    run = store._server.run
+
+    def listing(*arguments: Any, takes_up: bool) -> redis_records.Listing | None:
+        return store._server.ask(store._records.listing(*arguments, takes_up=takes_up))
+
     store.commit(NS, put(sample_instance()))
     life, begun_in, run_id, *_ = run(scripts.LIFE, NS, "", "", "", "", "")
     another = Revision(int(life) + 1_000)
     run(scripts.LIFE, NS, another, life, begun_in, run_id, store._server.now())
-    assert records.listing(another, NS, "a", takes_up=False) is not None
-    assert records.listing(another, NS, "b", takes_up=False) is None
+    assert listing(another, NS, "a", takes_up=False) is not None
+    assert listing(another, NS, "b", takes_up=False) is None
     # Since then the clock of Redis was set back.
     meta = store._server.name("meta", NS)
     began = store._server.now() + _DAY_MS
     store._server.call("HSET", meta, "giving", began, namespace=NS)
-    assert records.listing(another, NS, "b", takes_up=False) is not None
-    assert records.listing(another, NS, "a", takes_up=False) is None
-    taken = records.listing(another, NS, "a", takes_up=True)
+    assert listing(another, NS, "b", takes_up=False) is not None
+    assert listing(another, NS, "a", takes_up=False) is None
+    taken = listing(another, NS, "a", takes_up=True)
     assert taken is not None
-    found = records.listing(another, NS, "b", takes_up=False)
+    found = listing(another, NS, "b", takes_up=False)
     assert found is not None
     assert found.is_taken
 
@@ -1157,7 +1268,7 @@ def test_what_came_into_the_copy_while_it_was_given_back_is_given_back(
     give_back, late = store._lives._give_back, put(sample_instance(instance_id="web:2"))
 
     def given_back(life: Revision, namespace: Any) -> Any:
-        given = give_back(life, namespace)
+        given = yield from give_back(life, namespace)
         store._copy.follow(NS, [(Revision(first + 1), late)], None)
         return given
 
@@ -1174,7 +1285,7 @@ def test_a_copy_that_is_taken_up_again_does_not_lose_what_was_written_meanwhile(
     store = machines.open("here")
     store.commit(NS, put(sample_instance()))
     life = store._copy.life()
-    taken_up = store._lives._contents(life, NS)
+    taken_up = store._server.ask(store._lives._contents(life, NS))
     revision = store.commit(NS, put(sample_instance(instance_id="web:2")))
     store._copy.replace(life, {NS: taken_up})
     assert store.revision(NS) == revision

@@ -28,7 +28,7 @@ from registry.store import Commit
 from registry.stores.lmdb import LmdbStore
 from registry.stores.redis.lives import Lives
 from registry.stores.redis.records import ENTRY, Entry, Records
-from registry.stores.redis.server import AnotherLifeError, Server, UnopenedError
+from registry.stores.redis.server import AnotherLifeError, Dialog, Server, UnopenedError
 
 log = logging.getLogger("registry")
 
@@ -107,7 +107,7 @@ class Follower:
             after = self._copy.revision(namespace)
             life = self._copy.life()
             try:
-                fetched = self._records.fetch(life, namespace, after)
+                fetched = self._server.ask(self._records.fetch(life, namespace, after))
             except AnotherLifeError as error:
                 if was_closed and isinstance(error, UnopenedError):
                     return  # nobody ever began it, whoever told of it
@@ -122,9 +122,29 @@ class Follower:
                 return
 
     def catch_up_all(self) -> None:
-        """Bring into the copy what changed since in any namespace; ``StoreError``."""
-        for namespace in self._records.namespaces():
-            self.catch_up(namespace)
+        """Bring into the copy what changed since in any namespace; ``StoreError``.
+
+        Most have little to tell, so the first portion is asked of all together.
+        """
+        namespaces = self._records.namespaces()
+        try:
+            is_done = self._server.ask_each(self._begin_to_catch_up, namespaces)
+        except AnotherLifeError:
+            self._lives.adopt()
+            is_done = {}
+        for namespace in namespaces:
+            if not is_done.get(namespace):
+                self.catch_up(namespace)
+
+    def _begin_to_catch_up(self, namespace: Namespace) -> Dialog[bool]:
+        """Bring the first changes into the copy; whether those were all."""
+        after = self._copy.revision(namespace)
+        life = self._copy.life()
+        fetched = yield from self._records.fetch(life, namespace, after, is_first=True)
+        if fetched.is_far:
+            return False
+        self.take(namespace, after, fetched.entries, fetched.expected)
+        return fetched.is_all
 
     def follow(self, stopping: threading.Event) -> None:
         """Bring changes into the copy as they are made, until it is over."""

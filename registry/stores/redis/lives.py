@@ -19,6 +19,9 @@ nothing is committed before all machines have taken it up that its beginner had 
 before nobody gave anything back for a few seconds, for a machine may be gone. Else a change of what
 another machine gives back later would be decided without that, and replace it.
 
+**Many.** A life is adopted by all namespaces together: what is asked for each is a dialog, and they
+share their round trips (``server.py``).
+
 **Alone.** What a machine wrote while Redis was away has put its copy into a life of its own
 (``LmdbStore.commit_alone``). So it adopts that of Redis before anything else, which may be the one
 in which it was before. Where others changed the same meanwhile, the script compares the two.
@@ -29,10 +32,11 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from operator import itemgetter
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar
 
 from registry.errors import StoreError
 from registry.lease import SystemClock
@@ -42,7 +46,7 @@ from registry.stores.lmdb import Contents, Held, LmdbStore, State, TakenUp
 from registry.stores.lmdb.records import decode_instance
 from registry.stores.redis import scripts
 from registry.stores.redis.records import Listing, Records, heard_of, listed, packed
-from registry.stores.redis.server import AnotherLifeError, Argument, Call, Server
+from registry.stores.redis.server import AnotherLifeError, Argument, Call, Dialog, Server
 
 log = logging.getLogger("registry")
 
@@ -51,6 +55,8 @@ _OFFERED_AT_ONCE = 500
 _AGAIN_SECS = 0.1
 _OPENED_TURNS = 5
 _NOTHING = (Revision(0), Revision(0))
+# After it nothing changed: what is asked is how far a namespace is.
+_BEYOND = Revision(1 << 60)
 # Notes in the copy: of which registry it is one, and who this machine is among the others.
 _COPY_OF, _NODE = "redis/copy-of", "redis/node"
 # And which machines there are, this one among them, as far as it heard of them.
@@ -169,7 +175,7 @@ class Lives:
         them), and ``AnotherLifeError`` where Redis lost something meanwhile.
         """
         with self._copy.locked(_ADOPTING):
-            root = self._look(None)
+            root = self._server.ask(self._look(None))
             if root.life is not None and root.format != str(scripts.FORMAT):
                 raise OtherFormatError(
                     f"Redis at {self._server.shown} has a registry of format {root.format}, "
@@ -183,7 +189,7 @@ class Lives:
                     f"Redis at {self._server.shown} has a registry, and the folder another: "
                     "start with an empty folder, or with an empty Redis"
                 )
-            parts = self._look_at_each(begun.keys() | held.keys())
+            parts = self._server.ask_each(self._look, begun.keys() | held.keys())
             life = root.life
             if life is None or root.run != root.server_run:
                 lost = True
@@ -198,11 +204,12 @@ class Lives:
             begun = self._records.begun() if is_own else self._opened(life, held)
             is_in_place = is_copy or any(held.values())
             while True:
-                for namespace in begun.keys() | held.keys():
-                    if begun.get(namespace) != life:
-                        holds = self._holds(namespace)
-                        self.open(life, namespace, holds=holds, is_first=is_own)
-                        begun[namespace] = life
+                self._open_all(
+                    life,
+                    [each for each in begun.keys() | held.keys() if begun.get(each) != life],
+                    is_first=is_own,
+                )
+                begun |= dict.fromkeys(held, life)
                 if is_copy and self._copy.life() == life:
                     return
                 namespaces = begun.keys() | held.keys()
@@ -219,17 +226,8 @@ class Lives:
             parts = [None, *self._records.namespaces()]
             self._server.run_each([Call(scripts.GIVEN, each, (life, self.node)) for each in parts])
 
-    def _look(self, namespace: Namespace | None) -> _Part:
-        return _Part.of(self._server.run(scripts.LIFE, namespace, "", "", "", "", ""))
-
-    def _look_at_each(self, namespaces: Iterable[Namespace]) -> dict[Namespace, _Part]:
-        calls = [Call(scripts.LIFE, each, ("", "", "", "", "")) for each in namespaces]
-        parts = {}
-        for call, answer in zip(calls, self._server.run_each(calls), strict=True):
-            if isinstance(answer, Exception):
-                raise answer
-            parts[cast(Namespace, call.namespace)] = _Part.of(answer)
-        return parts
+    def _look(self, namespace: Namespace | None) -> Dialog[_Part]:
+        return _Part.of((yield Call(scripts.LIFE, namespace, ("", "", "", "", ""))))
 
     def _begin(
         self, root: _Part, parts: Iterable[_Part], *, is_copy: bool
@@ -265,53 +263,69 @@ class Lives:
             begun = self._records.begun()
         return begun
 
-    def _holds(self, namespace: Namespace) -> bool:
-        return self._copy.namespaces().get(namespace, 0) > 0 or self._look(namespace).size > 0
+    def _open_all(
+        self, life: Revision, namespaces: Collection[Namespace], *, is_first: bool
+    ) -> None:
+        """Have namespaces begun in a life, with a claim for each that holds instances."""
+        sizes = self._copy.namespaces()
+
+        def open_one(namespace: Namespace) -> Dialog[None]:
+            holds = sizes.get(namespace, 0) > 0 or (yield from self._look(namespace)).size > 0
+            yield from self._open(life, namespace, holds=holds, most=None, is_first=is_first)
+
+        self._server.ask_each(open_one, namespaces)
 
     def open(
-        self,
-        life: Revision,
-        namespace: Namespace,
-        *,
-        holds: bool,
-        most: int | None = None,
-        is_first: bool = False,
+        self, life: Revision, namespace: Namespace, *, holds: bool, most: int | None = None
     ) -> bool:
         """Have a namespace begun in a life; ``StoreError``, ``AnotherLifeError``.
 
         Where it ``holds`` instances, or is to: whether it may, ``most`` namespaces at a time.
+        """
+        for _ in range(2):
+            claimed = self._server.ask(
+                self._open(life, namespace, holds=holds, most=most, is_first=False)
+            )
+            if claimed is None:
+                return True
+            self._yield(life, claimed)
+        return False
+
+    def _open(
+        self, life: Revision, namespace: Namespace, *, holds: bool, most: int | None, is_first: bool
+    ) -> Dialog[list[bytes] | None]:
+        """Have a namespace begun; or those that have all the claims that there may be.
+
         ``is_first``: this machine began the life, so none can have taken it up before; else one may
         have, without this namespace, and what is given back of it is a change.
         """
-        server = self._server
-        asked = (life, namespace, "1" if holds else "", "" if most is None else most)
-        begun, claim, told, awaited = server.run(scripts.OPEN, None, *asked)
+        asked = life, namespace, "1" if holds else "", "" if most is None else most
+        begun, claim, told, awaited = yield Call(scripts.OPEN, None, asked)
         if holds and not claim:
-            self._yield(life, told)
-            begun, claim, told, awaited = server.run(scripts.OPEN, None, *asked)
-            if not claim:
-                return False
+            return list(told)
         is_begun = begun != b"" and int(begun) == life
         if not is_begun:
-            part = self._look(namespace)
+            part = yield from self._look(namespace)
             if part.life is None or part.life < life:
-                now = server.now()
-                may_be_taken = "" if is_first else "1"
-                server.run(scripts.LIFE, namespace, life, *part.seen(), now, may_be_taken, *awaited)
-        server.run(scripts.OPENED, namespace, life, claim, *told)
+                now, may_be_taken = self._server.now(), "" if is_first else "1"
+                begins = life, *part.seen(), now, may_be_taken, *awaited
+                yield Call(scripts.LIFE, namespace, begins)
+        yield Call(scripts.OPENED, namespace, (life, claim, *told))
         if not is_begun:
-            server.run(scripts.BEGUN, None, life, namespace)
-        return True
+            yield Call(scripts.BEGUN, None, (life, namespace))
+        return None
 
     def _yield(self, life: Revision, claimed: Iterable[bytes]) -> None:
         """Take the claims from namespaces that are empty."""
-        held = self._copy.namespaces()
-        for name in claimed:
-            namespace = Namespace(name.decode())
-            if held.get(namespace) == 0:
-                claim = self._server.run(scripts.YIELD, namespace, life)
-                if claim:
-                    self._server.run(scripts.YIELDED, None, life, namespace, claim)
+
+        def take(namespace: Namespace) -> Dialog[None]:
+            claim = yield Call(scripts.YIELD, namespace, (life,))
+            if claim:
+                yield Call(scripts.YIELDED, None, (life, namespace, claim))
+
+        sizes = self._copy.namespaces()
+        named = [Namespace(name.decode()) for name in claimed]
+        self._server.ask_each(take, [each for each in named if sizes.get(each) == 0])
 
     def fence(self, lock: str, token: int) -> None:
         """Have all namespaces refuse what is fenced with an earlier token; ``StoreError``."""
@@ -346,21 +360,21 @@ class Lives:
         self, life: Revision, namespaces: Iterable[Namespace]
     ) -> dict[Namespace, _Given]:
         """Give back what Redis lacks of each, and say in one line how much that was."""
-        given = {each: self._give_back(life, each) for each in namespaces}
+        given = self._server.ask_each(partial(self._give_back, life), namespaces)
         counts = [found.taken for found in given.values() if found.taken]
         if counts:
             log.warning("gave %d changes in %d namespaces back to Redis", sum(counts), len(counts))
         return given
 
-    def _give_back(self, life: Revision, namespace: Namespace) -> _Given:
+    def _give_back(self, life: Revision, namespace: Namespace) -> Dialog[_Given]:
         """Offer Redis what the copy has, as far as that is later than what Redis has."""
         records, node = self._records, self.node
         while True:
             held = self._copy.offering.held(namespace)
-            theirs = records.listing(life, namespace, node, takes_up=False)
+            theirs = yield from records.listing(life, namespace, node, takes_up=False)
             if theirs is not None:
                 break
-            time.sleep(_AGAIN_SECS)
+            yield None
         states, written, count = theirs.states, held.written, 0
         if held.former_life == life and written:
             wanted = [name for name in written if name in held.revisions]
@@ -373,14 +387,14 @@ class Lives:
                 or (name in written and revision != known)
             ]
         if wanted or held.unlisted_overrides or not theirs.is_taken:
-            count = self._offer(life, namespace, held, wanted)
-            theirs = records.listing(life, namespace, node, takes_up=True)
+            count = yield from self._offer(life, namespace, held, wanted)
+            theirs = yield from records.listing(life, namespace, node, takes_up=True)
             assert theirs is not None
         return _Given(held, theirs, count)
 
     def _offer(
         self, life: Revision, namespace: Namespace, held: Held, wanted: Sequence[bytes]
-    ) -> int:
+    ) -> Dialog[int]:
         """Offer some of what is held; how much of it was taken."""
         expected = self._copy.expected_clients(namespace)
         unlisted = [
@@ -397,15 +411,9 @@ class Lives:
             ]
             told = packed(value for each in (*items, *unlisted) for value in each)
             unlisted = []
-            given += self._server.run(
-                scripts.OFFER,
-                namespace,
-                life,
-                self._server.now(),
-                self.node,
-                "" if expected is None else expected,
-                told,
-            )
+            now, counted = self._server.now(), "" if expected is None else expected
+            offered = life, now, self.node, counted, told
+            given += yield Call(scripts.OFFER, namespace, offered, max(1, len(items)))
         return given
 
     def _item(self, held: Held, state: State) -> tuple[bytes, ...]:
@@ -437,8 +445,10 @@ class Lives:
         known = {each: found.held.revision for each, found in given.items()}
         if not is_in_place or any(each.listing.complete_after != life for each in given.values()):
             return self._replace(life, known)
-        heard = self._heard(given)
-        taken = {each: self._differences(life, each, found) for each, found in given.items()}
+        heard = self._server.ask_each(self._records.last_batch, given)
+        taken = self._server.ask_each(
+            lambda each: self._differences(life, each, given[each]), given
+        )
         for namespace in given:
             self._copy.offering.touch(namespace, self._clock.mono_ms())
         if not self._copy.take_up(life, taken, known):
@@ -447,7 +457,7 @@ class Lives:
         self._note_copy(heard)
         return True
 
-    def _differences(self, life: Revision, namespace: Namespace, given: _Given) -> TakenUp:
+    def _differences(self, life: Revision, namespace: Namespace, given: _Given) -> Dialog[TakenUp]:
         held, listing, _ = given
         names = [
             name
@@ -455,7 +465,7 @@ class Lives:
             if held.revisions.get(name) != revision
         ]
         decided = []
-        for entry in self._records.named(life, namespace, names):
+        for entry in (yield from self._records.named(life, namespace, names)):
             lease = None if entry.lease is None else self._from_now(entry.lease[0])
             decided.append((entry.revision, entry.commit._replace(lease=lease)))
         lacking = [name for name in held.revisions if name not in listing.states]
@@ -466,48 +476,48 @@ class Lives:
                 gone = Commit(instance.key, state.revision, None, now, instance, remove=True)
                 decided.append((state.revision, gone))
         decided.sort(key=itemgetter(0))
-        expected = self._records.fetch(life, namespace, Revision(1 << 60)).expected
-        overrides = self._records.overrides(namespace)
-        return TakenUp(listing.revision, listing.complete_after, decided, overrides, expected)
+        standing = yield from self._records.fetch(life, namespace, _BEYOND, is_first=True)
+        overrides = yield from self._records.overrides(namespace)
+        return TakenUp(
+            listing.revision, listing.complete_after, decided, overrides, standing.expected
+        )
 
     def _replace(self, life: Revision, known: Mapping[Namespace, Revision] | None = None) -> bool:
         namespaces = self._records.namespaces()
-        heard = self._heard(namespaces)
-        contents = {each: self._contents(life, each) for each in namespaces}
+        heard = self._server.ask_each(self._records.last_batch, namespaces)
+        contents = self._server.ask_each(partial(self._contents, life), namespaces)
         if not self._copy.replace(life, contents, known):
             return False
         self._note_copy(heard)
         return True
-
-    def _heard(self, namespaces: Iterable[Namespace]) -> dict[Namespace, bytes]:
-        """The last batch of renewals of each namespace."""
-        server = self._server
-        return {
-            each: server.call("GET", server.name("told", each), namespace=each) or b"0"
-            for each in namespaces
-        }
 
     def _note_copy(self, heard: Mapping[Namespace, bytes]) -> None:
         for namespace, number in heard.items():
             self._copy.set_note(heard_of(namespace), number)
         self._copy.set_note(_COPY_OF, self._prefix.encode())
 
-    def _contents(self, life: Revision, namespace: Namespace) -> Contents:
+    def _contents(self, life: Revision, namespace: Namespace) -> Dialog[Contents]:
         """All that Redis has of a namespace: page by page, and then what changed meanwhile."""
         records = self._records
         while True:
-            first = records.fetch(life, namespace, Revision(1 << 60)).revision
-            overrides = records.overrides(namespace)
+            standing = yield from records.fetch(life, namespace, _BEYOND, is_first=True)
+            first = standing.revision
+            overrides = yield from records.overrides(namespace)
             instances: dict[InstanceKey, Instance] = {}
             leases: dict[InstanceKey, Lease] = {}
-            for key, record, listed_lease in records.pages(life, namespace):
-                instances[key] = listed(record)
-                if listed_lease is not None:
-                    leases[key] = self._from_now(listed_lease)
+            cursor: bytes | None = None
+            while cursor != b"0":
+                cursor, page = yield from records.page(life, namespace, cursor)
+                for key, record, listed_lease in page:
+                    instances[key] = listed(record)
+                    if listed_lease is not None:
+                        leases[key] = self._from_now(listed_lease)
             log_after = Revision(0)
             changes: dict[bytes, tuple[Revision, Commit]] = {}
             while True:
-                fetched = records.fetch(life, namespace, log_after, known_until=first)
+                fetched = yield from records.fetch(
+                    life, namespace, log_after, known_until=first, is_first=not log_after
+                )
                 for at, told, lease, name in fetched.entries:
                     log_after, commit = at, told
                     known = instances.get(commit.key)

@@ -22,7 +22,7 @@ from registry.model import (
 from registry.store import Commit
 from registry.stores.lmdb.records import decode_instance, encode_instance
 from registry.stores.redis import scripts
-from registry.stores.redis.server import Argument, Server
+from registry.stores.redis.server import Argument, Call, Command, Dialog, Server
 
 
 def heard_of(namespace: Namespace) -> str:
@@ -36,6 +36,8 @@ ENTRY = 6
 _FETCHED_AT_ONCE = 1_000
 _PAGE = 1_000
 _LISTED_AT_ONCE = 5_000
+# The first portion of anything: where many are asked for theirs together, most have no more.
+_FIRST = 50
 _REMOVED, _OF_OVERRIDE, _EVICTED = 4, 2, 1
 
 
@@ -96,14 +98,19 @@ class Records:
         """Those that were begun; ``StoreError``."""
         return [namespace for namespace, life in self.begun().items() if life is not None]
 
-    def overrides(self, namespace: Namespace) -> dict[str, InstanceStatus]:
+    def overrides(self, namespace: Namespace) -> Dialog[dict[str, InstanceStatus]]:
         """The overrides of a namespace, by the instance's id; ``StoreError``."""
         name = self._server.name("override", namespace)
-        stored = self._server.call("HGETALL", name, namespace=namespace)
+        stored = yield Command(("HGETALL", name), namespace, _FIRST)
         return {
             each.decode(): InstanceStatus(word.decode())
             for each, word in zip(stored[::2], stored[1::2], strict=True)
         }
+
+    def last_batch(self, namespace: Namespace) -> Dialog[bytes]:
+        """The number of the last batch of renewals in a namespace; ``StoreError``."""
+        told = yield Command(("GET", self._server.name("told", namespace)), namespace)
+        return told or b"0"
 
     def pages(
         self, life: Revision, namespace: Namespace
@@ -113,13 +120,23 @@ class Records:
         It is read page by page: what changes meanwhile may be missing, or come twice.
         ``StoreError``, ``AnotherLifeError``.
         """
-        cursor = b"0"
-        while True:
-            cursor, page = self._server.run(scripts.PAGE, namespace, life, cursor, _PAGE)
-            for name, record, lease in zip(page[::3], page[1::3], page[2::3], strict=True):
-                yield key_of(name), record, self.lease(lease)[0] if lease else None
-            if cursor == b"0":
-                return
+        cursor: bytes | None = None
+        while cursor != b"0":
+            cursor, page = self._server.ask(self.page(life, namespace, cursor))
+            yield from page
+
+    def page(
+        self, life: Revision, namespace: Namespace, cursor: bytes | None
+    ) -> Dialog[tuple[bytes, list[tuple[InstanceKey, bytes, Lease | None]]]]:
+        """One of the ``pages``, and where the next begins: none after ``b"0"``."""
+        most = min(_PAGE, _FIRST) if cursor is None else _PAGE
+        asked = life, cursor or b"0", most
+        cursor, page = yield Call(scripts.PAGE, namespace, asked, most)
+        found = [
+            (key_of(name), record, self.lease(lease)[0] if lease else None)
+            for name, record, lease in zip(page[::3], page[1::3], page[2::3], strict=True)
+        ]
+        return cursor, found
 
     def fetch(
         self,
@@ -128,19 +145,17 @@ class Records:
         after: Revision,
         *,
         known_until: Revision | None = None,
-    ) -> Fetched:
+        is_first: bool = False,
+    ) -> Dialog[Fetched]:
         """What changed after a revision; ``StoreError``, ``AnotherLifeError``.
 
         With ``known_until`` all that is there is told, but without what is listed since then.
+        ``is_first``: this is one of many, of which most have little to tell.
         """
-        revision, trimmed, expected, is_far, found = self._server.run(
-            scripts.FETCH,
-            namespace,
-            life,
-            after,
-            _FETCHED_AT_ONCE,
-            "" if known_until is None else known_until,
-        )
+        most = min(_FETCHED_AT_ONCE, _FIRST) if is_first else _FETCHED_AT_ONCE
+        known = "" if known_until is None else known_until
+        told = yield Call(scripts.FETCH, namespace, (life, after, most, known), most)
+        revision, trimmed, expected, is_far, found = told
         entries = self.entries(found)
         return Fetched(
             Revision(int(revision)),
@@ -148,7 +163,7 @@ class Records:
             int(expected) if expected else None,
             is_far == b"1",
             entries,
-            len(entries) < _FETCHED_AT_ONCE,
+            len(entries) < most,
         )
 
     def entries(self, told: list[bytes]) -> list[Entry]:
@@ -178,17 +193,20 @@ class Records:
             found.append(Entry(revision, commit, self.lease(lease) if lease else None, name))
         return found
 
-    def named(self, life: Revision, namespace: Namespace, names: list[bytes]) -> list[Entry]:
+    def named(
+        self, life: Revision, namespace: Namespace, names: list[bytes]
+    ) -> Dialog[list[Entry]]:
         """The last changes of what has these names; ``StoreError``, ``AnotherLifeError``."""
         found: list[Entry] = []
         for start in range(0, len(names), _PAGE):
-            portion = packed(names[start : start + _PAGE])
-            found += self.entries(self._server.run(scripts.NAMED, namespace, life, portion))
+            portion = names[start : start + _PAGE]
+            arguments = life, packed(portion)
+            found += self.entries((yield Call(scripts.NAMED, namespace, arguments, len(portion))))
         return found
 
     def listing(
         self, life: Revision, namespace: Namespace, node: str, *, takes_up: bool
-    ) -> Listing | None:
+    ) -> Dialog[Listing | None]:
         """Which states Redis has; None while another node gives back: ask again soon.
 
         With ``takes_up`` the node has no more to give that is not another change.
@@ -196,21 +214,21 @@ class Records:
         """
         states: dict[bytes, tuple[Revision, Revision]] = {}
         first: tuple[Revision, Revision, bool] | None = None
-        after = b""
+        after, most = b"", min(_FIRST, _LISTED_AT_ONCE)
         while True:
-            revision, trimmed, is_taken, told, last = self._server.run(
-                scripts.LISTING, namespace, life, node, after, _LISTED_AT_ONCE, int(takes_up)
-            )
+            arguments = life, node, after, most, int(takes_up)
+            told = yield Call(scripts.LISTING, namespace, arguments, most)
+            revision, trimmed, is_taken, listed_states, last = told
             if not revision:
                 return None
             if first is None:
                 first = Revision(int(revision)), Revision(int(trimmed)), is_taken == b"1"
-            values = unpacked(told)
+            values = unpacked(listed_states)
             for name, number, before in zip(values[::3], values[1::3], values[2::3], strict=True):
                 states[name] = Revision(int(number)), Revision(int(before or number))
-            if len(values) < 3 * _LISTED_AT_ONCE:
+            if len(values) < 3 * most:
                 return Listing(*first, states)
-            after = last
+            after, most = last, _LISTED_AT_ONCE
 
     def sent(self, commit: Commit) -> tuple[Argument, ...]:
         """A commit in Redis' words."""

@@ -11,6 +11,10 @@ further than it must.
 **Unknown.** A call that was cut off may have been executed. It is repeated until it is answered,
 for a while: the scripts are such that this is the same as once (a group of commits has an id).
 Where that is in vain, others do not wait for as long again.
+
+**Together.** What is to be asked of many namespaces is written for one of them, as a *dialog*: a
+generator that yields what it asks and is sent the answer. Dialogs are held together, and what each
+asks next goes to its server in one round trip with what the others ask.
 """
 
 from __future__ import annotations
@@ -18,9 +22,9 @@ from __future__ import annotations
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import redis
 
@@ -44,7 +48,17 @@ _ELSEWHERE = (
 # What is not allowed in a script has no code of its own: in Redis 7.0, and since 7.2 and in Valkey.
 _FORBIDDEN = ("The user executing the script can't", "ACL failure in script")
 
+# What goes to a server in one round trip at most: so many calls, bytes, and entries in the answers.
+# It serves nobody else meanwhile, and is to begin its answer within a second.
+_CALLS_AT_ONCE, _BYTES_AT_ONCE, _ENTRIES_AT_ONCE = 100, 1 << 20, 5_000
+_WAITS_SECS = 0.1
+
 Argument = bytes | str | int
+_T = TypeVar("_T")
+
+
+# In the place of an answer: it was not asked, or nobody answered.
+_UNANSWERED = object()
 
 
 class AwayError(StoreAwayError):
@@ -74,6 +88,25 @@ class Call(NamedTuple):
     script: Script
     namespace: Namespace | None
     arguments: tuple[Argument, ...]
+    most: int = 1
+    """How many entries it may be answered with."""
+
+
+class Command(NamedTuple):
+    """A plain command that is to be called on a key of a namespace or the root, whole."""
+
+    words: tuple[Argument, ...]
+    namespace: Namespace | None
+    most: int = 1
+    """How many entries it may be answered with."""
+
+
+Dialog = Generator[Call | Command | None, Any, _T]
+"""What is asked one after another, and what comes of it.
+
+It yields what it asks, and is sent the answer, or thrown the ``StoreError`` or
+``AnotherLifeError``. With None it waits a moment.
+"""
 
 
 class Server:
@@ -126,53 +159,149 @@ class Server:
         with self._failures():
             return self._tried(self._tag(namespace), script, arguments)
 
+    def ask(self, dialog: Dialog[_T]) -> _T:
+        """What comes of a dialog; ``StoreError``, ``AnotherLifeError``."""
+        return self._held([dialog])[0]
+
+    def ask_each(
+        self, dialog: Callable[[Namespace], Dialog[_T]], namespaces: Iterable[Namespace]
+    ) -> dict[Namespace, _T]:
+        """What comes of a dialog about each namespace, which goes on as if it were the only one.
+
+        Their calls go together, of a hundred dialogs at a time: where one is over, the next begins.
+        Those that wait do so as long as others go on. What one of them raises ends them all:
+        ``StoreError``, ``AnotherLifeError``.
+        """
+        asked = list(namespaces)
+        return dict(zip(asked, self._held(map(dialog, asked)), strict=True))
+
+    def _held(self, dialogs: Iterable[Dialog[_T]]) -> list[_T]:
+        """What comes of dialogs that are held together."""
+        outcomes: dict[int, _T] = {}
+        asked: dict[int, tuple[Dialog[_T], Call | Command]] = {}
+        waiting: dict[int, Dialog[_T]] = {}
+
+        def go_on(place: int, dialog: Dialog[_T], answer: Any) -> None:
+            try:
+                if isinstance(answer, Exception):
+                    question = dialog.throw(answer)
+                else:
+                    question = dialog.send(answer)
+            except StopIteration as over:
+                outcomes[place] = over.value
+                return
+            if question is None:
+                waiting[place] = dialog
+            else:
+                asked[place] = dialog, question
+
+        coming = enumerate(dialogs)
+        while True:
+            while len(asked) + len(waiting) < _CALLS_AT_ONCE:
+                following = next(coming, None)
+                if following is None:
+                    break
+                go_on(*following, None)
+            if asked:
+                going, asked = asked, {}
+                answers = self._answers([question for _, question in going.values()])
+                for (place, (dialog, question)), answer in zip(going.items(), answers, strict=True):
+                    if answer is _UNANSWERED:
+                        asked[place] = dialog, question
+                    else:
+                        go_on(place, dialog, answer)
+            elif waiting:
+                time.sleep(_WAITS_SECS)
+                awaking, waiting = waiting, {}
+                for place, dialog in awaking.items():
+                    go_on(place, dialog, None)
+            else:
+                return [outcomes[place] for place in range(len(outcomes))]
+
+    def _answers(self, questions: Sequence[Call | Command]) -> list[Any]:
+        """What is answered, or the error in its place; some may be ``_UNANSWERED`` yet.
+
+        Where a server could not be reached, the first of its questions is asked by itself, which is
+        tried for a while.
+        """
+        answers = self._each(questions, waits=False)
+        was_away = False
+        for place, answer in enumerate(answers):
+            if isinstance(answer, AwayError):
+                answers[place] = _UNANSWERED if was_away else self._alone(questions[place])
+                was_away = True
+        return answers
+
+    def _alone(self, question: Call | Command) -> Any:
+        """What is answered, or the error."""
+        try:
+            if isinstance(question, Command):
+                return self.call(*question.words, namespace=question.namespace)
+            return self.run(question.script, question.namespace, *question.arguments)
+        except (StoreError, AnotherLifeError) as error:
+            return error
+
     def run_each(self, calls: Sequence[Call]) -> list[Any]:
         """What scripts return that are called together, each once, as ``run`` does.
 
-        Those for one server are one round trip. One that cannot be asked fails no other: in the
-        place of an answer is the ``StoreError`` or ``AnotherLifeError``.
+        Those for one server are one round trip, or a few where they are many. One that cannot be
+        asked fails no other: in the place of an answer is the ``StoreError`` or
+        ``AnotherLifeError``.
         """
-        answers: list[Any] = [None] * len(calls)
+        return self._each(calls, waits=True)
+
+    def _each(self, questions: Sequence[Call | Command], *, waits: bool) -> list[Any]:
+        answers: list[Any] = [None] * len(questions)
         by_pool: dict[Any, list[int]] = {}
-        for place, call in enumerate(calls):
+        for place, question in enumerate(questions):
             try:
                 with self._failures():
-                    pool = self._topology.pool(self._tag(call.namespace))
+                    pool = self._topology.pool(self._tag(question.namespace))
                     by_pool.setdefault(pool, []).append(place)
             except StoreError as error:
                 answers[place] = error
         for pool, places in by_pool.items():
-            try:
-                with self._failures():
-                    told = self._together(pool, [calls[place] for place in places])
-            except StoreError as error:
-                told = [error] * len(places)
-            for place, answer in zip(places, told, strict=True):
-                answers[place] = answer
-                if isinstance(answer, redis.ResponseError):
-                    call = calls[place]
-                    try:
-                        answers[place] = self.run(call.script, call.namespace, *call.arguments)
-                    except (StoreError, AnotherLifeError) as error:
-                        answers[place] = error
+            away: AwayError | None = None
+            for portion in _portions(places, questions):
+                try:
+                    if away is not None:
+                        raise away
+                    with self._failures():
+                        if not waits:
+                            self._check(pool)
+                        told = self._together(pool, [questions[place] for place in portion])
+                except StoreError as error:
+                    told = [error] * len(portion)
+                    away = error if isinstance(error, AwayError) else None
+                for place, answer in zip(portion, told, strict=True):
+                    answers[place] = answer
+                    if isinstance(answer, redis.ResponseError):
+                        answers[place] = self._alone(questions[place])
         return answers
 
-    def _together(self, pool: Any, calls: Sequence[Call]) -> list[Any]:
-        """What scripts return at one server, or the error that it answers."""
-        answers: list[Any] = []
+    def _together(self, pool: Any, questions: Sequence[Call | Command]) -> list[Any]:
+        """What is answered at one server, or the error that it answers."""
         with self._watched(pool), _connection(pool) as connection:
-            commands = [
-                _command(connection, self._tag(call.namespace), call.script, call.arguments)
-                for call in calls
+            commands = [self._words(connection, question) for question in questions]
+            answers = _exchange_each(connection, commands)
+            unknown = [
+                place
+                for place, answer in enumerate(answers)
+                if isinstance(answer, redis.exceptions.NoScriptError)
             ]
-            with _closed_meanwhile():
-                connection.send_packed_command([b"".join(map(_packed, commands))])
-                for _ in calls:
-                    try:
-                        answers.append(connection.read_response())
-                    except redis.ResponseError as error:
-                        answers.append(error)
+            if unknown:
+                for text in {_text_of(questions[place]) for place in unknown}:
+                    _exchange(connection, ("SCRIPT", "LOAD", text))
+                again = _exchange_each(connection, [commands[place] for place in unknown])
+                for place, answer in zip(unknown, again, strict=True):
+                    answers[place] = answer
         return answers
+
+    def _words(self, connection: Any, question: Call | Command) -> tuple[Argument, ...]:
+        if isinstance(question, Command):
+            return question.words
+        tag = self._tag(question.namespace)
+        return _command(connection, tag, question.script, question.arguments)
 
     def call(
         self, *command: Argument, namespace: Namespace | None = None, waits: bool = False
@@ -440,6 +569,43 @@ def _run(connection: Any, tag: str, script: Script, arguments: Sequence[Argument
     except redis.exceptions.NoScriptError:
         _exchange(connection, ("SCRIPT", "LOAD", script.text))
     return _exchange(connection, command)
+
+
+def _text_of(question: Call | Command) -> str:
+    assert isinstance(question, Call)
+    return question.script.text
+
+
+def _portions(places: Iterable[int], questions: Sequence[Call | Command]) -> Iterator[list[int]]:
+    """What goes to a server in one round trip each."""
+    portion: list[int] = []
+    size = entries = 0
+    for place in places:
+        question = questions[place]
+        words = question.words if isinstance(question, Command) else question.arguments
+        asks = sum(len(each) for each in words if not isinstance(each, int))
+        is_full = len(portion) == _CALLS_AT_ONCE or size + asks > _BYTES_AT_ONCE
+        if portion and (is_full or entries + question.most > _ENTRIES_AT_ONCE):
+            yield portion
+            portion, size, entries = [], 0, 0
+        portion.append(place)
+        size += asks
+        entries += question.most
+    if portion:
+        yield portion
+
+
+def _exchange_each(connection: Any, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+    """What several commands are answered that are sent together, or the server's errors."""
+    answers: list[Any] = []
+    with _closed_meanwhile():
+        connection.send_packed_command([b"".join(map(_packed, commands))])
+        for _ in commands:
+            try:
+                answers.append(connection.read_response())
+            except redis.ResponseError as error:
+                answers.append(error)
+    return answers
 
 
 def _exchange(connection: Any, command: tuple[Argument, ...]) -> Any:
