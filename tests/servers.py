@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,6 +61,26 @@ def counted(patch: pytest.MonkeyPatch, owner: Any, name: str) -> list[None]:
 
     patch.setattr(owner, name, call)
     return calls
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A file system of a few megabytes of its own; to mount it takes root."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Write to a disk until it is full; the file to be deleted when it is to have space again."""
+    ballast = disk / "ballast"
+    with ballast.open("wb") as file, contextlib.suppress(OSError):
+        while file.write(b"x" * 65_536):
+            file.flush()
+    return ballast
 
 
 def ended_gently(process: subprocess.Popen[bytes]) -> None:

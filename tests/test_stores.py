@@ -321,6 +321,19 @@ def test_a_change_of_another_process_is_seen_right_after_an_own_one(
             assert store.revision(NS) == other.revision(NS) == revision
 
 
+def test_one_process_leads_until_it_says_so_no_longer(store: LmdbStore, other: Elsewhere) -> None:
+    assert store.lead(10_000, 1_000)
+    assert not other.lead(10_999, 1_000)
+    assert store.lead(10_900, 1_000)
+    assert not other.lead(11_800, 1_000)
+    assert other.lead(11_900, 1_000)
+    assert not store.lead(12_000, 1_000)
+    assert other.lead(12_100, 0)
+    assert store.lead(12_101, 1_000)
+    # What says that another leads for years is nonsense.
+    assert other.lead(-(10**9), 1_000)
+
+
 def test_renewals_survive_a_restart(tmp_path: Path) -> None:
     key = sample_instance().key
     store = LmdbStore(tmp_path / "store")

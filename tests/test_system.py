@@ -11,8 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,10 @@ from tests.servers import (
     ROOT,
     RegistryServer,
     Reply,
+    fill,
     instance_body,
     send,
+    small_disk,
     wait_until,
 )
 
@@ -301,17 +302,6 @@ def test_a_paused_server_evicts_nobody_for_it(tmp_path: Path, stored: Stored) ->
         assert "got their time back" in server.log()
 
 
-@contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """A file system of a few megabytes of its own."""
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="a file system is mounted, which takes root")
 def test_a_full_disk_refuses_writes_answers_reads_and_recovers(tmp_path: Path) -> None:
     with (
@@ -319,13 +309,7 @@ def test_a_full_disk_refuses_writes_answers_reads_and_recovers(tmp_path: Path) -
         RegistryServer(tmp_path, env={"STORE_URL": f"lmdb:{disk / 'store'}"}) as server,
     ):
         server.register("WEB", "web:1")
-        ballast = disk / "ballast"
-        with ballast.open("wb") as file:
-            try:
-                while file.write(b"x" * 65_536):
-                    file.flush()
-            except OSError:
-                pass
+        ballast = fill(disk)
         refused = None
         written = {"web:1"}
         for number in range(2, 400):

@@ -28,10 +28,10 @@ renewers, who play the reader's part, write too.
 
 **Format**, in words of eight bytes: a header (word 0 is the version; 1 when it was last noted that
 the server runs and 2 how long it did not, for running time; 3 how many openers there were at once
-at most; 4 the number of the store's format; from 512 on ``began`` of each opener), then slots of
-four words: deadline and generation, duration, last renewal, last renewal by the client itself. A
-slot may instead count renewals: words 0 and 1 are the windows of even and odd number, the window's
-number and its count in one word.
+at most; 4 the number of the store's format; 5 which opener leads, from 1 on, and 6 until when; from
+512 on ``began`` of each opener), then slots of four words: deadline and generation, duration, last
+renewal, last renewal by the client itself. A slot may instead count renewals: words 0 and 1 are the
+windows of even and odd number, the window's number and its count in one word.
 
 **Validity.** The file belongs to one boot of the machine, since deadlines do. A slot's words are of
 the lease that the store gives this slot and the generation in word 0; of no lease where the
@@ -82,7 +82,8 @@ _INITIAL_SLOTS = 1024
 _OWNERS = 1024
 VERSION = 0
 """Where the version is in ``LeaseFile.words``."""
-_VERSION, _ALIVE, _OUTAGES, _OPENERS, _FORMAT, _BEGAN = VERSION, 1, 2, 3, 4, 512
+_VERSION, _ALIVE, _OUTAGES, _OPENERS, _FORMAT, _LEADER, _LEADS_UNTIL = VERSION, 1, 2, 3, 4, 5, 6
+_BEGAN = 512
 _SLACK_MS = 60_000
 _MOST = 1 << 60
 _BIAS = 1 << 62  # instants may lie before the boot; 0 is none at all
@@ -178,6 +179,16 @@ class LeaseFile:
         if alive:
             now_mono_ms = min(now_mono_ms, alive - _BIAS + PAUSE_MS)
         return now_mono_ms - (self._words[_OUTAGES] - _BIAS)
+
+    def is_led(self, now_mono_ms: int) -> bool:
+        """Whether another opener leads; what says so of long after now is nonsense."""
+        ahead_ms = self._words[_LEADS_UNTIL] - _BIAS - now_mono_ms
+        return self._words[_LEADER] != self.owner + 1 and 0 < ahead_ms <= _SLACK_MS
+
+    def lead(self, until_mono_ms: int) -> None:
+        """Lead until an instant, or until it is said again; only under ``lock``."""
+        self._words[_LEADER] = self.owner + 1
+        self._words[_LEADS_UNTIL] = until_mono_ms + _BIAS
 
     def skip_to(self, version: int) -> None:
         """Go on from a version that others know; for a file that is new, and alone with it."""

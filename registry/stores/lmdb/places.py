@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from registry.errors import StoreError
+from registry.errors import StoreError, StoreGoneError
 from registry.model import InstanceKey, Lease, Namespace
 from registry.store import Due
 from registry.stores.lmdb.environment import Environment, items, key_of
@@ -267,10 +267,29 @@ class Places:
             time.sleep(_PAUSE_SECS)
         return Due(expired, leases, earliest if leases > len(expired) else None)
 
+    # Leading.
+
+    def lead(self, now_mono_ms: int, ttl_ms: int) -> bool:
+        """Whether this process leads those that have the store open, for so long from now.
+
+        One of them does. All of it stands in the lease file, so that a full disk takes it from
+        nobody.
+        """
+        if self._live.is_led(now_mono_ms):
+            return False
+        with self.alone():
+            if self._live.is_led(now_mono_ms):
+                return False
+            self._live.lead(now_mono_ms + ttl_ms)
+        return True
+
     # Counting.
 
-    def counter(self, namespace: Namespace) -> int:
-        """The slot in which this process counts the renewals of a namespace."""
+    def counter(self, namespace: Namespace) -> int | None:
+        """The slot in which this process counts the renewals of a namespace.
+
+        None where it has none yet and the disk is full: renewals are accepted uncounted then.
+        """
         slot = self.counters.get(namespace)
         if slot is None:
             key = b"counter\0" + namespace.encode() + b"\0" + U64.pack(self._live.owner)
@@ -284,13 +303,19 @@ class Places:
                     txn.put(key, U64.pack(stored), db=self._env.meta)
                 return stored
 
-            slot = self.counters[namespace] = self._env.write(write)
+            try:
+                slot = self.counters[namespace] = self._env.write(write)
+            except StoreGoneError:
+                raise
+            except StoreError:
+                return None
         return slot
 
     def count_renewals(self, namespace: Namespace, window: int, count: int) -> None:
         """Count so many renewals of elsewhere in a window."""
-        if count > 0:
-            self._live.count(self.counter(namespace), window, count)
+        counter = self.counter(namespace) if count > 0 else None
+        if counter is not None:
+            self._live.count(counter, window, count)
 
     def renewals(self, namespace: Namespace, window: int) -> int:
         prefix = b"counter\0" + namespace.encode() + b"\0"

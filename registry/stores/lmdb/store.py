@@ -229,6 +229,10 @@ class LmdbStore:
         """See ``Places.count_renewals``."""
         self._places.count_renewals(namespace, window, count)
 
+    def lead(self, now_mono_ms: int, ttl_ms: int) -> bool:
+        """See ``Places.lead``."""
+        return self._places.lead(now_mono_ms, ttl_ms)
+
     def trim_to(self, namespace: Namespace, revision: Revision) -> int:
         """See ``Log.trim_to``."""
         return self._log.trim_to(namespace, revision)

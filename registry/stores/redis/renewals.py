@@ -9,6 +9,10 @@ beyond the lease's deadline, or where the evictor has not heard the lease's last
 them evicts what another renewed in time. Until when all have told may be asked before the eviction
 is written, since what was told stays told.
 
+Renewals are accepted while the disk under the copy is full. So nothing that is told needs to be
+written there: which worker tells stands in the lease file, and what cannot be noted is known to the
+teller until it can.
+
 The teller compares besides how far Redis and the copy are, so that a machine that missed a message
 catches up, and that a loss is noticed which no write has met: within a fifth of a second at the
 root, and within two in a namespace where nothing happens.
@@ -19,10 +23,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import cast
 
 import orjson
@@ -50,8 +53,8 @@ _TOLD_AT_ONCE = 2_000
 _IDLE_ROUNDS = 10
 # A node that is not heard of any more is one of the nodes for so many rounds.
 _PRESENT_ROUNDS = 10
-# The copy's lock that the teller has, and its note of what was counted and told.
-_TELLER, _COUNTED = "redis/teller", "redis/counted"
+# The copy's note of what was counted and told.
+_COUNTED = "redis/counted"
 
 
 class Teller:
@@ -67,7 +70,6 @@ class Teller:
         self._lives = lives
         self._follower = follower
         self._clock = SystemClock()
-        self._owner = uuid.uuid4().hex
         self._is_away = is_away
         self._is_teller = False
         self.told_until = 0
@@ -77,6 +79,10 @@ class Teller:
         self._heard: dict[tuple[Namespace, InstanceKey], int] = {}
         self._counted: dict[tuple[Namespace, int], int] = {}
         self._trimmed: dict[Namespace, int] = {}
+        # Up to which batch was heard where the copy could not note that, and where it did not take
+        # what others had written.
+        self._unnoted: dict[Namespace, bytes] = {}
+        self._unfollowed: set[Namespace] = set()
         # The rounds, and the one in which each namespace was last asked for.
         self._round = 0
         self._asked: dict[Namespace, int] = {}
@@ -99,7 +105,7 @@ class Teller:
         try:
             self._server.look_at_clock()
             now = self._clock.mono_ms()
-            holds = self._copy.acquire(_TELLER, self._owner, now, _TELLER_MS) is not None
+            holds = self._copy.lead(now, _TELLER_MS)
             self._follower.is_first = holds
             if holds:
                 self.tell()
@@ -121,7 +127,7 @@ class Teller:
         with suppress(StoreError, AnotherLifeError):
             if self._is_teller:
                 self.tell()
-                self._copy.release(_TELLER, self._owner)
+                self._copy.lead(self._clock.mono_ms(), 0)
 
     def tell(self) -> None:
         """Tell of the renewals since the last time, and hear of the others'.
@@ -133,6 +139,7 @@ class Teller:
         if not self._is_teller:
             self._is_teller = True
             self._seen, self._heard = [], {}
+            self._unnoted, self._unfollowed = {}, set()
             self._present = dict.fromkeys(self._lives.known_nodes(), self._round)
             stored = orjson.loads(copy.note(_COUNTED) or b"[]")
             self._counted = {(Namespace(name), window): n for name, window, n in stored}
@@ -157,17 +164,20 @@ class Teller:
         self._seen = seen
         kept = orjson.dumps([(*place, total) for place, total in self._counted.items() if total])
         if kept != copy.note(_COUNTED):
-            copy.set_note(_COUNTED, kept)  # where another worker takes over
+            with suppress(StoreError):
+                copy.set_note(_COUNTED, kept)  # where another worker takes over
         self.told_until = until
         _, names, nodes = server.run(scripts.TOLD, None, life, self._lives.node, until)
         self._present |= dict.fromkeys(nodes, self._round)
         for node, heard_in in list(self._present.items()):
             if heard_in <= self._round - _PRESENT_ROUNDS:
                 del self._present[node]
-        self._lives.know_of(self._present)
+        with suppress(StoreError):
+            self._lives.know_of(self._present)
         for namespace, begun in begun_of(names).items():
             if begun is not None and namespace not in known:
-                self._follower.catch_up(namespace)
+                with self._following(namespace):
+                    self._follower.catch_up(namespace)
 
     def _in_turn(self, known: Iterable[Namespace], busy: AbstractSet[Namespace]) -> list[Namespace]:
         """The namespaces that are asked for in this round, which are a part of the idle ones."""
@@ -190,7 +200,8 @@ class Teller:
         """
         calls, heard = [], {}
         for namespace, portion in portions.items():
-            heard[namespace] = self._copy.note(heard_of(namespace)) or b"0"
+            noted = self._unnoted.get(namespace) or self._copy.note(heard_of(namespace))
+            heard[namespace] = noted or b"0"
             count = counted.get(namespace, 0)
             batch = self._batch(portion, count) if portion or count else b""
             calls.append(Call(scripts.TELL, namespace, (life, heard[namespace], batch)))
@@ -200,9 +211,27 @@ class Teller:
                 raise answer
             namespace = cast(Namespace, call.namespace)
             number, is_far, batches, *standing = answer
-            self._hear(life, namespace, heard[namespace], number, is_far == b"1", batches)
-            if not self._stand(life, namespace, known.get(namespace, life), standing):
+            is_same = True
+            with self._following(namespace):
+                self._hear(life, namespace, heard[namespace], number, is_far == b"1", batches)
+                is_same = self._stand(life, namespace, known.get(namespace, life), standing)
+            if not is_same:
                 return
+
+    @contextmanager
+    def _following(self, namespace: Namespace) -> Iterator[None]:
+        """What was told is told, whether the copy takes what is heard or not."""
+        try:
+            yield
+        except StoreError as error:
+            if not self._unfollowed:
+                log.warning("this machine's copy does not take what others write: %s", error)
+            self._unfollowed.add(namespace)
+            return
+        if namespace in self._unfollowed:
+            self._unfollowed.discard(namespace)
+            if not self._unfollowed:
+                log.warning("this machine's copy takes what others write again")
 
     def _batch(self, renewed: Sequence[Renewed], count: int) -> bytes:
         time_of = self._server.time_of
@@ -260,8 +289,11 @@ class Teller:
             for key, _, listed_lease in self._records.pages(life, namespace):
                 if listed_lease is not None:
                     self._renewed_elsewhere(namespace, key, listed_lease)
-        if number != heard:
-            self._copy.set_note(heard_of(namespace), number)
+        if number != heard or namespace in self._unnoted:
+            self._unnoted[namespace] = number
+            with suppress(StoreError):
+                self._copy.set_note(heard_of(namespace), number)
+                del self._unnoted[namespace]
 
     def _renewed_elsewhere(self, namespace: Namespace, key: InstanceKey, lease: Lease) -> None:
         known = self._copy.lease(namespace, key)
