@@ -74,19 +74,27 @@ def _without_values(text: str) -> Iterator[str]:
 def masked_url(url: str) -> str:
     """A URL without its account, the tokens in its path, its query and its fragment.
 
+    It may name several hosts, parted by commas.
     Of one that is not well formed hardly anything is shown: what looks like a path may be the rest
     of a password.
     """
     try:
         parts = urlsplit(url)
-        port = parts.port
+        places = [_place(each) for each in parts.netloc.rpartition("@")[2].split(",")]
     except ValueError:
         return "…"
-    if not parts.hostname or any("@" in rest for rest in (parts.path, parts.query, parts.fragment)):
+    if not all(places) or any("@" in rest for rest in (parts.path, parts.query, parts.fragment)):
         return f"{parts.scheme}://…" if parts.netloc else "…"
+    return escaped(masked(f"{parts.scheme}://{','.join(places)}{parts.path}"))
+
+
+def _place(text: str) -> str:
+    """A host with its port, or nothing; ``ValueError`` where it is neither."""
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname:
+        return ""
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    place = host if port is None else f"{host}:{port}"
-    return escaped(masked(f"{parts.scheme}://{place}{parts.path}"))
+    return host if parts.port is None else f"{host}:{parts.port}"
 
 
 def escaped(text: str) -> str:

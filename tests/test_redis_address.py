@@ -59,16 +59,16 @@ def test_sentinels_are_asked_with_tls_where_servers_are() -> None:
     [
         ("redis+other://h", "expected redis://, redis.sentinel:// or redis.cluster://"),
         ("http+cluster://h", "expected redis://HOST:PORT/DATABASE"),
-        ("redis://one,two", "several servers: expected redis.sentinel://"),
+        ("redis://one,two", r"expected redis.sentinel://.* \(several servers\)"),
         ("redis://one/x", "'x' is no number of a database"),
         ("redis://one:port", "'one:port' is no HOST:PORT"),
         ("redis://one?foo=1", "foo= is no option of a connection"),
         ("redis://one?ssl_ca_certs=/ca.pem", "ssl_ca_certs= is no option of a connection"),
         ("redis://one?socket_timeout=soon", "Invalid value for 'socket_timeout'"),
-        ("redis://one?sentinel_password=p", "sentinel_password: only with redis.sentinel://"),
-        ("redis://one?prefix={a}", "prefix='{a}': expected letters"),
+        ("redis://one?sentinel_password=p", r"expected redis.sentinel:// \(sentinel_password=\)"),
+        ("redis://one?prefix={a}", r"expected letters.* \(prefix='{a}'\)"),
         ("redis://one?folder=", "expected a folder of this machine"),
-        ("redis+sentinel://one:1", "no name of the service: expected redis.sentinel://HOST"),
+        ("redis+sentinel://one:1", r"expected redis.sentinel://HOST.* \(no name"),
         ("redis+sentinel://one:1,/s", "expected redis.sentinel://HOST"),
         ("redis+sentinel://one:1/s/x", "'x' is no number of a database"),
         ("redis+cluster://one/1", "a Cluster has no databases"),
@@ -79,3 +79,5 @@ def test_what_is_wrong_is_said_without_the_password(url: str, reason: str) -> No
     with pytest.raises(ValueError, match=reason) as caught:
         read_address(f"{scheme}://user:secret@{rest}")
     assert "secret" not in str(caught.value)
+    # What it begins with is what stands behind the setting and its value.
+    assert str(caught.value).startswith("expected ")

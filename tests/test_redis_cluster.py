@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import redis
 
+from registry import open_store
 from registry.errors import ConflictError, LockLostError, StoreError
 from registry.lease import SystemClock
 from registry.model import Lease, Namespace
 from registry.store import Fence, Store
 from registry.testing import put, sample_instance
-from tests.redis_servers import ClusterServers
+from tests.redis_servers import ClusterServers, RedisServer
 from tests.redis_suite import RedisSuite, WritingNodes, listed
 from tests.servers import wait_until
 
@@ -184,6 +185,23 @@ def test_the_limit_of_namespaces_holds_over_all_servers(nodes: WritingNodes) -> 
     for store in nodes.stores:
         with pytest.raises(ConflictError):
             store.commit(taken[1], one)
+
+
+def test_a_wrong_address_is_said_in_one_line(servers: ClusterServers, tmp_path: Path) -> None:
+    one = RedisServer(tmp_path / "one")
+    try:
+        for wrong, reason in (
+            *(
+                (f"redis://127.0.0.1:{each.port}/0", "it is a server of a Cluster: expected redis")
+                for each in servers.servers
+            ),
+            (f"redis+cluster://127.0.0.1:{one.port}", "Cluster mode is not enabled"),
+        ):
+            with pytest.raises(StoreError, match=reason) as caught:
+                open_store(f"{wrong}?folder={tmp_path / 'copy'}")
+            assert "\n" not in str(caught.value)
+    finally:
+        one.stop()
 
 
 class TestRedisStoreOnACluster(RedisSuite):

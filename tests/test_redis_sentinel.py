@@ -7,10 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from registry import StoreError
+from registry import StoreError, open_store
 from registry.model import DEFAULT_NAMESPACE
 from registry.testing import put, sample_instance
-from tests.redis_servers import SentinelServers
+from tests.redis_servers import (
+    PASSWORD,
+    SENTINEL_PASSWORD,
+    SERVICE,
+    SentinelServers,
+    another_prefix,
+)
 from tests.redis_suite import RedisSuite, WritingNodes, listed
 from tests.servers import wait_until
 
@@ -115,6 +121,28 @@ def promoted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelServe
     servers.fail_over()
     yield servers
     servers.stop()
+
+
+def test_a_wrong_address_is_said_in_one_line(promoted: SentinelServers, tmp_path: Path) -> None:
+    url = promoted.url(another_prefix(), tmp_path)
+    sentinel, server = promoted.sentinels[0].port, promoted.servers[0].port
+    for wrong, reason in (
+        (url.replace(f"/{SERVICE}/", "/other/"), r"no majority.*\(one does not know other\)"),
+        (url.replace(f":{PASSWORD}@", ":another@"), "refuses its user: invalid username-password"),
+        (url.replace(SENTINEL_PASSWORD, "another"), "no majority.*invalid username-password"),
+        (
+            f"redis://:{SENTINEL_PASSWORD}@127.0.0.1:{sentinel}/0?folder={tmp_path}",
+            "it is a sentinel: expected redis.sentinel://",
+        ),
+        (
+            f"redis+sentinel://127.0.0.1:{server}/{SERVICE}/0?folder={tmp_path}",
+            "no majority of 1 sentinels",
+        ),
+    ):
+        with pytest.raises(StoreError, match=reason) as caught:
+            open_store(wrong)
+        assert "\n" not in str(caught.value)
+        assert "another" not in str(caught.value)
 
 
 class TestRedisStoreBehindSentinel(RedisSuite):

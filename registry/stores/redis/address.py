@@ -54,6 +54,8 @@ class Address(NamedTuple):
 def read_address(url: str) -> Address:
     """Read a URL; ``ValueError``, which shows no password, for one that names no registry.
 
+    Its text begins with what was expected.
+
     ``redis://``, ``redis+sentinel://`` or ``redis+cluster://``, with TLS ``rediss…``; after it
     ``?prefix=…&folder=…``, the driver's own options, and ``sentinel_username`` and
     ``sentinel_password``.
@@ -71,30 +73,30 @@ def read_address(url: str) -> Address:
     default_port = _SENTINEL_PORT if kind is Kind.SENTINEL else _PORT
     hosts = tuple(_host(each, default_port, expected) for each in hosts_text.split(","))
     if kind is Kind.ONE and len(hosts) > 1:
-        raise ValueError(f"several servers: expected {_FORMS[Kind.SENTINEL]}, or redis+cluster://")
+        raise ValueError(f"expected {_FORMS[Kind.SENTINEL]}, or redis+cluster:// (several servers)")
     service, database = "", path.strip("/")
     if kind is Kind.SENTINEL:
         service, _, database = database.partition("/")
         if not service:
-            raise ValueError(f"no name of the service: {expected}")
+            raise ValueError(f"{expected} (no name of the service)")
     if database and not database.isdecimal():
-        raise ValueError(f"{database!r} is no number of a database: {expected}")
+        raise ValueError(f"{expected} ({database!r} is no number of a database)")
     if kind is Kind.CLUSTER and database not in ("", "0"):
-        raise ValueError("a Cluster has no databases")
+        raise ValueError(f"{expected} (a Cluster has no databases)")
     words = dict(parse_qsl(query, keep_blank_values=True))
     prefix = words.pop("prefix", "eureka")
     folder = words.pop("folder", "data")
     if not _PREFIX.match(prefix):
-        raise ValueError(f"prefix={prefix!r}: expected letters, digits, points and dashes")
+        raise ValueError(f"expected letters, digits, points and dashes (prefix={prefix!r})")
     if not folder:
-        raise ValueError("folder=: expected a folder of this machine")
+        raise ValueError("expected a folder of this machine (folder=)")
     sentinel_words = {
         name: words.pop(f"sentinel_{name}")
         for name in ("username", "password")
         if f"sentinel_{name}" in words
     }
     if sentinel_words and kind is not Kind.SENTINEL:
-        raise ValueError(f"sentinel_{next(iter(sentinel_words))}: only with redis+sentinel://")
+        raise ValueError(f"expected redis+sentinel:// (sentinel_{next(iter(sentinel_words))}=)")
     try:
         options: dict[str, Any] = _parse_url(f"{plain}://{users}{at}/{database}?{urlencode(words)}")
     except ValueError as error:
@@ -124,9 +126,9 @@ def _host(text: str, default_port: int, expected: str) -> tuple[str, int]:
         parts = urlsplit(f"//{text}")
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise ValueError(f"{text!r} is no HOST:PORT: {expected}") from None
+        raise ValueError(f"{expected} ({text!r} is no HOST:PORT)") from None
     if not host:
-        raise ValueError(f"no server is named: {expected}" if text else expected)
+        raise ValueError(f"{expected} (no server is named)" if text else expected)
     return host, default_port if port is None else port
 
 
@@ -141,4 +143,4 @@ def _check(options: Options, expected: str) -> None:
     except (TypeError, ValueError, redis.RedisError) as error:
         found = re.search(r"keyword argument '(\w+)'", str(error))
         why = f"{found[1]}= is no option of a connection" if found else str(error)
-        raise ValueError(f"{why}: {expected}") from None
+        raise ValueError(f"{expected} ({why})") from None

@@ -144,6 +144,8 @@ class Server:
             if is_forbidden or text.startswith(_FORBIDDEN):
                 refuses = "forbids its user what the registry needs"
             raise StoreError(f"Redis at {self.shown} {refuses}: {text}") from error
+        except redis.AuthenticationError as error:
+            raise AwayError(f"Redis at {self.shown} refuses its user: {error}") from error
         except redis.RedisError as error:
             raise AwayError(f"Redis at {self.shown} does not answer: {error}") from error
         except OSError as error:

@@ -36,6 +36,7 @@ _SENTINEL_SECS = 0.5
 _ASKED_SECS = 1.0
 _AGREED_SECS = 3.0
 _AGAIN_SECS = 0.1
+_OF_A_CLUSTER = "it is a server of a Cluster: expected redis+cluster://"
 _ClusterNode: Any = ClusterNode
 
 
@@ -88,15 +89,31 @@ def _settled(options: Options) -> dict[str, Any]:
 
 
 def _pool(options: Options, host: str, port: int) -> Any:
-    return redis.ConnectionPool(host=host, port=port, **_settled(options))
+    settled = {**_settled(options), "redis_connect_func": _connected_to_one}
+    return redis.ConnectionPool(host=host, port=port, **settled)
 
 
-def _connected(connection: Any) -> None:
-    """Ask a server which run it is, on each new connection; with it goes the format."""
+def _connected(connection: Any) -> bytes:
+    """Ask a server which run it is, on each new connection; with it goes the format.
+
+    What it says of itself.
+    """
     connection.on_connect()
     connection.send_command("INFO", "server")
-    found = re.search(rb"run_id:(\w+)", connection.read_response())
+    told: bytes = connection.read_response()
+    found = re.search(rb"run_id:(\w+)", told)
     connection.server_run = b"%s/%d" % (found[1] if found else b"", scripts.FORMAT)
+    return told
+
+
+def _connected_to_one(connection: Any) -> None:
+    """The same, of a server that has all keys: part of a Cluster may have those asked for first."""
+    told = _connected(connection)
+    mode = re.search(rb"(?:redis|server)_mode:(\w+)", told)
+    if mode and mode[1] == b"sentinel":
+        raise redis.ConnectionError("it is a sentinel: expected redis+sentinel://")
+    if mode and mode[1] == b"cluster":
+        raise redis.ConnectionError(_OF_A_CLUSTER)
 
 
 class _One:
@@ -113,7 +130,7 @@ class _One:
         failed.disconnect(inuse_connections=False)
 
     def redirected(self, error: redis.exceptions.AskError) -> Any:
-        raise redis.ConnectionError("it is a server of a Cluster: expected redis+cluster://")
+        raise redis.ConnectionError(_OF_A_CLUSTER)
 
     def close(self) -> None:
         self._pool.disconnect()
@@ -166,7 +183,7 @@ class _Sentinels:
                 self._ask()
 
     def redirected(self, error: redis.exceptions.AskError) -> Any:
-        raise redis.ConnectionError("it is a server of a Cluster: expected redis+cluster://")
+        raise redis.ConnectionError(_OF_A_CLUSTER)
 
     def _ask(self) -> None:
         """Go by what a majority of the sentinels says; ``redis.ConnectionError`` if none does."""
