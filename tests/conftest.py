@@ -22,7 +22,7 @@ from hypothesis import settings
 
 from tests.certificates import make_certificates
 from tests.parcel import Installed, Parcel, build
-from tests.redis_servers import RedisServer, another_prefix
+from tests.redis_servers import ClusterServers, RedisServer, SentinelServers, another_prefix
 from tests.servers import ROOT
 
 # How long a step takes is this machine's business, and no verdict on what it does.
@@ -122,6 +122,22 @@ def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterServers]:
+    """The same, as a Cluster."""
+    servers = ClusterServers(tmp_path_factory.mktemp("cluster"))
+    yield servers
+    servers.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_sentinel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelServers]:
+    """The same, behind Sentinel."""
+    servers = SentinelServers(tmp_path_factory.mktemp("sentinel"))
+    yield servers
+    servers.stop()
+
+
 @pytest.fixture(scope="session", params=["lmdb", pytest.param("redis", marks=pytest.mark.programs)])
 def stored(request: pytest.FixtureRequest) -> Callable[[Path], dict[str, str]]:
     """Has a server with this folder keep all in an empty store, of each kind that workers share."""
@@ -130,7 +146,7 @@ def stored(request: pytest.FixtureRequest) -> Callable[[Path], dict[str, str]]:
         return {"STORE_URL": f"lmdb:{folder / 'store'}"}
 
     def on_redis(folder: Path) -> dict[str, str]:
-        redis: RedisServer = request.getfixturevalue("shared_redis")
+        redis = request.getfixturevalue(f"shared_{request.param}")
         return {"STORE_URL": redis.url(another_prefix(), folder / "store")}
 
-    return {"lmdb": on_lmdb, "redis": on_redis}[request.param]
+    return on_lmdb if request.param == "lmdb" else on_redis

@@ -31,6 +31,19 @@ from tests.servers import (
 )
 
 Stored = Callable[[Path], dict[str, str]]
+# What asks the servers of Redis for more than one after the other, or for much of what they have.
+ON_ALL_STORES = pytest.mark.parametrize(
+    "stored",
+    [
+        "lmdb",
+        *(
+            pytest.param(each, marks=pytest.mark.programs)
+            for each in ("redis", "cluster", "sentinel")
+        ),
+    ],
+    indirect=True,
+    scope="session",
+)
 GZIP = {"Accept-Encoding": "gzip"}
 # Long enough for a renewal to come in time on a machine that is slow, and busy.
 LEASE_SECS = 5
@@ -76,6 +89,7 @@ def _owner(server: RegistryServer, connection: http.client.HTTPConnection) -> in
 
 
 @pytest.mark.slow
+@ON_ALL_STORES
 def test_what_one_worker_accepted_is_in_the_next_answer_of_the_other(
     tmp_path: Path, stored: Stored
 ) -> None:
@@ -169,6 +183,7 @@ def renew_for_longer_than_a_lease(server: RegistryServer, app: str, ids: list[st
 
 
 @pytest.mark.slow
+@ON_ALL_STORES
 def test_no_acknowledged_registration_is_lost_when_everything_is_killed(
     tmp_path: Path, stored: Stored
 ) -> None:
@@ -275,6 +290,7 @@ def test_ten_thousand_instances_come_back_in_every_format(tmp_path: Path) -> Non
         assert sum(len(a["instance"]) for a in delta["application"]) == count
 
 
+@ON_ALL_STORES
 def test_overrides_survive_a_kill(tmp_path: Path, stored: Stored) -> None:
     with RegistryServer(tmp_path, env=stored(tmp_path)) as server:
         server.register("WEB", "web:1")
