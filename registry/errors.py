@@ -2,7 +2,7 @@
 
 RegistryError
 ├── StoreError            the store did not answer, or refused a write (full disk, say)
-│   ├── StoreAwayError    what all machines share cannot be reached; reads go on from a copy
+│   ├── StoreAwayError    what all machines share takes nothing now; reads go on from a copy
 │   └── StoreGoneError    its files were deleted or replaced: this process has no store any more
 ├── ConflictError         a conditional write lost a race; the registry decides again
 ├── LockLostError         a write came after its lock had gone to another; nothing was written
@@ -27,7 +27,7 @@ class StoreError(RegistryError):
 
 
 class StoreAwayError(StoreError):
-    """What all machines share cannot be reached, or does not answer; it may come back."""
+    """What all machines share cannot be reached, does not answer, or takes no writes yet."""
 
 
 class StoreGoneError(StoreError):

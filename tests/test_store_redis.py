@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import redis
 
-from registry import StoreError, open_store
+from registry import Registry, RegistrySettings, StoreError, open_store
 from registry.errors import ConflictError, LockLostError
+from registry.evictor import Evictor
 from registry.lease import SystemClock, renewal_window
 from registry.model import (
     DEFAULT_NAMESPACE,
@@ -83,12 +84,12 @@ class Machines:
 
     def __init__(self, server: RedisServer, folder: Path) -> None:
         self.server = server
-        self._prefix = another_prefix()
+        self.prefix = another_prefix()
         self._folder = folder
         self._opened: list[RedisStore] = []
 
     def url(self, name: str) -> str:
-        return self.server.url(self._prefix, self._folder / name)
+        return self.server.url(self.prefix, self._folder / name)
 
     def open(self, name: str, *, accepts: bool = False, port: int | None = None) -> RedisStore:
         """Another machine's store, which reaches Redis at a port; ``accepts``: while it is away."""
@@ -107,7 +108,7 @@ class Machines:
 
     def forget(self) -> None:
         """Have Redis lose everything of this registry."""
-        self.server.forget(self._prefix)
+        self.server.forget(self.prefix)
 
 
 @pytest.fixture
@@ -994,6 +995,54 @@ def test_a_redis_that_hangs_is_waited_for_once(fragile: Machines) -> None:
     assert listed(store) == {"web:1"}
     fragile.server.go_on()
     wait_until(lambda: _takes(store, put(sample_instance(instance_id="web:3"))))
+
+
+def test_a_write_to_what_became_a_replica_is_tried_in_one_window(
+    fragile: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First it refuses the write, and then to begin a life, in that of its master."""
+    store, _ = alone_with_many(fragile, 1)
+    master = RedisServer(tmp_path / "master")
+    others = Machines(master, tmp_path / "others")
+    others.prefix = fragile.prefix
+    others.open("there").commit(NS, put(sample_instance(instance_id="web:9")))
+    others.close()
+    elapsed, followed = [0.0], list[float]()
+
+    def sleep(secs: float) -> None:
+        elapsed[0] += secs
+        if elapsed[0] > 2.9 and not followed:
+            followed.append(elapsed[0])
+            client.replicaof("127.0.0.1", master.port)
+            wait_until(lambda: client.info("replication")["master_link_status"] == "up")
+
+    told = SimpleNamespace(monotonic=lambda: elapsed[0], sleep=sleep)
+    monkeypatch.setattr(redis_server, "time", told)
+    monkeypatch.setattr(redis_store, "time", told)
+    with fragile.server.client() as client:
+        client.replicaof("127.0.0.1", 1)  # where nobody is
+        with pytest.raises(StoreError, match="read only replica"):
+            store.commit(NS, put(sample_instance()))
+    assert followed
+    assert 3.0 < elapsed[0] < 3.6
+    master.stop()
+
+
+def test_a_server_begins_its_work_though_nothing_is_written_yet(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where Redis is away: it serves what it has, and evicts later."""
+    store, _ = alone_with_many(machines, 1)
+    registry = Registry(store, SystemClock(), RegistrySettings())
+    evictor, refused = Evictor(registry, store), list[None]()
+
+    def refuse(now_mono_ms: int) -> None:
+        refused.append(None)
+        raise AwaitedError("the machines are giving back what Redis lost")
+
+    monkeypatch.setattr(store, "resume", refuse)
+    evictor.make_good()
+    assert refused
 
 
 def _takes(store: Store, commit: Commit) -> bool:

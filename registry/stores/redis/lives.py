@@ -149,13 +149,14 @@ class Lives:
     def in_life(self, call: Callable[[Revision], _T]) -> _T:
         """What a call answers that is given the copy's life, once that is the one Redis is in."""
         is_another = False
-        while True:
-            try:
-                if is_another:
-                    self.adopt()
-                return call(self._copy.life())
-            except AnotherLifeError:
-                is_another = True
+        with self._server.one_window():
+            while True:
+                try:
+                    if is_another:
+                        self.adopt()
+                    return call(self._copy.life())
+                except AnotherLifeError:
+                    is_another = True
 
     def known_nodes(self) -> list[bytes]:
         """The machines that there are, this one among them, as far as this one heard of them."""

@@ -10,7 +10,8 @@ further than it must.
 
 **Unknown.** A call that was cut off may have been executed. It is repeated until it is answered,
 for a while: the scripts are such that this is the same as once (a group of commits has an id).
-Where that is in vain, others do not wait for as long again.
+Where that is in vain, others do not wait for as long again. What a client asks for may take several
+calls, which are repeated for as long in all (``one_window``).
 
 **Together.** What is to be asked of many namespaces is written for one of them, as a *dialog*: a
 generator that yields what it asks and is sent the answer. Dialogs are held together, and what each
@@ -36,6 +37,8 @@ from registry.stores.redis.scripts import Script
 from registry.stores.redis.topology import Topology, topology_of
 
 _TRIED_SECS = 3.0
+# One that begins when that is over already is repeated for as long: a connection may be an old one.
+_TRIED_LATE_SECS = 0.5
 _CONFIRMED_SECS = 1.0
 _RECEIVED_AT_ONCE = 1 << 18
 _PAUSE_SECS = 0.05
@@ -78,8 +81,11 @@ class UnopenedError(AnotherLifeError):
     """The namespace is not open: it was never begun, or may hold no instances."""
 
 
-class AwaitedError(StoreError):
-    """Nothing was written, since other machines have not given back yet what Redis lost."""
+class AwaitedError(StoreAwayError):
+    """Nothing was written, since other machines have not given back yet what Redis lost.
+
+    It is not accepted by one machine alone (``AwayError``): Redis is there, and soon takes it.
+    """
 
 
 class Call(NamedTuple):
@@ -122,6 +128,7 @@ class Server:
         self._offset: int | None = None
         # The servers that were given up on: no call waits for them, until they answer again.
         self._hanging: set[Any] = set()
+        self._window = threading.local()
 
     def name(self, name: str, namespace: Namespace | None = None) -> str:
         """The name of a key of a namespace; without one of a key, or a channel, of the root."""
@@ -150,6 +157,22 @@ class Server:
             raise AwayError(f"Redis at {self.shown} does not answer: {error}") from error
         except OSError as error:
             raise AwayError(f"Redis at {self.shown} cannot be reached: {error}") from error
+
+    @contextmanager
+    def one_window(self) -> Iterator[None]:
+        """Have this thread's calls repeated for no longer in all than one of them would be."""
+        if self._until() is not None:
+            yield
+            return
+        self._window.until = time.monotonic() + _TRIED_SECS
+        try:
+            yield
+        finally:
+            self._window.until = None
+
+    def _until(self) -> float | None:
+        until: float | None = getattr(self._window, "until", None)
+        return until
 
     def run(self, script: Script, namespace: Namespace | None, *arguments: Argument) -> Any:
         """What a script returns, called on a namespace or the root.
@@ -357,7 +380,10 @@ class Server:
 
     def _tried(self, tag: str, script: Script, arguments: Sequence[Argument]) -> Any:
         """What a script returns, called again where it may succeed at once or elsewhere."""
-        until = time.monotonic() + _TRIED_SECS
+        began, until = time.monotonic(), self._until()
+        if until is None:
+            until = began + _TRIED_SECS
+        until = max(until, began + _TRIED_LATE_SECS)
         pool = None
         was_cut_off = False
         while True:

@@ -103,7 +103,8 @@ class RedisStore:
         self, namespace: Namespace, commits: Sequence[Commit], fence: Fence | None = None
     ) -> list[Revision | None]:
         try:
-            return self._commit_all(namespace, commits, fence)
+            with self._server.one_window():
+                return self._commit_all(namespace, commits, fence)
         except AwayError as error:
             # What is fenced, or evicts, is for all machines together to decide.
             if not self._accepts_while_away or fence is not None:
