@@ -27,7 +27,8 @@ meanwhile. What is kept in memory (places, revisions) is kept with the lease fil
 it was read, and counts as long as that version stands.
 
 **Writing** (``commits.py``). Under the lease file's lock: its version odd, one transaction, the
-slots in line (``places.py``), its version even.
+slots in line (``places.py``), its version even. A machine's copy of what a store elsewhere decides
+is written in the same way (``copying.py``).
 
 **Crashes.** A killed process leaves no half transaction; its locks (``coordination.py``) are taken
 back by the system, its reader slot is cleared by the next who looks, and where it left the version
@@ -36,7 +37,7 @@ odd the next writer brings the slots in line with what was committed.
 
 from __future__ import annotations
 
-from registry.stores.lmdb.commits import Contents, TakenUp
+from registry.stores.lmdb.copying import Contents, TakenUp
 from registry.stores.lmdb.offering import Held, State
 from registry.stores.lmdb.places import Renewed
 from registry.stores.lmdb.store import LmdbStore

@@ -1,30 +1,27 @@
 """Commits: what changes what is listed, in one transaction and one change of places.
 
 Under the lease file's lock: its version odd, one transaction, the slots in line, its version even.
-A commit is written if its guards hold (``commit_all``); in a store that is a copy, what another has
-decided is written as it is told (``follow``, ``replace``).
+A commit is written if its guards hold. What another store has decided is written by
+``copying.py``, which uses the same steps.
 """
 
 from __future__ import annotations
 
-import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import orjson
 
 from registry.errors import LockLostError
-from registry.model import Instance, InstanceKey, InstanceStatus, Lease, Namespace, Revision
+from registry.model import InstanceKey, InstanceStatus, Lease, Namespace, Revision
 from registry.store import Commit, Fence
 from registry.stores.lmdb.coordination import Coordination
-from registry.stores.lmdb.environment import Environment, items, key_of
+from registry.stores.lmdb.environment import Environment, key_of
 from registry.stores.lmdb.files import sealed
 from registry.stores.lmdb.leases import LeaseFile, Place
 from registry.stores.lmdb.log import Log, size_of_removal
-from registry.stores.lmdb.offering import ALONE, BASED, FORMER, WRITTEN
-from registry.stores.lmdb.places import NO_LEASE, Places, pack, place_of
+from registry.stores.lmdb.places import Places, pack, place_of
 from registry.stores.lmdb.records import (
     EVICTED,
     KIND,
@@ -35,35 +32,9 @@ from registry.stores.lmdb.records import (
 )
 
 _UNKNOWN = (-1, Revision(0))
-# By how much the revisions of what is written alone are beyond: less than by which another life's.
-_ALONE = 1 << 40
 
 
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """All of a namespace as another store has it; its log as the commits that were the last."""
-
-    revision: Revision
-    complete_after: Revision
-    instances: Sequence[Instance] = ()
-    overrides: Mapping[str, InstanceStatus] = field(default_factory=dict)
-    log: Sequence[tuple[Revision, Commit]] = ()
-    leases: Mapping[InstanceKey, Lease] = field(default_factory=dict)
-    expected_clients: int | None = None
-
-
-class TakenUp(NamedTuple):
-    """How a namespace differs where the truth is, and which revisions it is at there."""
-
-    revision: Revision
-    complete_after: Revision
-    decided: Sequence[tuple[Revision, Commit]]
-    """What differs, as the commits that were the last, in the order of their revisions."""
-    overrides: Mapping[str, InstanceStatus]
-    expected_clients: int | None
-
-
-class _Written:
+class Written:
     """What the commits of one transaction come to."""
 
     __slots__ = (
@@ -144,23 +115,23 @@ class Commits:
     def commit_all(
         self, namespace: Namespace, commits: Sequence[Commit], fence: Fence | None = None
     ) -> list[Revision | None]:
-        def write(txn: Any) -> _Written:
+        def write(txn: Any) -> Written:
             if fence is not None and self._coordination.token(txn, fence.lock) > fence.token:
                 raise LockLostError
             has_overrides = txn.cursor(self._env.override).first()
             revision = known[1] if is_known else self._env.revision(txn, namespace)
-            written = _Written(namespace, revision, has_overrides)
+            written = Written(namespace, revision, has_overrides)
             for commit in commits:
-                self._apply(txn, namespace, commit, written)
-            self._count(txn, namespace, written)
+                self.apply(txn, namespace, commit, written)
+            self.count(txn, namespace, written)
             return written
 
         with self._places.alone():
             known = self._log.revisions.get(namespace, _UNKNOWN)
             is_known = known[0] == self._live.version
-            return self._written(namespace, write).revisions
+            return self.write(namespace, write).revisions
 
-    def _written(self, namespace: Namespace, write: Callable[[Any], _Written]) -> _Written:
+    def write(self, namespace: Namespace, write: Callable[[Any], Written]) -> Written:
         """Write and bring the slots in line; the lease file is locked."""
         self._live.begin_change()
         try:
@@ -174,11 +145,11 @@ class Commits:
         self._log.know(namespace, written.revision)
         return written
 
-    # Each registration comes here and to ``_put``, so what both ask of ``txn`` for it is asked by
+    # Each registration comes here and to ``put``, so what both ask of ``txn`` for it is asked by
     # position: to name the database costs half of what the look itself does. Before a put's come
     # three flags, here as they are by default (``dupdata``, ``overwrite``, ``append``).
 
-    def _apply(self, txn: Any, namespace: Namespace, commit: Commit, written: _Written) -> None:
+    def apply(self, txn: Any, namespace: Namespace, commit: Commit, written: Written) -> None:
         """Write a commit if its guards hold, all but what is written once for many."""
         env = self._env
         app, instance_id = commit.key
@@ -206,9 +177,9 @@ class Commits:
         ):
             written.revisions.append(None)
             return
-        self._put(txn, commit, key, stored, leased, namespace, written)
+        self.put(txn, commit, key, stored, leased, namespace, written)
 
-    def _put(
+    def put(
         self,
         txn: Any,
         commit: Commit,
@@ -216,7 +187,7 @@ class Commits:
         stored: bytes | None,
         leased: bytes | None,
         namespace: Namespace,
-        written: _Written,
+        written: Written,
     ) -> None:
         """Write a commit whose guards hold, or are another's to look at."""
         env = self._env
@@ -278,14 +249,14 @@ class Commits:
                 txn.put(key, pack(slot, lease), True, True, False, leases)
                 written.places.append((commit.key, slot, lease))
         if instance is not None and remove is (stored is not None):
-            size = self._size(txn, namespace, written)
+            size = self.size(txn, namespace, written)
             written.size = size - 1 if remove else size + 1
         if commit.expected_clients_step:
             written.steps.append((commit.expected_clients_step, commit.opening_clients))
         if commit.evicted:
             written.evicted_at.append(at)
 
-    def _supersede_removal(self, txn: Any, place: bytes, key: bytes, written: _Written) -> int:
+    def _supersede_removal(self, txn: Any, place: bytes, key: bytes, written: Written) -> int:
         revision = txn.pop(key, db=self._env.removed)
         if revision is None:
             return 0
@@ -294,20 +265,21 @@ class Commits:
         kind: int = superseded[KIND] & OF_OVERRIDE
         return kind
 
-    def _has_room(self, txn: Any, namespace: Namespace, commit: Commit, written: _Written) -> bool:
+    def _has_room(self, txn: Any, namespace: Namespace, commit: Commit, written: Written) -> bool:
         """Whether one more instance may be listed."""
-        size = self._size(txn, namespace, written)
+        size = self.size(txn, namespace, written)
         most = commit.namespaces_at_most
         if most is not None and not size:
             return sum(map(bool, self._env.sizes(txn).values())) < most
         return commit.instances_at_most is None or size < commit.instances_at_most
 
-    def _size(self, txn: Any, namespace: Namespace, written: _Written) -> int:
+    def size(self, txn: Any, namespace: Namespace, written: Written) -> int:
+        """How many instances the namespace holds after the commits so far."""
         if written.size is None:
             written.size = self._env.number(txn, b"size\0" + namespace.encode()) or 0
         return written.size
 
-    def _count(self, txn: Any, namespace: Namespace, written: _Written) -> None:
+    def count(self, txn: Any, namespace: Namespace, written: Written) -> None:
         """Write the numbers that the commits moved, and keep to the budget."""
         env = self._env
         name = namespace.encode()
@@ -330,252 +302,3 @@ class Commits:
             txn.put(b"evicted\0" + name, orjson.dumps(list(kept.items())), db=env.meta)
         if written.removed_bytes:
             self._log.keep_to_budget(txn, name, written.removed_bytes)
-
-    # Where this store is a copy of what another has decided.
-
-    def follow(
-        self,
-        namespace: Namespace,
-        decided: Sequence[tuple[Revision, Commit]],
-        expected_clients: int | None,
-    ) -> None:
-        """Write what was decided elsewhere, in one operation: no guard is looked at.
-
-        Each change has the revision that it was given there. What is no news here is passed over,
-        so several may bring the same.
-        """
-
-        def write(txn: Any) -> _Written:
-            written = _Written(namespace, self._env.revision(txn, namespace), has_overrides=True)
-            for revision, commit in decided:
-                if revision > written.revision:
-                    written.skip_to(revision)
-                    key = key_of(namespace, *commit.key)
-                    stored = txn.get(key, db=self._env.record)
-                    leased = txn.get(key, db=self._env.leased)
-                    self._put(txn, commit, key, stored, leased, namespace, written)
-            written.steps.clear()
-            self._size(txn, namespace, written)  # of removals alone it is known too
-            self._count(txn, namespace, written)
-            if expected_clients is not None:
-                packed = U64.pack(expected_clients)
-                txn.put(b"expected\0" + namespace.encode(), packed, db=self._env.meta)
-            return written
-
-        with self._places.alone():
-            self._written(namespace, write)
-
-    def commit_alone(
-        self, namespace: Namespace, commits: Sequence[Commit]
-    ) -> list[Revision | None]:
-        """Commit as ``commit_all``, though nobody can be asked who decides.
-
-        From the first such commit the store is in a life of its own, and its revisions go on from
-        far beyond, so that none is given to two states. What was written is noted (``offering``).
-        """
-        env, name = self._env, namespace.encode()
-
-        def write(txn: Any) -> _Written:
-            known, began = env.revision(txn, namespace), env.number(txn, ALONE)
-            life = env.life(txn)
-            is_first = txn.get(BASED + name, db=env.meta) is None
-            if began is None:
-                revisions = [env.revision(txn, each) for each in env.sizes(txn)]
-                began = _alone_from(max([known, life, *revisions]))
-            written = _Written(namespace, began if is_first else known, has_overrides=True)
-            for commit in commits:
-                self._apply(txn, namespace, commit, written)
-                if written.revisions[-1] is not None:
-                    key = key_of(namespace, *commit.key) + b"\0" * (commit.instance is None)
-                    at = U64.pack(max(0, commit.at_mono_ms))
-                    txn.put(WRITTEN + key, at, db=env.meta)
-            if written.last:
-                if life != began:
-                    # The logs go on: what they have of the former life is still told.
-                    for each in {namespace, *env.sizes(txn)}:
-                        trimmed = U64.pack(env.trimmed(txn, each))
-                        txn.put(b"trimmed\0" + each.encode(), trimmed, db=env.meta)
-                    txn.put(ALONE, U64.pack(began), db=env.meta)
-                    txn.put(FORMER, U64.pack(life), db=env.meta)
-                    txn.put(b"life", U64.pack(began), db=env.meta)
-                if is_first:
-                    txn.put(BASED + name, U64.pack(known), db=env.meta)
-                self._count(txn, namespace, written)
-            else:
-                written.skip_to(Revision(known + 1))
-            return written
-
-        with self._places.alone():
-            return self._written(namespace, write).revisions
-
-    def take_up(
-        self,
-        life: Revision,
-        taken: Mapping[Namespace, TakenUp],
-        known: Mapping[Namespace, Revision],
-    ) -> bool:
-        """Be in a life, by what differs in it, in one operation.
-
-        False, and nothing is done, where a namespace is not at its ``known`` revision.
-        """
-
-        def write(txn: Any) -> list[tuple[Namespace, _Written]] | None:
-            if not self._is_at(txn, known):
-                return None
-            self._begin(txn, life)
-            return [(each, self._take_up(txn, each, found)) for each, found in taken.items()]
-
-        with self._places.alone():
-            self._live.begin_change()
-            try:
-                written = self._env.write(write)
-                for namespace, each in written or ():
-                    self._places.put_in_line(namespace, each.places)
-            finally:
-                self._live.end_change()
-        return written is not None
-
-    def _begin(self, txn: Any, life: Revision) -> None:
-        """Be in a life, which knows of nothing that was written alone."""
-        meta = self._env.meta
-        txn.put(b"life", U64.pack(life), db=meta)
-        txn.delete(ALONE, db=meta)
-        txn.delete(FORMER, db=meta)
-        for prefix in (BASED, WRITTEN):
-            cursor = txn.cursor(meta)
-            while cursor.set_range(prefix) and cursor.key().startswith(prefix):
-                cursor.delete()
-
-    def _is_at(self, txn: Any, known: Mapping[Namespace, Revision]) -> bool:
-        env = self._env
-        return all(env.revision(txn, each) == known.get(each) for each in env.sizes(txn))
-
-    def _take_up(self, txn: Any, namespace: Namespace, taken: TakenUp) -> _Written:
-        env, name = self._env, namespace.encode()
-        written = _Written(namespace, env.revision(txn, namespace), has_overrides=True)
-        for revision, commit in taken.decided:
-            written.skip_to(revision)
-            key = key_of(namespace, *commit.key)
-            stored, leased = txn.get(key, db=env.record), txn.get(key, db=env.leased)
-            self._put(txn, commit, key, stored, leased, namespace, written)
-        written.steps.clear()
-        written.evicted_at.clear()
-        self._count(txn, namespace, written)
-        for each, _ in list(items(txn, env.override, namespace)):
-            txn.delete(name + b"\0" + each, db=env.override)
-        for instance_id, status in taken.overrides.items():
-            txn.put(key_of(namespace, instance_id), status.encode(), db=env.override)
-        if txn.get(b"size\0" + name, db=env.meta) is None:
-            txn.put(b"size\0" + name, U64.pack(0), db=env.meta)
-        txn.put(b"revision\0" + name, U64.pack(taken.revision), db=env.meta)
-        txn.put(b"trimmed\0" + name, U64.pack(taken.complete_after), db=env.meta)
-        if taken.expected_clients is not None:
-            packed = U64.pack(taken.expected_clients)
-            txn.put(b"expected\0" + name, packed, db=env.meta)
-        return written
-
-    def replace(
-        self,
-        life: Revision,
-        contents: Mapping[Namespace, Contents],
-        known: Mapping[Namespace, Revision] | None = None,
-    ) -> bool:
-        """Hold this instead of all that was held, in one operation.
-
-        Where it is ``known`` at which revisions the namespaces are, and any of them is at another,
-        nothing is done, and False returned. Else one that is further than the given contents stays.
-
-        A lease that is held already, and ends later than the given one, stays as it is.
-        """
-        env = self._env
-
-        def write(txn: Any) -> list[tuple[Place, Lease]] | None:
-            held = {each: env.revision(txn, each) for each in env.sizes(txn)}
-            if known is not None and not self._is_at(txn, known):
-                return None
-            self._begin(txn, life)
-            slots: list[tuple[Place, Lease]] = []
-            for namespace in {*held, *contents}:
-                found = contents.get(namespace) or Contents(life, life)
-                if known is not None or held.get(namespace, 0) <= found.revision:
-                    self._replace(txn, namespace, found, slots)
-            return slots
-
-        with self._places.alone():
-            self._live.begin_change()
-            try:
-                slots = env.write(write)
-                for place, lease in slots or ():
-                    self._live.write(place, lease)
-            finally:
-                self._places.forget()
-                self._live.end_change()
-        return slots is not None
-
-    def _replace(
-        self,
-        txn: Any,
-        namespace: Namespace,
-        contents: Contents,
-        slots: list[tuple[Place, Lease]],
-    ) -> None:
-        env = self._env
-        name = namespace.encode()
-        prefix = name + b"\0"
-        for db in (
-            env.record,
-            env.override,
-            env.log,
-            env.removal,
-            env.removed,
-        ):
-            for key, _ in list(items(txn, db, namespace)):
-                txn.delete(prefix + key, db=db)
-        for instance in contents.instances:
-            key = key_of(namespace, *instance.key)
-            record = U64.pack(instance.revision) + sealed(encode_instance(instance))
-            txn.put(key, record, db=env.record)
-        for each, status in contents.overrides.items():
-            txn.put(key_of(namespace, each), status.encode(), db=env.override)
-        leases = {key_of(namespace, *key): lease for key, lease in contents.leases.items()}
-        for key, leased in list(items(txn, env.leased, namespace)):
-            lease = leases.get(prefix + key)
-            known = self._places.as_renewed(leased)
-            if lease is None or lease.duration_ms != known.duration_ms:
-                txn.delete(prefix + key, db=env.leased)
-                slots.append((self._places.let_go(txn, leased), NO_LEASE))
-                continue
-            if lease.deadline_mono_ms > known.deadline_mono_ms:
-                slots.append((place_of(leased), lease))
-            del leases[prefix + key]
-        for key, lease in leases.items():
-            place = self._places.take(txn)
-            txn.put(key, pack(place, lease), db=env.leased)
-            slots.append((place, lease))
-        removed_bytes = 0
-        for revision, commit in contents.log:
-            at, packed = self._live.running_ms(commit.at_mono_ms), U64.pack(revision)
-            kind = OF_OVERRIDE if commit.override is not None else 0
-            key = key_of(namespace, *commit.key)
-            changed = key[len(prefix) :]
-            if commit.instance is not None and not commit.remove:
-                txn.put(prefix + packed, packed_entry(at, kind, changed), db=env.log)
-                continue
-            kind |= EVICTED if commit.evicted else 0
-            last = commit.instance
-            encoded = b"" if last is None else sealed(encode_instance(last))
-            entry = packed_entry(at, kind, changed, encoded)
-            txn.put(prefix + packed, entry, db=env.removal)
-            txn.put(key if encoded else key + b"\0", packed, db=env.removed)
-            removed_bytes += size_of_removal(entry)
-        txn.put(b"size\0" + name, U64.pack(len(contents.instances)), db=env.meta)
-        txn.put(b"revision\0" + name, U64.pack(contents.revision), db=env.meta)
-        txn.put(b"trimmed\0" + name, U64.pack(contents.complete_after), db=env.meta)
-        txn.put(b"removed\0" + name, U64.pack(removed_bytes), db=env.meta)
-        if contents.expected_clients is not None:
-            packed = U64.pack(contents.expected_clients)
-            txn.put(b"expected\0" + name, packed, db=env.meta)
-
-
-def _alone_from(known: int) -> int:
-    return known + random.SystemRandom().randrange(_ALONE, 2 * _ALONE)

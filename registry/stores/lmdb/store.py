@@ -6,20 +6,21 @@ no transaction: from what the parts have in memory, and from the lease file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from registry.errors import ConflictError
 from registry.model import Change, InstanceKey, Lease, Namespace, Revision, Snapshot
 from registry.store import Commit, Due, Fence, StoreState
-from registry.stores.lmdb.commits import Commits, Contents, TakenUp
+from registry.stores.lmdb.commits import Commits
 from registry.stores.lmdb.coordination import Coordination
+from registry.stores.lmdb.copying import Copying
 from registry.stores.lmdb.leases import VERSION, Place
 from registry.stores.lmdb.log import Log
 from registry.stores.lmdb.offering import Offering
 from registry.stores.lmdb.opening import open_folder
-from registry.stores.lmdb.places import Places, Renewed
+from registry.stores.lmdb.places import Places
 from registry.stores.lmdb.upkeep import Upkeep
 
 _NO_PLACES: dict[InstanceKey, Place] = {}
@@ -45,8 +46,21 @@ class LmdbStore:
             opened.env, opened.live, self._log, self._places, self._coordination
         )
         self._upkeep = Upkeep(opened, self._log, self._places)
+        # Where it is a copy of what another has decided (``registry.stores.redis``).
+        copying = Copying(opened.env, opened.live, self._places, self._commits)
+        self.follow = copying.follow
+        self.commit_alone = copying.commit_alone
+        self.take_up = copying.take_up
+        self.replace = copying.replace
+        self.life = self._log.life
+        self.complete_after = self._log.complete_after
+        self.trim_to = self._log.trim_to
+        self.extend_all = self._places.extend_all
+        self.renewed_since = self._places.renewed_since
+        self.count_renewals = self._places.count_renewals
+        self.lead = self._places.lead
         self.offering = Offering(opened.env, opened.live, self._places)
-        """What it has to offer, where it is a copy."""
+        """What it has to offer then."""
         # What the parts keep in memory, where each request looks.
         self._revisions = self._log.revisions
         self._known = self._places.known
@@ -170,69 +184,6 @@ class LmdbStore:
     def close(self) -> None:
         self._upkeep.close()
 
-    # Where it is a copy of what another has decided (``registry.stores.redis``).
-
-    def life(self) -> Revision:
-        """Where revisions begin in this life."""
-        return self._log.life()
-
     def locked(self, name: str) -> AbstractContextManager[None]:
         """Keep other processes, and other threads, from doing what has this name meanwhile."""
         return self._files.locked(f"{name}.lock")
-
-    def complete_after(self, namespace: Namespace) -> Revision:
-        """The revision after which all changes are told of."""
-        return self._log.complete_after(namespace)
-
-    def follow(
-        self,
-        namespace: Namespace,
-        decided: Sequence[tuple[Revision, Commit]],
-        expected_clients: int | None,
-    ) -> None:
-        """See ``Commits.follow``."""
-        self._commits.follow(namespace, decided, expected_clients)
-
-    def commit_alone(
-        self, namespace: Namespace, commits: Sequence[Commit]
-    ) -> list[Revision | None]:
-        """See ``Commits.commit_alone``."""
-        return self._commits.commit_alone(namespace, commits)
-
-    def take_up(
-        self,
-        life: Revision,
-        taken: Mapping[Namespace, TakenUp],
-        known: Mapping[Namespace, Revision],
-    ) -> bool:
-        """See ``Commits.take_up``."""
-        return self._commits.take_up(life, taken, known)
-
-    def replace(
-        self,
-        life: Revision,
-        contents: Mapping[Namespace, Contents],
-        known: Mapping[Namespace, Revision] | None = None,
-    ) -> bool:
-        """See ``Commits.replace``."""
-        return self._commits.replace(life, contents, known)
-
-    def extend_all(self, now_mono_ms: int) -> int:
-        """See ``Places.extend_all``."""
-        return self._places.extend_all(now_mono_ms)
-
-    def renewed_since(self, seen: list[int]) -> tuple[list[int], list[Renewed]]:
-        """See ``Places.renewed_since``."""
-        return self._places.renewed_since(seen)
-
-    def count_renewals(self, namespace: Namespace, window: int, count: int) -> None:
-        """See ``Places.count_renewals``."""
-        self._places.count_renewals(namespace, window, count)
-
-    def lead(self, now_mono_ms: int, ttl_ms: int) -> bool:
-        """See ``Places.lead``."""
-        return self._places.lead(now_mono_ms, ttl_ms)
-
-    def trim_to(self, namespace: Namespace, revision: Revision) -> int:
-        """See ``Log.trim_to``."""
-        return self._log.trim_to(namespace, revision)

@@ -1,0 +1,315 @@
+"""A store that is a copy: what another has decided is written as it is told, without its guards.
+
+Follows another store's changes (``follow``), takes up what differs in another life of it
+(``take_up``) or all that it holds (``replace``), and commits alone while it cannot be asked
+(``commit_alone``). How a change is written is told in ``commits.py``.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from registry.model import Instance, InstanceKey, InstanceStatus, Lease, Namespace, Revision
+from registry.store import Commit
+from registry.stores.lmdb.commits import Commits, Written
+from registry.stores.lmdb.environment import Environment, items, key_of
+from registry.stores.lmdb.files import sealed
+from registry.stores.lmdb.leases import LeaseFile, Place
+from registry.stores.lmdb.log import size_of_removal
+from registry.stores.lmdb.offering import ALONE, BASED, FORMER, WRITTEN
+from registry.stores.lmdb.places import NO_LEASE, Places, pack, place_of
+from registry.stores.lmdb.records import (
+    EVICTED,
+    OF_OVERRIDE,
+    U64,
+    encode_instance,
+    packed_entry,
+)
+
+# By how much the revisions of what is written alone are beyond: less than by which another life's.
+_ALONE = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """All of a namespace as another store has it; its log as the commits that were the last."""
+
+    revision: Revision
+    complete_after: Revision
+    instances: Sequence[Instance] = ()
+    overrides: Mapping[str, InstanceStatus] = field(default_factory=dict)
+    log: Sequence[tuple[Revision, Commit]] = ()
+    leases: Mapping[InstanceKey, Lease] = field(default_factory=dict)
+    expected_clients: int | None = None
+
+
+class TakenUp(NamedTuple):
+    """How a namespace differs where the truth is, and which revisions it is at there."""
+
+    revision: Revision
+    complete_after: Revision
+    decided: Sequence[tuple[Revision, Commit]]
+    """What differs, as the commits that were the last, in the order of their revisions."""
+    overrides: Mapping[str, InstanceStatus]
+    expected_clients: int | None
+
+
+class Copying:
+    """Writes into a copy. Thread-safe, and so among the processes that have the store open."""
+
+    def __init__(self, env: Environment, live: LeaseFile, places: Places, commits: Commits) -> None:
+        """Write nothing yet."""
+        self._env = env
+        self._live = live
+        self._places = places
+        self._commits = commits
+
+    def follow(
+        self,
+        namespace: Namespace,
+        decided: Sequence[tuple[Revision, Commit]],
+        expected_clients: int | None,
+    ) -> None:
+        """Write what was decided elsewhere, in one operation: no guard is looked at.
+
+        Each change has the revision that it was given there. What is no news here is passed over,
+        so several may bring the same.
+        """
+
+        def write(txn: Any) -> Written:
+            written = Written(namespace, self._env.revision(txn, namespace), has_overrides=True)
+            for revision, commit in decided:
+                if revision > written.revision:
+                    written.skip_to(revision)
+                    key = key_of(namespace, *commit.key)
+                    stored = txn.get(key, db=self._env.record)
+                    leased = txn.get(key, db=self._env.leased)
+                    self._commits.put(txn, commit, key, stored, leased, namespace, written)
+            written.steps.clear()
+            self._commits.size(txn, namespace, written)  # of removals alone it is known too
+            self._commits.count(txn, namespace, written)
+            if expected_clients is not None:
+                packed = U64.pack(expected_clients)
+                txn.put(b"expected\0" + namespace.encode(), packed, db=self._env.meta)
+            return written
+
+        with self._places.alone():
+            self._commits.write(namespace, write)
+
+    def commit_alone(
+        self, namespace: Namespace, commits: Sequence[Commit]
+    ) -> list[Revision | None]:
+        """Commit as ``commit_all``, though nobody can be asked who decides.
+
+        From the first such commit the store is in a life of its own, and its revisions go on from
+        far beyond, so that none is given to two states. What was written is noted (``offering``).
+        """
+        env, name = self._env, namespace.encode()
+
+        def write(txn: Any) -> Written:
+            known, began = env.revision(txn, namespace), env.number(txn, ALONE)
+            life = env.life(txn)
+            is_first = txn.get(BASED + name, db=env.meta) is None
+            if began is None:
+                revisions = [env.revision(txn, each) for each in env.sizes(txn)]
+                began = _alone_from(max([known, life, *revisions]))
+            written = Written(namespace, began if is_first else known, has_overrides=True)
+            for commit in commits:
+                self._commits.apply(txn, namespace, commit, written)
+                if written.revisions[-1] is not None:
+                    key = key_of(namespace, *commit.key) + b"\0" * (commit.instance is None)
+                    at = U64.pack(max(0, commit.at_mono_ms))
+                    txn.put(WRITTEN + key, at, db=env.meta)
+            if written.last:
+                if life != began:
+                    # The logs go on: what they have of the former life is still told.
+                    for each in {namespace, *env.sizes(txn)}:
+                        trimmed = U64.pack(env.trimmed(txn, each))
+                        txn.put(b"trimmed\0" + each.encode(), trimmed, db=env.meta)
+                    txn.put(ALONE, U64.pack(began), db=env.meta)
+                    txn.put(FORMER, U64.pack(life), db=env.meta)
+                    txn.put(b"life", U64.pack(began), db=env.meta)
+                if is_first:
+                    txn.put(BASED + name, U64.pack(known), db=env.meta)
+                self._commits.count(txn, namespace, written)
+            else:
+                written.skip_to(Revision(known + 1))
+            return written
+
+        with self._places.alone():
+            return self._commits.write(namespace, write).revisions
+
+    def take_up(
+        self,
+        life: Revision,
+        taken: Mapping[Namespace, TakenUp],
+        known: Mapping[Namespace, Revision],
+    ) -> bool:
+        """Be in a life, by what differs in it, in one operation.
+
+        False, and nothing is done, where a namespace is not at its ``known`` revision.
+        """
+
+        def write(txn: Any) -> list[tuple[Namespace, Written]] | None:
+            if not self._is_at(txn, known):
+                return None
+            self._begin(txn, life)
+            return [(each, self._take_up(txn, each, found)) for each, found in taken.items()]
+
+        with self._places.alone():
+            self._live.begin_change()
+            try:
+                written = self._env.write(write)
+                for namespace, each in written or ():
+                    self._places.put_in_line(namespace, each.places)
+            finally:
+                self._live.end_change()
+        return written is not None
+
+    def _begin(self, txn: Any, life: Revision) -> None:
+        """Be in a life, which knows of nothing that was written alone."""
+        meta = self._env.meta
+        txn.put(b"life", U64.pack(life), db=meta)
+        txn.delete(ALONE, db=meta)
+        txn.delete(FORMER, db=meta)
+        for prefix in (BASED, WRITTEN):
+            cursor = txn.cursor(meta)
+            while cursor.set_range(prefix) and cursor.key().startswith(prefix):
+                cursor.delete()
+
+    def _is_at(self, txn: Any, known: Mapping[Namespace, Revision]) -> bool:
+        env = self._env
+        return all(env.revision(txn, each) == known.get(each) for each in env.sizes(txn))
+
+    def _take_up(self, txn: Any, namespace: Namespace, taken: TakenUp) -> Written:
+        env, name = self._env, namespace.encode()
+        written = Written(namespace, env.revision(txn, namespace), has_overrides=True)
+        for revision, commit in taken.decided:
+            written.skip_to(revision)
+            key = key_of(namespace, *commit.key)
+            stored, leased = txn.get(key, db=env.record), txn.get(key, db=env.leased)
+            self._commits.put(txn, commit, key, stored, leased, namespace, written)
+        written.steps.clear()
+        written.evicted_at.clear()
+        self._commits.count(txn, namespace, written)
+        for each, _ in list(items(txn, env.override, namespace)):
+            txn.delete(name + b"\0" + each, db=env.override)
+        for instance_id, status in taken.overrides.items():
+            txn.put(key_of(namespace, instance_id), status.encode(), db=env.override)
+        if txn.get(b"size\0" + name, db=env.meta) is None:
+            txn.put(b"size\0" + name, U64.pack(0), db=env.meta)
+        txn.put(b"revision\0" + name, U64.pack(taken.revision), db=env.meta)
+        txn.put(b"trimmed\0" + name, U64.pack(taken.complete_after), db=env.meta)
+        if taken.expected_clients is not None:
+            packed = U64.pack(taken.expected_clients)
+            txn.put(b"expected\0" + name, packed, db=env.meta)
+        return written
+
+    def replace(
+        self,
+        life: Revision,
+        contents: Mapping[Namespace, Contents],
+        known: Mapping[Namespace, Revision] | None = None,
+    ) -> bool:
+        """Hold this instead of all that was held, in one operation.
+
+        Where it is ``known`` at which revisions the namespaces are, and any of them is at another,
+        nothing is done, and False returned. Else one that is further than the given contents stays.
+
+        A lease that is held already, and ends later than the given one, stays as it is.
+        """
+        env = self._env
+
+        def write(txn: Any) -> list[tuple[Place, Lease]] | None:
+            held = {each: env.revision(txn, each) for each in env.sizes(txn)}
+            if known is not None and not self._is_at(txn, known):
+                return None
+            self._begin(txn, life)
+            slots: list[tuple[Place, Lease]] = []
+            for namespace in {*held, *contents}:
+                found = contents.get(namespace) or Contents(life, life)
+                if known is not None or held.get(namespace, 0) <= found.revision:
+                    self._replace(txn, namespace, found, slots)
+            return slots
+
+        with self._places.alone():
+            self._live.begin_change()
+            try:
+                slots = env.write(write)
+                for place, lease in slots or ():
+                    self._live.write(place, lease)
+            finally:
+                self._places.forget()
+                self._live.end_change()
+        return slots is not None
+
+    def _replace(
+        self,
+        txn: Any,
+        namespace: Namespace,
+        contents: Contents,
+        slots: list[tuple[Place, Lease]],
+    ) -> None:
+        env = self._env
+        name = namespace.encode()
+        prefix = name + b"\0"
+        for db in (
+            env.record,
+            env.override,
+            env.log,
+            env.removal,
+            env.removed,
+        ):
+            for key, _ in list(items(txn, db, namespace)):
+                txn.delete(prefix + key, db=db)
+        for instance in contents.instances:
+            key = key_of(namespace, *instance.key)
+            record = U64.pack(instance.revision) + sealed(encode_instance(instance))
+            txn.put(key, record, db=env.record)
+        for each, status in contents.overrides.items():
+            txn.put(key_of(namespace, each), status.encode(), db=env.override)
+        leases = {key_of(namespace, *key): lease for key, lease in contents.leases.items()}
+        for key, leased in list(items(txn, env.leased, namespace)):
+            lease = leases.get(prefix + key)
+            known = self._places.as_renewed(leased)
+            if lease is None or lease.duration_ms != known.duration_ms:
+                txn.delete(prefix + key, db=env.leased)
+                slots.append((self._places.let_go(txn, leased), NO_LEASE))
+                continue
+            if lease.deadline_mono_ms > known.deadline_mono_ms:
+                slots.append((place_of(leased), lease))
+            del leases[prefix + key]
+        for key, lease in leases.items():
+            place = self._places.take(txn)
+            txn.put(key, pack(place, lease), db=env.leased)
+            slots.append((place, lease))
+        removed_bytes = 0
+        for revision, commit in contents.log:
+            at, packed = self._live.running_ms(commit.at_mono_ms), U64.pack(revision)
+            kind = OF_OVERRIDE if commit.override is not None else 0
+            key = key_of(namespace, *commit.key)
+            changed = key[len(prefix) :]
+            if commit.instance is not None and not commit.remove:
+                txn.put(prefix + packed, packed_entry(at, kind, changed), db=env.log)
+                continue
+            kind |= EVICTED if commit.evicted else 0
+            last = commit.instance
+            encoded = b"" if last is None else sealed(encode_instance(last))
+            entry = packed_entry(at, kind, changed, encoded)
+            txn.put(prefix + packed, entry, db=env.removal)
+            txn.put(key if encoded else key + b"\0", packed, db=env.removed)
+            removed_bytes += size_of_removal(entry)
+        txn.put(b"size\0" + name, U64.pack(len(contents.instances)), db=env.meta)
+        txn.put(b"revision\0" + name, U64.pack(contents.revision), db=env.meta)
+        txn.put(b"trimmed\0" + name, U64.pack(contents.complete_after), db=env.meta)
+        txn.put(b"removed\0" + name, U64.pack(removed_bytes), db=env.meta)
+        if contents.expected_clients is not None:
+            packed = U64.pack(contents.expected_clients)
+            txn.put(b"expected\0" + name, packed, db=env.meta)
+
+
+def _alone_from(known: int) -> int:
+    return known + random.SystemRandom().randrange(_ALONE, 2 * _ALONE)
