@@ -59,6 +59,8 @@ _MOST_NOTED = 20_000
 _MOST_WAITING = 20_000
 _WRITTEN_AT_ONCE = 500
 _PAUSE_SECS = 0.001
+# Of the system: whoever seeds the generator that all share would have processes draw the same.
+_chance = random.SystemRandom()
 _MADE_UP = {"made_up": "told from the list; who asked is not known"}
 
 # Makes a named tuple without the Python function that its class would call.
@@ -690,5 +692,5 @@ def event(
         by=by,
         rule=rule,
         detail=detail,
-        number=random.getrandbits(31) + 1,
+        number=_chance.getrandbits(31) + 1,
     )
