@@ -1,4 +1,4 @@
-"""The contract of stores, played on a Redis: alone, behind Sentinel, as a Cluster."""
+"""The contract of stores on Redis (alone, behind Sentinel, as a Cluster), and several machines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from registry.model import DEFAULT_NAMESPACE, Lease, Namespace, Revision
 from registry.store import Store
 from registry.stores.redis import RedisStore, read_address
 from registry.testing import Failing, StoreSuite, put, sample_instance
-from tests.redis_servers import another_prefix
+from tests.redis_servers import RedisServer, another_prefix
 from tests.servers import wait_until
 from tests.test_stores import FragileEnvironment
 
@@ -105,6 +105,38 @@ class RedisSuite(StoreSuite):
         return fail
 
 
+class Machines:
+    """The stores of several machines on one Redis, in this process."""
+
+    def __init__(self, server: RedisServer, folder: Path) -> None:
+        self.server = server
+        self.prefix = another_prefix()
+        self._folder = folder
+        self._opened: list[RedisStore] = []
+
+    def url(self, name: str) -> str:
+        return self.server.url(self.prefix, self._folder / name)
+
+    def open(self, name: str, *, accepts: bool = False, port: int | None = None) -> RedisStore:
+        """Another machine's store, which reaches Redis at a port; ``accepts``: while it is away."""
+        url = self.url(name)
+        if port is not None:
+            url = url.replace(f":{self.server.port}/", f":{port}/")
+        store = open_store(url, accepts_while_away=accepts)
+        assert isinstance(store, RedisStore)
+        self._opened.append(store)
+        return store
+
+    def close(self, *stores: RedisStore) -> None:
+        for store in stores or tuple(self._opened):
+            self._opened.remove(store)
+            store.close()
+
+    def forget(self) -> None:
+        """Have Redis lose everything of this registry."""
+        self.server.forget(self.prefix)
+
+
 class WritingNodes:
     """The stores of two machines, and a writer on each that notes what was acknowledged."""
 
@@ -137,10 +169,9 @@ class WritingNodes:
         while not self._stopping.wait(0.01):
             number += 1
             instance_id = f"{name}:{number}"
-            now = SystemClock().mono_ms()
-            lease = Lease(now + 90_000, 90_000, now)
+            instance = sample_instance(instance_id=instance_id)
             try:
-                store.commit(namespace, put(sample_instance(instance_id=instance_id), lease=lease))
+                store.commit(namespace, put(instance, lease=lease_from(mono())))
             except StoreError:
                 continue
             self._acknowledged.add((namespace, instance_id))
@@ -186,6 +217,14 @@ class WritingNodes:
         self._stop()
         for store in self.stores:
             store.close()
+
+
+def lease_from(now_mono_ms: int, duration_ms: int = 90_000, by_client: int = 0) -> Lease:
+    return Lease(now_mono_ms + duration_ms, duration_ms, now_mono_ms, by_client)
+
+
+def mono() -> int:
+    return SystemClock().mono_ms()
 
 
 def listed(store: Store, namespace: Namespace = DEFAULT_NAMESPACE) -> set[str]:

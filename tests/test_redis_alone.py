@@ -22,8 +22,8 @@ from registry.stores.redis import RedisStore
 from registry.testing import put, registry_on, sample_instance
 from tests.fake_link import FakeLink, Fault
 from tests.redis_servers import RedisServer
+from tests.redis_suite import Machines, lease_from, listed, mono
 from tests.servers import wait_until
-from tests.test_store_redis import Machines, lease_from, listed, mono
 
 NS = DEFAULT_NAMESPACE
 pytestmark = pytest.mark.programs

@@ -17,8 +17,8 @@ from registry.store import Store
 from registry.stores.lmdb import LmdbStore
 from registry.testing import put, sample_instance
 from tests.redis_servers import RedisServer
+from tests.redis_suite import Machines, lease_from, listed, mono
 from tests.servers import fill, small_disk, wait_until
-from tests.test_store_redis import Machines, lease_from, listed, mono
 
 NS = DEFAULT_NAMESPACE
 pytestmark = pytest.mark.programs

@@ -39,7 +39,7 @@ from registry.stores.redis.renewals import Teller
 from registry.stores.redis.server import AnotherLifeError, AwaitedError, Call, Server
 from registry.testing import put, sample_instance
 from tests.redis_servers import RedisServer, another_prefix
-from tests.redis_suite import RedisSuite
+from tests.redis_suite import Machines, RedisSuite, lease_from, listed, mono
 from tests.servers import HANG_SECS, counted, wait_until
 from tests.test_duties import Tried, Turns, logged_faults
 
@@ -79,38 +79,6 @@ def own(tmp_path: Path) -> Iterator[RedisServer]:
     server.stop()
 
 
-class Machines:
-    """The stores of several machines on one Redis, in this process."""
-
-    def __init__(self, server: RedisServer, folder: Path) -> None:
-        self.server = server
-        self.prefix = another_prefix()
-        self._folder = folder
-        self._opened: list[RedisStore] = []
-
-    def url(self, name: str) -> str:
-        return self.server.url(self.prefix, self._folder / name)
-
-    def open(self, name: str, *, accepts: bool = False, port: int | None = None) -> RedisStore:
-        """Another machine's store, which reaches Redis at a port; ``accepts``: while it is away."""
-        url = self.url(name)
-        if port is not None:
-            url = url.replace(f":{self.server.port}/", f":{port}/")
-        store = open_store(url, accepts_while_away=accepts)
-        assert isinstance(store, RedisStore)
-        self._opened.append(store)
-        return store
-
-    def close(self, *stores: RedisStore) -> None:
-        for store in stores or tuple(self._opened):
-            self._opened.remove(store)
-            store.close()
-
-    def forget(self) -> None:
-        """Have Redis lose everything of this registry."""
-        self.server.forget(self.prefix)
-
-
 @pytest.fixture
 def machines(server: RedisServer, tmp_path: Path) -> Iterator[Machines]:
     machines = Machines(server, tmp_path)
@@ -125,18 +93,6 @@ def fragile(own: RedisServer, tmp_path: Path) -> Iterator[Machines]:
     yield machines
     own.go_on()
     machines.close()
-
-
-def lease_from(now_mono_ms: int, duration_ms: int = 90_000, by_client: int = 0) -> Lease:
-    return Lease(now_mono_ms + duration_ms, duration_ms, now_mono_ms, by_client)
-
-
-def mono() -> int:
-    return SystemClock().mono_ms()
-
-
-def listed(store: Store) -> set[str]:
-    return {instance.id for instance in store.load(NS).instances}
 
 
 def test_what_one_machine_writes_all_others_follow(machines: Machines) -> None:
@@ -1482,33 +1438,38 @@ def another_format() -> Iterator[None]:
 OF_ANOTHER_FORMAT = r"has a registry of format 7, and this version writes format 1$"
 
 
-def test_what_another_version_keeps_otherwise_is_left_to_it(machines: Machines) -> None:
-    """By who comes new, and by who has a copy from before."""
-    here = machines.open("here")
-    here.commit(NS, put(sample_instance(instance_id="web:1")))
-    machines.close(here)
+def take_over(machines: Machines) -> None:
+    """Another version begins the registry anew, and registers ``web:2``."""
     machines.forget()
     with another_format():
         there = machines.open("there")
         there.commit(NS, put(sample_instance(instance_id="web:2")))
         machines.close(there)
-    for name in ("here", "new"):
-        with pytest.raises(StoreError, match=OF_ANOTHER_FORMAT):
-            machines.open(name)
+
+
+def assert_left_to_it(machines: Machines) -> None:
     with another_format():
         assert listed(machines.open("there")) == {"web:2"}
         machines.close()
+
+
+def test_what_another_version_keeps_otherwise_is_left_to_it(machines: Machines) -> None:
+    """By who comes new, and by who has a copy from before."""
+    here = machines.open("here")
+    here.commit(NS, put(sample_instance(instance_id="web:1")))
+    machines.close(here)
+    take_over(machines)
+    for name in ("here", "new"):
+        with pytest.raises(StoreError, match=OF_ANOTHER_FORMAT):
+            machines.open(name)
+    assert_left_to_it(machines)
 
 
 def test_who_was_away_while_another_version_took_over_writes_nothing(fragile: Machines) -> None:
     here = fragile.open("here")
     here.commit(NS, put(sample_instance(instance_id="web:1")))
     fragile.close(here)
-    fragile.forget()
-    with another_format():
-        there = fragile.open("there")
-        there.commit(NS, put(sample_instance(instance_id="web:2")))
-        fragile.close(there)
+    take_over(fragile)
     fragile.server.pause()
     here = fragile.open("here")
     fragile.server.go_on()
@@ -1521,9 +1482,7 @@ def test_who_was_away_while_another_version_took_over_writes_nothing(fragile: Ma
     wait_until(is_refused, "Redis to answer again")
     assert listed(here) == {"web:1"}
     fragile.close(here)
-    with another_format():
-        assert listed(fragile.open("there")) == {"web:2"}
-        fragile.close()
+    assert_left_to_it(fragile)
 
 
 def test_a_password_is_shown_nowhere() -> None:
