@@ -16,11 +16,22 @@ or acknowledged before, and never later than now. It refuses a call by what it s
 only where that is still true. In the end, when every fault is healed, all nodes show the truth.
 How far a node may be behind is not judged here, for that is a matter of speed.
 
+**Nodes that accept writes while Redis is away** agree in the end too. Then there are two kinds of
+instances. Of one that one client alone writes, always at the same node, the same holds as above: no
+other changed it. Its timestamps grow, as those of clients do: the write that was on its way when
+Redis stopped answering is older than all that come after it, and may be done late. A *contested*
+instance is registered everywhere, each time as another state with a timestamp that no other has,
+and in every second history cancelled too. Whatever a node showed or acknowledged, it shows nothing
+older by the timestamps afterwards; in the end all show what is at least as new as all that was
+acknowledged anywhere. Only a cancel explains that something older is shown, or nothing: one that
+comes later, or one of a newer state, for a cancel has the timestamp of what it removes.
+
     python -m tests.histories 5000                      # over four workers that it starts
     python -m tests.histories 5000 10.0.0.1:8761 10.0.0.2:8761
     python -m tests.histories 500 --store redis --nodes 3 --workers 2 --faults all
     python -m tests.histories 64 --store redis+sentinel --nodes 3 --workers 2 --faults all
     python -m tests.histories 192 --store redis+cluster --nodes 3 --workers 2 --faults all
+    python -m tests.histories 352 --store redis --nodes 3 --workers 2 --faults all --accepting
 """
 
 from __future__ import annotations
@@ -466,6 +477,12 @@ class Instance(NamedTuple):
     endpoint: str | None = None
     namespace: str = ""
     """Empty where nobody says which: it is the default one."""
+    home: int | None = None
+    """The place of the only node that it is written at; None: at any."""
+    writer: int | None = None
+    """The only client that writes it; None: all do."""
+    contested: tuple[str, ...] = ()
+    """The calls of one that is registered at all nodes, as another state each time."""
 
 
 _JSON = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -591,7 +608,10 @@ class History:
         """
         for instance, operations in self.operations.items():
             try:
-                if nodes is None:
+                found: Any
+                if instance.contested:
+                    found = None if newer_is_lost(operations) else operations
+                elif nodes is None:
                     found = explained(operations, State(), registry_model)
                 else:
                     found = explained_over_nodes(
@@ -613,6 +633,53 @@ class History:
         return None
 
 
+def newer_is_lost(operations: Iterable[Operation]) -> bool:
+    """Whether a contested instance was shown older than it had been, with no cancel to explain it.
+
+    At a node it is compared with what that one showed and acknowledged; in the end with all.
+    """
+    registered = {each.call.metadata: each for each in operations if each.call.name == "register"}
+    cancels = [
+        each for each in operations if each.call.name == "cancel" and each.answer in (200, None)
+    ]
+
+    def shown(read: Operation) -> frozenset[tuple[str, str]] | None:
+        """The metadata, by which a state is known; None where nothing is listed."""
+        is_listed = isinstance(read.answer, tuple)
+        return (
+            next(each for each in read.answer if isinstance(each, frozenset)) if is_listed else None
+        )
+
+    def dirty(known: frozenset[tuple[str, str]] | None) -> int:
+        return 0 if known is None else registered[known].call.dirty
+
+    known = [
+        (each, each.call.metadata if each.call.name == "register" else shown(each))
+        for each in operations
+        if each.answer == 204 or each.call.name in _READS
+    ]
+    for later, seen in known:
+        if later.call.name not in _READS:
+            continue
+        if seen is not None and (seen not in registered or registered[seen].sent > later.ended):
+            return True  # nobody had said so
+        for earlier, expected in known:
+            is_after = earlier.ended < later.sent
+            if not is_after or not (later.is_last or later.node == earlier.node):
+                continue
+            if dirty(expected) > dirty(seen) and not any(
+                cancel.sent < later.ended
+                and any(
+                    each.sent < cancel.ended
+                    and (each is registered[expected] or each.call.dirty > dirty(expected))
+                    for each in registered.values()
+                )
+                for cancel in cancels
+            ):
+                return True
+    return False
+
+
 def is_written(call: Call, answer: Any) -> bool:
     """Whether a call was surely written, though it may have changed nothing."""
     if isinstance(answer, tuple):
@@ -630,6 +697,7 @@ _ALIKE = ("metadata", "set status", "remove status", "heartbeat", "get", "list",
 _ALIKE += _OPERATIONS
 _OF_EUREKA = ("register", "peer register", "cancel", "import", "register", *_ALIKE)
 _OF_NATIVE = ("post", "beat", "delete", "put", "post", "register", *_ALIKE)
+_CONTESTED = ("register", "register", "get", "list", "show")
 _CUT_OFF = 0.02
 
 
@@ -644,17 +712,20 @@ class Player:
         calls: int = 10,
         thinks_secs: float = 0,
         namespaces: Sequence[str] = ("",),
+        accepting: bool = False,
     ) -> None:
         """``nodes`` are those of one registry; each call goes to any of them.
 
         A client ``thinks`` for at most so long before each call, and as long after a 503. Each
-        history is in one of the ``namespaces``, which come in turn.
+        history is in one of the ``namespaces``, which come in turn. Where nodes are ``accepting``
+        writes while Redis is away, some instances are one client's at one node, and one is of all.
         """
         self.nodes = nodes
         self._clients = clients
         self._calls = calls
         self._thinks_secs = thinks_secs
         self._namespaces = namespaces
+        self._accepting = accepting
 
     def play(self, seed: int, run: str = "") -> History:
         """One history on instances of its own; ``run`` tells them from those of another run."""
@@ -668,9 +739,15 @@ class Player:
             chance = random.Random(seed)
             namespace = self._namespaces[seed % len(self._namespaces)]
             instances = _instances(seed, run, namespace)
+            if self._accepting:
+                instances = [
+                    each._replace(home=chance.randrange(len(self.nodes)), writer=writer)
+                    for writer, each in enumerate(instances)
+                ]
+                instances.append(_contested(seed, run, namespace))
             programs = [
                 [
-                    _any_call(chance, chance.choice(instances), f"{client}.{number}")
+                    _any_call(chance, instances, client, f"{client}.{number}")
                     for number in range(self._calls)
                 ]
                 for client in range(self._clients)
@@ -730,11 +807,24 @@ def _instances(seed: int, run: str, namespace: str) -> list[Instance]:
     ]
 
 
-def _any_call(chance: random.Random, instance: Instance, value: str) -> tuple[Instance, Call]:
-    name = chance.choice(_OF_EUREKA if instance.endpoint is None else _OF_NATIVE)
+def _contested(seed: int, run: str, namespace: str) -> Instance:
+    service = f"h{seed}x{run}"
+    calls = (*_CONTESTED, "cancel") if seed % 2 else _CONTESTED
+    return Instance(service.upper(), f"c{service}", namespace=namespace, contested=calls)
+
+
+def _any_call(
+    chance: random.Random, instances: Sequence[Instance], client: int, value: str
+) -> tuple[Instance, Call]:
+    own = [each for each in instances if each.writer == client]
+    instance = chance.choice([*instances, *own, *own])
+    if instance.writer not in (None, client):
+        return instance, Call(chance.choice(_READS))
+    of_api = _OF_EUREKA if instance.endpoint is None else _OF_NATIVE
+    name = chance.choice(instance.contested or of_api)
     status = chance.choice(_STATUSES)
     metadata = frozenset({(chance.choice("abc"), value)})
-    dirty = 1_000 + chance.randrange(3)
+    dirty = 1_000 + chance.randrange(10**9 if instance.contested else 3)
     if name in ("register", "peer register", "import"):
         return instance, Call(name, status, metadata, dirty=dirty)
     if name == "heartbeat":
@@ -785,8 +875,13 @@ class _Client:
     def next(self) -> socket.socket | None:
         """Make the next call; the connection on which the answer comes, None where none is left."""
         for instance, call in self._program:
-            self._instance, self._call = instance, call
             place = self._chance.randrange(len(self._nodes))
+            if instance.home is not None and call.name not in _READS:
+                place = instance.home
+                if call.dirty and call.name != "heartbeat":
+                    # As clients set it, and the server for who has no client.
+                    call = call._replace(dirty=int(time.time() * 1000))
+            self._instance, self._call = instance, call
             self._node = place if self._is_last is None else self._is_last
             self._sent = time.monotonic()
             is_cut_off = self._is_last is None and self._chance.random() < _CUT_OFF
@@ -905,20 +1000,25 @@ def search_over_nodes(
     run: str = "",
     *,
     at_once: int = 16,
-    thinks_secs: float = 0.3,
+    thinks_secs: float | None = None,
 ) -> Played:
     """Play a history for each seed over nodes on one Redis, some at a time, amid a fault.
 
-    Where there is none, clients do not think, so that nothing has time to be told.
+    Where there is none, clients do not think, so that nothing has time to be told. Where nodes
+    accept writes while Redis is away, they think for longer: a node waits before it gives it up.
     Every node and worker must agree in the end, and an order explain what was answered.
     """
     addresses = [("127.0.0.1", server.port) for server in nodes.servers]
+    lasts_secs = _GIVEN_UP_SECS if nodes.accepting else 0.2
+    if thinks_secs is None:
+        thinks_secs = 0.8 if nodes.accepting else 0.3
     player = Player(
         addresses,
         clients=6,
-        calls=10,
+        calls=15 if nodes.accepting else 10,
         thinks_secs=0 if fault is None else thinks_secs,
         namespaces=nodes.namespaces,
+        accepting=nodes.accepting,
     )
     played: list[History] = []
     for start in range(0, len(seeds), at_once):
@@ -928,7 +1028,7 @@ def search_over_nodes(
             time.sleep(chance.random() * 3 * thinks_secs)
             if fault is not None:
                 with nodes.befallen(fault, chance):
-                    time.sleep(0.2 + chance.random() * 8 * thinks_secs)
+                    time.sleep(lasts_secs + chance.random() * 8 * thinks_secs)
             histories = playing.result()
         nodes.heal()
         player.agree(histories, reads=4)
@@ -953,10 +1053,18 @@ def _over_nodes(options: argparse.Namespace, run: str) -> list[str]:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
         nodes: Nodes | SentinelNodes | ClusterNodes
         if options.store == "redis":
-            nodes = Nodes(Path(folder), options.nodes, workers=options.workers, seed=options.seed)
+            nodes = Nodes(
+                Path(folder),
+                options.nodes,
+                workers=options.workers,
+                accepting=options.accepting,
+                seed=options.seed,
+            )
         else:
             led = SentinelNodes if options.store == "redis+sentinel" else ClusterNodes
-            nodes = led(Path(folder), options.nodes, workers=options.workers)
+            nodes = led(
+                Path(folder), options.nodes, workers=options.workers, accepting=options.accepting
+            )
         opened.enter_context(nodes)
         for place, start in enumerate(range(0, options.count, _AT_ONCE)):
             seeds = range(options.seed + start, options.seed + min(start + _AT_ONCE, options.count))
@@ -976,6 +1084,8 @@ def _over_nodes(options: argparse.Namespace, run: str) -> list[str]:
 
 
 _AT_ONCE = 16
+# A node waits three seconds for a Redis that hangs before it takes it for away.
+_GIVEN_UP_SECS = 3.5
 _FAULTS: Mapping[str, Iterable[str]] = {
     "lmdb": (),
     "redis": FAULTS,
@@ -1000,6 +1110,9 @@ def main(arguments: Sequence[str]) -> int:
         default=[],
         choices=["all", *(fault for each in _FAULTS.values() for fault in each)],
         help="of nodes on a Redis; all is each of its store's in turn",
+    )
+    parser.add_argument(
+        "--accepting", action="store_true", help="nodes accept writes while Redis is away"
     )
     parser.add_argument("--keep", type=Path, help="a folder for what is wrong, and the logs then")
     options = parser.parse_args(arguments)

@@ -21,6 +21,10 @@ from tests.fake_link import FakeLink, Fault
 from tests.redis_servers import ClusterServers, RedisServer, SentinelServers, another_prefix
 from tests.servers import RegistryServer
 
+_ACCEPTING: Mapping[bool, dict[str, str]] = {
+    False: {},
+    True: {"REGISTRY_WRITES_WHILE_AWAY": "accept"},
+}
 _WRONG_CLOCK = Path(__file__).parent / "wrong_clock"
 
 
@@ -63,6 +67,11 @@ class Registry(Protocol):
         """In which of them histories are played; an empty name where nobody says which."""
         ...
 
+    @property
+    def accepting(self) -> bool:
+        """Whether they accept writes while Redis is away."""
+        ...
+
     def befallen(self, fault: str, chance: random.Random) -> AbstractContextManager[None]:
         """Have a fault befall them, by its name."""
         ...
@@ -84,10 +93,13 @@ class Nodes:
         *,
         workers: int = 2,
         env: Mapping[str, str] | None = None,
+        accepting: bool = False,
         clocks_off_secs: Sequence[int] = (),
         seed: int | str = 0,
     ) -> None:
         """``env`` is that of all servers, ``clocks_off_secs`` how wrong each one's clock is."""
+        self.accepting = accepting
+        env = _ACCEPTING[accepting] | dict(env or {})
         with ExitStack() as opened:
             self.redis = RedisServer(folder)
             opened.callback(self.redis.stop)
@@ -155,8 +167,11 @@ class _Led:
         count: int,
         *,
         workers: int,
+        accepting: bool,
         env: Mapping[str, str] | None = None,
     ) -> None:
+        self.accepting = accepting
+        env = _ACCEPTING[accepting] | dict(env or {})
         self.prefix = another_prefix()
         self.servers: list[RegistryServer] = []
         self._redis = redis
@@ -166,9 +181,7 @@ class _Led:
                 home = folder / f"node-{place}"
                 home.mkdir()
                 url = redis.url(self.prefix, home / "copy")
-                server = RegistryServer(
-                    home, workers=workers, env={"STORE_URL": url, **(env or {})}
-                )
+                server = RegistryServer(home, workers=workers, env={"STORE_URL": url, **env})
                 opened.push(server.__exit__)
                 self.servers.append(server)
                 server.launch()
@@ -191,9 +204,11 @@ class _Led:
 class SentinelNodes(_Led):
     """Nodes on a Redis behind Sentinel."""
 
-    def __init__(self, folder: Path, count: int = 3, *, workers: int = 2) -> None:
+    def __init__(
+        self, folder: Path, count: int = 3, *, workers: int = 2, accepting: bool = False
+    ) -> None:
         self.redis = SentinelServers(folder / "redis")
-        super().__init__(folder, self.redis, count, workers=workers)
+        super().__init__(folder, self.redis, count, workers=workers, accepting=accepting)
 
     def befallen(self, fault: str, chance: random.Random) -> AbstractContextManager[None]:
         return FAILOVERS[fault](self, chance)
@@ -204,11 +219,13 @@ class ClusterNodes(_Led):
 
     namespaces = ("default", "a", "b", "c", "d")
 
-    def __init__(self, folder: Path, count: int = 3, *, workers: int = 2) -> None:
+    def __init__(
+        self, folder: Path, count: int = 3, *, workers: int = 2, accepting: bool = False
+    ) -> None:
         self.redis = ClusterServers(folder / "redis")
         # So that a client says which namespace is its own.
         env = {"REGISTRY_AUTH": "trusted"}
-        super().__init__(folder, self.redis, count, workers=workers, env=env)
+        super().__init__(folder, self.redis, count, workers=workers, accepting=accepting, env=env)
 
     @property
     def root(self) -> str:

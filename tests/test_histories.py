@@ -15,6 +15,7 @@ from tests.histories import (
     State,
     explained,
     explained_over_nodes,
+    newer_is_lost,
     registry_model,
     search,
     search_over_nodes,
@@ -172,6 +173,74 @@ def test_what_was_acknowledged_and_lost_is_noticed(lost: list[Operation]) -> Non
     assert explained([first, *lost[:-1]], State(), registry_model) is not None
 
 
+def contested(number: int, name: str, answer: Any, node: int = 0, dirty: int = 0) -> Operation:
+    """Of an instance that all nodes write: a state is known by its timestamp."""
+    metadata = frozenset({("a", str(dirty))}) if name == "register" else None
+    told = Call(name, metadata=metadata, dirty=dirty)
+    return Operation(number, number, number + 0.5, told, answer, node)
+
+
+def state_of(dirty: int) -> tuple[str, str, frozenset[tuple[str, str]]]:
+    return ("UP", "UNKNOWN", frozenset({("a", str(dirty))}))
+
+
+OLDER, NEWER = contested(1, "register", 204, dirty=1), contested(2, "register", 204, 1, dirty=2)
+
+
+@pytest.mark.parametrize(
+    ("operations", "is_lost"),
+    [
+        # Each node may show what it accepted alone, and in the end all show the newest.
+        ([OLDER, NEWER, contested(3, "get", state_of(1))], False),
+        ([OLDER, NEWER, contested(3, "get", state_of(1), 1)], True),
+        ([OLDER, NEWER, contested(3, "get", state_of(2))._replace(is_last=True)], False),
+        ([OLDER, NEWER, contested(3, "get", state_of(1))._replace(is_last=True)], True),
+        ([OLDER, NEWER, contested(3, "get", 404)._replace(is_last=True)], True),
+        # What was shown is not unshown by the same node.
+        (
+            [
+                *(OLDER, NEWER._replace(answer=None)),
+                *(contested(3, "get", state_of(2)), contested(4, "get", state_of(1))),
+            ],
+            True,
+        ),
+        # What is not known to have been done may be, and what nobody said may not.
+        (
+            [OLDER, NEWER._replace(answer=None), contested(3, "get", state_of(2))],
+            False,
+        ),
+        ([OLDER, contested(3, "get", state_of(2))], True),
+        # An older one comes after a cancel, or a cancel of a newer one is known later.
+        ([NEWER, contested(3, "cancel", 200, 1), OLDER, contested(9, "get", 404)], False),
+        (
+            [
+                *(OLDER, NEWER, contested(3, "cancel", 200, 1)),
+                contested(4, "get", state_of(1))._replace(is_last=True),
+            ],
+            False,
+        ),
+        (
+            [
+                *(contested(0, "cancel", 200, 1), OLDER, NEWER),
+                contested(4, "get", 404)._replace(is_last=True),
+            ],
+            True,
+        ),
+        (
+            [
+                *(OLDER, NEWER, contested(3, "cancel", 404, 1)),
+                contested(4, "get", 404)._replace(is_last=True),
+            ],
+            True,
+        ),
+    ],
+)
+def test_of_what_several_nodes_accepted_alone_the_newest_stays(
+    operations: list[Operation], is_lost: bool
+) -> None:
+    assert newer_is_lost(operations) == is_lost
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder: Path = tmp_path_factory.mktemp("histories")
@@ -255,3 +324,22 @@ def test_some_order_explains_what_clients_of_a_cluster_were_answered(
     found = search_over_nodes(on_a_cluster, range(1_000 * place, 1_000 * place + 8), fault)
     assert found.wrong == []
     assert found.histories == 8
+
+
+@pytest.fixture(scope="module")
+def accepting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    with Nodes(tmp_path_factory.mktemp("accepting"), accepting=True) as nodes:
+        yield nodes
+
+
+@pytest.mark.slow
+@pytest.mark.programs
+def test_what_nodes_accepted_while_redis_was_away_is_there_unless_something_newer_is(
+    accepting: Nodes,
+) -> None:
+    """The search failed with a store that offered nothing, and with one where the older one won."""
+    found = search_over_nodes(accepting, range(8), "redis stopped")
+    assert found.wrong == []
+    assert found.histories == 8
+    logs = [server.log() for server in accepting.servers]
+    assert any("accepted by this machine alone" in each for each in logs)
