@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import redis
 
 from registry import StoreError
 from registry.errors import ConflictError
@@ -18,7 +20,9 @@ from registry.model import (
     Revision,
 )
 from registry.store import Commit, Fence, Store
-from registry.stores.redis import RedisStore
+from registry.stores.redis import RedisStore, scripts
+from registry.stores.redis import server as redis_server
+from registry.stores.redis.scripts import Script
 from registry.testing import put, registry_on, sample_instance
 from tests.fake_link import FakeLink, Fault
 from tests.redis_servers import RedisServer
@@ -378,3 +382,27 @@ def test_views_of_a_machine_that_was_cut_off_show_what_all_agree_on(cut_off: Cut
     assert registry.renew("API", "api:1") is not None
     assert set(registry_on(here, SystemClock()).view().applications) == {"API", "OTHER"}
     assert here.revision(NS) > Revision(0)
+
+
+def test_what_redis_may_have_done_and_the_copy_has_is_not_decided_again(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was done, its answer never came, and the copy heard of it as of another's change."""
+    here, there = machines.open("here", accepts=True), machines.open("there", accepts=True)
+    here.commit(NS, put(sample_instance(), lease=lease_from(mono())))
+    run = redis_server._run
+
+    def unheard(connection: Any, tag: str, script: Script, arguments: Any) -> Any:
+        answer = run(connection, tag, script, arguments)
+        if script is scripts.COMMIT:
+            wait_until(lambda: not listed(here))
+            raise redis.TimeoutError
+        return answer
+
+    known = removal(here)
+    with monkeypatch.context() as patch:
+        patch.setattr(redis_server, "_run", unheard)
+        with pytest.raises(StoreError, match="it is not known whether this was written"):
+            here.commit(NS, known)
+    wait_until(lambda: not listed(there))
+    assert not here._copy.offering.is_alone()

@@ -65,7 +65,10 @@ _UNANSWERED = object()
 
 
 class AwayError(StoreAwayError):
-    """Redis cannot be reached, or did not answer: then it is not known whether it did as asked."""
+    """Redis cannot be reached, or did not answer."""
+
+    may_be_done = False
+    """Whether it was asked, so that it may have done it, or do it later."""
 
 
 class AnotherLifeError(Exception):
@@ -181,8 +184,13 @@ class Server:
         ``LockLostError``; ``StoreError`` where no answer came in three seconds. Then it is not
         known whether it was executed.
         """
-        with self._failures():
-            return self._tried(self._tag(namespace), script, arguments)
+        cut_off: list[Exception] = []
+        try:
+            with self._failures():
+                return self._tried(self._tag(namespace), script, arguments, cut_off)
+        except AwayError as error:
+            error.may_be_done = bool(cut_off)
+            raise
 
     def ask(self, dialog: Dialog[_T]) -> _T:
         """What comes of a dialog; ``StoreError``, ``AnotherLifeError``."""
@@ -378,14 +386,22 @@ class Server:
         if pool in self._hanging:
             raise redis.TimeoutError("it hangs")
 
-    def _tried(self, tag: str, script: Script, arguments: Sequence[Argument]) -> Any:
-        """What a script returns, called again where it may succeed at once or elsewhere."""
+    def _tried(
+        self,
+        tag: str,
+        script: Script,
+        arguments: Sequence[Argument],
+        cut_off: list[Exception],
+    ) -> Any:
+        """What a script returns, called again where it may succeed at once or elsewhere.
+
+        What ended a call on its way is added to ``cut_off``: the script may have been executed.
+        """
         began, until = time.monotonic(), self._until()
         if until is None:
             until = began + _TRIED_SECS
         until = max(until, began + _TRIED_LATE_SECS)
         pool = None
-        was_cut_off = False
         while True:
             is_sent = False
             try:
@@ -407,13 +423,14 @@ class Server:
                     self._topology.look_again(pool)
                 pool = None
             except redis.ResponseError as error:
-                raise _meaning(error, was_cut_off=was_cut_off) from None
+                raise _meaning(error, was_cut_off=bool(cut_off)) from None
             except redis.AuthenticationError:
                 raise
             except (redis.ConnectionError, redis.TimeoutError) as error:
                 if pool is None:
                     raise
-                was_cut_off = was_cut_off or is_sent
+                if is_sent:
+                    cut_off.append(error)
                 failed, pool = pool, None
                 self._topology.look_again(failed)
                 # Where it is refused, nobody is there who could have executed it.

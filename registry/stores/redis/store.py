@@ -38,6 +38,7 @@ log = logging.getLogger("registry")
 
 # How long a write waits for what other machines give back, and after what pause it is tried again.
 _AWAITS_SECS, _AGAIN_SECS = 3.0, 0.02
+_UNHEARD = "Redis did not answer, and it is not known whether this was written"
 _UNKNOWN = "Redis lost something meanwhile, and it is not known whether this was written"
 
 
@@ -126,7 +127,12 @@ class RedisStore:
                 raise
             if not self._copy.offering.is_alone():
                 log.warning("writes are accepted by this machine alone from now on: %s", error)
-            return self._copy.commit_alone(namespace, commits)
+            outcomes = self._copy.commit_alone(namespace, commits)
+            # Redis may have done it, and the copy have followed that: then it is not to be decided
+            # again, as if another had done it.
+            if error.may_be_done and None in outcomes:
+                raise StoreError(_UNHEARD) from error
+            return outcomes
 
     def _commit_all(
         self, namespace: Namespace, commits: Sequence[Commit], fence: Fence | None
