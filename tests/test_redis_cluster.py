@@ -53,6 +53,11 @@ def test_the_namespaces_are_spread_and_followed_from_all_servers(
         wait_until(lambda namespace=namespace, known=revision: there.revision(namespace) == known)
     holders = {servers.master_of(f"{{{nodes.prefix}:{each}}}").port for each in NAMESPACES}
     assert len(holders) > 1
+    # In each round each of them is asked for something, as the root is.
+    others = holders - {servers.master_of(f"{{{nodes.prefix}}}").port}
+    asked = here._server.first_at_each(NAMESPACES)
+    found = [servers.master_of(f"{{{nodes.prefix}:{each}}}").port for each in asked]
+    assert sorted(found) == sorted(others)
     size = here.state().size_bytes
     assert size is not None
     with servers.masters()[0].client() as client:

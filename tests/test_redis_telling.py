@@ -12,9 +12,10 @@ import pytest
 from registry import StoreError
 from registry.errors import ConflictError
 from registry.lease import renewal_window
-from registry.model import DEFAULT_NAMESPACE, Instance
+from registry.model import DEFAULT_NAMESPACE, Instance, Namespace
 from registry.store import Store
 from registry.stores.lmdb import LmdbStore
+from registry.stores.redis import RedisStore, renewals
 from registry.testing import put, sample_instance
 from tests.redis_servers import RedisServer
 from tests.redis_suite import Machines, lease_from, listed, mono
@@ -36,6 +37,14 @@ def machines(server: RedisServer, tmp_path: Path) -> Iterator[Machines]:
     machines = Machines(server, tmp_path)
     yield machines
     machines.close()
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server that nobody else asks anything."""
+    server = RedisServer(tmp_path / "redis")
+    yield server
+    server.stop()
 
 
 def renewed_at(store: Store, instance: Instance) -> int:
@@ -108,3 +117,105 @@ def test_a_machine_whose_disk_is_full_tells_its_renewals_and_hears_of_others(
 
     wait_until(lambda: len(said()) == 2)
     assert "No space" in said()[0] or "Input/output error" in said()[0]
+
+
+# How far each namespace is
+
+
+def names(count: int) -> list[Namespace]:
+    return [Namespace(f"n{number:03}") for number in range(count)]
+
+
+def evaluations(server: RedisServer) -> int:
+    """How many scripts Redis has run."""
+    with server.client() as client:
+        return int(client.info("commandstats")["cmdstat_evalsha"]["calls"])
+
+
+def test_namespaces_in_which_nothing_happens_are_asked_for_seldom(
+    own: RedisServer, tmp_path: Path
+) -> None:
+    """A call of the root in each round, and one for a hundredth of them."""
+    machines = Machines(own, tmp_path)
+    stores = [machines.open("here"), machines.open("there")]
+    for name in names(200):
+        revision = stores[0].commit(name, put(sample_instance(), lease=lease_from(mono())))
+        wait_until(lambda name=name, revision=revision: stores[1].revision(name) == revision)
+
+    def rounds() -> int:
+        return sum(store._teller._round for store in stores)
+
+    # All that was written is told, and known.
+    settled = rounds() + 50
+    wait_until(lambda: rounds() > settled)
+    first, before = rounds(), evaluations(own)
+    wait_until(lambda: rounds() > first + 60)
+    after, last = evaluations(own), rounds()
+    machines.close()
+    # Of each store a round may have been at work when they were read.
+    assert after - before <= (last - first + len(stores)) * (1 + 2)
+
+
+@pytest.fixture
+def by_hand(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> list[RedisStore]:
+    """Two machines with many namespaces, which tell when they are told to; no message arrives."""
+    stores = [machines.open("here"), machines.open("there")]
+    for store in stores:
+        monkeypatch.setattr(store._copy, "lead", lambda *_: False)
+        wait_until(lambda store=store: not store._teller._is_teller)
+    here, there = stores
+    for name in names(300):
+        revision = here.commit(name, put(sample_instance(), lease=lease_from(mono())))
+        wait_until(lambda name=name, revision=revision: there.revision(name) == revision)
+    for store in stores:
+        monkeypatch.setattr(store._follower, "_hear", lambda _: None)
+        store._teller.tell()
+    # Nobody waits for its turn any more.
+    for _ in range(2 * renewals._BEHIND_ROUNDS):
+        for store in stores:
+            store._teller.tell()
+    return stores
+
+
+def test_what_was_renewed_elsewhere_is_heard_soon_in_any_namespace(
+    by_hand: list[RedisStore],
+) -> None:
+    here, there = by_hand
+    key, at = sample_instance().key, mono() + 1_000
+    for name in names(300):
+        assert here.renew(name, key, lease_from(at), None)
+    here._teller.tell()
+    for _ in range(renewals._BEHIND_ROUNDS + 1):
+        there._teller.tell()
+    for name in names(300):
+        found = there.lease(name, key)
+        assert found is not None
+        assert found.last_renewal_ms == at
+
+
+def test_a_write_of_which_no_message_came_is_noticed_soon(by_hand: list[RedisStore]) -> None:
+    """In any namespace, and in one that is new too."""
+    here, there = by_hand
+    changed = [*names(300)[-3:], Namespace("new")]
+    for name in changed:
+        here.commit(name, put(sample_instance(instance_id="late")))
+    assert [there.revision(name) for name in changed] != [here.revision(name) for name in changed]
+    here._teller.tell()
+    for _ in range(renewals._BEHIND_ROUNDS + 1):
+        there._teller.tell()
+    assert [there.revision(name) for name in changed] == [here.revision(name) for name in changed]
+
+
+def test_a_teller_that_takes_over_knows_what_its_machine_lacks(by_hand: list[RedisStore]) -> None:
+    here, there = by_hand
+    name = names(300)[-1]
+    key, at = sample_instance().key, mono() + 1_000
+    assert here.renew(name, key, lease_from(at), None)
+    here._teller.tell()
+    there._teller.tell()
+    there._teller._is_teller = False
+    for _ in range(renewals._BEHIND_ROUNDS + 1):
+        there._teller.tell()
+    found = there.lease(name, key)
+    assert found is not None
+    assert found.last_renewal_ms == at

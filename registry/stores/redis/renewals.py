@@ -2,20 +2,25 @@
 
 Renewals are stores into the copy's lease file and nothing else. A few times a second one worker of
 each machine (*the teller*) tells Redis whose leases were renewed here, and hears of the others'.
-That is one call for each namespace in which something was renewed, and for a tenth of the others:
-together one round trip to each server. Then it tells the root until when everything was told. An
-eviction is refused as long as a machine that was heard of in the last five seconds has not told
-beyond the lease's deadline, or where the evictor has not heard the lease's last renewal. So none of
-them evicts what another renewed in time. Until when all have told may be asked before the eviction
-is written, since what was told stays told.
+That is one call for each namespace in which something was renewed or is to be heard: together one
+round trip to each server. Then it tells the root until when everything was told. An eviction is
+refused as long as a machine that was heard of in the last five seconds has not told beyond the
+lease's deadline, or where the evictor has not heard the lease's last renewal. So none of them
+evicts what another renewed in time. Until when all have told may be asked before the eviction is
+written, since what was told stays told.
 
 Renewals are accepted while the disk under the copy is full. So nothing that is told needs to be
 written there: which worker tells stands in the lease file, and what cannot be noted is known to the
 teller until it can.
 
-The teller compares besides how far Redis and the copy are, so that a machine that missed a message
-catches up, and that a loss is noticed which no write has met: within a fifth of a second at the
-root, and within two in a namespace where nothing happens.
+**How far each namespace is**, its revision and its last batch of renewals, is told at the root
+where it moved, and the same call tells how far others said it was. So only those namespaces are
+asked for in which this machine lacks something, as after a message that it missed.
+
+**Losses.** Each answer says how far Redis is, and where that is less than the copy knows, Redis
+lost something. That is noticed within a fifth of a second where a server lost what it had, for each
+has the root or is asked for a namespace at least. What is lost of a single namespace, in which
+nothing happens, is noticed within twenty seconds, or by its next write.
 """
 
 from __future__ import annotations
@@ -38,7 +43,7 @@ from registry.stores.lmdb import LmdbStore, Renewed
 from registry.stores.redis import scripts
 from registry.stores.redis.following import LONGEST_FAULT_SECS, Follower
 from registry.stores.redis.lives import Lives
-from registry.stores.redis.records import Records, begun_of, heard_of, key_of, name_of
+from registry.stores.redis.records import Records, heard_of, key_of, name_of
 from registry.stores.redis.server import AnotherLifeError, Call, Server
 
 log = logging.getLogger("registry")
@@ -49,8 +54,12 @@ TRIMMED_AT_ONCE = 1_000
 _TELL_SECS = 0.2
 _TELLER_MS = 1_000
 _TOLD_AT_ONCE = 2_000
-# A namespace in which nothing was renewed here is asked for once in so many rounds.
-_IDLE_ROUNDS = 10
+# A namespace in which nothing was renewed here is asked for once in so many rounds where others
+# told of something, and once in so many where nobody did.
+_BEHIND_ROUNDS = 10
+_IDLE_ROUNDS = 100
+# How many namespaces are told of at the root in one call.
+_FAR_AT_ONCE = 1_000
 # A node that is not heard of any more is one of the nodes for so many rounds.
 _PRESENT_ROUNDS = 10
 # The copy's note of what was counted and told.
@@ -86,6 +95,13 @@ class Teller:
         # The rounds, and the one in which each namespace was last asked for.
         self._round = 0
         self._asked: dict[Namespace, int] = {}
+        # The life in which the following was told. The last news; how far each namespace is, as
+        # this machine told, and the last batch that it told there; where it lacks something.
+        self._life: Revision | None = None
+        self._newest = 0
+        self._far: dict[Namespace, tuple[Revision, int]] = {}
+        self._batches: dict[Namespace, int] = {}
+        self._behind: set[Namespace] = set()
         # In which round each node was last heard of: a Redis that lost everything knows of none.
         self._present: dict[bytes, int] = {}
 
@@ -136,6 +152,9 @@ class Teller:
         """
         copy, server = self._copy, self._server
         life, until = copy.life(), server.now()
+        if not self._is_teller or life != self._life:
+            self._life, self._newest = life, 0
+            self._far, self._batches, self._behind = {}, {}, set()
         if not self._is_teller:
             self._is_teller = True
             self._seen, self._heard = [], {}
@@ -167,24 +186,57 @@ class Teller:
             with suppress(StoreError):
                 copy.set_note(_COUNTED, kept)  # where another worker takes over
         self.told_until = until
-        _, names, nodes = server.run(scripts.TOLD, None, life, self._lives.node, until)
+        nodes = self._tell_how_far(life, until, known)
         self._present |= dict.fromkeys(nodes, self._round)
         for node, heard_in in list(self._present.items()):
             if heard_in <= self._round - _PRESENT_ROUNDS:
                 del self._present[node]
         with suppress(StoreError):
             self._lives.know_of(self._present)
-        for namespace, begun in begun_of(names).items():
-            if begun is not None and namespace not in known:
-                with self._following(namespace):
-                    self._follower.catch_up(namespace)
+        if self._round % _IDLE_ROUNDS == 0:
+            for namespace in self._records.namespaces():
+                if namespace not in known:
+                    with self._following(namespace):
+                        self._follower.catch_up(namespace)
+
+    def _tell_how_far(
+        self, life: Revision, until: int, known: Mapping[Namespace, Revision]
+    ) -> list[bytes]:
+        """Tell until when everything was told, and how far each namespace is; the nodes heard of.
+
+        ``StoreError``, ``AnotherLifeError``.
+        """
+        batches = self._batches
+        far = {each: (revision, batches.get(each, 0)) for each, revision in known.items()}
+        moved = [each for each in far.items() if self._far.get(each[0]) != each[1]][:_FAR_AT_ONCE]
+        told = [
+            word for namespace, (revision, batch) in moved for word in (namespace, revision, batch)
+        ]
+        _, nodes, newest, names, theirs = self._server.run(
+            scripts.TOLD, None, life, self._lives.node, until, self._newest, *told
+        )
+        self._far |= moved
+        self._newest = int(newest)
+        for name, word in zip(names, theirs, strict=True):
+            namespace = Namespace(name.decode())
+            revision, batch = map(int, word.split())
+            if revision > self._copy.revision(namespace) or batch > int(self._noted(namespace)):
+                self._behind.add(namespace)
+        return cast(list[bytes], nodes)
 
     def _in_turn(self, known: Iterable[Namespace], busy: AbstractSet[Namespace]) -> list[Namespace]:
-        """The namespaces that are asked for in this round, which are a part of the idle ones."""
-        idle = sorted(set(known) - busy, key=lambda each: self._asked.get(each, 0))
-        turn = [*busy, *idle[: -(-len(idle) // _IDLE_ROUNDS)]]
-        self._round += 1
-        self._asked.update(dict.fromkeys(turn, self._round))
+        """The namespaces that are asked for in this round: few of the idle ones."""
+        asked, self._round = self._asked, self._round + 1
+        long_ago = self._round - _BEHIND_ROUNDS
+        turn = [
+            *busy,
+            *(each for each in self._behind - busy if asked.get(each, -_BEHIND_ROUNDS) <= long_ago),
+        ]
+        idle = sorted(set(known).difference(turn), key=lambda each: asked.get(each, 0))
+        turn += idle[: -(-len(idle) // _IDLE_ROUNDS)]
+        with suppress(StoreError):  # which is said where one is asked
+            turn += set(self._server.first_at_each([*turn, *idle])).difference(turn)
+        asked.update(dict.fromkeys(turn, self._round))
         return turn
 
     def _exchange(
@@ -200,8 +252,7 @@ class Teller:
         """
         calls, heard = [], {}
         for namespace, portion in portions.items():
-            noted = self._unnoted.get(namespace) or self._copy.note(heard_of(namespace))
-            heard[namespace] = noted or b"0"
+            heard[namespace] = self._noted(namespace)
             count = counted.get(namespace, 0)
             batch = self._batch(portion, count) if portion or count else b""
             calls.append(Call(scripts.TELL, namespace, (life, heard[namespace], batch)))
@@ -211,6 +262,9 @@ class Teller:
                 raise answer
             namespace = cast(Namespace, call.namespace)
             number, is_far, batches, *standing = answer
+            self._behind.discard(namespace)
+            if call.arguments[-1]:
+                self._batches[namespace] = int(number)
             is_same = True
             with self._following(namespace):
                 self._hear(life, namespace, heard[namespace], number, is_far == b"1", batches)
@@ -232,6 +286,10 @@ class Teller:
             self._unfollowed.discard(namespace)
             if not self._unfollowed:
                 log.warning("this machine's copy takes what others write again")
+
+    def _noted(self, namespace: Namespace) -> bytes:
+        """The number of the last batch that was heard of."""
+        return self._unnoted.get(namespace) or self._copy.note(heard_of(namespace)) or b"0"
 
     def _batch(self, renewed: Sequence[Renewed], count: int) -> bytes:
         time_of = self._server.time_of

@@ -15,6 +15,9 @@ moved as a whole.
 | ``tokens``, ``locks`` | hashes | lock → the last token; its owner, end and length |
 | ``notes`` | hash | name → what was noted |
 | ``nodes`` | hash | node → the instant up to which it told its renewals |
+| ``far`` | hash | namespace → its revision and its last batch of renewals, as nodes told |
+| ``news`` | sorted set | namespace, by the number of the last news of it in ``far`` |
+| ``newest`` | string | the number of the last news |
 | ``awaited`` | hash | the nodes that have not taken up the life; for a few seconds |
 
 | key of a namespace, ``{PREFIX:NAMESPACE}:`` | kind | content |
@@ -405,7 +408,8 @@ return {whole(told), is_far, batches, meta[1] or ARGV[2], meta[2] or ARGV[2], me
 TOLD = _script(
     _BEGIN,
     """
--- run, life, node (empty: nobody's), until when it told.
+-- run, life, node (empty: nobody's), until when it told, the last news that it knows (empty: it
+-- asks for none); then three for each namespace of which it has news: name, revision, batch.
 local lost = check_life()
 if lost then return lost end
 local now = now()
@@ -422,12 +426,39 @@ for i = 2, #nodes, 2 do
     by_all = math.min(by_all, told)
   end
 end
-return {whole(by_all), call('HGETALL', P .. 'namespaces'), present}
+local newest = tonumber(call('GET', P .. 'newest') or 0)
+local before = newest
+for i = 6, #ARGV, 3 do
+  local revision, batch = tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
+  local far = call('HGET', P .. 'far', ARGV[i])
+  if far then
+    local its_revision, its_batch = string.match(far, '^(%S+) (%S+)$')
+    revision = math.max(revision, tonumber(its_revision))
+    batch = math.max(batch, tonumber(its_batch))
+  end
+  local told = whole(revision) .. ' ' .. whole(batch)
+  if told ~= far then
+    newest = newest + 1
+    call('HSET', P .. 'far', ARGV[i], told)
+    call('ZADD', P .. 'news', whole(newest), ARGV[i])
+  end
+end
+if newest > before then call('SET', P .. 'newest', whole(newest)) end
+local names, far = {}, {}
+local known = tonumber(ARGV[5] or '')
+if known and known ~= newest then
+  if known > newest then known = 0 end  -- what was told was lost
+  names = call('ZRANGEBYSCORE', P .. 'news', '(' .. whole(known), '+inf', 'LIMIT', 0, 1000)
+  if #names > 0 then far = call('HMGET', P .. 'far', unpack(names)) end
+  if #names == 1000 then newest = tonumber(call('ZSCORE', P .. 'news', names[1000])) end
+end
+return {whole(by_all), present, whole(newest), names, far}
 """,
 )
-"""Note until when a node told its renewals; until when all did, the namespaces, and the nodes.
+"""Note until when a node told its renewals, and how far the namespaces are.
 
-Of the nodes, those that told in the last five seconds.
+Until when all told; the nodes that did in the last five seconds; the number of the last news, and
+the namespaces of which there are any that the node does not know, with how far each is.
 """
 
 TRIM = _script(
@@ -471,7 +502,7 @@ call('DEL', P .. 'awaited')
 for i = 8, #ARGV do call('HSET', P .. 'awaited', ARGV[i], '') end
 await()
 if namespace == '' then
-  call('DEL', P .. 'locks', P .. 'claims')
+  call('DEL', P .. 'locks', P .. 'claims', P .. 'far', P .. 'news', P .. 'newest')
 else
   call('HDEL', P .. 'meta', 'claim')
   call('HSET', P .. 'meta', 'revision', ARGV[2], 'trimmed', ARGV[2],

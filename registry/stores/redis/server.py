@@ -442,6 +442,21 @@ class Server:
                     self._hanging.add(failed)
                     raise
 
+    def first_at_each(self, namespaces: Iterable[Namespace]) -> list[Namespace]:
+        """Of these the first at each server, but for the one that has the root; ``StoreError``."""
+        found = []
+        with self._failures():
+            left = set(self._topology.pools())
+            left.discard(self._topology.pool(self._tag(None)))
+            for namespace in namespaces:
+                if not left:
+                    break
+                pool = self._topology.pool(self._tag(namespace))
+                if pool in left:
+                    left.discard(pool)
+                    found.append(namespace)
+        return found
+
     def listen(self, channel: str) -> Subscription:
         """Be told of what is published, from now on; the driver's errors."""
         return Subscription(self._topology, self._tag(None), self.name(channel))
