@@ -11,11 +11,12 @@ import redis
 
 from registry import StoreError, open_store
 from registry.model import DEFAULT_NAMESPACE, Lease
+from registry.stores.redis import RedisStore
 from registry.testing import put, sample_instance
 from tests.certificates import make_certificates
 from tests.redis_servers import RedisServer, another_prefix
 from tests.redis_suite import RedisSuite
-from tests.servers import wait_until
+from tests.servers import counted, wait_until
 
 NS = DEFAULT_NAMESPACE
 pytestmark = pytest.mark.programs
@@ -126,7 +127,9 @@ def test_a_user_restricted_as_documented_can_do_all_and_nothing_else(
         open_store(f"{url}/c&prefix=other")
 
 
-@pytest.mark.parametrize("command", ["info", "time", "evalsha", "publish", "hset", "xadd"])
+@pytest.mark.parametrize(
+    "command", ["info", "time", "evalsha", "publish", "subscribe", "hset", "xadd"]
+)
 def test_that_a_command_is_forbidden_is_said_in_one_line(
     restricted: RedisServer, tmp_path: Path, command: str
 ) -> None:
@@ -153,6 +156,38 @@ def test_who_may_not_tell_of_changes_does_not_start_and_is_not_ready(
             store.probe()
         with pytest.raises(StoreError, match="forbids its user what the registry needs"):
             open_store(f"{url}/b")
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("rule", ["-subscribe", "resetchannels"])
+def test_who_may_not_hear_of_changes_does_not_start_and_is_not_ready(
+    restricted: RedisServer,
+    tmp_path: Path,
+    rule: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And says so in one line, which is none for each time that it is refused."""
+    url = f"redis://eureka:secret@127.0.0.1:{restricted.port}/0?folder={tmp_path}"
+    store = open_store(f"{url}/a")
+    assert isinstance(store, RedisStore)
+    try:
+        with restricted.client() as client:
+            client.execute_command("ACL", "SETUSER", "eureka", rule)
+            client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        tries = counted(monkeypatch, store._server, "listen")
+        wait_until(lambda: len(tries) > 2)
+        with pytest.raises(StoreError, match="forbids its user what the registry needs"):
+            store.probe()
+        with pytest.raises(StoreError, match="forbids its user what the registry needs"):
+            open_store(f"{url}/b")
+        (said,) = (each for each in caplog.messages if "is heard of late" in each)
+        assert "forbids its user what the registry needs" in said
+        with restricted.client() as client:
+            client.execute_command("ACL", "SETUSER", "eureka", "+subscribe", "&{eureka}:moved")
+        wait_until(lambda: not store._follower.refusal)
+        store.probe()
     finally:
         store.close()
 

@@ -28,7 +28,13 @@ from registry.store import Commit
 from registry.stores.lmdb import LmdbStore
 from registry.stores.redis.lives import Lives
 from registry.stores.redis.records import ENTRY, Entry, Records
-from registry.stores.redis.server import AnotherLifeError, Dialog, Server, UnopenedError
+from registry.stores.redis.server import (
+    AnotherLifeError,
+    Dialog,
+    ForbiddenError,
+    Server,
+    UnopenedError,
+)
 
 log = logging.getLogger("registry")
 
@@ -68,6 +74,8 @@ class Follower:
         self._moved: list[_Moved] = []
         self.is_first = False
         """Whether this worker is the first of its machine's to bring changes into the copy."""
+        self.refusal = ""
+        """Why Redis tells this worker of no changes, where its user may not hear of them."""
 
     def take(
         self,
@@ -171,12 +179,23 @@ class Follower:
         """Wait a moment for news, and bring into the copy what is due; ``StoreError``."""
         try:
             if self._subscription is None:
-                self._subscription = self._server.listen("moved")
+                self._subscription = self._listened()
                 self.catch_up_all()
             self._listen()
             self._take_moved()
         except (redis.RedisError, OSError, AnotherLifeError) as error:
             raise StoreError(f"Redis at {self._server.shown} is not followed: {error}") from error
+
+    def _listened(self) -> Any:
+        try:
+            subscription = self._server.listen("moved")
+        except ForbiddenError as error:
+            if not self.refusal:
+                log.warning("what other machines write is heard of late: %s", error)
+            self.refusal = str(error)
+            raise
+        self.refusal = ""
+        return subscription
 
     def _listen(self) -> None:
         """Hear what moved since, after waiting for it as long as nothing is due."""

@@ -71,6 +71,10 @@ class AwayError(StoreAwayError):
     """Whether it was asked, so that it may have done it, or do it later."""
 
 
+class ForbiddenError(StoreError):
+    """The user that the registry has at Redis may not do what the registry needs."""
+
+
 class AnotherLifeError(Exception):
     """The server is not in the life in which it was asked, or is another run than that began in."""
 
@@ -149,11 +153,12 @@ class Server:
         except redis.exceptions.ClusterDownError as error:
             raise AwayError(f"Redis at {self.shown} does not serve: {error}") from error
         except redis.ResponseError as error:
-            refuses, text = "refuses", str(error)
+            text = str(error)
             is_forbidden = isinstance(error, redis.exceptions.NoPermissionError)
             if is_forbidden or text.startswith(_FORBIDDEN):
-                refuses = "forbids its user what the registry needs"
-            raise StoreError(f"Redis at {self.shown} {refuses}: {text}") from error
+                needed = "forbids its user what the registry needs"
+                raise ForbiddenError(f"Redis at {self.shown} {needed}: {text}") from error
+            raise StoreError(f"Redis at {self.shown} refuses: {text}") from error
         except redis.AuthenticationError as error:
             raise AwayError(f"Redis at {self.shown} refuses its user: {error}") from error
         except redis.RedisError as error:
@@ -458,8 +463,9 @@ class Server:
         return found
 
     def listen(self, channel: str) -> Subscription:
-        """Be told of what is published, from now on; the driver's errors."""
-        return Subscription(self._topology, self._tag(None), self.name(channel))
+        """Be told of what is published, from now on; ``StoreError``, ``ForbiddenError``."""
+        with self._failures():
+            return Subscription(self._topology, self._tag(None), self.name(channel))
 
     def look_at_clock(self) -> None:
         """Correct the offset between the two clocks; ``StoreError``."""
@@ -523,7 +529,10 @@ class Subscription:
                 if not self._receive(_CONFIRMED_SECS):
                     raise redis.TimeoutError("it does not answer")
                 if self._received[:1] == b"-":
-                    raise redis.ResponseError(self._received[1:200].decode(errors="replace"))
+                    text = self._received[1:200].decode(errors="replace").strip()
+                    if text.startswith("NOPERM"):
+                        raise redis.exceptions.NoPermissionError(text)
+                    raise redis.ResponseError(text)
         except BaseException:
             self.close()
             raise

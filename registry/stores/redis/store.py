@@ -94,6 +94,7 @@ class RedisStore:
         try:
             self._server.look_at_clock()
             self._check_channel()
+            self._server.listen("moved").close()
             self._lives.adopt()
             self._follower.catch_up_all()
         except OtherFormatError:
@@ -284,8 +285,14 @@ class RedisStore:
         return None
 
     def _check_channel(self) -> None:
-        """That what is written may be told: a script that may not is refused after it wrote."""
+        """That what is written may be told: a script that may not is refused after it wrote.
+
+        And that what others write may be heard.
+        """
         self._server.call("PUBLISH", self._server.name("moved"), "")
+        refusal = self._follower.refusal
+        if refusal:
+            raise StoreError(refusal)
 
     def _probe(self) -> None:
         self._server.call("SET", self._server.name("probe"), self._lives.node, "EX", 60)
