@@ -5,6 +5,8 @@ of the loopback, plays the suite to each and random sequences to the genuine one
 says what differs. On Redis this project's is three nodes behind one address, so what is played
 there goes through all of them: each connection, which is each case or sequence, is another node's
 in its turn. (Who changes connections in between may find the other node some milliseconds behind.)
+Behind Sentinel the cases that need no waiting are played, and sequences: half of them, then the
+master is killed, and the other half when a replica has taken over.
 Real clients are on the genuine server and the first of the others, and move between those two.
 """
 
@@ -12,17 +14,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rich.console import Console
 from rich.markup import escape
@@ -30,9 +30,9 @@ from rich.table import Table
 
 from conformance import report
 from conformance.__main__ import reachable, run_suite, wide_console
-from conformance.case import Case, Target, chosen
+from conformance.case import Case, FailedError, Session, Target, chosen
 from conformance.cases import ALL
-from conformance.differential import DisagreementError, compare
+from conformance.differential import DisagreementError, Duel, compare
 from conformance.gate import Gatehouse
 from conformance.peer import PeerEndpoint
 from conformance.programs import HOXTON_OPTIONS, Kind, built_jar, free_port, named
@@ -42,9 +42,20 @@ from conformance.run import Outcome, Result
 HERE = Path(__file__).parent
 GENERATIONS = {"2025.0": "pom.xml", "hoxton": "pom-hoxton.xml"}
 GENUINE = "genuine"
-OURS = {"lmdb": "this server", "redis": "three nodes on Redis"}
+OURS = {
+    "lmdb": "this server",
+    "redis": "three nodes on Redis",
+    "redis+cluster": "three nodes on a Redis Cluster",
+    "redis+sentinel": "three nodes on Redis, over a failover",
+}
+# A Cluster's nodes do all that those on a single server do.
+USUAL = ("lmdb", "redis+cluster", "redis+sentinel")
+FAILING_OVER = OURS["redis+sentinel"]
 # How many workers each has.
 NODES = (2, 1, 1)
+SERVICE = "registry"
+# A machine that is busy with all of this takes its time.
+_STARTS_IN_SECS = 600
 # What both servers are started with, in the genuine server's own names: quick sweeps for the cases
 # that let leases end; none, and a short window of deltas, for random sequences by the thousand.
 PROFILES: dict[str, Mapping[str, str]] = {
@@ -96,13 +107,19 @@ class Started:
             stdout=self._log,
             stderr=self._log,
         )
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + _STARTS_IN_SECS
         while problem := self._problem(self._url):
             if self._process.poll() is not None or time.monotonic() > deadline:
+                self._end()
                 self._log.seek(0)
                 raise RuntimeError(f"{problem}: {self._log.read()[-2000:].decode()}")
             time.sleep(0.2)
         return self._url
+
+    def kill(self) -> None:
+        """Have it end at once, amid what it does."""
+        self._process.kill()
+        self._process.wait()
 
     def __exit__(
         self,
@@ -110,13 +127,15 @@ class Started:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._end()
+        self._log.close()
+
+    def _end(self) -> None:
         self._process.terminate()
         try:
             self._process.wait(timeout=20)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._log.close()
+            self.kill()
 
 
 def genuine(
@@ -157,40 +176,152 @@ def ours(profile: Mapping[str, str], store_url: str, workers: int, peer: str = "
     return Started([sys.executable, "-m", "gunicorn", "wsgi:app"], environment, service_url(port))
 
 
-def on_lmdb(profile: Mapping[str, str], peer: str = "") -> Iterator[str]:
+class Running(NamedTuple):
+    """Where a server is, and what has its store fail over, if that can."""
+
+    url: str
+    fail_over: Callable[[], None] | None = None
+
+
+def on_lmdb(profile: Mapping[str, str], peer: str = "") -> Iterator[Running]:
     """With two worker processes and an empty store."""
     with (
         tempfile.TemporaryDirectory() as folder,
         ours(profile, f"lmdb:{folder}", 2, peer) as url,
     ):
-        yield url
+        yield Running(url)
 
 
-def on_redis(profile: Mapping[str, str], peer: str = "") -> Iterator[str]:
-    """Three nodes on an empty Redis, each with a folder of its own, behind one address."""
-    port = free_port()
-    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        redis = Started([*command, "--dir", folder], {}, f"redis://127.0.0.1:{port}/0", redis_away)
-        url = stack.enter_context(redis)
-        nodes = [
-            stack.enter_context(ours(profile, f"{url}?folder={folder}/{place}", workers, peer))
+class Redis:
+    """Empty servers of Redis, and the nodes on them, for as long as the ``with`` lasts."""
+
+    def __enter__(self) -> Redis:
+        self._stack = ExitStack()
+        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def server(self, *options: object) -> tuple[int, Started]:
+        """Start one with these options; its port, and itself."""
+        port = free_port()
+        folder = self._folder / f"server-{port}"
+        folder.mkdir()
+        command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+        return port, self._started(port, *command, "--dir", str(folder), *map(str, options))
+
+    def sentinel(self, master: int) -> int:
+        """Start one of three that watch a master and its replica; its port."""
+        port = free_port()
+        configuration = self._folder / f"sentinel-{port}.conf"
+        configuration.write_text(
+            f"port {port}\nbind 127.0.0.1\nsentinel monitor {SERVICE} 127.0.0.1 {master} 2\n"
+            f"sentinel down-after-milliseconds {SERVICE} 5000\n"
+            f"sentinel failover-timeout {SERVICE} 10000\n"
+        )
+        self._started(port, "redis-server", str(configuration), "--sentinel")
+        return port
+
+    def _started(self, port: int, *command: str) -> Started:
+        def problem(url: str) -> str:
+            told = asked(port, "PING")
+            return "" if told == "PONG" else f"{url} {told}"
+
+        started = Started(command, {}, f"redis://127.0.0.1:{port}/0", problem)
+        self._stack.enter_context(started)
+        return started
+
+    def nodes(self, profile: Mapping[str, str], peer: str, url: str) -> list[str]:
+        """Start three nodes on a store, each with a folder of its own; their URLs."""
+        return [
+            self._stack.enter_context(
+                ours(profile, f"{url}?folder={self._folder}/{place}", workers, peer)
+            )
             for place, workers in enumerate(NODES)
         ]
-        yield stack.enter_context(Gatehouse()).gate(*nodes).url
+
+    def gate(self, nodes: Sequence[str]) -> str:
+        """Open one address of all nodes; its URL."""
+        return self._stack.enter_context(Gatehouse()).gate(*nodes).url
 
 
-def redis_away(url: str) -> str:
-    """Nothing, or why no Redis answers there."""
-    parts = urllib.parse.urlsplit(url)
-    try:
-        with socket.create_connection((parts.hostname, parts.port), timeout=1) as asked:
-            asked.sendall(b"PING\r\n")
-            answer = asked.recv(64)
-    except OSError as error:
-        return str(error)
-    return "" if answer.startswith(b"+PONG") else repr(answer)
+def asked(port: int, *words: object) -> str:
+    """What a server of Redis answers, or why it does not."""
+    command = ["redis-cli", "-p", str(port), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_STARTS_IN_SECS)
+    return (done.stdout or done.stderr).strip()
+
+
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    """Ask until it holds; ``RuntimeError`` where it never does."""
+    deadline = time.monotonic() + _STARTS_IN_SECS
+    while not holds():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{what}: not within {_STARTS_IN_SECS} s")
+        time.sleep(0.2)
+
+
+def on_redis(profile: Mapping[str, str], peer: str = "") -> Iterator[Running]:
+    """Three nodes on one server, behind one address."""
+    with Redis() as redis:
+        port, _ = redis.server()
+        yield Running(redis.gate(redis.nodes(profile, peer, f"redis://127.0.0.1:{port}/0")))
+
+
+def on_cluster(profile: Mapping[str, str], peer: str = "") -> Iterator[Running]:
+    """Three nodes on a Cluster of three servers, behind one address."""
+    slots = 16384
+    with Redis() as redis:
+        ports: list[int] = []
+        for place in range(3):
+            bus = free_port()
+            port, _ = redis.server("--cluster-enabled", "yes", "--cluster-port", bus)
+            first, last = slots * place // 3, slots * (place + 1) // 3 - 1
+            asked(port, "CLUSTER", "ADDSLOTSRANGE", first, last)
+            for other in ports:
+                asked(other, "CLUSTER", "MEET", "127.0.0.1", port, bus)
+            ports.append(port)
+        wait_until(
+            lambda: all("cluster_state:ok" in asked(port, "CLUSTER", "INFO") for port in ports),
+            "the Cluster serves",
+        )
+        hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+        yield Running(redis.gate(redis.nodes(profile, peer, f"redis+cluster://{hosts}")))
+
+
+def behind_sentinel(profile: Mapping[str, str], peer: str = "") -> Iterator[Running]:
+    """Three nodes on a master with a replica and three sentinels, behind one address."""
+    with Redis() as redis:
+        port, master = redis.server()
+        redis.server("--replicaof", "127.0.0.1", port, "--repl-diskless-sync-delay", 0)
+        sentinels = [redis.sentinel(port) for _ in range(3)]
+
+        def knows_all(sentinel: int) -> bool:
+            words = asked(sentinel, "SENTINEL", "MASTER", SERVICE).split("\n")
+            told = dict(zip(words[::2], words[1::2], strict=False))
+            return (told["num-other-sentinels"], told["num-slaves"]) == ("2", "1")
+
+        wait_until(lambda: all(map(knows_all, sentinels)), "the sentinels know of each other")
+        hosts = ",".join(f"127.0.0.1:{sentinel}" for sentinel in sentinels)
+        nodes = redis.nodes(profile, peer, f"redis+sentinel://{hosts}/{SERVICE}/0")
+
+        def fail_over() -> None:
+            # Nobody can be registered before the replica is the master.
+            master.kill()
+            wait_until(lambda: all(map(accepts, nodes)), "the nodes accept registrations again")
+
+        yield Running(redis.gate(nodes), fail_over)
+
+
+def accepts(url: str) -> bool:
+    """Whether a server registers an instance."""
+    with Session(Target(url)).running() as session:
+        try:
+            session.register()
+        except FailedError:
+            return False
+    return True
 
 
 class Start(Protocol):
@@ -198,12 +329,14 @@ class Start(Protocol):
 
     def __call__(
         self, profile: Mapping[str, str], peer: str = ""
-    ) -> AbstractContextManager[str]: ...
+    ) -> AbstractContextManager[Running]: ...
 
 
 STORES: Mapping[str, Start] = {
     "lmdb": contextmanager(on_lmdb),
     "redis": contextmanager(on_redis),
+    "redis+cluster": contextmanager(on_cluster),
+    "redis+sentinel": contextmanager(behind_sentinel),
 }
 
 
@@ -218,8 +351,10 @@ def named_stores(text: str) -> list[str]:
 def servers(generation: str, stores: Sequence[str]) -> dict[str, Start]:
     """How each of those that are compared is started, the genuine one first."""
 
-    def start(profile: Mapping[str, str], peer: str = "") -> AbstractContextManager[str]:
-        return genuine(generation, profile, peer=peer)
+    @contextmanager
+    def start(profile: Mapping[str, str], peer: str = "") -> Iterator[Running]:
+        with genuine(generation, profile, peer=peer) as url:
+            yield Running(url)
 
     return {GENUINE: start} | {OURS[store]: STORES[store] for store in stores}
 
@@ -262,7 +397,10 @@ def _place(result: Result) -> str:
 def run_all(
     compared: Mapping[str, Start], kinds: Sequence[Kind], console: Console
 ) -> dict[str, Run]:
-    """The suite on each, self-preservation and what it tells a peer included."""
+    """The suite on each, self-preservation and what it tells a peer included.
+
+    Of one that fails over there are the cases that need no waiting, every other one before it.
+    """
 
     def played(
         url: str,
@@ -277,18 +415,26 @@ def run_all(
     runs: dict[str, Run] = {}
     cases, profile = chosen(ALL, self_preservation=False), PROFILES["cases"]
     theirs, own, *others = compared
-    with compared[theirs](profile) as url, compared[own](profile) as second:
+    with compared[theirs](profile) as (url, _), compared[own](profile) as (second, _):
         runs[theirs] = played(url, cases, kinds, second)
         runs[own] = played(second, cases, kinds, url)
     for name in others:
-        with compared[name](profile) as url:
-            runs[name] = played(url, cases)
+        with compared[name](profile) as (url, fail_over):
+            if fail_over is None:
+                runs[name] = played(url, cases)
+                continue
+            quick = [case for case in cases if not case.waits and not case.spoils]
+            before = played(url, quick[::2])
+            fail_over()
+            runs[name] = joined(before, played(url, quick[1::2]))
     for name, start in compared.items():
+        if name == FAILING_OVER:
+            continue
         cases = chosen(ALL, self_preservation=True)
-        with start(PROFILES["self-preservation"]) as url:
+        with start(PROFILES["self-preservation"]) as (url, _):
             runs[name] = joined(runs[name], played(url, cases, self_preservation=True))
         cases = [case for case in chosen(ALL, self_preservation=False, peer=True) if case.peer]
-        with closing(PeerEndpoint()) as peer, start(PROFILES["peers"], peer.url) as url:
+        with closing(PeerEndpoint()) as peer, start(PROFILES["peers"], peer.url) as (url, _):
             runs[name] = joined(runs[name], played(url, cases, peer=peer))
     return runs
 
@@ -301,19 +447,29 @@ def sequences(compared: Mapping[str, Start], examples: int) -> tuple[bool, list[
     theirs, own, *_ = compared
     agreed, notes = True, []
     profile = PROFILES["sequences"]
-    with compared[theirs](profile) as measure:
+    with compared[theirs](profile) as (measure, _):
         for name in list(compared)[1:]:
-            with compared[name](profile) as url:
+            with compared[name](profile) as running:
                 try:
-                    duel = compare(measure, url, examples if name == own else examples // 3)
+                    told = duel(measure, running, examples if name == own else examples // 3)
                     notes.append(
-                        f"{name}: {duel.sequences} random sequences, {duel.exchanges} requests to "
+                        f"{name}: {told.sequences} random sequences, {told.exchanges} requests to "
                         "it and to the genuine server: no disagreement"
                     )
                 except DisagreementError as found:
                     agreed = False
                     notes.append(f"{name}: a disagreement: {found}")
     return agreed, notes
+
+
+def duel(measure: str, running: Running, count: int) -> Duel:
+    """Play so many sequences to both; where one can fail over, it does after half of them."""
+
+    def played(number: int) -> None:
+        if running.fail_over is not None and number == count // 2:
+            running.fail_over()
+
+    return compare(measure, running.url, count, played)
 
 
 def joined(first: Run, more: Run) -> Run:
@@ -329,9 +485,10 @@ def main() -> int:
     parser.add_argument(
         "--stores",
         type=named_stores,
-        default=list(STORES),
+        default=list(USUAL),
         metavar="NAMES",
-        help=f"what this project's runs on: a comma list of {', '.join(STORES)}",
+        help=f"what this project's runs on: a comma list of {', '.join(STORES)} (default: "
+        f"{','.join(USUAL)})",
     )
     parser.add_argument(
         "--examples",
