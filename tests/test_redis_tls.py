@@ -14,7 +14,7 @@ from registry.model import DEFAULT_NAMESPACE, Lease
 from registry.stores.redis import RedisStore
 from registry.testing import put, sample_instance
 from tests.certificates import make_certificates
-from tests.redis_servers import RedisServer, another_prefix
+from tests.redis_servers import REDIS, RedisServer, another_prefix, valkey
 from tests.redis_suite import RedisSuite
 from tests.servers import counted, wait_until
 
@@ -88,9 +88,12 @@ def documented() -> list[str]:
     return line.split()[2:]
 
 
-@pytest.fixture
-def restricted(documented: list[str], tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path / "redis")
+@pytest.fixture(params=["redis", "valkey"])
+def restricted(
+    request: pytest.FixtureRequest, documented: list[str], tmp_path: Path
+) -> Iterator[RedisServer]:
+    program = {"redis": lambda: REDIS, "valkey": valkey}[request.param]()
+    server = RedisServer(tmp_path / "redis", program=program)
     with server.client() as client:
         client.execute_command("ACL", "SETUSER", *documented, ">secret")
     yield server
