@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ from conformance.cases.recorded import (
     taken_back,
 )
 from conformance.cases.replicating import DIRTY
-from conformance.compare import differences, last_words
+from conformance.compare import Started, differences, last_words
 from conformance.differential import DisagreementError, compare
 from conformance.documents import Form, sample
 from conformance.follower import follow
@@ -516,6 +517,17 @@ def test_an_id_that_was_not_sent_makes_no_difference_in_a_list() -> None:
     ]
     first, second = (content(taken_back(json.dumps({"instance": each}))) for each in lists)
     assert first == second
+
+
+def test_a_server_of_the_comparison_that_does_not_come_up_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("conformance.compare._STARTS_IN_SECS", 0)
+    command = [sys.executable, "-c", "import time; print('hello', flush=True); time.sleep(3600)"]
+    started = Started(command, {}, "http://h", lambda url: f"{url} is away")
+    with pytest.raises(RuntimeError, match="http://h is away"), started:
+        pass
+    assert started._process.returncode is not None
 
 
 def test_a_recorded_body_is_compared_without_clock_order_and_blanks() -> None:
