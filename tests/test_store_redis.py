@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -938,6 +938,76 @@ def test_a_write_that_met_a_paused_redis_is_written_once(fragile: Machines) -> N
     assert listed(store) == {"web:1", "web:2"}
 
 
+# What no registry wrote, in keys of the registry.
+
+
+JUNK = {
+    "namespaces": [("HSET", "namespaces", "n0", "junk"), ("HSET", "namespaces", b"\xff", "1")],
+    "life": [("HSET", "life", "number", "junk")],
+    "meta": [
+        ("HSET", "meta", "revision", "junk"),
+        ("HSET", "meta", "trimmed", "junk"),
+        ("HSET", "meta", "expected", "junk"),
+        ("HSET", "meta", "size", "junk"),
+    ],
+    "record": [("HSET", "record", "WEB\0web:1", "junk"), ("HSET", "record", "junk", "1 junk")],
+    "lease": [("HSET", "lease", "WEB\0web:1", "junk")],
+    "change": [("HSET", "change", "WEB\0web:1", "junk")],
+    "override": [("HSET", "override", "web:1", "junk")],
+    "log": [("SET", "log", "junk")],
+    "told": [("SET", "told", "junk")],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "command"), [(name, command) for name, all_of in JUNK.items() for command in all_of]
+)
+def test_what_no_registry_wrote_is_said_once_with_the_name_of_its_key(
+    machines: Machines,
+    name: str,
+    command: tuple[Any, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Neither is it a traceback, nor is it taken for anything else."""
+    here = machines.open("here")
+    here.commit(NS, put(sample_instance(), lease=lease_from(mono())))
+    if command[0] == "SET":
+        here._server.call("DEL", here._server.name(name, NS), namespace=NS)
+    namespace = None if name == "namespaces" else NS
+    key = here._server.name(name, namespace)
+    here._server.call(command[0], key, *command[2:], namespace=namespace)
+    shown = f"a key of {here._server._tag(NS)}" if name == "log" else key
+    if name == "told":
+        rounds = here._teller._round
+        wait_until(lambda: here._teller._round > rounds + 30)
+    elif name == "life":
+        with pytest.raises(StoreError, match=re.escape(shown)):
+            here.commit(NS, put(sample_instance(instance_id="web:2")))
+    else:
+        with pytest.raises(StoreError, match=re.escape(shown)):
+            machines.open("there")
+    for number in range(3):
+        with suppress(StoreError):
+            here.commit(NS, put(sample_instance(instance_id=f"late:{number}")))
+    rounds = here._teller._round
+    wait_until(lambda: here._teller._is_away or here._teller._round > rounds + 30)
+    machines.close()
+    told = [each for each in caplog.messages if shown in each]
+    assert len(told) <= 1
+    if name in ("life", "told"):
+        assert len(told) == 1
+
+
+def test_what_no_registry_wrote_of_evictions_is_said(machines: Machines) -> None:
+    store = machines.open("here")
+    store.commit(NS, put(sample_instance()))
+    key = store._server.name("evicted", NS)
+    store._server.call("HSET", key, "junk", "1", namespace=NS)
+    with pytest.raises(StoreError, match=re.escape(key)):
+        store.evictions(NS, 0)
+
+
 def test_a_redis_that_hangs_is_waited_for_once(fragile: Machines) -> None:
     """Or else all threads would soon wait for it, and nobody answered the readers."""
     store = fragile.open("here")
@@ -954,11 +1024,15 @@ def test_a_redis_that_hangs_is_waited_for_once(fragile: Machines) -> None:
 
 
 def test_a_write_to_what_became_a_replica_is_tried_in_one_window(
-    fragile: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fragile: Machines,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     """First it refuses the write, and then to begin a life, in that of its master."""
     store, _ = alone_with_many(fragile, 1)
     master = RedisServer(tmp_path / "master")
+    request.addfinalizer(master.stop)
     others = Machines(master, tmp_path / "others")
     others.prefix = fragile.prefix
     others.open("there").commit(NS, put(sample_instance(instance_id="web:9")))
@@ -981,7 +1055,6 @@ def test_a_write_to_what_became_a_replica_is_tried_in_one_window(
             store.commit(NS, put(sample_instance()))
     assert followed
     assert 3.0 < elapsed[0] < 3.6
-    master.stop()
 
 
 def test_a_server_begins_its_work_though_nothing_is_written_yet(

@@ -32,6 +32,7 @@ from registry.stores.redis.server import (
     AnotherLifeError,
     Dialog,
     ForbiddenError,
+    NonsenseError,
     Server,
     UnopenedError,
 )
@@ -267,8 +268,8 @@ class Follower:
             until = moved.revision
             told += moved.told
         try:
-            entries = self._records.entries(told)
-        except ValueError:
+            entries = self._records.entries(namespace, told)
+        except NonsenseError:  # anybody may tell it
             self.catch_up(namespace)
             return
         self.take(namespace, known, entries, news[-1].expected)

@@ -228,7 +228,11 @@ class Lives:
             self._server.run_each([Call(scripts.GIVEN, each, (life, self.node)) for each in parts])
 
     def _look(self, namespace: Namespace | None) -> Dialog[_Part]:
-        return _Part.of((yield Call(scripts.LIFE, namespace, ("", "", "", "", ""))))
+        told = yield Call(scripts.LIFE, namespace, ("", "", "", "", ""))
+        with self._server.reading("life", namespace):
+            int(told[0] or 0)
+        with self._server.reading("meta", namespace):
+            return _Part.of(told)
 
     def _begin(
         self, root: _Part, parts: Iterable[_Part], *, is_copy: bool
@@ -304,7 +308,8 @@ class Lives:
         begun, claim, told, awaited = yield Call(scripts.OPEN, None, asked)
         if holds and not claim:
             return list(told)
-        is_begun = begun != b"" and int(begun) == life
+        with self._server.reading("namespaces"):
+            is_begun = begun != b"" and int(begun) == life
         if not is_begun:
             part = yield from self._look(namespace)
             if part.life is None or part.life < life:
@@ -509,8 +514,9 @@ class Lives:
             cursor: bytes | None = None
             while cursor != b"0":
                 cursor, page = yield from records.page(life, namespace, cursor)
-                for key, record, listed_lease in page:
-                    instances[key] = listed(record)
+                with self._server.reading("record", namespace):
+                    instances |= {key: listed(record) for key, record, _ in page}
+                for key, _, listed_lease in page:
                     if listed_lease is not None:
                         leases[key] = self._from_now(listed_lease)
             log_after = Revision(0)

@@ -92,7 +92,9 @@ class Records:
 
         That is None for one that is listed and was not begun yet.
         """
-        return begun_of(self._server.call("HGETALL", self._server.name("namespaces")))
+        told = self._server.call("HGETALL", self._server.name("namespaces"))
+        with self._server.reading("namespaces"):
+            return begun_of(told)
 
     def namespaces(self) -> list[Namespace]:
         """Those that were begun; ``StoreError``."""
@@ -102,10 +104,11 @@ class Records:
         """The overrides of a namespace, by the instance's id; ``StoreError``."""
         name = self._server.name("override", namespace)
         stored = yield Command(("HGETALL", name), namespace, _FIRST)
-        return {
-            each.decode(): InstanceStatus(word.decode())
-            for each, word in zip(stored[::2], stored[1::2], strict=True)
-        }
+        with self._server.reading("override", namespace):
+            return {
+                each.decode(): InstanceStatus(word.decode())
+                for each, word in zip(stored[::2], stored[1::2], strict=True)
+            }
 
     def last_batch(self, namespace: Namespace) -> Dialog[bytes]:
         """The number of the last batch of renewals in a namespace; ``StoreError``."""
@@ -132,11 +135,10 @@ class Records:
         most = min(_PAGE, _FIRST) if cursor is None else _PAGE
         asked = life, cursor or b"0", most
         cursor, page = yield Call(scripts.PAGE, namespace, asked, most)
-        found = [
-            (key_of(name), record, self.lease(lease)[0] if lease else None)
-            for name, record, lease in zip(page[::3], page[1::3], page[2::3], strict=True)
-        ]
-        return cursor, found
+        with self._server.reading("lease", namespace):
+            leases = [self.lease(each)[0] if each else None for each in page[2::3]]
+        with self._server.reading("record", namespace):
+            return cursor, list(zip(map(key_of, page[::3]), page[1::3], leases, strict=True))
 
     def fetch(
         self,
@@ -156,7 +158,7 @@ class Records:
         known = "" if known_until is None else known_until
         told = yield Call(scripts.FETCH, namespace, (life, after, most, known), most)
         revision, trimmed, expected, is_far, found = told
-        entries = self.entries(found)
+        entries = self.entries(namespace, found)
         return Fetched(
             Revision(int(revision)),
             Revision(int(trimmed)),
@@ -166,31 +168,42 @@ class Records:
             len(entries) < most,
         )
 
-    def entries(self, told: list[bytes]) -> list[Entry]:
-        """Changes as scripts tell them."""
+    def entries(self, namespace: Namespace, told: list[bytes]) -> list[Entry]:
+        """Changes as scripts tell them; ``NonsenseError``."""
         found = []
-        for start in range(0, len(told), ENTRY):
-            name, number, change, record, override, lease = told[start : start + ENTRY]
-            revision = Revision(int(number))
-            at, kind_word, state = change.split(b" ", 2)
-            kind, key = int(kind_word), key_of(name)
-            instance = None
-            if kind & _REMOVED:
-                instance = decode_instance(state, revision)
-            elif record:
-                instance = listed(record)
-            status = InstanceStatus(override.decode()) if override else None
-            commit = Commit(
-                key,
-                revision,
-                None,
-                self._server.mono_of(int(at)),
-                instance,
-                remove=bool(kind & _REMOVED),
-                evicted=bool(kind & _EVICTED),
-                override=OverrideChange(key.id, status) if kind & _OF_OVERRIDE else None,
-            )
-            found.append(Entry(revision, commit, self.lease(lease) if lease else None, name))
+        key = "log"
+        try:
+            for start in range(0, len(told), ENTRY):
+                name, number, change, record, override, lease = told[start : start + ENTRY]
+                key = "log"
+                revision, instance_key = Revision(int(number)), key_of(name)
+                key = "change"
+                at, kind_word, state = change.split(b" ", 2)
+                kind = int(kind_word)
+                at_mono_ms = self._server.mono_of(int(at))
+                instance = decode_instance(state, revision) if kind & _REMOVED else None
+                key = "record"
+                if record and instance is None:
+                    instance = listed(record)
+                key = "override"
+                status = InstanceStatus(override.decode()) if override else None
+                key = "lease"
+                leased = self.lease(lease) if lease else None
+                commit = Commit(
+                    instance_key,
+                    revision,
+                    None,
+                    at_mono_ms,
+                    instance,
+                    remove=bool(kind & _REMOVED),
+                    evicted=bool(kind & _EVICTED),
+                    override=OverrideChange(instance_key.id, status)
+                    if kind & _OF_OVERRIDE
+                    else None,
+                )
+                found.append(Entry(revision, commit, leased, name))
+        except (ValueError, TypeError, IndexError) as error:
+            raise self._server.nonsense(self._server.name(key, namespace), error) from error
         return found
 
     def named(
@@ -201,7 +214,8 @@ class Records:
         for start in range(0, len(names), _PAGE):
             portion = names[start : start + _PAGE]
             arguments = life, packed(portion)
-            found += self.entries((yield Call(scripts.NAMED, namespace, arguments, len(portion))))
+            told = yield Call(scripts.NAMED, namespace, arguments, len(portion))
+            found += self.entries(namespace, told)
         return found
 
     def listing(

@@ -124,7 +124,10 @@ class Teller:
             holds = self._copy.lead(now, _TELLER_MS)
             self._follower.is_first = holds
             if holds:
-                self.tell()
+                try:
+                    self.tell()
+                except AnotherLifeError:
+                    self._lives.adopt()
             else:
                 self._is_teller = False
             if self._is_away:
@@ -135,8 +138,7 @@ class Teller:
                 log.warning("reads go on from this machine's copy: %s", error)
             self._is_away = True
         except AnotherLifeError:
-            with suppress(StoreError):
-                self._lives.adopt()
+            pass  # it was lost again while it was given back, which comes in the next turn
 
     def close(self) -> None:
         """Tell what is to be told, and let another worker be the teller."""
@@ -217,11 +219,12 @@ class Teller:
         )
         self._far |= moved
         self._newest = int(newest)
-        for name, word in zip(names, theirs, strict=True):
-            namespace = Namespace(name.decode())
-            revision, batch = map(int, word.split())
-            if revision > self._copy.revision(namespace) or batch > int(self._noted(namespace)):
-                self._behind.add(namespace)
+        with self._server.reading("far"):
+            for name, word in zip(names, theirs, strict=True):
+                namespace = Namespace(name.decode())
+                revision, batch = map(int, word.split())
+                if revision > self._copy.revision(namespace) or batch > int(self._noted(namespace)):
+                    self._behind.add(namespace)
         return cast(list[bytes], nodes)
 
     def _in_turn(self, known: Iterable[Namespace], busy: AbstractSet[Namespace]) -> list[Namespace]:

@@ -83,6 +83,10 @@ local P = KEYS[1] .. ':'
 local prefix, namespace = string.match(KEYS[1], '^{([^:}]*):?(.*)}$')
 local call = redis.call
 local function whole(number) return string.format('%.0f', number) end
+-- What a key has as a number; where it is none, an error that names the key.
+local function number(key, text)
+  return tonumber(text) or error('NONSENSE ' .. P .. key .. ' ', 0)
+end
 local function now()
   local time = call('TIME')
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -109,7 +113,7 @@ _CHANGES = """
 -- without its record and its lease.
 local function change_of(name, revision, into, known)
   local change = call('HGET', P .. 'change', name) or '0 0 '
-  local kind = tonumber(string.match(change, '^%S+ (%d+)'))
+  local kind = number('change', string.match(change, '^%S+ (%d+)'))
   local record, override, lease = '', '', ''
   if kind % 4 >= 2 then
     override = call('HGET', P .. 'override', string.match(name, '^[^%z]*%z([^%z]*)')) or ''
@@ -198,10 +202,10 @@ if ARGV[5] ~= '' then
   end
 end
 local meta = call('HMGET', P .. 'meta', 'revision', 'trimmed', 'expected', 'size', 'claim')
-local revision = tonumber(meta[1] or ARGV[2])
-local trimmed = tonumber(meta[2] or ARGV[2])
-local expected = meta[3] and tonumber(meta[3])
-local size, has_claim = tonumber(meta[4] or 0), tonumber(meta[5] or 0) > 0
+local revision = number('meta', meta[1] or ARGV[2])
+local trimmed = number('meta', meta[2] or ARGV[2])
+local expected = meta[3] and number('meta', meta[3])
+local size, has_claim = number('meta', meta[4] or 0), number('meta', meta[5] or 0) > 0
 if not has_claim and ARGV[10] == '' then
   for i = 11, #ARGV, 12 do
     if ARGV[i + 5] ~= '' and not string.find(ARGV[i + 7], 'r') then
@@ -333,6 +337,7 @@ local lost = check_life()
 if lost then return lost end
 local meta = call('HMGET', P .. 'meta', 'revision', 'trimmed', 'expected')
 local revision, trimmed = meta[1] or ARGV[2], meta[2] or ARGV[2]
+for _, each in ipairs({revision, trimmed, meta[3] or 0}) do number('meta', each) end
 local found = {}
 local is_far = '0'
 if ARGV[5] == '' and tonumber(ARGV[3]) < tonumber(trimmed) then
@@ -370,7 +375,7 @@ TELL = _script(
 local lost = check_life()
 if lost then return lost end
 local batch = ARGV[4]
-local told = tonumber(call('GET', P .. 'told') or 0)
+local told = number('told', call('GET', P .. 'told') or 0)
 if batch ~= '' then
   told = told + 1
   call('SET', P .. 'told', whole(told))
@@ -400,6 +405,7 @@ elseif known < told then
   for _, entry in ipairs(entries) do batches[#batches + 1] = entry[2][2] end
 end
 local meta = call('HMGET', P .. 'meta', 'revision', 'trimmed', 'expected')
+for i = 1, 3 do number('meta', meta[i] or 0) end
 return {whole(told), is_far, batches, meta[1] or ARGV[2], meta[2] or ARGV[2], meta[3] or ''}
 """,
 )
@@ -639,6 +645,7 @@ LISTING = _script(
 local lost = check_life()
 if lost then return lost end
 local meta = call('HMGET', P .. 'meta', 'revision', 'trimmed', 'taken', 'giver', 'giving')
+for _, i in ipairs({1, 2, 5}) do number('meta', meta[i] or 0) end
 local is_taken = meta[3] == ARGV[2]
 if ARGV[4] == '' then
   if ARGV[6] == '1' then
@@ -712,9 +719,9 @@ OFFER = _script(
 local lost = check_life()
 if lost then return lost end
 local meta = call('HMGET', P .. 'meta', 'revision', 'taken', 'size')
-local revision, is_taken = tonumber(meta[1] or ARGV[2]), meta[2] == ARGV[2]
+local revision, is_taken = number('meta', meta[1] or ARGV[2]), meta[2] == ARGV[2]
 local life = tonumber(ARGV[2])
-local size = tonumber(meta[3] or 0)
+local size = number('meta', meta[3] or 0)
 local first = revision
 local at = ARGV[3]
 local given = 0

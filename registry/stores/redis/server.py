@@ -20,6 +20,7 @@ asks next goes to its server in one round trip with what the others ask.
 
 from __future__ import annotations
 
+import re
 import ssl
 import threading
 import time
@@ -56,6 +57,10 @@ _FORBIDDEN = ("The user executing the script can't", "ACL failure in script")
 _CALLS_AT_ONCE, _BYTES_AT_ONCE, _ENTRIES_AT_ONCE = 100, 1 << 20, 5_000
 _WAITS_SECS = 0.1
 
+# Where a script meets what no registry wrote, it says in which key, or ends in an error of its own.
+_NONSENSE = re.compile(r"NONSENSE (\S+)")
+_DEFECT = re.compile(r"user_script:\d+: |WRONGTYPE")
+
 Argument = bytes | str | int
 _T = TypeVar("_T")
 
@@ -73,6 +78,10 @@ class AwayError(StoreAwayError):
 
 class ForbiddenError(StoreError):
     """The user that the registry has at Redis may not do what the registry needs."""
+
+
+class NonsenseError(StoreError):
+    """In a key of the registry's is what no registry wrote."""
 
 
 class AnotherLifeError(Exception):
@@ -140,6 +149,18 @@ class Server:
     def name(self, name: str, namespace: Namespace | None = None) -> str:
         """The name of a key of a namespace; without one of a key, or a channel, of the root."""
         return f"{self._tag(namespace)}:{name}"
+
+    @contextmanager
+    def reading(self, name: str, namespace: Namespace | None = None) -> Iterator[None]:
+        """Where what a key has cannot be read, that is a ``NonsenseError`` which names it."""
+        try:
+            yield
+        except (ValueError, TypeError, IndexError) as error:
+            raise self.nonsense(self.name(name, namespace), error) from error
+
+    def nonsense(self, key: str, reason: object) -> NonsenseError:
+        """What is said of a key in which is what no registry wrote."""
+        return NonsenseError(f"Redis at {self.shown} has in {key} what no registry wrote: {reason}")
 
     def _tag(self, namespace: Namespace | None) -> str:
         return f"{{{self._prefix}}}" if namespace is None else f"{{{self._prefix}:{namespace}}}"
@@ -428,6 +449,11 @@ class Server:
                     self._topology.look_again(pool)
                 pool = None
             except redis.ResponseError as error:
+                text = str(error)
+                named = _NONSENSE.search(text)
+                if named or _DEFECT.search(text):
+                    key = named[1] if named else f"a key of {tag}"
+                    raise self.nonsense(key, text) from None
                 raise _meaning(error, was_cut_off=bool(cut_off)) from None
             except redis.AuthenticationError:
                 raise

@@ -202,7 +202,7 @@ class RedisStore:
             except AnotherLifeError as error:
                 raise StoreError(_UNKNOWN) from error
         else:
-            others = self._records.entries(missing)
+            others = self._records.entries(namespace, missing)
             clients = int(expected) if expected else None
             self._follower.take(namespace, after, others, clients, own)
         if self._copy.life() != life:
@@ -223,10 +223,11 @@ class RedisStore:
         after = self._server.time_of(after_mono_ms) // 1000
         name = self._server.name("evicted", namespace)
         found = self._server.call("HGETALL", name, namespace=namespace)
-        seconds = zip(map(int, found[::2]), map(int, found[1::2]), strict=True)
         # Those that are yet to come were counted before Redis' clock was set back.
         until = self._server.now() // 1000 + 1
-        return sum(count for second, count in seconds if after <= second <= until)
+        with self._server.reading("evicted", namespace):
+            seconds = zip(map(int, found[::2]), map(int, found[1::2]), strict=True)
+            return sum(count for second, count in seconds if after <= second <= until)
 
     def trim(self, namespace: Namespace, before_mono_ms: int) -> int:
         gone = self._copy.trim(namespace, before_mono_ms)
