@@ -367,6 +367,36 @@ def test_what_was_renewed_alone_is_not_evicted_afterwards(cut_off: CutOff) -> No
     assert lease.deadline_mono_ms >= before + 80_000
 
 
+def test_how_many_clients_are_expected_is_offered_too_and_once(
+    cut_off: CutOff, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What others registered meanwhile counts beside it."""
+    here, alone = cut_off.both()
+    here.commit(NS, put(sample_instance(), lease=lease_from(mono())))
+    here.set_expected_clients(NS, 5)
+    wait_until(lambda: alone.expected_clients(NS) == 5)
+    cut_off.cut()
+    for number in range(2):
+        new = sample_instance(instance_id=f"alone:{number}")
+        alone.commit(NS, put(new, lease=lease_from(mono()), expected_clients_step=1))
+    new = sample_instance(instance_id="here")
+    here.commit(NS, put(new, lease=lease_from(mono()), expected_clients_step=1))
+    assert (here.expected_clients(NS), alone.expected_clients(NS)) == (6, 7)
+    take_up, moved_on = alone._lives._take_up, list[None]()
+
+    def taken_up(*arguments: Any) -> bool:
+        if not moved_on:
+            moved_on.append(None)
+            return False
+        return take_up(*arguments)
+
+    monkeypatch.setattr(alone._lives, "_take_up", taken_up)
+    cut_off.heal()
+    assert moved_on
+    for store in (here, alone):
+        wait_until(lambda store=store: store.expected_clients(NS) == 8)
+
+
 def test_views_of_a_machine_that_was_cut_off_show_what_all_agree_on(cut_off: CutOff) -> None:
     """They follow what is written alone, and load again when it joins."""
     here, alone = cut_off.both()

@@ -1092,7 +1092,7 @@ def test_a_write_whose_answer_was_cut_off_is_asked_for_again(
 
     def cut_off(connection: Any, command: tuple[Any, ...]) -> Any:
         answer = exchange(connection, command)
-        if command[1] == scripts.COMMIT.sha and not cut:
+        if command[1:2] == (scripts.COMMIT.sha,) and not cut:
             cut.append(command)
             raise redis.TimeoutError("cut off")
         return answer

@@ -510,7 +510,7 @@ await()
 if namespace == '' then
   call('DEL', P .. 'locks', P .. 'claims', P .. 'far', P .. 'news', P .. 'newest')
 else
-  call('HDEL', P .. 'meta', 'claim')
+  call('HDEL', P .. 'meta', 'claim', 'counted')
   call('HSET', P .. 'meta', 'revision', ARGV[2], 'trimmed', ARGV[2],
        'taken', ARGV[7] == '1' and ARGV[2] or '')
   local records = call('HGETALL', P .. 'record')
@@ -724,7 +724,7 @@ local life = tonumber(ARGV[2])
 local size = number('meta', meta[3] or 0)
 local first = revision
 local at = ARGV[3]
-local given = 0
+local given, step = 0, 0
 local function dirty_of(state)
   return state and state ~= '' and cjson.decode(state)[DIRTY] or 0
 end
@@ -782,6 +782,11 @@ for i = 1, #items, 8 do
       bits = 2
       call('HDEL', P .. 'override', id)
     end
+    if written ~= '' and kind == 'r' and call('HEXISTS', P .. 'lease', name) == 1 then
+      step = step - 1
+    elseif written ~= '' and kind == '' and not stored and lease ~= '' then
+      step = step + 1
+    end
     if kind == 'o' then
       log_change(name, number, at, bits, '')
     elseif kind == 'r' then
@@ -803,7 +808,16 @@ call('HSET', P .. 'meta', 'revision', whole(revision), 'giver', ARGV[4], 'giving
      'size', whole(size))
 call('HSETNX', P .. 'meta', 'trimmed', ARGV[2])
 await()
-if ARGV[5] ~= '' then call('HSETNX', P .. 'meta', 'expected', ARGV[5]) end
+-- How many clients are expected: where Redis had lost it, what the node knows (``counted``) has all
+-- that it wrote; else each client that it took while Redis was away is one more or less.
+if ARGV[5] ~= '' and call('HSETNX', P .. 'meta', 'expected', ARGV[5]) == 1 then
+  call('HSET', P .. 'meta', 'counted', ARGV[4])
+elseif step ~= 0 and call('HGET', P .. 'meta', 'counted') ~= ARGV[4] then
+  local expected = number('meta', call('HGET', P .. 'meta', 'expected') or 0)
+  if expected ~= 0 then
+    call('HSET', P .. 'meta', 'expected', whole(math.max(0, expected + step)))
+  end
+end
 if revision > first then tell_moved(first, revision, ARGV[4], nil, {}) end
 return given
 """.replace("DIRTY", str(1 + Instance._fields.index("last_dirty_ms"))),
@@ -821,6 +835,9 @@ GIVEN = _script(
 local lost = check_life()
 if lost then return lost end
 call('HDEL', P .. 'awaited', ARGV[3])
+if namespace ~= '' and call('HGET', P .. 'meta', 'counted') == ARGV[3] then
+  call('HDEL', P .. 'meta', 'counted')
+end
 return 1
 """,
 )
