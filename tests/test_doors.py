@@ -135,6 +135,9 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Connection
         "PYTHONHASHSEED": "1",  # applications are listed in the order of their hashes
         # Nothing leaves the delta at one of them a moment before it does at the other.
         "EUREKA_SERVER_RETENTION_TIME_IN_MS_IN_DELTA_QUEUE": "36000000",
+        # And nobody's lease ends at one of them a moment before it does at the other.
+        "LEASE_EXPIRY": "genuine",
+        "EUREKA_SERVER_EVICTION_INTERVAL_TIMER_IN_MS": "36000000",
     }
     loop = {"WORKER_CLASS": "eureka_http.worker.EventLoopWorker"}
     fast = RegistryServer(tmp_path_factory.mktemp("fast"), env=same | loop)
