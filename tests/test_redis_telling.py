@@ -157,20 +157,18 @@ def test_namespaces_in_which_nothing_happens_are_asked_for_seldom(
 
 
 @pytest.fixture
-def by_hand(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> list[RedisStore]:
-    """Two machines with many namespaces, which tell when they are told to; no message arrives."""
+def by_hand(machines: Machines) -> list[RedisStore]:
+    """Two machines with many namespaces, which tell when they are told to, and follow nothing."""
     stores = [machines.open("here"), machines.open("there")]
-    for store in stores:
-        monkeypatch.setattr(store._copy, "lead", lambda *_: False)
-        wait_until(lambda store=store: not store._teller._is_teller)
     here, there = stores
     for name in names(300):
         revision = here.commit(name, put(sample_instance(), lease=lease_from(mono())))
         wait_until(lambda name=name, revision=revision: there.revision(name) == revision)
     for store in stores:
-        monkeypatch.setattr(store._follower, "_hear", lambda _: None)
-        store._teller.tell()
-    # Nobody waits for its turn any more.
+        store._stopping.set()
+        for thread in store._threads:
+            thread.join()
+    # All that was written is told, and nobody waits for its turn any more.
     for _ in range(2 * renewals._BEHIND_ROUNDS):
         for store in stores:
             store._teller.tell()
