@@ -1319,6 +1319,7 @@ def test_what_redis_lost_before_its_answer_came_is_not_acknowledged(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = machines.open("here")
+    wait_until(lambda: is_following(store))  # it has caught up, and does so again only if told
     first = store.commit(NS, put(sample_instance()))
     exchange = redis_server._exchange
 
