@@ -70,6 +70,7 @@ def test_the_wheel_holds_what_is_tracked_but_for_what_is_named_as_left_out(
     # These are read while it runs.
     assert {"native_api/openapi.yaml", "native_api/docs.html"} <= set(parcel.files())
     assert {"eureka_compat/QUIRKS.md", "conformance/report.html.j2"} <= set(parcel.files())
+    assert "registry/stores/redis/lua/commit.lua" in parcel.files()
 
 
 def test_the_source_archive_makes_the_same_wheel(parcel: Parcel, tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+-- run, life, now, node, expected clients; then, as one, eight for each: name, revision that
+-- it had (0: unknown), its state, whether it is removed ('r') or an override alone ('o'), lease,
+-- override; and where it was written while Redis was away, when, and after which revision.
+local lost = check_life()
+if lost then return lost end
+local meta = call('HMGET', P .. 'meta', 'revision', 'taken', 'size')
+local revision, is_taken = number('meta', meta[1] or ARGV[2]), meta[2] == ARGV[2]
+local life = tonumber(ARGV[2])
+local size = number('meta', meta[3] or 0)
+local first = revision
+local at = ARGV[3]
+local given, step = 0, 0
+local function dirty_of(state)
+  return state and state ~= '' and cjson.decode(state)[DIRTY] or 0
+end
+-- Whether a state that was written while Redis was away is later than what others wrote meanwhile:
+-- by the instance's own timestamp, and among equal ones by when each was written.
+local function is_later(name, stored, was_at, state, written)
+  local change = call('HGET', P .. 'change', name)
+  local other_at, _, last_state = string.match(change or '0 0 ', '^(%S+) (%S+) (.*)$')
+  local theirs = dirty_of(stored and string.match(stored, '^%d+ (.*)$') or last_state)
+  local mine = dirty_of(state)
+  if mine ~= theirs then return mine > theirs end
+  return tonumber(written) > tonumber(was_at or other_at)
+end
+local items = unpacked(ARGV[6])
+for i = 1, #items, 8 do
+  local name, offered, state, kind = items[i], tonumber(items[i + 1]), items[i + 2], items[i + 3]
+  local lease, override, written = items[i + 4], items[i + 5], items[i + 6]
+  local id = string.match(name, '^[^%z]*%z([^%z]*)')
+  local stored = call('HGET', P .. 'record', name)
+  local known = stored and tonumber(string.match(stored, '^(%d+)'))
+    or tonumber(call('ZSCORE', P .. 'log', name) or 0)
+  local was, was_at = call('HGET', P .. 'was', name), nil
+  local earlier = known
+  if was then
+    local then_, before, when = string.match(was, '^(%d+) (%d+) ?(%d*)')
+    if tonumber(then_) == known then
+      earlier = tonumber(before)
+      if when ~= '' then was_at = when end
+    end
+  end
+  local has_override = call('HGET', P .. 'override', id)
+  local is_news
+  if kind == 'o' and offered == 0 then
+    is_news = known == 0 and not has_override
+  elseif written ~= '' and earlier > tonumber(items[i + 7]) and earlier ~= offered then
+    is_news = is_later(name, stored, was_at, state, written)
+  else
+    is_news = offered > earlier and (stored or kind ~= 'r' or known == 0)
+  end
+  if is_news then
+    given = given + 1
+    local number = items[i + 1]
+    if is_taken or kind == 'o' or offered >= life then
+      revision = revision + 1
+      number = whole(revision)
+    end
+    if number ~= items[i + 1] or written ~= '' then
+      call('HSET', P .. 'was', name, number .. ' ' .. items[i + 1] .. ' ' .. written)
+    end
+    local bits = 0
+    if override ~= '' then
+      bits = 2
+      call('HSET', P .. 'override', id, override)
+    elseif has_override then
+      bits = 2
+      call('HDEL', P .. 'override', id)
+    end
+    if written ~= '' and kind == 'r' and call('HEXISTS', P .. 'lease', name) == 1 then
+      step = step - 1
+    elseif written ~= '' and kind == '' and not stored and lease ~= '' then
+      step = step + 1
+    end
+    if kind == 'o' then
+      log_change(name, number, at, bits, '')
+    elseif kind == 'r' then
+      log_change(name, number, at, bits + 4, state)
+      call('HDEL', P .. 'record', name)
+      call('HDEL', P .. 'lease', name)
+      if stored then size = size - 1 end
+    else
+      log_change(name, number, at, bits, '')
+      call('HSET', P .. 'record', name, number .. ' ' .. state)
+      if lease ~= '' then
+        call('HSET', P .. 'lease', name, lease .. ' 0 ' .. number)
+      end
+      if not stored then size = size + 1 end
+    end
+  end
+end
+call('HSET', P .. 'meta', 'revision', whole(revision), 'giver', ARGV[4], 'giving', whole(now()),
+     'size', whole(size))
+call('HSETNX', P .. 'meta', 'trimmed', ARGV[2])
+await()
+-- How many clients are expected: where Redis had lost it, what the node knows (``counted``) has all
+-- that it wrote; else each client that it took while Redis was away is one more or less.
+if ARGV[5] ~= '' and call('HSETNX', P .. 'meta', 'expected', ARGV[5]) == 1 then
+  call('HSET', P .. 'meta', 'counted', ARGV[4])
+elseif step ~= 0 and call('HGET', P .. 'meta', 'counted') ~= ARGV[4] then
+  local expected = number('meta', call('HGET', P .. 'meta', 'expected') or 0)
+  if expected ~= 0 then
+    call('HSET', P .. 'meta', 'expected', whole(math.max(0, expected + step)))
+  end
+end
+if revision > first then tell_moved(first, revision, ARGV[4], nil, {}) end
+return given
