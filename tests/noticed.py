@@ -37,7 +37,6 @@ _SLOW = re.compile(
     r"timed out|Timeout(Exception|Error)|(httpx\.\w+|Client\.)Timeout\b|deadline exceeded"
     r"|Interrupted(IO)?Exception|TIMEDOUT"
 )
-_CUT_OFF = re.compile(r"Interrupted(IO)?Exception")
 # What clients log where a server is away and they go to the next one.
 _RETRY = re.compile(
     r"RetryableEurekaHttpClient\b.*Request execution fail"
@@ -159,13 +158,13 @@ def entries(log: str) -> list[str]:
 def beyond_retries(found: Sequence[str]) -> list[str]:
     """The entries that tell of more than retries, and of more than a client's own time limit.
 
-    Netflix's client says of an exchange that it cut off that it was unable to do it, after the
-    interruptions; the next one follows in its time.
+    Netflix's client says of an exchange that it was unable to do it, after what it says of each
+    attempt that it cut off or gave up waiting for; the next one follows in its time.
     """
     return [
         entry
         for at, entry in enumerate(found)
         if not _RETRY.search(entry)
         and not _SLOW.search(entry)
-        and not ("was unable to" in entry and any(map(_CUT_OFF.search, found[max(0, at - 4) : at])))
+        and not ("was unable to" in entry and any(map(_SLOW.search, found[max(0, at - 4) : at])))
     ]

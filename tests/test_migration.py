@@ -348,13 +348,14 @@ def test_who_is_not_listed_for_a_moment_is_missed(world: World, back: Way) -> No
     assert {seen.what for seen in watch.views} == {f"lacks ['{lost.id}']"}
 
 
-def test_what_a_client_gives_up_without_being_cut_off_is_beyond_its_retries() -> None:
+def test_what_a_client_gives_up_without_a_time_limit_is_beyond_its_retries() -> None:
     away = "WARN RetryableEurekaHttpClient: Request execution failed with message: refused\n"
     cut = "WARN RetryableEurekaHttpClient: Request execution failed with message: {}\n"
     gave_up = "ERROR DiscoveryClient: was unable to send heartbeat!\n\tat DiscoveryClient.renew\n"
 
     assert beyond_retries(entries(away + gave_up)) == [gave_up]
     assert beyond_retries(entries(cut.format("InterruptedException") + gave_up)) == []
+    assert beyond_retries(entries(cut.format("Read timed out") + gave_up)) == []
 
 
 @pytest.mark.parametrize(
