@@ -271,9 +271,11 @@ class NamespaceRegistry:
             lease = self._records.lease(self.namespace, key)
             if lease is None:
                 return found, found.last_renewal_ms
+            now_mono_ms = self.clock.mono_ms()
             if (
-                self.clock.mono_ms() > lease.deadline_mono_ms
+                now_mono_ms > lease.deadline_mono_ms
                 and found.expires
+                and self._ran_between(lease.deadline_mono_ms, now_mono_ms)
                 and self._hides_ended()
                 and not self.is_held_back(found, lease)
             ):
@@ -281,6 +283,15 @@ class NamespaceRegistry:
         except StoreError:
             return found, found.last_renewal_ms
         return found, lease.last_renewal_ms
+
+    def _ran_between(self, earlier_mono_ms: int, later_mono_ms: int) -> bool:
+        """Whether the registry ran at all from one instant to another.
+
+        Else nobody was evicted then, for nobody knows who renewed elsewhere; and the leases are to
+        get their whole time again (``Evictor``).
+        """
+        running_ms = self._records.running_ms
+        return running_ms(earlier_mono_ms) < running_ms(later_mono_ms)
 
     def _hides_ended(self) -> bool:
         """Whether an instance whose lease ended is no longer told of, before it is evicted.
@@ -412,7 +423,7 @@ class NamespaceRegistry:
 
         All are one operation of the store, and each is decided for itself: the outcome is whether
         it was listed, or the error that ``register`` would raise for it. ``StoreError`` where the
-        store took none of them.
+        store did not say of all of them whether it took them.
         """
         outcomes: list[bool | RegistryError] = [False] * len(wanted)
         view = self._writer.synced()
@@ -433,6 +444,8 @@ class NamespaceRegistry:
         for place, revision in zip(places, revisions, strict=True):
             try:  # without a revision it lost a race, maybe to one before it
                 outcomes[place] = revision is not None or self._adopt(*wanted[place])
+            except StoreError:
+                raise
             except RegistryError as error:
                 outcomes[place] = error
         for (instance, age_ms), outcome in zip(wanted, outcomes, strict=True):

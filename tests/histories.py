@@ -61,6 +61,7 @@ from native_api.transfer import FORMAT, MEDIA_TYPE, VERSION
 from tests.redis_nodes import (
     FAILOVERS,
     FAULTS,
+    FORGETTING,
     OF_A_CLUSTER,
     ClusterNodes,
     Nodes,
@@ -1060,12 +1061,17 @@ def _over_nodes(options: argparse.Namespace, run: str) -> list[str]:
                 options.nodes,
                 workers=options.workers,
                 accepting=options.accepting,
+                env=FORGETTING,
                 seed=options.seed,
             )
         else:
             led = SentinelNodes if options.store == "redis+sentinel" else ClusterNodes
             nodes = led(
-                Path(folder), options.nodes, workers=options.workers, accepting=options.accepting
+                Path(folder),
+                options.nodes,
+                workers=options.workers,
+                accepting=options.accepting,
+                env=FORGETTING,
             )
         opened.enter_context(nodes)
         for place, start in enumerate(range(0, options.count, _AT_ONCE)):

@@ -25,6 +25,11 @@ _ACCEPTING: Mapping[bool, dict[str, str]] = {
     False: {},
     True: {"REGISTRY_WRITES_WHILE_AWAY": "accept"},
 }
+FORGETTING = {
+    "EUREKA_SERVER_RETENTION_TIME_IN_MS_IN_DELTA_QUEUE": "1000",
+    "EUREKA_SERVER_DELTA_RETENTION_TIMER_INTERVAL_IN_MS": "200",
+}
+"""What servers are told that are to forget changes as soon as they may, and so at any moment."""
 _WRONG_CLOCK = Path(__file__).parent / "wrong_clock"
 
 
@@ -205,10 +210,16 @@ class SentinelNodes(_Led):
     """Nodes on a Redis behind Sentinel."""
 
     def __init__(
-        self, folder: Path, count: int = 3, *, workers: int = 2, accepting: bool = False
+        self,
+        folder: Path,
+        count: int = 3,
+        *,
+        workers: int = 2,
+        accepting: bool = False,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self.redis = SentinelServers(folder / "redis")
-        super().__init__(folder, self.redis, count, workers=workers, accepting=accepting)
+        super().__init__(folder, self.redis, count, workers=workers, accepting=accepting, env=env)
 
     def befallen(self, fault: str, chance: random.Random) -> AbstractContextManager[None]:
         return FAILOVERS[fault](self, chance)
@@ -220,11 +231,17 @@ class ClusterNodes(_Led):
     namespaces = ("default", "a", "b", "c", "d")
 
     def __init__(
-        self, folder: Path, count: int = 3, *, workers: int = 2, accepting: bool = False
+        self,
+        folder: Path,
+        count: int = 3,
+        *,
+        workers: int = 2,
+        accepting: bool = False,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self.redis = ClusterServers(folder / "redis")
         # So that a client says which namespace is its own.
-        env = {"REGISTRY_AUTH": "trusted"}
+        env = {"REGISTRY_AUTH": "trusted"} | dict(env or {})
         super().__init__(folder, self.redis, count, workers=workers, accepting=accepting, env=env)
 
     @property

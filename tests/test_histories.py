@@ -23,6 +23,7 @@ from tests.histories import (
 from tests.redis_nodes import (
     FAILOVERS,
     FAULTS,
+    FORGETTING,
     OF_A_CLUSTER,
     ClusterNodes,
     Nodes,
@@ -266,7 +267,8 @@ def test_some_order_explains_what_clients_of_several_workers_were_answered(
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    with Nodes(tmp_path_factory.mktemp("nodes"), 3, workers=2, seed=1) as nodes:
+    folder = tmp_path_factory.mktemp("nodes")
+    with Nodes(folder, 3, workers=2, env=FORGETTING, seed=1) as nodes:
         yield nodes
 
 

@@ -256,6 +256,8 @@ def test_while_redis_is_away_nobody_goes_and_after_its_return_everybody_has_a_wh
     time.sleep(LEASE_SECS * 1.5)
     for server in nodes.servers:
         assert set(server.apps()) == names
+        alone = [server.eureka("GET", f"/apps/WEB/{name}").status for name in names]
+        assert alone == [200] * len(names)
         answer = server.eureka("POST", "/apps/WEB", instance_body("WEB", "late"), JSON)
         assert (answer.status, "retry-after" in answer.headers) == (503, True)
         assert server.send("GET", "/health/ready").status == 503

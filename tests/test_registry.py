@@ -722,6 +722,21 @@ def test_a_long_pass_over_many_namespaces_is_no_pause(
     assert "paused" not in caplog.text
 
 
+def test_a_lease_that_ends_while_the_registry_does_not_run_hides_nobody(world: World) -> None:
+    """As while the store is away: nobody knows who renewed elsewhere, and nobody is evicted."""
+    world.registry.register(sample_instance())
+    world.store.resume(world.clock.mono)
+    world.clock.advance(95_000)
+    assert world.registry.instance("WEB", "web:1") is not None
+    assert world.registry.instance_by_id("web:1") is not None
+
+    assert world.store.resume(world.clock.mono) == 1
+    for _ in range(91):
+        world.clock.advance(1_000)
+        world.store.resume(world.clock.mono)
+    assert world.registry.instance("WEB", "web:1") is None
+
+
 def outlasted(world: World, second: Evictor) -> Callable[[], None]:
     """What happens while a pass takes longer than its lock: others note that the server runs."""
 

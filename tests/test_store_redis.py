@@ -643,6 +643,46 @@ def test_what_redis_lost_the_machines_give_back(fragile: Machines, how: str) -> 
     assert token > known
 
 
+@pytest.mark.parametrize(("changes_since", "at_once"), [(0, 1_000), (1, 1_000), (1, 1)])
+def test_who_comes_after_the_log_of_a_life_was_trimmed_has_everything(
+    fragile: Machines, monkeypatch: pytest.MonkeyPatch, changes_since: int, at_once: int
+) -> None:
+    """Also between two portions of the trimming; with a machine that never had anything."""
+    here, there = fragile.open("here"), fragile.open("there")
+    here.commit_all(NS, [put(sample_instance(instance_id=f"web:{n}")) for n in range(4)])
+    wait_until(lambda: len(listed(there)) == 4)
+    fragile.close(there)
+    known = here.revision(NS)
+    with fragile.server.client() as client:
+        client.flushall()
+    wait_until(lambda: here.revision(NS) > known + 1_000)
+    for number in range(changes_since):
+
+        def is_committed(number: int = number) -> bool:
+            with suppress(AwaitedError):  # who was closed is awaited for a while
+                here.commit(NS, put(sample_instance(instance_id=f"new:{number}")))
+                return True
+            return False
+
+        wait_until(is_committed)
+
+    run = here._server.run
+
+    def run_once(script: Any, *arguments: Any) -> Any:
+        return run(script, *arguments) and 0
+
+    monkeypatch.setattr("registry.stores.redis.store.TRIMMED_AT_ONCE", at_once)
+    monkeypatch.setattr(here._server, "run", run_once)
+    here.trim(NS, 1 << 50)
+    monkeypatch.undo()
+
+    for name in ("there", "new"):
+        store = fragile.open(name)
+        assert listed(store) == listed(here)
+        assert len(listed(store)) == 4 + changes_since
+        assert store.revision(NS) == here.revision(NS)
+
+
 @pytest.mark.parametrize("part", ["root", "namespace"])
 def test_a_part_that_lost_everything_begins_another_life_for_all(
     machines: Machines, part: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +13,8 @@ from werkzeug.test import TestResponse
 
 from native_api.transfer import FORMAT, MEDIA_TYPE, VERSION
 from registry import InstanceKey
+from registry.errors import StoreAwayError
+from registry.store import Commit
 from registry.testing import sample_instance
 from tests.servers import instance_body
 from tests.test_native_api import World, problem
@@ -85,6 +87,24 @@ def test_importing_twice_is_once() -> None:
     revision = there.registry.view().revision
     assert taken(there, *lines)["kept"] == 5
     assert there.registry.view().revision == revision
+
+
+def test_what_the_store_did_not_answer_for_is_no_refused_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may be listed or not: who imports is to do it again."""
+    lines, there = exported(full()), World()
+
+    def lose_all(namespace: Any, commits: Sequence[Commit], fence: Any = None) -> list[None]:
+        return [None] * len(commits)
+
+    def fail(*_: Any) -> None:
+        raise StoreAwayError("away")
+
+    monkeypatch.setattr(there.store, "commit_all", lose_all)
+    monkeypatch.setattr(there.store, "commit", fail)
+    reply = imported(there, *lines)
+    assert (reply.status_code, "retry-after" in reply.headers) == (503, True)
 
 
 def test_an_export_of_what_was_imported_is_the_same() -> None:
