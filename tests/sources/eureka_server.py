@@ -72,7 +72,11 @@ class EurekaSource(OwnProcess):
         while not self._stopping.wait(RENEWS_EACH_SECS):
             for app, instance_id in list(self._bodies):
                 if self._is_up:
-                    send(self.port, "PUT", f"/eureka/apps/{app}/{instance_id}")
+                    try:
+                        send(self.port, "PUT", f"/eureka/apps/{app}/{instance_id}")
+                    except OSError:
+                        if self._is_up:
+                            raise  # else it was killed or suspended meanwhile
 
     def register(self, app: str, instance_id: str, body: str) -> None:
         self._bodies[app, instance_id] = body
