@@ -688,6 +688,27 @@ def test_who_comes_after_the_log_of_a_life_was_trimmed_has_everything(
         assert store.revision(NS) == here.revision(NS)
 
 
+def test_a_listing_tells_what_was_forgotten_between_two_of_its_portions(
+    server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what is missing would be taken for removed."""
+    monkeypatch.setattr(redis_records, "_FIRST", 1)
+    monkeypatch.setattr(redis_records, "_LISTED_AT_ONCE", 1)
+    records = redis_records.Records(Server(read_address(server.url("listing", tmp_path))))
+    listing = records.listing(Revision(100), NS, "node", takes_up=True)
+    state = redis_records.packed([b"WEB\0web:1", b"90", b""])
+    next(listing)
+    listing.send([b"130", b"100", b"1", state, b"90"])
+    with pytest.raises(StopIteration) as ended:
+        listing.send([b"140", b"120", b"1", redis_records.packed([]), b""])
+    assert ended.value.value == redis_records.Listing(
+        Revision(130),
+        Revision(120),
+        True,
+        {b"WEB\0web:1": (Revision(90), Revision(90))},
+    )
+
+
 @pytest.mark.parametrize("part", ["root", "namespace"])
 def test_a_part_that_lost_everything_begins_another_life_for_all(
     machines: Machines, part: str

@@ -227,7 +227,7 @@ class Records:
         ``StoreError``, ``AnotherLifeError``.
         """
         states: dict[bytes, tuple[Revision, Revision]] = {}
-        first: tuple[Revision, Revision, bool] | None = None
+        first: tuple[Revision, bool] | None = None
         after, most = b"", min(_FIRST, _LISTED_AT_ONCE)
         while True:
             arguments = life, node, after, most, int(takes_up)
@@ -236,12 +236,14 @@ class Records:
             if not revision:
                 return None
             if first is None:
-                first = Revision(int(revision)), Revision(int(trimmed)), is_taken == b"1"
+                first = Revision(int(revision)), is_taken == b"1"
             values = unpacked(listed_states)
             for name, number, before in zip(values[::3], values[1::3], values[2::3], strict=True):
                 states[name] = Revision(int(number)), Revision(int(before or number))
             if len(values) < 3 * most:
-                return Listing(*first, states)
+                # What was forgotten between two portions may be missing.
+                complete_after = Revision(int(trimmed))
+                return Listing(first[0], complete_after, first[1], states)
             after, most = last, _LISTED_AT_ONCE
 
     def sent(self, commit: Commit) -> tuple[Argument, ...]:
