@@ -48,7 +48,7 @@ KEEPING = tuple(
 """The faults that lose no heartbeat."""
 _AT_ONCE = 16
 # By how much nodes may differ in when a lease ends: clocks are compared by round trips.
-_SLACK_SECS = 0.25
+_SLACK_SECS = 0.5
 
 
 class Seen(NamedTuple):
