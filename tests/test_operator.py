@@ -27,7 +27,7 @@ from tests.servers import JSON, ROOT, RegistryServer, wait_until
 from tests.site import Site
 
 # They go on between two answers.
-_AGES = re.compile(r"\d+ (s|min)\b")
+_AGES = re.compile(r"[\d.]+ (s|min)\b")
 
 
 class Said(NamedTuple):
