@@ -11,8 +11,10 @@ from __future__ import annotations
 import ipaddress
 import os
 import shutil
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from hypothesis import settings
 from tests.certificates import make_certificates
 from tests.parcel import Installed, Parcel, build
 from tests.redis_servers import ClusterServers, RedisServer, SentinelServers, another_prefix
+from tests.redis_suite import Machines
 from tests.servers import ROOT
 
 # How long a step takes is this machine's business, and no verdict on what it does.
@@ -68,6 +71,24 @@ def _is_here(host: str) -> bool:
 
 
 sys.addaudithook(_guard)
+
+
+def pytest_configure() -> None:
+    """A run that is told to end leaves nothing running: it ends as one that is interrupted.
+
+    So does one that ``timeout`` cuts off. A process that a test forked ends as any does.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    runs_tests = os.getpid()
+
+    def end(number: int, _: object) -> None:
+        if os.getpid() == runs_tests:
+            raise KeyboardInterrupt
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -136,6 +157,38 @@ def shared_sentinel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentin
     servers = SentinelServers(tmp_path_factory.mktemp("sentinel"))
     yield servers
     servers.stop()
+
+
+@pytest.fixture
+def machines(shared_redis: RedisServer, tmp_path: Path) -> Iterator[Machines]:
+    """Machines on the server that all tests share, under a prefix of their own."""
+    machines = Machines(shared_redis, tmp_path)
+    yield machines
+    machines.close()
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server that nobody else asks anything, and that a test may kill."""
+    server = RedisServer(tmp_path / "redis")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def fragile(own: RedisServer, tmp_path: Path) -> Iterator[Machines]:
+    """Machines on a server that the test may kill."""
+    machines = Machines(own, tmp_path)
+    yield machines
+    own.go_on()
+    machines.close()
+
+
+@pytest.fixture
+def no_defects(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """No thread of a store met what it had not foreseen."""
+    yield
+    assert [each for each in caplog.get_records("call") if each.exc_info] == []
 
 
 @pytest.fixture(scope="session", params=["lmdb", pytest.param("redis", marks=pytest.mark.programs)])

@@ -17,7 +17,7 @@ import redis
 from registry import StoreError, open_store
 from registry.lease import SystemClock
 from registry.model import DEFAULT_NAMESPACE, Lease, Namespace, Revision
-from registry.store import Store
+from registry.store import Commit, Store
 from registry.stores.redis import RedisStore, read_address
 from registry.stores.redis.server import Server
 from registry.testing import Failing, StoreSuite, put, sample_instance
@@ -247,6 +247,37 @@ def mono() -> int:
 
 def listed(store: Store, namespace: Namespace = DEFAULT_NAMESPACE) -> set[str]:
     return {instance.id for instance in store.load(namespace).instances}
+
+
+def is_following(store: RedisStore) -> bool:
+    """Whether it hears of each change, and is the first of its machine to bring it in."""
+    return store._follower.is_first and store._follower._subscription is not None
+
+
+def is_taken(store: Store, commit: Commit) -> bool:
+    """Whether a write is acknowledged."""
+    try:
+        store.commit(DEFAULT_NAMESPACE, commit)
+    except StoreError:
+        return False
+    return True
+
+
+def stop_threads(store: RedisStore) -> None:
+    """From now on it follows and tells only what it is told to."""
+    store._stopping.set()
+    for thread in store._threads:
+        thread.join()
+
+
+def alone_with_many(machines: Machines, count: int) -> tuple[RedisStore, list[Namespace]]:
+    """A store that nobody else works in, with an instance in each of many namespaces."""
+    store = machines.open("here")
+    stop_threads(store)
+    namespaces = [Namespace(f"n{number}") for number in range(count)]
+    for namespace in namespaces:
+        store.commit(namespace, put(sample_instance(), lease=lease_from(mono())))
+    return store, namespaces
 
 
 def _lists_all(store: Store, namespace: Namespace, names: set[str]) -> bool:

@@ -43,11 +43,13 @@ class Shell:
         guard = threading.Timer(seconds, self._process.kill)
         guard.start()
         told = b""
-        while told.count(b"\0") < 2:
-            part = os.read(self._process.stdout.fileno(), 65536)
-            assert part, f"the shell ended at {command!r}: {told.decode()}"
-            told += part
-        guard.cancel()
+        try:
+            while told.count(b"\0") < 2:
+                part = os.read(self._process.stdout.fileno(), 65536)
+                assert part, f"the shell ended at {command!r}: {told.decode()}"
+                told += part
+        finally:
+            guard.cancel()
         printed, status, _ = told.decode().split("\0")
         return int(status), printed
 
@@ -55,7 +57,8 @@ class Shell:
         """End it, and all that it started and did not let go of."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        with self._process:  # waits for it, and closes what it was told and heard through
+            pass
 
 
 def path_with_commands(folder: Path) -> str:

@@ -338,8 +338,10 @@ class Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
-        self._shell.close()
+        try:
+            self._stop()
+        finally:
+            self._shell.close()
 
     def here(self, text: str) -> str:
         """A document's text with the ports of this terminal."""
@@ -352,7 +354,7 @@ class Terminal:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(self.here(text))
 
-    def type(self, command: str, *, seconds: float = 60) -> tuple[int, str]:
+    def type(self, command: str, *, seconds: float = HANG_SECS) -> tuple[int, str]:
         """The status of a command, and what it prints; after these seconds it hangs."""
         if re.search(r"\beureka-registry serve\b(?!.*--check)", command):
             self._serve(command)
@@ -396,12 +398,17 @@ class Terminal:
         for _, process in reversed(ending):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
-        for each in ending:
-            try:
-                each[1].wait(HANG_SECS)
-            except subprocess.TimeoutExpired:
-                os.killpg(each[1].pid, signal.SIGKILL)
-            self._running.remove(each)
+        try:
+            for _, process in ending:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(HANG_SECS)
+        finally:
+            # Whatever did not end, or was left behind by who did; also where the test is cut off.
+            for each in ending:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(each[1].pid, signal.SIGKILL)
+                each[1].wait()
+                self._running.remove(each)
 
     def log(self) -> str:
         log = self._home / "log"
@@ -443,7 +450,7 @@ def test_the_commands_of_a_document_do_what_it_shows(document: str, tmp_path: Pa
                 terminal.write(block.title, block.text)
                 continue
             for command, shown in commands(terminal.here(block.text)):
-                deadline = time.monotonic() + 60
+                deadline = time.monotonic() + HANG_SECS
                 while True:
                     status, printed = terminal.type(command)
                     is_fine = is_as_shown(shown, printed) and (shown != "" or status == 0)

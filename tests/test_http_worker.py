@@ -974,12 +974,18 @@ class TestThreads:
         assert "Error handling request GET /slow" not in site.log()
 
     def test_a_streaming_body_waits_for_its_reader(self, site: Site) -> None:
+        began = site.state()["made"]
+
+        def is_still() -> bool:
+            before = site.state()["made"]
+            assert before - began < 1_000, "the application ran ahead of its reader"
+            time.sleep(0.3)
+            return bool(site.state()["made"] == before)
+
         with site.wire(request("/endless")) as wire:
             assert wire.head()[0] == 200
-            time.sleep(0.3)
+            wait_until(is_still, "it waits")
             before = site.state()["made"]
-            time.sleep(0.3)
-            assert site.state()["made"] == before
             for _ in range(200):
                 assert len(wire.chunk()) == 65536
             assert site.state()["made"] > before

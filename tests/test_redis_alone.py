@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +24,6 @@ from registry.stores.redis import server as redis_server
 from registry.stores.redis.scripts import Script
 from registry.testing import put, registry_on, sample_instance
 from tests.fake_link import FakeLink, Fault
-from tests.redis_servers import RedisServer
 from tests.redis_suite import Machines, lease_from, listed, mono
 from tests.servers import wait_until
 
@@ -38,19 +36,9 @@ UNTOLD = Fault(loses_answer=1.0)
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    server = RedisServer(folder)
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def machines(server: RedisServer, tmp_path: Path) -> Iterator[Machines]:
-    machines = Machines(server, tmp_path)
-    yield machines
-    machines.close()
+def machines(fragile: Machines) -> Machines:
+    """Each test has a server that it may kill."""
+    return fragile
 
 
 class CutOff:

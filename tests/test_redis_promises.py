@@ -2,8 +2,8 @@
 
 Three nodes with two workers each, every one behind a fake link to Redis, and the wall clocks of two
 of them wrong by days. That no acknowledged word is lost whatever befalls them is searched for in
-histories (``tests/test_histories.py``); what one store promises by itself is in
-``tests/test_store_redis.py``.
+histories (``tests/test_histories.py``); what stores promise is in ``tests/test_store_redis.py``
+and the modules of its rooms, as ``tests/test_redis_lives.py``.
 """
 
 from __future__ import annotations

@@ -18,39 +18,103 @@ from registry.stores.lmdb import LmdbStore
 from registry.stores.redis import RedisStore, renewals
 from registry.testing import put, sample_instance
 from tests.redis_servers import RedisServer
-from tests.redis_suite import Machines, lease_from, listed, mono
+from tests.redis_suite import Machines, lease_from, listed, mono, stop_threads
 from tests.servers import fill, small_disk, wait_until
 
 NS = DEFAULT_NAMESPACE
-pytestmark = pytest.mark.programs
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def machines(server: RedisServer, tmp_path: Path) -> Iterator[Machines]:
-    machines = Machines(server, tmp_path)
-    yield machines
-    machines.close()
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server that nobody else asks anything."""
-    server = RedisServer(tmp_path / "redis")
-    yield server
-    server.stop()
+pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("no_defects")]
 
 
 def renewed_at(store: Store, instance: Instance) -> int:
     found = store.lease(NS, instance.key)
     assert found is not None
     return found.last_renewal_ms
+
+
+# Renewals
+
+
+def test_renewals_are_heard_on_all_machines_and_counted(machines: Machines) -> None:
+    here, there = machines.open("here"), machines.open("there")
+    key = sample_instance().key
+    now = mono()
+    revision = here.commit(NS, put(sample_instance(), lease=lease_from(now)))
+    wait_until(lambda: there.revision(NS) == revision)
+    window = renewal_window(mono())
+    for _ in range(3):
+        assert here.renew(NS, key, lease_from(now + 5_000, by_client=now + 5_000), window)
+
+    def is_heard() -> bool:
+        found = there.lease(NS, key)
+        return found is not None and found.last_renewal_ms == now + 5_000
+
+    wait_until(is_heard)
+    found = there.lease(NS, key)
+    assert found is not None
+    assert abs(found.deadline_mono_ms - (now + 95_000)) <= 1_000
+    assert [each for each, _ in there.renewed_by_clients(NS, 0)] == [key]
+    windows = range(window - 1, renewal_window(mono()) + 1)
+    wait_until(lambda: sum(there.renewals(NS, each) for each in windows) == 3)
+    assert here.renewals(NS, window) == 3
+    assert here.revision(NS) == there.revision(NS) == revision
+
+
+def test_nobody_is_evicted_before_every_machine_has_told_its_renewals(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where one was renewed elsewhere, nor where that may be."""
+    here, there = machines.open("here"), machines.open("there")
+    instance = sample_instance()
+    # Both have told that they are there.
+    wait_until(lambda: here._teller.told_until and there._teller.told_until)
+    monkeypatch.setattr(there._teller, "tell", lambda: None)
+    until = there._teller.told_until
+    monkeypatch.setattr(here._server, "now", lambda: until + 3_000)
+    lease = lease_from(mono() - 1_000, duration_ms=10_000)._replace(
+        deadline_mono_ms=here._server.mono_of(until + 2_000)
+    )
+    revision = here.commit(NS, put(instance, lease=lease))
+    removal = put(instance, expected=revision, remove=True, lease=None, evicted=True)
+    eviction = removal._replace(expected_deadline_mono_ms=lease.deadline_mono_ms)
+    with pytest.raises(ConflictError):
+        here.commit(NS, eviction)
+    monkeypatch.undo()
+
+    def is_evicted() -> bool:
+        # As the evictor does: what it commits is of the lease as its copy has it now.
+        found = here.lease(NS, instance.key)
+        assert found is not None
+        try:
+            here.commit(NS, removal._replace(expected_deadline_mono_ms=found.deadline_mono_ms))
+        except ConflictError:
+            return False
+        return True
+
+    wait_until(is_evicted)
+    assert listed(here) == set()
+
+
+def test_what_a_machine_heard_of_it_does_not_tell_again(machines: Machines) -> None:
+    here, there = machines.open("here"), machines.open("there")
+    key, now = sample_instance().key, mono()
+    revision = here.commit(NS, put(sample_instance(), lease=lease_from(now)))
+    wait_until(lambda: there.revision(NS) == revision)
+
+    def told() -> int:
+        return int(here._server.call("GET", here._server.name("told", NS), namespace=NS) or 0)
+
+    def is_heard() -> bool:
+        found = there.lease(NS, key)
+        return found is not None and found.last_renewal_ms == now + 5_000
+
+    rounds = there._teller._round
+    wait_until(lambda: there._teller._round > rounds + 2)
+    before = told()
+    assert here.renew(NS, key, lease_from(now + 5_000), None)
+    wait_until(is_heard)
+    rounds = there._teller._round
+    wait_until(lambda: there._teller._round > rounds + 2)
+    assert told() == before + 1
 
 
 # A full disk
@@ -165,9 +229,7 @@ def by_hand(machines: Machines) -> list[RedisStore]:
         revision = here.commit(name, put(sample_instance(), lease=lease_from(mono())))
         wait_until(lambda name=name, revision=revision: there.revision(name) == revision)
     for store in stores:
-        store._stopping.set()
-        for thread in store._threads:
-            thread.join()
+        stop_threads(store)
     # All that was written is told, and nobody waits for its turn any more.
     for _ in range(2 * renewals._BEHIND_ROUNDS):
         for store in stores:

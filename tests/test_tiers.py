@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
 import pytest
 
-from tests.servers import ROOT
+from tests.servers import HANG_SECS, ROOT, wait_until
 
 pytest_plugins = ["pytester"]
 
@@ -32,6 +35,21 @@ def test_this_machine():
 def test_another_machine():
     socket.create_connection(("192.0.2.1", 9), timeout=0.01)
 """
+STAYS = """
+import signal
+from pathlib import Path
+import pytest
+
+@pytest.fixture
+def server():
+    yield
+    Path("ended").touch()
+
+def test_that_is_cut_off(server):
+    Path("began").touch()
+    while True:
+        signal.pause()
+"""
 
 
 @pytest.mark.parametrize(
@@ -50,3 +68,18 @@ def test_what_is_not_marked_starts_no_program_and_asks_no_other_machine(
     result = pytester.runpytest_subprocess("-p", "tests.conftest")
     result.assert_outcomes(passed=passed, failed=1)
     result.stdout.fnmatch_lines(told)
+
+
+def test_a_run_that_is_told_to_end_ends_what_its_tests_started(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    pytester.makepyprojecttoml('[tool.pytest.ini_options]\nmarkers = ["programs"]')
+    file = pytester.makepyfile(STAYS)
+    run = pytester.popen([sys.executable, "-m", "pytest", "-p", "tests.conftest", str(file)])
+    with run:
+        wait_until((pytester.path / "began").exists, "the test")
+        run.send_signal(signal.SIGTERM)
+        run.communicate(timeout=HANG_SECS)
+    assert run.returncode == pytest.ExitCode.INTERRUPTED
+    assert (pytester.path / "ended").exists()
