@@ -218,6 +218,7 @@ def test_a_thousand_watchers_cost_no_thread_and_hear_of_each_change(
             assert ready, f"nothing more comes, and {len(heard)} have heard"
             for key, _ in ready:
                 heard[key.fd] = heard.get(key.fd, b"") + key.fileobj.recv(65536)  # type: ignore[union-attr]
+    selector.close()
     for watcher in watchers:
         watcher.close()
     assert more_threads - threads <= 2 * 8  # the pools of two workers, and nothing else

@@ -291,6 +291,9 @@ def test_a_watch_ends_with_its_account(tmp_path: Path, worker_class: str, accept
         answer = watches["bob"].getresponse()
         told = answer.read() if accept == "application/json" else answer.read1() + answer.read1()
         assert b"shop" in told
+        answer.close()
+        for connection in watches.values():
+            connection.close()
 
 
 def test_a_broken_edit_of_the_users_file_is_logged_though_nobody_asks(tmp_path: Path) -> None:

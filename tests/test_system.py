@@ -115,6 +115,8 @@ def test_what_one_worker_accepted_is_in_the_next_answer_of_the_other(
                 path = f"/eureka/apps/{app}/{instance_id}"
                 assert send(server.port, "DELETE", path, None, None, writer).status == 200
                 stale += send(server.port, "GET", path, None, JSON, reader).status != 404
+        for connection in (one, other):
+            connection.close()
         assert stale == 0
 
 
@@ -171,6 +173,7 @@ class Load:
             else:
                 self.refusals.append(reply)
             self._stop.wait(0.001)
+        connection.close()
 
 
 def renew_for_longer_than_a_lease(server: RegistryServer, app: str, ids: list[str]) -> None:
@@ -277,6 +280,7 @@ def test_ten_thousand_instances_come_back_in_every_format(tmp_path: Path) -> Non
             body = instance_body(app, f"i:{number}", **lasting)
             path = f"/eureka/apps/{app}"
             assert send(server.port, "POST", path, body, JSON, connection).status == 204
+        connection.close()
         server.kill9()
         server.start()
         assert set(server.apps()) == {f"i:{number}" for number in range(count)}
@@ -424,6 +428,7 @@ def test_a_delta_follower_never_needs_a_second_full_fetch(tmp_path: Path, stored
                     send(server.port, "DELETE", f"{path}/status", None, None, connection)
                 if number % 4 == 0:
                     send(server.port, "DELETE", path, None, None, connection)
+            connection.close()
 
         threads = [threading.Thread(target=change, args=(name,)) for name in range(4)]
         for thread in threads:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -76,10 +77,13 @@ def test_a_run_that_is_told_to_end_ends_what_its_tests_started(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     pytester.makepyprojecttoml('[tool.pytest.ini_options]\nmarkers = ["programs"]')
     file = pytester.makepyfile(STAYS)
-    run = pytester.popen([sys.executable, "-m", "pytest", "-p", "tests.conftest", str(file)])
-    with run:
+    run = subprocess.Popen([sys.executable, "-m", "pytest", "-p", "tests.conftest", str(file)])
+    try:
         wait_until((pytester.path / "began").exists, "the test")
         run.send_signal(signal.SIGTERM)
-        run.communicate(timeout=HANG_SECS)
+        run.wait(HANG_SECS)
+    finally:
+        run.kill()
+        run.wait()
     assert run.returncode == pytest.ExitCode.INTERRUPTED
     assert (pytester.path / "ended").exists()
