@@ -13,7 +13,7 @@ import pytest
 from conformance.programs import FOLDER, built
 from eureka_server.amalgam8 import AMALGAM8
 from eureka_server.settings import Environment, SettingError, load
-from tests.servers import ROOT, RegistryServer
+from tests.servers import HANG_SECS, ROOT, RegistryServer
 
 
 def go_client() -> Path:
@@ -36,7 +36,7 @@ def test_a_go_client_registers_renews_lists_is_told_410_and_comes_back(
     with RegistryServer(tmp_path, env=env) as server:
         arguments = [server.root + "/", *([] if token is None else [token])]
         run = subprocess.run(
-            [str(go_client()), *arguments], capture_output=True, text=True, timeout=180, check=False
+            [str(go_client()), *arguments], capture_output=True, text=True, timeout=HANG_SECS
         )
     assert (run.returncode, run.stdout) == (0, "ok\n")
 

@@ -440,7 +440,7 @@ def test_the_unit_is_told_when_the_server_is_ready_and_ends_it_well(
     assert Path(program).name == installed.command.name
     port = free_port()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.settimeout(60)
+        systemd.settimeout(HANG_SECS)
         systemd.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         systemd.bind(str(tmp_path / "notify"))
         process = subprocess.Popen(

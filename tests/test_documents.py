@@ -125,7 +125,7 @@ class Loads(HTMLParser):
 def test_the_site_is_built_and_asks_nobody_else_for_anything(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
 
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECS)
 
     assert built.returncode == 0, built.stderr
     loaded = set()

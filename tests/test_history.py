@@ -52,7 +52,7 @@ from registry.testing import (
     sample_instance,
 )
 from tests.in_process import InProcess
-from tests.servers import instance_body, wait_until
+from tests.servers import HANG_SECS, instance_body, wait_until
 
 NS = DEFAULT_NAMESPACE
 BYTES = 4 << 20
@@ -745,7 +745,7 @@ class HeldUp(MemoryHistory):
 
     def read(self, namespace: Namespace, wish: Wish) -> Page:
         self.reading.release()
-        assert self.may_go_on.wait(60)
+        assert self.may_go_on.wait(HANG_SECS)
         return super().read(namespace, wish)
 
 
@@ -758,7 +758,7 @@ def test_who_looks_up_the_past_leaves_threads_to_the_others() -> None:
         asked = [pool.submit(client().get, "/api/v1/history") for _ in range(4)]
         try:
             for _ in asked:
-                assert history.reading.acquire(timeout=60)
+                assert history.reading.acquire(timeout=HANG_SECS)
             for costly in (
                 "history",
                 "diff?from=0",

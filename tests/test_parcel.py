@@ -221,7 +221,7 @@ def ran(installed: Installed, folder: Path, *words: str, **env: str) -> tuple[in
         env={"PATH": os.environ["PATH"], "HOME": str(folder), **env},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_SECS,
     )
     return done.returncode, done.stdout, done.stderr
 

@@ -314,7 +314,7 @@ def test_an_answer_without_an_end_is_given_up(peer: FakePeer) -> None:
     peer.writes = endless
     with pytest.raises(PeerError, match="more than 1 MB"):
         to_peer.fetch(0)
-    assert ended.wait(60)
+    assert ended.wait(HANG_SECS)
 
 
 def test_an_answer_that_comes_a_byte_at_a_time_is_given_up(

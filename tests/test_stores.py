@@ -1036,7 +1036,7 @@ def test_a_pause_that_several_notice_is_made_good_once(tmp_path: Path) -> None:
 
     store._places.extend_all = slowly  # type: ignore[method-assign]
     assert store.resume(50_000) == 1
-    assert [each.result(60) for each in others] == [None]
+    assert [each.result(HANG_SECS) for each in others] == [None]
     lease = store.lease(NS, sample_instance().key)
     assert lease == Lease(140_000, 90_000, LEASE.last_renewal_ms)
     store.close()
