@@ -243,10 +243,12 @@ def _post_worker_init(worker: Any) -> None:
     """Look for garbage seldom, and not among what was loaded; let the loop have its turn soon.
 
     Hardly anything here is in a cycle, while a look through a large registry holds every request
-    up. So does a thread that is given five milliseconds at a time, as they are by default.
+    up: one for a million new objects, and among few at once before. In a storm whatever is new is
+    still in use, and a look through fifty thousand of them would take as many microseconds. A
+    thread holds requests up too that is given five milliseconds at a time, as they are by default.
     """
     start.served()
     sys.setswitchinterval(0.001)
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(5_000, 200, 20)

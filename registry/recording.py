@@ -58,6 +58,7 @@ _PRUNED_EVERY_SECS = 10.0
 _MOST_NOTED = 20_000
 _MOST_WAITING = 20_000
 _WRITTEN_AT_ONCE = 500
+_TOLD_AT_ONCE = 25
 _PAUSE_SECS = 0.001
 # Of the system: whoever seeds the generator that all share would have processes draw the same.
 _chance = random.SystemRandom()
@@ -290,7 +291,8 @@ class Recorder:
     def flush(self, *, is_last: bool = False) -> None:
         """Write what was noted. Where that fails it waits for the next time, and is logged once."""
         with self._flushing:
-            self._waiting += self._entries(is_last=is_last)
+            for entries in self._entries(is_last=is_last):
+                self._waiting += entries
             too_many = len(self._waiting) - _MOST_WAITING
             if too_many > 0:
                 del self._waiting[:too_many]
@@ -332,12 +334,20 @@ class Recorder:
         """Forget some of what is too old; whether some is left. ``StoreError``."""
         return self._history.prune(self._clock.wall_ms() - self._keep_ms)
 
-    def _entries(self, *, is_last: bool) -> list[HistoryEntry]:
-        """What was noted since the last call."""
+    def _entries(self, *, is_last: bool) -> Iterator[list[HistoryEntry]]:
+        """What was noted since the last call, in small portions with pauses between them.
+
+        A storm notes thousands in a quarter of a second. Told of in one go they would have each
+        request wait for the interpreter again and again, for as long as that takes.
+        """
         now = self._clock.mono_ms()
         since_boot = self._clock.wall_ms() - now
         found: list[HistoryEntry] = []
         for _ in range(len(self._noted)):
+            if len(found) >= _TOLD_AT_ONCE:
+                yield found
+                found = []
+                time.sleep(_PAUSE_SECS)
             noted = self._noted.popleft()
             if isinstance(noted, HistoryEntry):
                 found.append(noted)
@@ -347,7 +357,7 @@ class Recorder:
                 found.append(_entry_of(noted, since_boot))
         for namespace, repeated in self._told_of(now, is_last=is_last):
             found += _entries_of(namespace, repeated, since_boot)
-        return found
+        yield found
 
     def _told_of(self, now_mono_ms: int, *, is_last: bool) -> list[tuple[Namespace, _Repeated]]:
         """Of those that registered again, the ones of whom nothing was told for a while."""
@@ -541,13 +551,16 @@ def _entries_of(
 
 def _entry_of(noted: _Noted, since_boot: int) -> HistoryEntry:
     namespace, commit, revision, by, cause = noted
-    kind, detail = what_changed(commit)
-    if cause is not None:
-        rule, more = cause
-    elif commit.lease is None and commit.override is None and not commit.remove:
-        rule, more = "override", _NOTHING
+    kind: HistoryKind
+    detail: Mapping[str, Any]
+    rule, more = cause or ("", _NOTHING)
+    if is_repetition(commit):  # found at less cost than what changed
+        kind, detail = HistoryKind.REGISTERED, _of_peer(commit.instance)
+        more = more if cause else _AGAIN
     else:
-        rule, more = "", _AGAIN if is_repetition(commit) else _NOTHING
+        kind, detail = what_changed(commit)
+        if cause is None and commit.lease is None and commit.override is None:
+            rule = "" if commit.remove else "override"
     key = commit.key
     return HistoryEntry(
         namespace,

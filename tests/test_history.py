@@ -7,6 +7,7 @@ import fcntl
 import ipaddress
 import shutil
 import threading
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -691,6 +692,20 @@ def test_what_cannot_be_written_at_all_holds_up_none_behind_it(
     assert [told[1] for told in server.told()] == ["web:2", "web:1", "web:0"]
     assert server.recorder.lost == 3
     assert caplog.text.count("the history cannot hold an entry") == 3
+
+
+def test_whoever_waits_for_the_interpreter_has_a_turn_while_much_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Restarted(tmp_path, ManualClock())
+    for number in range(60):
+        server.registry.register(sample_instance(instance_id=f"web:{number}"))
+    turns: list[float] = []
+    monkeypatch.setattr(time, "sleep", turns.append)
+    server.recorder.flush()
+    # Told of as 25, 25 and 10, and packed so: a turn between any two.
+    assert turns == [0.001] * 4
+    assert len(server.told()) == 60
 
 
 def test_the_thread_writes_what_was_noted_and_makes_up_for_the_rest(tmp_path: Path) -> None:

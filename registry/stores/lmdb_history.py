@@ -70,6 +70,7 @@ _FULL, _ROOMY = 0.75, 0.65
 _MOST_BASE = 0.5
 # Where the map is small a transaction must be too: it copies each page that it touches.
 _BYTES_FOR_EACH = 16 * 1024
+_PACKED_AT_ONCE = 25
 _FORGOTTEN_AT_ONCE = 500
 _TAKEN_AT_ONCE = 500
 _LOOKED_AT = 20_000
@@ -205,7 +206,13 @@ class LmdbHistory:
     def add(self, entries: Sequence[HistoryEntry]) -> None:
         if shutil.disk_usage(self._folder).free < LEFT_FREE_BYTES:
             raise StoreError(f"the disk of {self._folder} is full")
-        packed = [(entry, _packed(entry)) for entry in entries]
+        packed: list[tuple[HistoryEntry, bytes]] = []
+        for start in range(0, len(entries), _PACKED_AT_ONCE):
+            if start:
+                time.sleep(_PAUSE_SECS)  # for whoever waits for the interpreter
+            packed += [
+                (entry, _packed(entry)) for entry in entries[start : start + _PACKED_AT_ONCE]
+            ]
         at_once = max(1, self._most_bytes // (4 * _BYTES_FOR_EACH))
         for start in range(0, len(packed), at_once):
             portion = packed[start : start + at_once]
