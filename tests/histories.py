@@ -54,7 +54,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import redis
 
 from native_api import form
 from native_api.transfer import FORMAT, MEDIA_TYPE, VERSION
@@ -993,6 +995,12 @@ class Played(NamedTuple):
     operations: int
     wrong: list[str]
 
+    def __str__(self) -> str:
+        return (
+            f"{self.fault}: {self.histories} histories, {self.operations} calls, "
+            f"{self.cut_off} without an answer, {len(self.wrong)} wrong"
+        )
+
 
 def search_over_nodes(
     nodes: Registry,
@@ -1005,9 +1013,10 @@ def search_over_nodes(
 ) -> Played:
     """Play a history for each seed over nodes on one Redis, some at a time, amid a fault.
 
-    Where there is none, clients do not think, so that nothing has time to be told. Where nodes
-    accept writes while Redis is away, they think for longer: a node waits before it gives it up.
-    Every node and worker must agree in the end, and an order explain what was answered.
+    One that Redis breaks off is named so in what is found. Where there is none, clients do not
+    think, so that nothing has time to be told. Where nodes accept writes while Redis is away, they
+    think for longer: a node waits before it gives it up. Every node and worker must agree in the
+    end, and an order explain what was answered.
     """
     addresses = [("127.0.0.1", server.port) for server in nodes.servers]
     lasts_secs = _GIVEN_UP_SECS if nodes.accepting else 0.2
@@ -1022,14 +1031,20 @@ def search_over_nodes(
         accepting=nodes.accepting,
     )
     played: list[History] = []
+    befell = fault or "none"
     for start in range(0, len(seeds), at_once):
         chance = random.Random(f"{seeds[start]} {fault}")
         with ThreadPoolExecutor(1) as pool:
             playing = pool.submit(player.play_all, seeds[start : start + at_once], run)
             time.sleep(chance.random() * 3 * thinks_secs)
             if fault is not None:
-                with nodes.befallen(fault, chance):
-                    time.sleep(lasts_secs + chance.random() * 8 * thinks_secs)
+                try:
+                    with nodes.befallen(fault, chance):
+                        time.sleep(lasts_secs + chance.random() * 8 * thinks_secs)
+                except redis.RedisError as error:
+                    # Redis did not do as it was told. What was answered meanwhile is judged, too.
+                    befell = f"{fault}, broken off"
+                    print(f"{befell}: {error!r}", file=sys.stderr, flush=True)
             histories = playing.result()
         nodes.heal()
         player.agree(histories, reads=4)
@@ -1037,7 +1052,7 @@ def search_over_nodes(
     operations = [each for history in played for one in history.operations.values() for each in one]
     found = (history.unexplained(len(addresses)) for history in played)
     return Played(
-        fault or "none",
+        befell,
         len(played),
         sum(each.is_cut_off for each in operations),
         len(operations),
@@ -1047,12 +1062,6 @@ def search_over_nodes(
 
 def _over_nodes(options: argparse.Namespace, run: str) -> list[str]:
     """As the command line asks for; what is wrong."""
-    known = _FAULTS[options.store]
-    faults: list[str | None] = list(known) if options.faults == ["all"] else [*options.faults]
-    faults = faults or [None]
-    wrong = []
-    if options.keep is not None:
-        options.keep.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
         nodes: Nodes | SentinelNodes | ClusterNodes
         if options.store == "redis":
@@ -1074,26 +1083,76 @@ def _over_nodes(options: argparse.Namespace, run: str) -> list[str]:
                 env=FORGETTING,
             )
         opened.enter_context(nodes)
-        for place, start in enumerate(range(0, options.count, _AT_ONCE)):
-            seeds = range(options.seed + start, options.seed + min(start + _AT_ONCE, options.count))
-            fault = faults[place % len(faults)]
-            try:
-                found = search_over_nodes(nodes, seeds, fault, run)
-            except AssertionError as error:  # they never agreed, or one answered as no server may
-                told = [f"seeds {seeds[0]} to {seeds[-1]}: {error}"]
-                found = Played(fault or "none", len(seeds), 0, 0, told)
-            wrong += [f"{found.fault}, {each}" for each in found.wrong]
-            print(
-                f"{found.fault}: {found.histories} histories, {found.operations} calls, "
-                f"{found.cut_off} without an answer, {len(found.wrong)} wrong",
-                flush=True,
-            )
-            if found.wrong and options.keep is not None:
-                for server in nodes.servers:
-                    name = f"{server.folder.name}-{seeds[0]}.log"
-                    (options.keep / name).write_text(server.log())
-                (options.keep / f"wrong-{seeds[0]}").write_text("\n\n".join(found.wrong))
+        return in_turn(
+            options,
+            nodes.servers,
+            _FAULTS[options.store],
+            lambda seeds, fault: search_over_nodes(nodes, seeds, fault, run),
+        )
+
+
+# The command line, also that of tests/leases.py
+
+
+class Found(Protocol):
+    """What a batch of seeds found, told as one line."""
+
+    @property
+    def wrong(self) -> list[str]: ...
+
+
+def parser_of(module: str, doc: str | None, faults: Iterable[str]) -> argparse.ArgumentParser:
+    """What is the same in each search over nodes; ``in_turn`` does as is asked for."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=doc)
+    parser.add_argument("count", type=int)
+    parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--nodes", type=int, default=3, help="on one Redis, each a server")
+    parser.add_argument(
+        "--faults",
+        nargs="+",
+        default=[],
+        choices=["all", *faults],
+        help="of nodes on a Redis; all is each of its store's in turn",
+    )
+    parser.add_argument("--keep", type=Path, help="a folder for what is wrong, and the logs then")
+    return parser
+
+
+def in_turn(
+    options: argparse.Namespace,
+    servers: Sequence[RegistryServer],
+    known: Iterable[str],
+    play: Callable[[Sequence[int], str | None], Found],
+) -> list[str]:
+    """Play some seeds at a time, each time amid another fault; what is wrong, with its fault."""
+    faults: list[str | None] = list(known) if options.faults == ["all"] else [*options.faults]
+    faults = faults or [None]
+    wrong = []
+    for place, start in enumerate(range(0, options.count, _AT_ONCE)):
+        seeds = range(options.seed + start, options.seed + min(start + _AT_ONCE, options.count))
+        fault = faults[place % len(faults)]
+        try:
+            found = play(seeds, fault)
+            print(found, flush=True)
+            batch = found.wrong
+        except AssertionError as error:  # they never agreed, or one answered as no server may
+            batch = [f"seeds {seeds[0]} to {seeds[-1]}: {error}"]
+            print(f"{fault or 'none'}: {batch[0]}", flush=True)
+        wrong += [f"{fault or 'none'}, {each}" for each in batch]
+        if batch and options.keep is not None:
+            options.keep.mkdir(parents=True, exist_ok=True)
+            for server in servers:
+                name = f"{server.folder.name}-{seeds[0]}.log"
+                (options.keep / name).write_text(server.log())
+            (options.keep / f"wrong-{seeds[0]}").write_text("\n\n".join(batch))
     return wrong
+
+
+def told(wrong: Sequence[str], verdict: str) -> int:
+    """Print some of what is wrong, and the verdict on all; the exit code."""
+    print("\n\n".join(wrong[:10]))
+    print(verdict)
+    return min(1, len(wrong))
 
 
 _AT_ONCE = 16
@@ -1109,25 +1168,15 @@ _FAULTS: Mapping[str, Iterable[str]] = {
 
 def main(arguments: Sequence[str]) -> int:
     """Search as many histories as asked for, and print what is wrong; 1 where anything is."""
-    parser = argparse.ArgumentParser(prog="python -m tests.histories", description=__doc__)
-    parser.add_argument("count", type=int)
+    of_any = (fault for each in _FAULTS.values() for fault in each)
+    parser = parser_of("tests.histories", __doc__, of_any)
     parser.add_argument("node", nargs="*", help="HOST:PORT of each node of one registry")
-    parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--workers", type=int, default=4, help="of each server that it starts")
     parser.add_argument("--kill-every", type=float, metavar="SECS", help="one of its workers")
     parser.add_argument("--store", choices=_FAULTS, default="lmdb")
-    parser.add_argument("--nodes", type=int, default=3, help="on one Redis, each a server")
-    parser.add_argument(
-        "--faults",
-        nargs="+",
-        default=[],
-        choices=["all", *(fault for each in _FAULTS.values() for fault in each)],
-        help="of nodes on a Redis; all is each of its store's in turn",
-    )
     parser.add_argument(
         "--accepting", action="store_true", help="nodes accept writes while Redis is away"
     )
-    parser.add_argument("--keep", type=Path, help="a folder for what is wrong, and the logs then")
     options = parser.parse_args(arguments)
     if not {"all", *_FAULTS[options.store]}.issuperset(options.faults):
         parser.error(f"on {options.store} there are other faults")
@@ -1145,9 +1194,7 @@ def main(arguments: Sequence[str]) -> int:
             _killing(server, options.kill_every),
         ):
             wrong = search([("127.0.0.1", server.port)], seeds, run)
-    print("\n\n".join(wrong[:10]))
-    print(f"{options.count} histories, {len(wrong)} of them not to be explained")
-    return min(1, len(wrong))
+    return told(wrong, f"{options.count} histories, {len(wrong)} of them not to be explained")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 import redis
 
@@ -160,32 +160,46 @@ class Nodes:
             yield
 
 
-class _Led:
+class _Servers(Protocol):
+    def __init__(self, folder: Path) -> None: ...
+
+    def url(self, prefix: str, folder: Path) -> str: ...
+
+    def whole_again(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+_S = TypeVar("_S", bound=_Servers)
+
+
+class _Led(Generic[_S]):
     """The nodes of one registry, on servers that tell them where to go: so by no link."""
 
     namespaces: Sequence[str] = ("",)
+    _servers: Callable[[Path], _S]
+    _env: Mapping[str, str] = {}
 
     def __init__(
         self,
         folder: Path,
-        redis: _Servers,
-        count: int,
+        count: int = 3,
         *,
-        workers: int,
-        accepting: bool,
+        workers: int = 2,
+        accepting: bool = False,
         env: Mapping[str, str] | None = None,
     ) -> None:
         self.accepting = accepting
-        env = _ACCEPTING[accepting] | dict(env or {})
+        env = {**_ACCEPTING[accepting], **self._env, **(env or {})}
         self.prefix = another_prefix()
         self.servers: list[RegistryServer] = []
-        self._redis = redis
+        self.redis = type(self)._servers(folder / "redis")
         with ExitStack() as opened:
-            opened.callback(redis.stop)
+            opened.callback(self.redis.stop)
             for place in range(count):
                 home = folder / f"node-{place}"
                 home.mkdir()
-                url = redis.url(self.prefix, home / "copy")
+                url = self.redis.url(self.prefix, home / "copy")
                 server = RegistryServer(home, workers=workers, env={"STORE_URL": url, **env})
                 opened.push(server.__exit__)
                 self.servers.append(server)
@@ -201,48 +215,27 @@ class _Led:
         self._opened.close()
 
     def heal(self) -> None:
-        self._redis.whole_again()
+        self.redis.whole_again()
         for server in self.servers:
             server.await_ready()
 
 
-class SentinelNodes(_Led):
+class SentinelNodes(_Led[SentinelServers]):
     """Nodes on a Redis behind Sentinel."""
 
-    def __init__(
-        self,
-        folder: Path,
-        count: int = 3,
-        *,
-        workers: int = 2,
-        accepting: bool = False,
-        env: Mapping[str, str] | None = None,
-    ) -> None:
-        self.redis = SentinelServers(folder / "redis")
-        super().__init__(folder, self.redis, count, workers=workers, accepting=accepting, env=env)
+    _servers = SentinelServers
 
     def befallen(self, fault: str, chance: random.Random) -> AbstractContextManager[None]:
         return FAILOVERS[fault](self, chance)
 
 
-class ClusterNodes(_Led):
+class ClusterNodes(_Led[ClusterServers]):
     """Nodes on a Redis Cluster, with some namespaces that lie on several of its servers."""
 
     namespaces = ("default", "a", "b", "c", "d")
-
-    def __init__(
-        self,
-        folder: Path,
-        count: int = 3,
-        *,
-        workers: int = 2,
-        accepting: bool = False,
-        env: Mapping[str, str] | None = None,
-    ) -> None:
-        self.redis = ClusterServers(folder / "redis")
-        # So that a client says which namespace is its own.
-        env = {"REGISTRY_AUTH": "trusted"} | dict(env or {})
-        super().__init__(folder, self.redis, count, workers=workers, accepting=accepting, env=env)
+    _servers = ClusterServers
+    # So that a client says which namespace is its own.
+    _env: Mapping[str, str] = {"REGISTRY_AUTH": "trusted"}
 
     @property
     def root(self) -> str:
@@ -255,14 +248,6 @@ class ClusterNodes(_Led):
 
     def befallen(self, fault: str, chance: random.Random) -> AbstractContextManager[None]:
         return OF_A_CLUSTER[fault](self, chance)
-
-
-class _Servers(Protocol):
-    def url(self, prefix: str, folder: Path) -> str: ...
-
-    def whole_again(self) -> None: ...
-
-    def stop(self) -> None: ...
 
 
 # What befalls them, by its name. Each takes chances of its own.

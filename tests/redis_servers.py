@@ -9,11 +9,13 @@ import itertools
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import redis
 from redis.crc import key_slot
@@ -21,11 +23,14 @@ from redis.crc import key_slot
 from conformance.programs import free_port
 from tests.servers import wait_until
 
+_T = TypeVar("_T")
 _PREFIXES = itertools.count()
 REDIS = "redis-server"
 SERVICE = "registry"
 # Of the default user, of the sentinels, and of sentinels and replicas where they ask a master.
 PASSWORD, SENTINEL_PASSWORD, INNER_PASSWORD = "outside", "watching", "within"
+# For how long servers may take to agree again, before they are ended and begin anew.
+_PATIENCE_SECS = 120
 
 
 def valkey() -> str:
@@ -37,6 +42,21 @@ def valkey() -> str:
 def another_prefix() -> str:
     """One under which nothing is stored yet."""
     return f"registry-{os.getpid()}-{next(_PREFIXES)}"
+
+
+def _awaited(condition: Callable[[], _T | None], what: str) -> _T:
+    """What a condition of several servers gives, once it gives something.
+
+    One that does not answer now may do so later. ``redis.TimeoutError``: an error of Redis, as it
+    is where one of them refuses a command.
+    """
+    deadline = time.monotonic() + _PATIENCE_SECS
+    while time.monotonic() < deadline:
+        with suppress(redis.RedisError):
+            if value := condition():
+                return value
+        time.sleep(0.02)
+    raise redis.TimeoutError(f"{what} did not hold within {_PATIENCE_SECS} s")
 
 
 class RedisServer:
@@ -145,6 +165,9 @@ class SentinelServers:
             RedisServer(folder / name, *inner, password=PASSWORD, program=program) for name in "12"
         ]
         self.sentinels = [_Sentinel(folder / f"sentinel-{name}", first, program) for name in "abc"]
+        self._meet()
+
+    def _meet(self) -> None:
         wait_until(lambda: all(each.knows_all() for each in self.sentinels), "sentinels agree")
 
     def url(self, prefix: str, folder: Path) -> str:
@@ -206,12 +229,26 @@ class SentinelServers:
         self.whole_again()
 
     def whole_again(self) -> None:
-        """Have all servers run, and follow the master that the sentinels agreed on."""
-        wait_until(lambda: self.master().is_running(), "a server that runs is the master")
-        for server in self.servers:
-            if not server.is_running():
-                server.start()
-        wait_until(self._is_whole, "the servers are whole again")
+        """Have all servers run, and follow the master that the sentinels agreed on.
+
+        Where that is in vain, all of them begin anew, with nothing; which is said.
+        """
+        try:
+            _awaited(self._has_master, "a server that runs is the master")
+            for server in self.servers:
+                if not server.is_running():
+                    server.start()
+            _awaited(self._is_whole, "the servers are whole again")
+        except redis.RedisError as error:
+            print(f"all servers and sentinels begin anew: {error}", file=sys.stderr, flush=True)
+            self.stop()
+            for each in (*self.servers, *self.sentinels):
+                each.start()
+            self._meet()
+
+    def _has_master(self) -> bool:
+        master = self._agreed()
+        return master is not None and master.is_running()
 
     def _is_whole(self) -> bool:
         """Whether the master has both replicas, and all sentinels know; who follows none is told.
@@ -244,6 +281,10 @@ class ClusterServers:
     def __init__(self, folder: Path, program: str = REDIS) -> None:
         folder.mkdir(exist_ok=True)
         self.servers = [_ClusterServer(folder / str(number), program) for number in range(6)]
+        self._meet()
+
+    def _meet(self) -> None:
+        """Have servers that know of no other be a Cluster."""
         first = self.servers[0]
         for number, server in enumerate(self.servers):
             with server.client() as client:
@@ -255,7 +296,7 @@ class ClusterServers:
                 if number < 3:
                     slots = [16384 * number // 3, 16384 * (number + 1) // 3 - 1]
                     client.execute_command("CLUSTER", "ADDSLOTSRANGE", *slots)
-        wait_until(lambda: all(len(each.known()) == 6 for each in self.servers), "they have met")
+        wait_until(lambda: all(each.has_met_all() for each in self.servers), "they have met")
         for master, replica in zip(self.servers[:3], self.servers[3:], strict=True):
             with master.client() as client:
                 master_id = client.execute_command("CLUSTER", "MYID").decode()
@@ -268,7 +309,12 @@ class ClusterServers:
         return f"redis+cluster://{hosts}?prefix={prefix}&folder={folder}"
 
     def is_whole(self) -> bool:
-        """Whether every slot is served, and has a replica that follows."""
+        """Whether every slot is served, all agree by whom, and nothing is under way any more.
+
+        No server is taken for failed by another, so none is about to be taken over, no slot is
+        being moved, and each master has a replica that follows.
+        """
+        views = set()
         for server in self.servers:
             with server.client() as client:
                 info = client.execute_command("CLUSTER", "INFO")
@@ -276,7 +322,15 @@ class ClusterServers:
             is_linked = told[2] == b"connected" if kind == b"slave" else len(told[1]) == 1
             if b"cluster_state:ok" not in info or not is_linked:
                 return False
-        return len(self.masters()) == 3
+            views.add(frozenset(server.known()))
+        view = views.pop()
+        masters = {each.id for each in view if each.flags == {"master"}}
+        return (
+            not views
+            and sorted(each.master for each in view) == sorted([*masters, "-", "-", "-"])
+            and len({each.epoch for each in view}) == 3
+            and all(len(each.flags) == 1 and each.is_linked and not each.moving() for each in view)
+        )
 
     def _is_replica(self, server: RedisServer) -> bool:
         with server.client() as client:
@@ -296,13 +350,18 @@ class ClusterServers:
         return found
 
     def master_of(self, tag: str) -> _ClusterServer:
-        """The server that has a slot."""
-        slot = key_slot(tag.encode())
-        with self.masters()[0].client() as client:
-            for first, last, master, *_ in client.execute_command("CLUSTER", "SLOTS"):
-                if first <= slot <= last:
-                    return next(each for each in self.servers if each.port == master[1])
-        raise AssertionError(f"nobody has slot {slot}")
+        """The server that has a slot, once all agree; ``redis.TimeoutError``."""
+        return _awaited(lambda: self._agreed(tag), f"all agree who has the slot of {tag}")
+
+    def _agreed(self, tag: str) -> _ClusterServer | None:
+        """The one that has a slot, itself and by what every other master says."""
+        slot, masters = key_slot(tag.encode()), self.masters()
+        ports = set()
+        for server in masters:
+            with server.client() as client:
+                told = client.execute_command("CLUSTER", "SLOTS")
+            ports.add(next((each[2][1] for each in told if each[0] <= slot <= each[1]), None))
+        return next((each for each in masters if ports == {each.port}), None)
 
     def fail_over(self, tag: str) -> None:
         """Have the replica of the server that has a slot take over from it, as is planned."""
@@ -313,13 +372,15 @@ class ClusterServers:
         self.wait_for_another_than(master, tag)
 
     def wait_for_another_than(self, master: _ClusterServer, tag: str) -> None:
-        """Wait until another server than this one has taken over the slot."""
-        wait_until(lambda: self.master_of(tag) is not master, "another has taken over")
+        """Wait until all agree that another has taken over the slot; ``redis.TimeoutError``."""
+        _awaited(lambda: self._agreed(tag) not in (None, master), "another has taken over")
 
     def moving(self, tag: str) -> Iterator[tuple[Any, Any]]:
         """Move a slot to another server key by key, as resharding does; what was moved stays.
 
-        Yields after each key clients of the server that had it and of the one that gets it.
+        Yields after each key clients of the server that had it and of the one that gets it. Where
+        that is broken off, the slot is neither's: if its former server is taken over then, nobody
+        has it in the view of the server that was to get it. ``whole_again`` makes an end of that.
         """
         slot, source = key_slot(tag.encode()), self.master_of(tag)
         target = next(each for each in self.masters() if each is not source)
@@ -331,8 +392,9 @@ class ClusterServers:
                 name = names[len(names) // 2]
                 here.execute_command("MIGRATE", "127.0.0.1", target.port, name, 0, 5_000)
                 yield here, there
-            for client in (there, here, *(each.client() for each in self.masters())):
-                client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
+            for server in (target, source, *self.masters()):
+                with server.client() as client:
+                    client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
 
     def forget(self, prefix: str) -> None:
         for master in self.masters():
@@ -361,11 +423,31 @@ class ClusterServers:
         self.whole_again()
 
     def whole_again(self) -> None:
-        """Have all servers run."""
+        """Have all servers run, and wait until they are whole.
+
+        Where they will not be, or somebody broke off moving a slot, so that a part of its keys is
+        here and a part there, all of them begin anew, with nothing; which is said.
+        """
         for server in self.servers:
             if not server.is_running():
                 server.start()
-        wait_until(self.is_whole, "the Cluster is whole again")
+        try:
+            reason = _awaited(lambda: self.is_whole() or self._half_moved(), "the Cluster is whole")
+        except redis.TimeoutError as error:
+            reason = str(error)
+        if reason is not True:
+            print(f"the Cluster begins anew: {reason}", file=sys.stderr, flush=True)
+            self.stop()
+            for server in self.servers:
+                server.forget_others()
+                server.start()
+            self._meet()
+
+    def _half_moved(self) -> str | None:
+        """Which slots somebody broke off moving."""
+        known = [each for server in self.servers for each in server.known()]
+        moving = [slot for each in known for slot in each.moving()]
+        return f"moves of slots were broken off: {', '.join(moving)}" if moving else None
 
     def stop(self) -> None:
         for each in self.servers:
@@ -382,8 +464,36 @@ class _ClusterServer(RedisServer):
             program=program,
         )
 
-    def known(self) -> list[bytes]:
-        """The servers that it has met."""
+    def known(self) -> list[_Known]:
+        """The servers that there are, itself among them."""
         with self.client() as client:
             told: bytes = client.execute_command("CLUSTER", "NODES")
-        return [each for each in told.splitlines() if b"handshake" not in each]
+        return [_Known.of(line) for line in told.decode().splitlines()]
+
+    def has_met_all(self) -> bool:
+        return sum("handshake" not in each.flags for each in self.known()) == 6
+
+    def forget_others(self) -> None:
+        """Belong to no Cluster when it is started again."""
+        (self._folder / "nodes.conf").unlink()
+
+
+class _Known(NamedTuple):
+    """A server of a Cluster, as one of them lists it."""
+
+    id: str
+    flags: frozenset[str]
+    master: str
+    epoch: str
+    is_linked: bool
+    slots: tuple[str, ...]
+
+    @classmethod
+    def of(cls, line: str) -> _Known:
+        server_id, _, flags, master, _, _, epoch, link, *slots = line.split()
+        own = frozenset(flags.split(",")) - {"myself"}
+        return cls(server_id, own, master, epoch, link == "connected", tuple(slots))
+
+    def moving(self) -> list[str]:
+        """The slots on their way, each with the server at the other end; each lists its own."""
+        return [each for each in self.slots if each.startswith("[")]

@@ -27,6 +27,7 @@ from tests.redis_nodes import (
     OF_A_CLUSTER,
     ClusterNodes,
     Nodes,
+    Registry,
     SentinelNodes,
 )
 from tests.servers import RegistryServer
@@ -242,6 +243,15 @@ def test_of_what_several_nodes_accepted_alone_the_newest_stays(
     assert newer_is_lost(operations) == is_lost
 
 
+def expect_all_explained(
+    nodes: Registry, fault: str | None, place: int = 0, **options: Any
+) -> None:
+    """Play eight histories amid a fault; ``place`` is that among the faults, so of its seeds."""
+    found = search_over_nodes(nodes, range(1_000 * place, 1_000 * place + 8), fault, **options)
+    assert found.wrong == []
+    assert (found.fault, found.histories) == (fault or "none", 8)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder: Path = tmp_path_factory.mktemp("histories")
@@ -284,10 +294,7 @@ def test_some_order_explains_what_clients_of_three_nodes_on_redis_were_answered(
     back when Redis had been emptied, and one that answered before its copy had its own writes.
     """
     place = [None, *FAULTS].index(fault)
-    seeds = range(1_000 * place, 1_000 * place + 8)
-    found = search_over_nodes(nodes, seeds, fault, at_once=8, thinks_secs=0.15)
-    assert found.wrong == []
-    assert found.histories == 8
+    expect_all_explained(nodes, fault, place, thinks_secs=0.15)
 
 
 @pytest.fixture(scope="module")
@@ -303,10 +310,7 @@ def test_some_order_explains_what_clients_were_answered_over_a_failover(
     behind_sentinel: SentinelNodes, fault: str
 ) -> None:
     """Also where the new master had not received what the old one acknowledged last."""
-    place = [*FAILOVERS].index(fault)
-    found = search_over_nodes(behind_sentinel, range(1_000 * place, 1_000 * place + 8), fault)
-    assert found.wrong == []
-    assert found.histories == 8
+    expect_all_explained(behind_sentinel, fault, [*FAILOVERS].index(fault))
 
 
 @pytest.fixture(scope="module")
@@ -322,10 +326,27 @@ def test_some_order_explains_what_clients_of_a_cluster_were_answered(
     on_a_cluster: ClusterNodes, fault: str
 ) -> None:
     """In namespaces that lie on several of its servers."""
-    place = [*OF_A_CLUSTER].index(fault)
-    found = search_over_nodes(on_a_cluster, range(1_000 * place, 1_000 * place + 8), fault)
-    assert found.wrong == []
-    assert found.histories == 8
+    expect_all_explained(on_a_cluster, fault, [*OF_A_CLUSTER].index(fault))
+
+
+@pytest.mark.slow
+@pytest.mark.programs
+def test_a_cluster_is_whole_again_where_moving_a_slot_was_broken_off(
+    on_a_cluster: ClusterNodes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of it begins anew, with nothing, which the nodes give back."""
+    assert on_a_cluster.servers[0].register("KEPT", "kept") == 204
+    tag = on_a_cluster.root
+    source = on_a_cluster.redis.master_of(tag)
+    move = on_a_cluster.redis.moving(tag)
+    next(move)
+    move.close()
+    source.kill()
+    on_a_cluster.heal()
+    assert "begins anew: moves of slots were broken off: [" in capsys.readouterr().err
+    for server in on_a_cluster.servers:
+        assert "kept" in server.apps()
+    expect_all_explained(on_a_cluster, None)
 
 
 @pytest.fixture(scope="module")
@@ -340,8 +361,6 @@ def test_what_nodes_accepted_while_redis_was_away_is_there_unless_something_newe
     accepting: Nodes,
 ) -> None:
     """The search failed with a store that offered nothing, and with one where the older one won."""
-    found = search_over_nodes(accepting, range(8), "redis stopped")
-    assert found.wrong == []
-    assert found.histories == 8
+    expect_all_explained(accepting, "redis stopped")
     logs = [server.log() for server in accepting.servers]
     assert any("accepted by this machine alone" in each for each in logs)
