@@ -7,7 +7,9 @@ instants at which calls were sent and answered, so not by how fast anything was:
 
 * A registration or renewal that was acknowledged gives a whole lease from when it was sent.
 * A renewal that comes after the end gives nothing: somebody may be evicting the instance already.
-* Until the end, no node that listed the instance once lists it not, or refuses a renewal.
+* Until the end, no node that listed the instance once lists it not, or refuses a renewal. Nodes may
+  differ in when that is, by as much as they do not know Redis' clock: each by no more than a round
+  trip to it has taken. So that is measured in the nodes' own processes, and not supposed.
 * In the end nobody renews any more, and all nodes show nobody.
 
 Not so where all processes of a node are killed: that loses the heartbeats of its last 0.2 s. Nor
@@ -19,7 +21,6 @@ node: then the others wait for nothing that it has to tell.
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
 import tempfile
@@ -30,11 +31,12 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.histories import in_turn, parser_of, told
 from tests.redis_nodes import FAULTS, Nodes
-from tests.servers import JSON, RegistryServer, instance_body, wait_until
+from tests.servers import JSON, ROOT, RegistryServer, instance_body, wait_until
 
 LEASE_SECS = 2
-EVICTING = {
+_EVICTING = {
     "EUREKA_SERVER_EVICTION_INTERVAL_TIMER_IN_MS": "200",
     "EUREKA_SERVER_RENEWAL_PERCENT_THRESHOLD": "0.01",
 }
@@ -46,9 +48,52 @@ KEEPING = tuple(
     and fault not in ("redis emptied, node stopped", "redis emptied, node in a black hole")
 )
 """The faults that lose no heartbeat."""
-_AT_ONCE = 16
-# By how much nodes may differ in when a lease ends: clocks are compared by round trips.
-_SLACK_SECS = 0.5
+_CLOCK_LOOKS = Path(__file__).parent / "clock_looks"
+# Instants are told in milliseconds, and an instant of Redis' clock is translated more than once.
+_ROUNDED_SECS = 0.01
+
+
+class EvictingNodes(Nodes):
+    """Nodes that evict as fast as they can, and tell how well they know Redis' clock."""
+
+    def __init__(self, folder: Path, count: int = 3, *, workers: int = 2) -> None:
+        self._looks = folder / "clock-looks"
+        self._dead: set[str] = set()
+        told = {"PYTHONPATH": f"{_CLOCK_LOOKS}:{ROOT}", "CLOCK_LOOKS": str(self._looks)}
+        super().__init__(folder, count, workers=workers, env=_EVICTING | told)
+
+    def looks(self) -> list[Look]:
+        lines = (line.split() for line in self._looks.read_text().splitlines())
+        told = [Look(float(since), who, float(secs)) for since, who, secs in lines]
+        return [look for look in told if look.who not in self._dead]
+
+    def forget_dead(self) -> None:
+        """Have ``looks`` be those of processes that live now, and of later ones."""
+        for look in self.looks():
+            if not Path("/proc", look.who.partition("-")[0]).exists():
+                self._dead.add(look.who)
+
+
+class Look(NamedTuple):
+    """Since when a process knows Redis' clock within so many seconds."""
+
+    since: float
+    who: str
+    secs: float
+
+
+def may_differ_secs(looks: Iterable[Look], since: float, until: float) -> float:
+    """By how much nodes may differ in when a lease ends that was told and judged in this time.
+
+    Each process that tells of it, hears of it or gives it back to Redis may be wrong by as much as
+    the shortest of its looks so far took.
+    """
+    worst: dict[str, float] = {}
+    for look in looks:
+        if look.since <= until:
+            known = 0.0 if look.since <= since else worst.get(look.who, 0.0)
+            worst[look.who] = max(known, look.secs)
+    return _ROUNDED_SECS + sum(worst.values())
 
 
 class Seen(NamedTuple):
@@ -61,14 +106,18 @@ class Seen(NamedTuple):
     listed: bool | None
 
 
-def gone_too_soon(calls: Iterable[Seen], lease_secs: float = LEASE_SECS) -> Seen | None:
+def gone_too_soon(
+    calls: Iterable[Seen], looks: Sequence[Look], lease_secs: float = LEASE_SECS
+) -> Seen | None:
     """The first call that found an instance gone before its lease had ended.
 
-    ``calls`` are those of one client, one after the other.
+    ``calls`` are those of one client, one after the other, and ``looks`` those of all nodes.
     """
     ends, shown_by = None, set[int]()
     for call in calls:
-        is_in_time = ends is not None and call.ended < ends - _SLACK_SECS
+        is_in_time = ends is not None and call.ended < ends - may_differ_secs(
+            looks, ends - lease_secs, call.ended
+        )
         if call.listed:
             if call.name == "register":
                 ends = call.sent + lease_secs
@@ -138,11 +187,21 @@ class Kept(NamedTuple):
     calls: int
     ended: int
     """How often a lease ended, so that an instance was gone."""
+    differ_secs: float
+    """By how much nodes may have differed in when a lease ended, at the worst."""
     wrong: list[str]
 
+    def __str__(self) -> str:
+        return (
+            f"{self.fault}: {self.instances} instances, {self.calls} calls, "
+            f"{self.ended} leases ended, clocks known within {self.differ_secs:.3f} s, "
+            f"{len(self.wrong)} wrong"
+        )
 
-def keep(nodes: Nodes, seeds: Sequence[int], fault: str | None) -> Kept:
-    """Keep an instance for each seed while a fault befalls nodes that are ``EVICTING``."""
+
+def keep(nodes: EvictingNodes, seeds: Sequence[int], fault: str | None) -> Kept:
+    """Keep an instance for each seed while a fault befalls the nodes."""
+    nodes.forget_dead()
     chance = random.Random(f"{seeds[0]} {fault}")
     stopping = threading.Event()
     run = format(time.time_ns(), "x")
@@ -160,51 +219,33 @@ def keep(nodes: Nodes, seeds: Sequence[int], fault: str | None) -> Kept:
         stopping.set()
         for client in clients:
             client.join()
-    wrong = []
+    wrong, looks = [], nodes.looks()
     for client in clients:
-        found = gone_too_soon(client.calls)
+        found = gone_too_soon(client.calls, looks)
         if found is not None:
             lines = [f"{client.id} was gone too soon: {found}", *map(str, client.calls)]
             wrong.append("\n".join(lines))
     wait_until(lambda: not any(server.apps() for server in nodes.servers), "nobody is listed")
     calls = [call for client in clients for call in client.calls]
+    began = min(call.sent for call in calls)
+    differ_secs = may_differ_secs(looks, began, max(call.ended for call in calls))
     ended = sum(call.name == "renew" and call.listed is False for call in calls)
-    return Kept(fault or "none", len(clients), len(calls), ended, wrong)
+    return Kept(fault or "none", len(clients), len(calls), ended, differ_secs, wrong)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Keep as many instances as asked for, and print what is wrong; 1 where anything is."""
-    parser = argparse.ArgumentParser(prog="python -m tests.leases", description=__doc__)
-    parser.add_argument("count", type=int)
-    parser.add_argument("--seed", type=int, default=0, help="the first seed")
-    parser.add_argument("--nodes", type=int, default=3)
+    parser = parser_of("tests.leases", __doc__, KEEPING)
     parser.add_argument("--workers", type=int, default=2, help="of each node")
-    parser.add_argument("--faults", nargs="+", default=[], choices=["all", *KEEPING])
-    parser.add_argument("--keep", type=Path, help="a folder for what is wrong, and the logs then")
     options = parser.parse_args(arguments)
-    faults = list(KEEPING) if options.faults == ["all"] else options.faults or [None]
-    wrong = []
     with (
         tempfile.TemporaryDirectory() as folder,
-        Nodes(Path(folder), options.nodes, workers=options.workers, env=EVICTING) as nodes,
+        EvictingNodes(Path(folder), options.nodes, workers=options.workers) as nodes,
     ):
-        for place, start in enumerate(range(0, options.count, _AT_ONCE)):
-            seeds = range(options.seed + start, options.seed + min(start + _AT_ONCE, options.count))
-            found = keep(nodes, seeds, faults[place % len(faults)])
-            wrong += [f"{found.fault}, {each}" for each in found.wrong]
-            print(
-                f"{found.fault}: {found.instances} instances, {found.calls} calls, "
-                f"{found.ended} leases ended, {len(found.wrong)} wrong",
-                flush=True,
-            )
-            if found.wrong and options.keep is not None:
-                for server in nodes.servers:
-                    name = f"{server.folder.name}-{seeds[0]}.log"
-                    (options.keep / name).write_text(server.log())
-                (options.keep / f"wrong-{seeds[0]}").write_text("\n\n".join(found.wrong))
-    print("\n\n".join(wrong[:10]))
-    print(f"{options.count} instances, {len(wrong)} of them gone too soon")
-    return min(1, len(wrong))
+        wrong = in_turn(
+            options, nodes.servers, KEEPING, lambda seeds, fault: keep(nodes, seeds, fault)
+        )
+    return told(wrong, f"{options.count} instances, {len(wrong)} of them gone too soon")
 
 
 if __name__ == "__main__":
