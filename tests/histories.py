@@ -28,10 +28,9 @@ comes later, or one of a newer state, for a cancel has the timestamp of what it 
 
     python -m tests.histories 5000                      # over four workers that it starts
     python -m tests.histories 5000 10.0.0.1:8761 10.0.0.2:8761
-    python -m tests.histories 500 --store redis --nodes 3 --workers 2 --faults all
-    python -m tests.histories 64 --store redis+sentinel --nodes 3 --workers 2 --faults all
-    python -m tests.histories 192 --store redis+cluster --nodes 3 --workers 2 --faults all
-    python -m tests.histories 352 --store redis --nodes 3 --workers 2 --faults all --accepting
+    python -m tests.histories 672 --store redis redis+sentinel redis+cluster --workers 2 \\
+        --faults all
+    python -m tests.histories 352 --store redis --workers 2 --faults all --accepting
 """
 
 from __future__ import annotations
@@ -1060,11 +1059,11 @@ def search_over_nodes(
     )
 
 
-def _over_nodes(options: argparse.Namespace, run: str) -> list[str]:
-    """As the command line asks for; what is wrong."""
+def _over_nodes(options: argparse.Namespace, store: str, run: str) -> list[str]:
+    """As the command line asks for on one of the stores; what is wrong."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
         nodes: Nodes | SentinelNodes | ClusterNodes
-        if options.store == "redis":
+        if store == "redis":
             nodes = Nodes(
                 Path(folder),
                 options.nodes,
@@ -1074,7 +1073,7 @@ def _over_nodes(options: argparse.Namespace, run: str) -> list[str]:
                 seed=options.seed,
             )
         else:
-            led = SentinelNodes if options.store == "redis+sentinel" else ClusterNodes
+            led = SentinelNodes if store == "redis+sentinel" else ClusterNodes
             nodes = led(
                 Path(folder),
                 options.nodes,
@@ -1086,7 +1085,7 @@ def _over_nodes(options: argparse.Namespace, run: str) -> list[str]:
         return in_turn(
             options,
             nodes.servers,
-            _FAULTS[options.store],
+            _FAULTS[store],
             lambda seeds, fault: search_over_nodes(nodes, seeds, fault, run),
         )
 
@@ -1173,20 +1172,25 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("node", nargs="*", help="HOST:PORT of each node of one registry")
     parser.add_argument("--workers", type=int, default=4, help="of each server that it starts")
     parser.add_argument("--kill-every", type=float, metavar="SECS", help="one of its workers")
-    parser.add_argument("--store", choices=_FAULTS, default="lmdb")
+    parser.add_argument(
+        "--store", nargs="+", choices=_FAULTS, default=["lmdb"], help="as many histories on each"
+    )
     parser.add_argument(
         "--accepting", action="store_true", help="nodes accept writes while Redis is away"
     )
     options = parser.parse_args(arguments)
-    if not {"all", *_FAULTS[options.store]}.issuperset(options.faults):
-        parser.error(f"on {options.store} there are other faults")
+    for store in options.store:
+        if not {"all", *_FAULTS[store]}.issuperset(options.faults):
+            parser.error(f"on {store} there are other faults")
+    if "lmdb" in options.store and len(options.store) > 1:
+        parser.error("nodes share no lmdb")
     seeds = range(options.seed, options.seed + options.count)
     run = format(time.time_ns(), "x")
     if options.node:
         parted = [node.rpartition(":") for node in options.node]
         wrong = search([(host, int(port)) for host, _, port in parted], seeds, run)
-    elif options.store != "lmdb":
-        wrong = _over_nodes(options, run)
+    elif options.store != ["lmdb"]:
+        wrong = [wrong for store in options.store for wrong in _over_nodes(options, store, run)]
     else:
         with (
             tempfile.TemporaryDirectory() as folder,
@@ -1194,7 +1198,8 @@ def main(arguments: Sequence[str]) -> int:
             _killing(server, options.kill_every),
         ):
             wrong = search([("127.0.0.1", server.port)], seeds, run)
-    return told(wrong, f"{options.count} histories, {len(wrong)} of them not to be explained")
+    played = options.count * len(options.store)
+    return told(wrong, f"{played} histories, {len(wrong)} of them not to be explained")
 
 
 if __name__ == "__main__":
