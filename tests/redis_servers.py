@@ -76,6 +76,9 @@ class RedisServer:
 
     def start(self) -> None:
         command = [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        # A replica writes what it is sent to a file first, and would begin with that another time:
+        # of a Cluster as one that is being given a slot, where that had been moved meanwhile.
+        command += ["--rdb-del-sync-files", "yes"]
         self._begin([*command, "--dir", str(self._folder), *self._options])
 
     def _begin(self, command: list[str]) -> None:
@@ -474,8 +477,9 @@ class _ClusterServer(RedisServer):
         return sum("handshake" not in each.flags for each in self.known()) == 6
 
     def forget_others(self) -> None:
-        """Belong to no Cluster when it is started again."""
-        (self._folder / "nodes.conf").unlink()
+        """Belong to no Cluster when it is started again, and have nothing, wherever it ended."""
+        for name in ("nodes.conf", "dump.rdb"):
+            (self._folder / name).unlink(missing_ok=True)
 
 
 class _Known(NamedTuple):

@@ -331,6 +331,29 @@ def test_some_order_explains_what_clients_of_a_cluster_were_answered(
 
 @pytest.mark.slow
 @pytest.mark.programs
+def test_a_server_of_a_cluster_that_ends_keeps_nothing(on_a_cluster: ClusterNodes) -> None:
+    """Neither does one that was a replica for a while, and was sent all that another had."""
+    servers, name = on_a_cluster.redis, "nobody's"
+    master = servers.master_of(name)
+    with master.client() as client:
+        client.set(name, "kept")
+        assert client.wait(1, 0) == 1
+    master.kill()
+    servers.wait_for_another_than(master, name)
+    servers.whole_again()
+    servers.fail_over(name)
+    servers.whole_again()
+    assert servers.master_of(name) is master
+    servers.kill()
+    servers.start()
+    assert servers.master_of(name) is master
+    with master.client() as client:
+        assert client.get(name) is None
+    on_a_cluster.heal()
+
+
+@pytest.mark.slow
+@pytest.mark.programs
 def test_a_cluster_is_whole_again_where_moving_a_slot_was_broken_off(
     on_a_cluster: ClusterNodes, capsys: pytest.CaptureFixture[str]
 ) -> None:
