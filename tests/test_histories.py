@@ -30,7 +30,7 @@ from tests.redis_nodes import (
     Registry,
     SentinelNodes,
 )
-from tests.servers import RegistryServer
+from tests.servers import JSON, RegistryServer, instance_body
 
 HISTORIES = 150
 BEFALLEN_BY = (
@@ -358,7 +358,10 @@ def test_a_cluster_is_whole_again_where_moving_a_slot_was_broken_off(
     on_a_cluster: ClusterNodes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All of it begins anew, with nothing, which the nodes give back."""
-    assert on_a_cluster.servers[0].register("KEPT", "kept") == 204
+    headers = JSON | {"Authorization": "Bearer a"}
+    body = instance_body("KEPT", "kept")
+    first = on_a_cluster.servers[0]
+    assert first.eureka("POST", "/apps/KEPT", body, headers).status == 204
     tag = on_a_cluster.root
     source = on_a_cluster.redis.master_of(tag)
     move = on_a_cluster.redis.moving(tag)
@@ -368,7 +371,7 @@ def test_a_cluster_is_whole_again_where_moving_a_slot_was_broken_off(
     on_a_cluster.heal()
     assert "begins anew: moves of slots were broken off: [" in capsys.readouterr().err
     for server in on_a_cluster.servers:
-        assert "kept" in server.apps()
+        assert server.eureka("GET", "/apps/KEPT/kept", None, headers).status == 200
     expect_all_explained(on_a_cluster, None)
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import redis
+from redis.crc import key_slot
 
+from conformance.programs import free_port
 from registry import open_store
 from registry.errors import ConflictError, LockLostError, StoreError
 from registry.lease import SystemClock
@@ -192,6 +194,31 @@ def test_the_limit_of_namespaces_holds_over_all_servers(nodes: WritingNodes) -> 
             store.commit(taken[1], one)
 
 
+def test_a_slot_that_nobody_had_for_a_while_is_found_again(
+    servers: ClusterServers, nodes: WritingNodes
+) -> None:
+    """Whoever read the table of slots meanwhile asks for it again."""
+    store, tag = nodes.stores[0], f"{{{nodes.prefix}:a}}"
+    slot, master = key_slot(tag.encode()), servers.master_of(tag)
+    store.commit(Namespace("a"), put(sample_instance()))
+    for server in servers.masters():
+        with server.client() as client:
+            client.execute_command("CLUSTER", "DELSLOTS", slot)
+
+    def refusal() -> str:
+        try:
+            store.commit(Namespace("a"), put(sample_instance(instance_id="late")))
+        except StoreError as error:
+            return str(error)
+        return "it was written"
+
+    wait_until(lambda: "not covered" in refusal(), "the table of slots was read")
+    with master.client() as client:
+        client.execute_command("CLUSTER", "ADDSLOTS", slot)
+    wait_until(lambda: refusal() == "it was written", "it is written")
+    assert listed(store, Namespace("a")) >= {"late"}
+
+
 def test_a_wrong_address_is_said_in_one_line(servers: ClusterServers, tmp_path: Path) -> None:
     one = RedisServer(tmp_path / "one")
     try:
@@ -205,6 +232,17 @@ def test_a_wrong_address_is_said_in_one_line(servers: ClusterServers, tmp_path: 
             with pytest.raises(StoreError, match=reason) as caught:
                 open_store(f"{wrong}?folder={tmp_path / 'copy'}")
             assert "\n" not in str(caught.value)
+    finally:
+        one.stop()
+
+
+def test_a_cluster_in_which_nobody_has_a_slot_does_not_answer(tmp_path: Path) -> None:
+    options = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+    one = RedisServer(tmp_path / "one", *options)
+    try:
+        with pytest.raises(StoreError, match="no server has a slot") as caught:
+            open_store(f"redis+cluster://127.0.0.1:{one.port}?folder={tmp_path / 'copy'}")
+        assert "\n" not in str(caught.value)
     finally:
         one.stop()
 

@@ -6,7 +6,7 @@ ask a majority, so after three seconds it takes no writes that the others would 
 can ask them, it leaves an old master as soon as they do.
 
 **Cluster.** The slot table is the driver's. It is read again where a server redirects, refuses or
-fails.
+fails, and where it has nobody for a slot.
 """
 
 from __future__ import annotations
@@ -243,8 +243,15 @@ class _Cluster:
         return self._known
 
     def pool(self, key: str) -> Any:
+        slot, nodes = _slot(key), self._nodes()
         with _as_failures():
-            return self._pool_of(self._nodes().get_node_from_slot(_slot(key)))
+            try:
+                node = nodes.get_node_from_slot(slot)
+            except redis.exceptions.SlotNotCoveredError:
+                # Nobody had it when the table was read, so nobody is asked who could redirect.
+                self._read_table()
+                node = nodes.get_node_from_slot(slot)
+            return self._pool_of(node)
 
     def pools(self) -> list[Any]:
         masters = self._nodes().get_nodes_by_server_type("primary")
@@ -256,6 +263,10 @@ class _Cluster:
 
     def look_again(self, failed: Any) -> None:
         failed.disconnect(inuse_connections=False)
+        self._read_table()
+
+    def _read_table(self) -> None:
+        """Have the driver read who has which slot, unless it did so just before."""
         nodes = self._nodes()
         with self._looking:
             if time.monotonic() - self._looked_at > _AGAIN_SECS:
@@ -288,3 +299,5 @@ def _as_failures() -> Iterator[None]:
         yield
     except redis.exceptions.RedisClusterException as error:
         raise redis.ConnectionError(str(error)) from error
+    except IndexError as error:  # the driver's own, of a table without any server
+        raise redis.ConnectionError("no server has a slot") from error
