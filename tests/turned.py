@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -171,6 +172,7 @@ def a_worker(application: object) -> tuple[EventLoopWorker, Turned]:
     worker.alive = True
     worker.keeps_alive = worker.is_quick = True
     worker.loop.close()
+    weakref.finalize(worker, worker.tmp.close)  # in which its heartbeat is told
     loop = Turned()
     worker.loop = cast(asyncio.AbstractEventLoop, loop)
     return worker, loop
