@@ -1087,6 +1087,7 @@ def _over_nodes(options: argparse.Namespace, store: str, run: str) -> list[str]:
             nodes.servers,
             _FAULTS[store],
             lambda seeds, fault: search_over_nodes(nodes, seeds, fault, run),
+            options.keep and options.keep / store,
         )
 
 
@@ -1122,6 +1123,7 @@ def in_turn(
     servers: Sequence[RegistryServer],
     known: Iterable[str],
     play: Callable[[Sequence[int], str | None], Found],
+    keep: Path | None,
 ) -> list[str]:
     """Play some seeds at a time, each time amid another fault; what is wrong, with its fault."""
     faults: list[str | None] = list(known) if options.faults == ["all"] else [*options.faults]
@@ -1138,12 +1140,12 @@ def in_turn(
             batch = [f"seeds {seeds[0]} to {seeds[-1]}: {error}"]
             print(f"{fault or 'none'}: {batch[0]}", flush=True)
         wrong += [f"{fault or 'none'}, {each}" for each in batch]
-        if batch and options.keep is not None:
-            options.keep.mkdir(parents=True, exist_ok=True)
+        if batch and keep is not None:
+            keep.mkdir(parents=True, exist_ok=True)
             for server in servers:
                 name = f"{server.folder.name}-{seeds[0]}.log"
-                (options.keep / name).write_text(server.log())
-            (options.keep / f"wrong-{seeds[0]}").write_text("\n\n".join(batch))
+                (keep / name).write_text(server.log())
+            (keep / f"wrong-{seeds[0]}").write_text("\n\n".join(batch))
     return wrong
 
 

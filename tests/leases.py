@@ -243,7 +243,11 @@ def main(arguments: Sequence[str]) -> int:
         EvictingNodes(Path(folder), options.nodes, workers=options.workers) as nodes,
     ):
         wrong = in_turn(
-            options, nodes.servers, KEEPING, lambda seeds, fault: keep(nodes, seeds, fault)
+            options,
+            nodes.servers,
+            KEEPING,
+            lambda seeds, fault: keep(nodes, seeds, fault),
+            options.keep,
         )
     return told(wrong, f"{options.count} instances, {len(wrong)} of them gone too soon")
 
