@@ -40,6 +40,8 @@ class Fault(NamedTuple):
 
     What was sent meanwhile arrives then, as TCP sends it again.
     """
+    since: bytes = b""
+    """It begins with the request that has these bytes, on whichever connection; empty: at once."""
 
 
 HEALTHY = Fault()
@@ -52,6 +54,7 @@ class FakeLink:
         self._to_port = to_port
         self._chance = random.Random(seed)
         self._fault = HEALTHY
+        self._has_begun = True
         self._passes = asyncio.Event()
         self._connections: set[_Connection] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -89,6 +92,7 @@ class FakeLink:
 
         def begin() -> None:
             self._fault = fault
+            self._has_begun = not fault.since
             if fault.holds:
                 self._passes.clear()
             else:
@@ -140,7 +144,9 @@ class FakeLink:
                 if not self._passes.is_set():
                     self.befallen += 1
                     await self._passes.wait()
-                fault, chance = self._fault, self._chance.random
+                self._has_begun |= is_request and self._fault.since in data
+                fault = self._fault if self._has_begun else HEALTHY
+                chance = self._chance.random
                 if fault.delay_secs:
                     self.befallen += 1
                     await asyncio.sleep(fault.delay_secs * chance())

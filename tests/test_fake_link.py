@@ -101,6 +101,17 @@ def test_of_a_lost_answer_the_request_arrives(
         connection.recv(1)
 
 
+def test_a_fault_can_begin_with_a_request(
+    link: FakeLink, connection: socket.socket, echo: Echo
+) -> None:
+    with link.faulty(Fault(loses_answer=1, since=b"bc")):
+        connection.sendall(b"c")
+        assert connection.recv(1) == b"c"
+        connection.sendall(b"bc")
+        wait_until(lambda: echo.arrived == b"acbc")
+        assert is_silent(connection)
+
+
 def test_a_lost_request_does_not_arrive(
     link: FakeLink, connection: socket.socket, echo: Echo
 ) -> None:

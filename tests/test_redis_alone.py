@@ -31,8 +31,11 @@ NS = DEFAULT_NAMESPACE
 pytestmark = pytest.mark.programs
 # Nothing arrives any more, and what was on its way is lost.
 CUT_OFF = Fault(loses_request=1.0)
-# What was on its way is done, and nobody told.
-UNTOLD = Fault(loses_answer=1.0)
+
+
+def untold(asked: bytes) -> Fault:
+    """What is asked for with these bytes is done, and nobody hears of it, nor of what follows."""
+    return Fault(loses_answer=1.0, since=asked)
 
 
 @pytest.fixture
@@ -277,7 +280,7 @@ def test_a_group_of_which_nobody_knows_whether_it_was_written_is_listed_once(
     wait_until(lambda: here.revision(NS) == second and alone.expected_clients(NS) == 2)
     down = OverrideChange("kept", InstanceStatus.DOWN)
     now = mono()
-    cut_off.link.fail(UNTOLD)
+    cut_off.link.fail(untold(b'"new"'))
     decided = alone.commit_all(
         NS,
         [
@@ -328,7 +331,7 @@ def test_what_was_written_after_a_group_of_unknown_outcome_counts(cut_off: CutOf
     here, alone = cut_off.both()
     first = alone.commit(NS, put(sample_instance(), lease=lease_from(mono())))
     wait_until(lambda: here.revision(NS) == first)
-    cut_off.link.fail(UNTOLD)
+    cut_off.link.fail(untold(b"web:1"))
     now = mono()
     cancel = put(sample_instance(), expected=first, remove=True, lease=None, at_mono_ms=now)
     alone.commit(NS, cancel)
