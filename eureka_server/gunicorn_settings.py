@@ -243,9 +243,9 @@ def _post_worker_init(worker: Any) -> None:
     """Look for garbage seldom, and not among what was loaded; let the loop have its turn soon.
 
     Hardly anything here is in a cycle, while a look through a large registry holds every request
-    up: one for a million new objects, and among few at once before. In a storm whatever is new is
-    still in use, and a look through fifty thousand of them would take as many microseconds. A
-    thread holds requests up too that is given five milliseconds at a time, as they are by default.
+    up, so that is left to one in a million new objects. A look at the newest alone has few of them:
+    in a storm all are still in use, and fifty thousand took up to fifty milliseconds. A thread that
+    is given five milliseconds at a time, as they are by default, holds requests up as well.
     """
     start.served()
     sys.setswitchinterval(0.001)

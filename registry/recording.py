@@ -58,7 +58,10 @@ _PRUNED_EVERY_SECS = 10.0
 _MOST_NOTED = 20_000
 _MOST_WAITING = 20_000
 _WRITTEN_AT_ONCE = 500
-_TOLD_AT_ONCE = 25
+# What is noted is told of in so many portions, so that pauses between them do not make for a delay
+# that grows with a storm; but none is smaller than this.
+_PORTIONS = 50
+_SMALLEST_PORTION = 25
 _PAUSE_SECS = 0.001
 # Of the system: whoever seeds the generator that all share would have processes draw the same.
 _chance = random.SystemRandom()
@@ -343,8 +346,10 @@ class Recorder:
         now = self._clock.mono_ms()
         since_boot = self._clock.wall_ms() - now
         found: list[HistoryEntry] = []
-        for _ in range(len(self._noted)):
-            if len(found) >= _TOLD_AT_ONCE:
+        count = len(self._noted)
+        at_once = max(_SMALLEST_PORTION, count // _PORTIONS)
+        for _ in range(count):
+            if len(found) >= at_once:
                 yield found
                 found = []
                 time.sleep(_PAUSE_SECS)

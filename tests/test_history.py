@@ -694,18 +694,27 @@ def test_what_cannot_be_written_at_all_holds_up_none_behind_it(
     assert caplog.text.count("the history cannot hold an entry") == 3
 
 
+@pytest.mark.parametrize(
+    ("noted", "pauses"),
+    [
+        # Told of as 25, 25 and 10; packed and written at once.
+        (60, 2),
+        # Told of in 50 portions, written as five, and each of those packed as five: were a portion
+        # as small as it may be, the thread would not keep pace with a storm.
+        (2_500, 49 + 5 * 4 + 4),
+    ],
+)
 def test_whoever_waits_for_the_interpreter_has_a_turn_while_much_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noted: int, pauses: int
 ) -> None:
     server = Restarted(tmp_path, ManualClock())
-    for number in range(60):
+    for number in range(noted):
         server.registry.register(sample_instance(instance_id=f"web:{number}"))
     turns: list[float] = []
     monkeypatch.setattr(time, "sleep", turns.append)
     server.recorder.flush()
-    # Told of as 25, 25 and 10, and packed so: a turn between any two.
-    assert turns == [0.001] * 4
-    assert len(server.told()) == 60
+    assert turns == [0.001] * pauses
+    assert server.recorder.extent().entries == noted
 
 
 def test_the_thread_writes_what_was_noted_and_makes_up_for_the_rest(tmp_path: Path) -> None:

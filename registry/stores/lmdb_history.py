@@ -70,7 +70,7 @@ _FULL, _ROOMY = 0.75, 0.65
 _MOST_BASE = 0.5
 # Where the map is small a transaction must be too: it copies each page that it touches.
 _BYTES_FOR_EACH = 16 * 1024
-_PACKED_AT_ONCE = 25
+_PACKED_AT_ONCE = 100
 _FORGOTTEN_AT_ONCE = 500
 _TAKEN_AT_ONCE = 500
 _LOOKED_AT = 20_000
