@@ -356,7 +356,10 @@ class NativeApi:
             words = ", ".join(InstanceStatus)
             text = f"a Eureka instance has one of {words}"
             raise ProblemError(problem(400, text, errors={"status": text})) from None
-        return self._registry.set_override(instance.app, instance.id, status)
+        # What has its id by now, if it is gone, is not what the operator was shown.
+        return self._registry.set_override(
+            instance.app, instance.id, status, source=instance.source
+        )
 
     def _known(
         self, instance_id: str, code: str | None = None, service: str | None = None

@@ -229,11 +229,17 @@ class Decisions:
         view: View,
         key: InstanceKey,
         status: InstanceStatus,
+        source: str | None,
         last_dirty_ms: int,
         is_replication: bool,
     ) -> tuple[Commit | None, Instance | None]:
-        """The commit that sets an override, and what is listed; ``SourceConflictError``."""
+        """The commit that sets an override, and what is listed; ``SourceConflictError``.
+
+        Neither where what is listed is of another source than ``source``.
+        """
         instance = view.get(key)
+        if instance is not None and source is not None and instance.source != source:
+            return None, None
         check_leased(instance)
         if instance is None or instance.status is status:
             return None, instance

@@ -607,19 +607,23 @@ class NamespaceRegistry:
         instance_id: str,
         status: InstanceStatus,
         *,
+        source: str | None = None,
         last_dirty_ms: int = 0,
         is_replication: bool = False,
     ) -> Instance | None:
         """Set an operator's status above the instance's own (protocol 7.3).
 
-        Returns the instance as it is listed then; None where it is unknown. Nothing is stored where
-        it has that status already. Either way its lease is renewed, which does not count for
-        self-preservation. ``SourceConflictError`` for what a catalog lists.
+        Returns the instance as it is listed then; None where it is unknown, or of another source
+        than ``source``. Nothing is stored where it has that status already. Either way its lease is
+        renewed, which does not count for self-preservation. ``SourceConflictError`` for what a
+        catalog lists.
         """
         key = InstanceKey(app.upper(), instance_id)
 
         def decide(view: View) -> tuple[Commit | None, Instance | None]:
-            return self._decisions.override(view, key, status, last_dirty_ms, is_replication)
+            return self._decisions.override(
+                view, key, status, source, last_dirty_ms, is_replication
+            )
 
         listed, written = self._writer.decide(decide)
         changed = _listed(written)

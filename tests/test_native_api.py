@@ -497,6 +497,26 @@ def test_a_status_set_on_one_side_shows_on_the_other(world: World) -> None:
     assert world.eureka_instance()["overriddenStatus"] == "UNKNOWN"
 
 
+def test_a_status_is_not_set_on_what_took_the_place_of_the_one_that_was_meant(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An id that a Eureka client gave up, and the native API has meanwhile, or the reverse."""
+    identity = world.register()
+    native = world.registry.listed_by_id(identity)
+    assert native is not None
+    of_eureka = native._replace(source="eureka")
+    for seen, listed in ((of_eureka, native), (native, of_eureka)):
+        world.registry.cancel(native.app, identity, source=None)
+        world.registry.register(listed)
+        with monkeypatch.context() as patch:
+            patch.setattr(type(world.registry), "listed_by_id", lambda *_, seen=seen: seen)
+            reply = world.send("PUT", f"/instances/{identity}", {"status": "DOWN"})
+        problem(reply, 410)
+        now = world.registry.listed_by_id(identity)
+        assert now is not None
+        assert (now.source, now.status, now.overridden_status) == (listed.source, "UP", "UNKNOWN")
+
+
 def test_a_custom_status_is_up_to_eureka_and_hidden_by_an_override(world: World) -> None:
     identity = world.register(status="canary")
     assert world.eureka_instance()["status"] == "UP"
