@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import redis
@@ -24,7 +24,9 @@ from registry.stores.redis import RedisStore, scripts
 from registry.stores.redis import records as redis_records
 from registry.stores.redis import server as redis_server
 from registry.stores.redis import store as redis_store
-from registry.stores.redis.server import AwaitedError
+from registry.stores.redis.lives import Lives
+from registry.stores.redis.scripts import Script
+from registry.stores.redis.server import AnotherLifeError, AwaitedError, Call, Dialog, Server
 from registry.testing import put, sample_instance
 from tests.redis_servers import RedisServer
 from tests.redis_suite import (
@@ -38,6 +40,7 @@ from tests.redis_suite import (
 )
 from tests.servers import HANG_SECS, wait_until
 
+_T = TypeVar("_T")
 NS = DEFAULT_NAMESPACE
 _DAY_MS = 86_400_000
 pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("no_defects")]
@@ -382,6 +385,166 @@ def test_many_namespaces_are_given_back_though_the_connection_is_cut(
         assert there.load(namespace).instances == store.load(namespace).instances
 
 
+# What is begun, and by requests that come late.
+
+
+def lose(machines: Machines, store: RedisStore, what: str) -> None:
+    """Have Redis lose everything, or all that it has of the namespace."""
+    if what == "everything":
+        machines.server.empty()
+        return
+    with machines.server.client() as client:
+        client.delete(*client.keys(store._server.name("*", NS)))
+
+
+def ask_until(dialog: Dialog[_T], server: Server, script: Script | None) -> Call | None:
+    """Ask what a dialog asks, until it is about to begin or call with a script; None: it ended."""
+    try:
+        question = next(dialog)
+        while True:
+            assert isinstance(question, Call)
+            if question.script is script and question.arguments[0] != "":
+                return question
+            question = dialog.send(server._alone(question))
+    except StopIteration:
+        return None
+
+
+@pytest.mark.parametrize("what", ["everything", "the namespace"])
+def test_what_redis_loses_while_a_namespace_is_begun_is_not_begun_in_the_same_life(
+    fragile: Machines, what: str
+) -> None:
+    """Else its revisions are given out twice, and who has the first passes over the second."""
+    store = fragile.open("here")
+    stop_threads(store)
+    opening = store._lives._open(store.state().life, NS, holds=True, most=None)
+    question = ask_until(opening, store._server, scripts.LIFE)
+    instances = [sample_instance(instance_id=f"web:{number}") for number in range(4)]
+    store.commit_all(NS, [put(each) for each in instances[:3]])
+    known = store.revision(NS)
+    lose(fragile, store, what)
+    with suppress(StoreError, AnotherLifeError):
+        while question is not None:
+            answer = store._server._alone(question)
+            asked = opening.throw(answer) if isinstance(answer, Exception) else opening.send(answer)
+            assert isinstance(asked, Call)
+            question = asked
+    assert store.commit(NS, put(instances[3])) > known + 1_000
+    assert listed(store) == {"web:0", "web:1", "web:2", "web:3"}
+
+
+@pytest.mark.parametrize("what", ["everything", "the namespace"])
+def test_a_namespace_that_a_late_request_begins_holds_nothing(fragile: Machines, what: str) -> None:
+    """One that was sent again since, or by a machine that is gone; not even an override alone."""
+    store = fragile.open("here")
+    known = store.commit(NS, put(sample_instance(instance_id="web:0")))
+    stop_threads(store)
+    life = store.state().life
+    run_id = store._server.run(scripts.LIFE, NS, "", "", "", "", "")[2]
+    lose(fragile, store, what)
+    for _ in range(2):
+        store._server.run(scripts.LIFE, NS, life, "", "", run_id, store._server.now(), "", "", 0)
+    override = OverrideChange("web:1", InstanceStatus.DOWN)
+    key = sample_instance(instance_id="web:1").key
+    alone = Commit(key, Revision(0), None, 100, None, override=override)
+    assert store.commit(NS, alone) > known + 1_000
+    assert store.commit(NS, put(sample_instance(instance_id="web:2"))) > known + 1_000
+    assert listed(store) == {"web:0", "web:2"}
+    assert store.load(NS).overrides == {"web:1": InstanceStatus.DOWN}
+
+
+def test_a_life_that_a_late_request_begins_is_another(fragile: Machines) -> None:
+    store = fragile.open("here")
+    stop_threads(store)
+    run = store._server.run
+    run_id = run(scripts.LIFE, None, "", "", "", "", "")[2]
+    begun = set()
+    for _ in range(2):
+        fragile.server.empty()
+        begun.add(run(scripts.LIFE, None, 1_000, "", "", run_id, "", "", 1 << 30, 0)[0])
+    assert len(begun) == 2
+
+
+@pytest.mark.parametrize("is_later", [False, True])
+def test_a_namespace_that_is_left_in_another_life_is_begun_anew(
+    fragile: Machines, is_later: bool
+) -> None:
+    """One that nobody holds: a request for it came when Redis had lost everything."""
+    store = fragile.open("here")
+    store.commit(NS, put(sample_instance()))
+    stop_threads(store)
+    fresh, life = Namespace("fresh"), store.state().life
+    run_id = store._server.run(scripts.LIFE, NS, "", "", "", "", "")[2]
+    fragile.server.empty()
+    another = life + (10**14 if is_later else 0)
+    store._server.run(scripts.LIFE, fresh, another, "", "", run_id, 0, "", "", 0)
+    assert store.commit(fresh, put(sample_instance()))
+    assert (store.state().life > another, another > life) == (True, is_later)
+    assert listed(store) == listed(store, fresh) == {"web:1"}
+
+
+@pytest.mark.parametrize("done", range(1, 6))
+def test_a_namespace_whose_beginner_was_killed_is_opened_by_the_next(
+    fragile: Machines, done: int
+) -> None:
+    """Whatever had been done: it was listed, begun in its slot, or noted at the root."""
+    here, there, namespace = fragile.open("here"), fragile.open("there"), Namespace("fresh")
+    stop_threads(here)
+    opening = here._lives._open(here.state().life, namespace, holds=True, most=None)
+    question = next(opening)
+    for place in range(done):
+        assert isinstance(question, Call)
+        answer = here._server._alone(question)
+        if place < done - 1:
+            question = opening.send(answer)
+    opening.close()
+    assert there.commit(namespace, put(sample_instance()))
+    assert listed(there, namespace) == {"web:1"}
+    assert listed(fragile.open("new"), namespace) == {"web:1"}
+
+
+def test_a_machine_begins_its_work_while_another_begins_a_namespace(
+    fragile: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = fragile.open("here")
+    here.commit(NS, put(sample_instance()))
+    stop_threads(here)
+    fresh = Namespace("fresh")
+    opening = here._lives._open(here.state().life, fresh, holds=True, most=None)
+    replace = Lives._replace
+
+    def noted_before(self: Lives, *arguments: Any) -> bool:
+        if self is not here._lives:
+            assert ask_until(opening, here._server, scripts.OPENED) is not None
+        return replace(self, *arguments)
+
+    monkeypatch.setattr(Lives, "_replace", noted_before)
+    there = fragile.open("there")
+    assert listed(there) == {"web:1"}
+    assert there.commit(fresh, put(sample_instance()))
+
+
+def test_who_takes_up_a_life_before_all_is_given_back_has_the_rest_too(
+    fragile: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A namespace that only the machine holds which began the life."""
+    here, other = fragile.open("here"), Namespace("other")
+    here.commit(other, put(sample_instance()))
+    stop_threads(here)
+    fragile.server.empty()
+    open_all, opened = Lives._open_all, []
+
+    def open_late(self: Lives, *arguments: Any) -> None:
+        if self is here._lives and not opened:
+            opened.append(fragile.open("there"))
+        open_all(self, *arguments)
+
+    monkeypatch.setattr(Lives, "_open_all", open_late)
+    here._lives.adopt()
+    (there,) = opened
+    wait_until(lambda: listed(there, other) == listed(here, other) == {"web:1"})
+
+
 # Who waits for whom.
 
 
@@ -396,7 +559,9 @@ def test_while_one_machine_gives_back_the_others_wait_for_it(machines: Machines)
     store.commit(NS, put(sample_instance()))
     life, begun_in, run_id, *_ = run(scripts.LIFE, NS, "", "", "", "", "")
     another = Revision(int(life) + 1_000)
-    run(scripts.LIFE, NS, another, life, begun_in, run_id, store._server.now())
+    run(scripts.LIFE, NS, another, life, begun_in, run_id, store._server.now(), "", "", 0)
+    begin = run(scripts.LIFE, NS, "", "", "", "", "")[5]
+    run(scripts.OPENED, NS, another, begin, "")
     assert listing(another, NS, "a", takes_up=False) is not None
     assert listing(another, NS, "b", takes_up=False) is None
     # Since then the clock of Redis was set back.
@@ -442,7 +607,7 @@ def test_nothing_is_written_before_all_machines_have_given_back(
         patch.setattr(here._follower, "_hear", lambda data: None)
         patch.setattr(here._follower, "catch_up", lambda namespace: None)
         second = there.commit(NS, put(sample_instance(ip_addr="10.9.9.9"), expected=first))
-        machines.forget()
+        machines.server.empty()
     wait_until(lambda: here.revision(NS) > second + 1_000)
 
     def write() -> Revision:
@@ -489,7 +654,7 @@ def test_a_machine_alone_awaits_nobody(machines: Machines, monkeypatch: pytest.M
     for turn in range(3):
         wait_until(lambda: known_to_each_other(store))
         known = store.commit(NS, put(sample_instance(instance_id=f"web:{turn}")))
-        machines.forget()
+        machines.server.empty()
         # Whichever notices first: the write, or the teller.
         assert store.commit(NS, put(sample_instance(instance_id=f"late:{turn}"))) > known + 1_000
     assert len(listed(store)) == 6
@@ -514,7 +679,7 @@ def test_a_namespace_that_is_new_waits_too_for_whoever_may_have_it(
         for name, does in (("catch_up", lambda _: None), ("_hear", lambda _: None)):
             patch.setattr(here._follower, name, does)
         there.commit(other, put(sample_instance(ip_addr="10.9.9.9")))
-        machines.forget()
+        machines.server.empty()
     wait_until(lambda: here.revision(NS) > first + 1_000)
     with ThreadPoolExecutor(1) as pool:
         writing = pool.submit(here.commit, other, put(sample_instance()))

@@ -102,7 +102,8 @@ def test_what_redis_lost_before_its_answer_came_is_not_acknowledged(
         return answer
 
     monkeypatch.setattr(redis_server, "_exchange", late)
-    monkeypatch.setattr(store._follower, "_hear", lambda data: None)
+    for name in ("_hear", "catch_up"):  # nor does a thread follow it
+        monkeypatch.setattr(store._follower, name, lambda _: None)
     with pytest.raises(StoreError, match="it is not known whether this was written"):
         store.commit(NS, put(sample_instance(instance_id="web:2")))
     assert listed(store) == {"web:1"}
@@ -132,7 +133,7 @@ def test_what_redis_loses_again_while_it_is_given_back_is_given_back_again(
     """The write that met it waits for that."""
     store = machines.open("here")
     store.commit(NS, put(sample_instance()))
-    adopt, lost = store._lives.adopt, []
+    adopt, lost = store._lives._adopt, []
 
     def adopted(**options: bool) -> None:
         if not lost:
@@ -141,7 +142,7 @@ def test_what_redis_loses_again_while_it_is_given_back_is_given_back_again(
         adopt(**options)
 
     stop_threads(store)
-    monkeypatch.setattr(store._lives, "adopt", adopted)
+    monkeypatch.setattr(store._lives, "_adopt", adopted)
     machines.forget()
     store.commit(NS, put(sample_instance(instance_id="web:2")))
     assert lost

@@ -229,7 +229,7 @@ def another_format() -> Iterator[None]:
         yield
 
 
-OF_ANOTHER_FORMAT = r"has a registry of format 7, and this version writes format 1$"
+OF_ANOTHER_FORMAT = r"has a registry of format 7, and this version writes format 2$"
 
 
 def take_over(machines: Machines) -> None:

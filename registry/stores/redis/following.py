@@ -34,7 +34,6 @@ from registry.stores.redis.server import (
     ForbiddenError,
     NonsenseError,
     Server,
-    UnopenedError,
 )
 
 log = logging.getLogger("registry")
@@ -111,16 +110,16 @@ class Follower:
 
     def catch_up(self, namespace: Namespace) -> None:
         """Bring into the copy what changed since; ``StoreError``."""
-        was_closed = False
+        refused_in = None
         while True:
             after = self._copy.revision(namespace)
             life = self._copy.life()
             try:
                 fetched = self._server.ask(self._records.fetch(life, namespace, after))
-            except AnotherLifeError as error:
-                if was_closed and isinstance(error, UnopenedError):
-                    return  # nobody ever began it, whoever told of it
-                was_closed = isinstance(error, UnopenedError)
+            except AnotherLifeError:
+                if life == refused_in:
+                    return  # nobody began it in this life, whoever told of it
+                refused_in = life
                 self._lives.adopt()
                 continue
             if fetched.is_far:

@@ -45,7 +45,7 @@ from registry.store import Commit, another_life
 from registry.stores.lmdb import Contents, Held, LmdbStore, State, TakenUp
 from registry.stores.lmdb.records import decode_instance
 from registry.stores.redis import scripts
-from registry.stores.redis.records import Listing, Records, heard_of, listed, packed
+from registry.stores.redis.records import Begun, Listing, Records, heard_of, listed, packed
 from registry.stores.redis.server import AnotherLifeError, Argument, Call, Dialog, Server
 
 log = logging.getLogger("registry")
@@ -54,6 +54,10 @@ _T = TypeVar("_T")
 _OFFERED_AT_ONCE = 500
 _AGAIN_SECS = 0.1
 _OPENED_TURNS = 5
+# For so long a life is adopted again where Redis loses something meanwhile.
+_ADOPTED_SECS = 3.0
+# A life begins at one of so many numbers after the one that is asked for, by the microsecond.
+_BEGINS_WITHIN = 1 << 30
 _NOTHING = (Revision(0), Revision(0))
 # After it nothing changed: what is asked is how far a namespace is.
 _BEYOND = Revision(1 << 60)
@@ -87,21 +91,31 @@ class _Part(NamedTuple):
     """The server's own, and this version's format."""
     revision: Revision
     size: int
+    begin: bytes
+    """Which life was to begin, and when it did."""
+    is_open: bool
 
     @classmethod
     def of(cls, told: list[bytes]) -> _Part:
-        life, run, server_run, revision, size = told
+        life, run, server_run, revision, size, begin, is_open = told
         return cls(
             Revision(int(life)) if life else None,
             run,
             server_run,
             Revision(int(revision)),
             int(size),
+            begin,
+            bool(is_open),
         )
 
-    def is_in(self, life: Revision) -> bool:
-        """Whether it is in a life, and its server still is the run in which that began."""
-        return self.life == life and self.run == self.server_run
+    def is_lost(self, life: Revision, begun: Begun | None) -> bool:
+        """Whether a namespace's is not as the root has it that was begun, in the root's life.
+
+        Its server may be another run since, too; or the root lost something, and the part did not.
+        """
+        if begun is None or begun.life != life:
+            return self.life is not None and self.life > life
+        return (self.life, self.begin, self.run) != (*begun, self.server_run)
 
     @property
     def format(self) -> str:
@@ -147,16 +161,27 @@ class Lives:
         return self._copy.note(_COPY_OF) is not None
 
     def in_life(self, call: Callable[[Revision], _T]) -> _T:
-        """What a call answers that is given the copy's life, once that is the one Redis is in."""
-        is_another = False
+        """What a call answers that is given the copy's life, once that is the one Redis is in.
+
+        ``StoreError`` where the call is refused in that one for some seconds, too.
+        """
+        refused_in = None
+        until = time.monotonic() + _ADOPTED_SECS
         with self._server.one_window():
             while True:
+                life = self._copy.life()
                 try:
-                    if is_another:
-                        self.adopt()
-                    return call(self._copy.life())
+                    return call(life)
                 except AnotherLifeError:
-                    is_another = True
+                    if life == refused_in:
+                        if time.monotonic() > until:
+                            raise self._again_and_again() from None
+                        time.sleep(_AGAIN_SECS)
+                    refused_in = life
+                self.adopt()
+
+    def _again_and_again(self) -> StoreError:
+        return StoreError(f"Redis at {self._server.shown} loses what is given back to it")
 
     def known_nodes(self) -> list[bytes]:
         """The machines that there are, this one among them, as far as this one heard of them."""
@@ -173,8 +198,20 @@ class Lives:
 
         Another life begins first where Redis is in none, or in one of an earlier run; or where it
         ``lost`` something that it had acknowledged. ``StoreError`` (``OtherFormatError`` among
-        them), and ``AnotherLifeError`` where Redis lost something meanwhile.
+        them), also where Redis loses something meanwhile for some seconds.
         """
+        until = time.monotonic() + _ADOPTED_SECS
+        while True:
+            try:
+                self._adopt(lost=lost)
+                return
+            except AnotherLifeError:
+                if time.monotonic() > until:
+                    raise self._again_and_again() from None
+            lost = False  # if none began since, who found that out finds it again
+
+    def _adopt(self, *, lost: bool) -> None:
+        """``adopt``, but for ``AnotherLifeError`` where Redis lost something meanwhile."""
         with self._copy.locked(_ADOPTING):
             root = self._server.ask(self._look(None))
             if root.life is not None and root.format != str(scripts.FORMAT):
@@ -195,30 +232,26 @@ class Lives:
             if life is None or root.run != root.server_run:
                 lost = True
             elif not lost:
-                lost = any(
-                    in_life == life and not parts[each].is_in(life)
-                    for each, in_life in begun.items()
-                )
+                lost = any(part.is_lost(life, begun.get(each)) for each, part in parts.items())
+            known = begun.keys() | held.keys()
             is_own = False
             if life is None or lost:
-                life, is_own = self._begin(root, parts.values(), is_copy=is_copy)
-            begun = self._records.begun() if is_own else self._opened(life, held)
+                life, is_own = self._begin(root, parts, is_copy=is_copy)
+            if not is_own:
+                self._await_opened(life, held)
             is_in_place = is_copy or any(held.values())
+            opened = {each for each, part in parts.items() if part.life == life and part.is_open}
             while True:
-                self._open_all(
-                    life,
-                    [each for each in begun.keys() | held.keys() if begun.get(each) != life],
-                    is_first=is_own,
-                )
-                begun |= dict.fromkeys(held, life)
+                namespaces = self._records.begun().keys() | held.keys()
+                self._open_all(life, namespaces - opened, known if is_own else ())
                 if is_copy and self._copy.life() == life:
                     return
-                namespaces = begun.keys() | held.keys()
                 if self._take_up(life, self._give_back_all(life, namespaces), is_in_place):
                     break
                 # What was written in the former life was still on its way into the copy, and may
                 # have been the first of its namespace.
                 held = self._copy.namespaces()
+                opened |= namespaces
             self._tell_given(life)
 
     def _tell_given(self, life: Revision) -> None:
@@ -229,54 +262,67 @@ class Lives:
 
     def _look(self, namespace: Namespace | None) -> Dialog[_Part]:
         told = yield Call(scripts.LIFE, namespace, ("", "", "", "", ""))
+        return self._part(namespace, told)
+
+    def _part(self, namespace: Namespace | None, told: list[bytes]) -> _Part:
         with self._server.reading("life", namespace):
             int(told[0] or 0)
         with self._server.reading("meta", namespace):
             return _Part.of(told)
 
     def _begin(
-        self, root: _Part, parts: Iterable[_Part], *, is_copy: bool
+        self, root: _Part, parts: Mapping[Namespace, _Part], *, is_copy: bool
     ) -> tuple[Revision, bool]:
-        """Begin another life at the root, unless another machine did.
+        """Begin another life at the root, unless another machine did; with these namespaces listed.
 
         The one that it is in, and whether it was this machine.
         """
         if root.life is not None or self._first_life is None:
-            known = max([root.life or 0, self._greatest(), *(part.revision for part in parts)])
-            life = another_life(Revision(known))
+            revisions = [part.revision for part in parts.values()]
+            known = max([root.life or 0, self._greatest(), *revisions])
+            life, beyond = another_life(Revision(known)), _BEGINS_WITHIN
         else:
-            life = self._first_life
+            life, beyond = self._first_life, 1
         # One that knows of no other awaits nobody.
         awaited = [] if self.known_nodes() == [self.node.encode()] else self.known_nodes()
-        told = self._server.run(scripts.LIFE, None, life, *root.seen(), "", "", *awaited)
+        begins = life, *root.seen(), "", "", beyond, len(awaited), *awaited, *parts
+        told = self._server.run(scripts.LIFE, None, *begins)
         if root.life is not None or is_copy:
             log.warning("Redis may have lost something: another life of the registry begins")
-        begun = _Part.of(told).life
-        if begun is None:
+        begun = self._part(None, told)
+        if begun.life is None:
             raise AnotherLifeError
-        return begun, begun == life
+        return begun.life, begun.begin.startswith(b"%d/" % life)
 
-    def _opened(
-        self, life: Revision, wanted: Iterable[Namespace]
-    ) -> dict[Namespace, Revision | None]:
-        """The namespaces that were begun, after a moment for who began a life to begin them too."""
-        begun = self._records.begun()
+    def _await_opened(self, life: Revision, wanted: Collection[Namespace]) -> None:
+        """Leave a moment to who began a life, to begin these namespaces too."""
         for _ in range(_OPENED_TURNS):
-            if all(begun.get(each) == life for each in wanted):
-                break
-            time.sleep(_AGAIN_SECS)
             begun = self._records.begun()
-        return begun
+            if all((found := begun.get(each)) and found.life == life for each in wanted):
+                return
+            time.sleep(_AGAIN_SECS)
 
     def _open_all(
-        self, life: Revision, namespaces: Collection[Namespace], *, is_first: bool
+        self,
+        life: Revision,
+        namespaces: Collection[Namespace],
+        untaken: Collection[Namespace] = (),
     ) -> None:
-        """Have namespaces begun in a life, with a claim for each that holds instances."""
+        """Have namespaces open in a life, with a claim for each that holds instances.
+
+        ``untaken``: those that no machine can have taken up the life without (``_open``).
+        """
         sizes = self._copy.namespaces()
 
         def open_one(namespace: Namespace) -> Dialog[None]:
-            holds = sizes.get(namespace, 0) > 0 or (yield from self._look(namespace)).size > 0
-            yield from self._open(life, namespace, holds=holds, most=None, is_first=is_first)
+            part = yield from self._look(namespace)
+            if part.life == life and part.is_open:
+                return
+            holds = sizes.get(namespace, 0) > 0 or part.size > 0
+            is_first = namespace in untaken
+            yield from self._open(
+                life, namespace, holds=holds, most=None, part=part, is_first=is_first
+            )
 
         self._server.ask_each(open_one, namespaces)
 
@@ -288,37 +334,46 @@ class Lives:
         Where it ``holds`` instances, or is to: whether it may, ``most`` namespaces at a time.
         """
         for _ in range(2):
-            claimed = self._server.ask(
-                self._open(life, namespace, holds=holds, most=most, is_first=False)
-            )
+            claimed = self._server.ask(self._open(life, namespace, holds=holds, most=most))
             if claimed is None:
                 return True
             self._yield(life, claimed)
         return False
 
     def _open(
-        self, life: Revision, namespace: Namespace, *, holds: bool, most: int | None, is_first: bool
+        self,
+        life: Revision,
+        namespace: Namespace,
+        *,
+        holds: bool,
+        most: int | None,
+        part: _Part | None = None,
+        is_first: bool = False,
     ) -> Dialog[list[bytes] | None]:
-        """Have a namespace begun; or those that have all the claims that there may be.
+        """Have a namespace open; or those that have all the claims that there may be.
 
-        ``is_first``: this machine began the life, so none can have taken it up before; else one may
-        have, without this namespace, and what is given back of it is a change.
+        ``part`` is how it was found. ``is_first``: the life began here with this namespace listed,
+        so nobody can have taken it up without; else somebody may have, and what is given back of
+        it is a change.
         """
         asked = life, namespace, "1" if holds else "", "" if most is None else most
-        begun, claim, told, awaited = yield Call(scripts.OPEN, None, asked)
+        told, claim, tokens, awaited = yield Call(scripts.OPEN, None, asked)
         if holds and not claim:
-            return list(told)
+            return list(tokens)
         with self._server.reading("namespaces"):
-            is_begun = begun != b"" and int(begun) == life
-        if not is_begun:
-            part = yield from self._look(namespace)
+            begun = Begun.of(told)
+        begin = None if begun is None or begun.life != life else begun.begin
+        if begin is None:
+            if part is None:
+                part = yield from self._look(namespace)
             if part.life is None or part.life < life:
                 now, may_be_taken = self._server.now(), "" if is_first else "1"
-                begins = life, *part.seen(), now, may_be_taken, *awaited
-                yield Call(scripts.LIFE, namespace, begins)
-        yield Call(scripts.OPENED, namespace, (life, claim, *told))
-        if not is_begun:
-            yield Call(scripts.BEGUN, None, (life, namespace))
+                begins = life, *part.seen(), now, may_be_taken, "", len(awaited), *awaited
+                part = self._part(namespace, (yield Call(scripts.LIFE, namespace, begins)))
+            if part.life != life:
+                raise AnotherLifeError
+            begin, tokens = yield Call(scripts.BEGUN, None, (life, namespace, part.begin))
+        yield Call(scripts.OPENED, namespace, (life, begin, claim, *tokens))
         return None
 
     def _yield(self, life: Revision, claimed: Iterable[bytes]) -> None:
@@ -337,7 +392,7 @@ class Lives:
         """Have all namespaces refuse what is fenced with an earlier token; ``StoreError``."""
         life = self._copy.life()
         calls = [
-            Call(scripts.OPENED, namespace, (life, "", lock, token))
+            Call(scripts.OPENED, namespace, (life, "", "", lock, token))
             for namespace, begun in self._records.begun().items()
             if begun is not None
         ]
@@ -490,6 +545,7 @@ class Lives:
 
     def _replace(self, life: Revision, known: Mapping[Namespace, Revision] | None = None) -> bool:
         namespaces = self._records.namespaces()
+        self._open_all(life, namespaces)  # one may just be begun by another machine
         heard = self._server.ask_each(self._records.last_batch, namespaces)
         contents = self._server.ask_each(partial(self._contents, life), namespaces)
         if not self._copy.replace(life, contents, known):

@@ -79,6 +79,22 @@ class Listing(NamedTuple):
     """By names: the revision, and that with which the state was given back, or the same."""
 
 
+class Begun(NamedTuple):
+    """How a namespace was last begun, as the root has it."""
+
+    life: Revision
+    begin: bytes
+    """What its own part has too, unless that lost something since."""
+
+    @classmethod
+    def of(cls, told: bytes) -> Begun | None:
+        """None where it never was; ``ValueError`` where that is nonsense."""
+        if not told:
+            return None
+        life, begin = told.split(b" ")
+        return cls(Revision(int(life)), begin)
+
+
 class Records:
     """Reads what Redis has. Thread-safe."""
 
@@ -87,8 +103,8 @@ class Records:
         self._server = server
         self._clock = SystemClock()
 
-    def begun(self) -> dict[Namespace, Revision | None]:
-        """The namespaces that Redis has, and the life in which each was last begun; ``StoreError``.
+    def begun(self) -> dict[Namespace, Begun | None]:
+        """The namespaces that Redis has, and how each was last begun; ``StoreError``.
 
         That is None for one that is listed and was not begun yet.
         """
@@ -97,8 +113,8 @@ class Records:
             return begun_of(told)
 
     def namespaces(self) -> list[Namespace]:
-        """Those that were begun; ``StoreError``."""
-        return [namespace for namespace, life in self.begun().items() if life is not None]
+        """Those that were begun; one may not be open yet. ``StoreError``."""
+        return [namespace for namespace, begun in self.begun().items() if begun is not None]
 
     def overrides(self, namespace: Namespace) -> Dialog[dict[str, InstanceStatus]]:
         """The overrides of a namespace, by the instance's id; ``StoreError``."""
@@ -287,11 +303,11 @@ class Records:
         return lease, Revision(began)
 
 
-def begun_of(told: list[bytes]) -> dict[Namespace, Revision | None]:
-    """The namespaces as Redis tells them, and the life in which each was last begun."""
+def begun_of(told: list[bytes]) -> dict[Namespace, Begun | None]:
+    """The namespaces as Redis tells them, and how each was last begun."""
     return {
-        Namespace(name.decode()): Revision(int(life)) if life else None
-        for name, life in zip(told[::2], told[1::2], strict=True)
+        Namespace(name.decode()): Begun.of(begun)
+        for name, begun in zip(told[::2], told[1::2], strict=True)
     }
 
 

@@ -137,8 +137,6 @@ class Teller:
             if not self._is_away and not stopping.is_set():
                 log.warning("reads go on from this machine's copy: %s", error)
             self._is_away = True
-        except AnotherLifeError:
-            pass  # it was lost again while it was given back, which comes in the next turn
 
     def close(self) -> None:
         """Tell what is to be told, and let another worker be the teller."""

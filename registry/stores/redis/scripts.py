@@ -8,8 +8,8 @@ moved as a whole.
 
 | key of the root, ``{PREFIX}:`` | kind | content |
 | --- | --- | --- |
-| ``life`` | hash | ``number``; ``run``: the server's run in which it began, and the format |
-| ``namespaces`` | hash | namespace → the life in which it was last begun; empty before |
+| ``life`` | hash | ``number``; ``run``: the server's in which it began, and the format; ``begin`` |
+| ``namespaces`` | hash | namespace → the life in which it was last begun, and its begin; or empty |
 | ``claims`` | hash | namespace → the number of its claim: of those that may hold instances |
 | ``claimed`` | string | the last number of a claim |
 | ``tokens``, ``locks`` | hashes | lock → the last token; its owner, end and length |
@@ -22,7 +22,7 @@ moved as a whole.
 
 | key of a namespace, ``{PREFIX:NAMESPACE}:`` | kind | content |
 | --- | --- | --- |
-| ``life`` | hash | as of the root: which of its lives this part is in, and the run of its server |
+| ``life`` | hash | as of the root: which of its lives this part is in; ``open`` |
 | ``meta`` | hash | ``revision``, ``trimmed``, ``expected``, ``size``, ``claim``; ``taken`` |
 | ``record`` | hash | instance → revision, a blank, the instance |
 | ``lease`` | hash | instance → a lease (below) |
@@ -37,10 +37,13 @@ moved as a whole.
 | ``done:ID`` | string | the outcome of a group of commits, for a minute |
 | ``awaited`` | hash | as of the root: nothing is committed before they have given back |
 
-**Opening.** A namespace is listed at the root before it is begun in its own slot, and begun there
-before it holds anything. So where the root says that it was begun in the present life, and its slot
-says otherwise, that slot has lost something. A *claim* allows it to hold instances: the root counts
-claims, and a namespace that is found empty gives its claim back when room is wanted.
+**Opening.** A namespace is listed at the root, then begun in its own slot, then noted as begun at
+the root, and then opened in its slot; what it holds is neither read nor written before. Each
+*begin* is another one, as it has the instant in it; the root keeps the first of a life. So where
+the slot has another or none, it has lost something, whichever requests came to it since, again or
+late; and what they began is not open. Nor does a life begin twice, since the instant is in its
+number. A *claim* allows a namespace to hold instances: the root counts claims, and a namespace that
+is found empty gives its claim back when room is wanted.
 
 An instance's name is its application and id, joined by NUL; an override that changed alone has the
 name of its instance and another NUL. A lease is its deadline, duration, last renewal, the client's
@@ -62,7 +65,7 @@ from typing import NamedTuple
 
 from registry.model import Instance
 
-FORMAT = 1
+FORMAT = 2
 """To be another one wherever a key, a value or a message gets another meaning."""
 
 
@@ -114,7 +117,8 @@ TRIM = _script("begin", "trim")
 """Forget the oldest changes."""
 
 LIFE = _script("begin", "await", "tell_moved", "life")
-"""Which life a part is in, its run and the server's, its revision and size; and begin another.
+"""Which life a part is in, its run and the server's, its revision and size, its begin, and whether
+it is open; and begin another.
 
 It begins where all is still as the caller saw it. What is listed counts as changed in it. Locks and
 claims begin anew.
@@ -129,10 +133,15 @@ Where there is no room for another it has no claim, and those that have one are 
 """
 
 OPENED = _script("begin", "opened")
-"""Tell a namespace of its claim, and of tokens: what is fenced with an earlier one is refused."""
+"""Open a namespace that was begun as the root has it. Tell it of its claim, and of tokens: what is
+fenced with an earlier one is refused.
+"""
 
 BEGUN = _script("begin", "begun")
-"""Note that a namespace was begun in the present life."""
+"""Note that a namespace was begun in the present life.
+
+Its first begin in it, and the locks' tokens.
+"""
 
 YIELD = _script("begin", "yield")
 """Take the claim from a namespace that is empty, and return it."""

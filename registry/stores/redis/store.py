@@ -159,8 +159,10 @@ class RedisStore:
         most = None if None in limits else max(map(int, filter(None, limits)), default=0)
         evicts = any(commits[place].expected_deadline_mono_ms is not None for place in places)
         awaits_until = time.monotonic() + _AWAITS_SECS
+        refused_in: Revision | None = None
 
         def commit(life: Revision) -> tuple[Revision, Revision, Any]:
+            nonlocal refused_in
             heard, told = b"0", b"0"
             if evicts:
                 heard = self._copy.note(heard_of(namespace)) or b"0"
@@ -180,7 +182,9 @@ class RedisStore:
                 except AnotherLifeError as error:
                     if error.was_cut_off:  # and another machine may have given it back
                         raise StoreError(_UNKNOWN) from error
-                    if not isinstance(error, UnopenedError):
+                    # A namespace that the copy does not know may be left in an earlier life.
+                    if not isinstance(error, UnopenedError) and life != refused_in:
+                        refused_in = life
                         raise
                     if no_room:
                         return life, after, None

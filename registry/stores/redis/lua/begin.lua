@@ -15,13 +15,18 @@ end
 local function is_beyond(deadline, duration)
   return tonumber(deadline) > now() + tonumber(duration) + AHEAD
 end
-local function check_life()
-  local life = call('HMGET', P .. 'life', 'number', 'run')
+-- An error where the part is not in the life that the caller names, or is a namespace that is not
+-- open. One that is to be opened may be closed, if its begin is the one that is given ('': any).
+local function check_life(begin)
+  local life = call('HMGET', P .. 'life', 'number', 'run', 'begin', 'open')
   if not life[1] and namespace ~= '' then
     return redis.error_reply('OPEN the namespace is not open')
   end
-  if life[1] ~= ARGV[2] or life[2] ~= ARGV[1] then
+  if life[1] ~= ARGV[2] or life[2] ~= ARGV[1] or (begin or '') ~= '' and begin ~= life[3] then
     return redis.error_reply('LIFE is another')
+  end
+  if namespace ~= '' and not begin and not life[4] then
+    return redis.error_reply('OPEN the namespace is not open')
   end
   return nil
 end

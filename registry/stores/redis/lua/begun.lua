@@ -1,5 +1,9 @@
--- run, life, namespace.
+-- run, life, namespace, the begin of its part.
 local lost = check_life()
 if lost then return lost end
-call('HSET', P .. 'namespaces', ARGV[3], ARGV[2])
-return 1
+local known, begin = string.match(call('HGET', P .. 'namespaces', ARGV[3]) or '', '^(%S+) (%S+)$')
+if known ~= ARGV[2] then
+  begin = ARGV[4]
+  call('HSET', P .. 'namespaces', ARGV[3], ARGV[2] .. ' ' .. begin)
+end
+return {begin, call('HGETALL', P .. 'tokens')}

@@ -1,21 +1,34 @@
 -- run, the life to begin (empty: only look); the life, its run and the server's run as the caller
--- saw them; now; '1' where nodes may have taken up the life already; the nodes to be awaited.
-local life = call('HMGET', P .. 'life', 'number', 'run')
+-- saw them; now; '1' where nodes may have taken up the life already; by how much a life's number may
+-- be beyond, where it is one of the root; how many nodes are to be awaited, and they; and namespaces
+-- that the root is to list before any node can take the life up without them.
+local life = call('HMGET', P .. 'life', 'number', 'run', 'begin', 'open')
 local meta = call('HMGET', P .. 'meta', 'revision', 'size')
 if ARGV[2] == '' or (life[1] or '') ~= ARGV[3] or (life[2] or '') ~= ARGV[4]
    or ARGV[5] ~= ARGV[1] then
-  return {life[1] or '', life[2] or '', ARGV[1], meta[1] or '0', meta[2] or '0'}
+  return {life[1] or '', life[2] or '', ARGV[1], meta[1] or '0', meta[2] or '0', life[3] or '',
+          life[4] or ''}
 end
-call('HSET', P .. 'life', 'number', ARGV[2], 'run', ARGV[1])
+-- The same request may come twice, and what the first began be lost in between. So the instant is in
+-- the begin of a part, and in the number of a life, neither of which is ever there again.
+local time = call('TIME')
+local instant = tonumber(time[1]) * 1000000 + tonumber(time[2])
+local begin = ARGV[2] .. '/' .. whole(instant)
+local number = ARGV[2]
+if namespace == '' then number = whole(tonumber(number) + instant % tonumber(ARGV[8])) end
+call('HSET', P .. 'life', 'number', number, 'run', ARGV[1], 'begin', begin)
+call('HDEL', P .. 'life', 'open')
 call('DEL', P .. 'awaited')
-for i = 8, #ARGV do call('HSET', P .. 'awaited', ARGV[i], '') end
+local awaited = 9 + tonumber(ARGV[9])
+for i = 10, awaited do call('HSET', P .. 'awaited', ARGV[i], '') end
 await()
 if namespace == '' then
+  for i = awaited + 1, #ARGV do call('HSETNX', P .. 'namespaces', ARGV[i], '') end
   call('DEL', P .. 'locks', P .. 'claims', P .. 'far', P .. 'news', P .. 'newest')
 else
   call('HDEL', P .. 'meta', 'claim', 'counted')
-  call('HSET', P .. 'meta', 'revision', ARGV[2], 'trimmed', ARGV[2],
-       'taken', ARGV[7] == '1' and ARGV[2] or '')
+  call('HSET', P .. 'meta', 'revision', number, 'trimmed', number,
+       'taken', ARGV[7] == '1' and number or '')
   local records = call('HGETALL', P .. 'record')
   for i = 1, #records, 2 do
     if not call('ZSCORE', P .. 'log', records[i]) then
@@ -23,6 +36,6 @@ else
     end
     call('HSET', P .. 'change', records[i], ARGV[6] .. ' 0 ')
   end
-  if life[1] then tell_moved(0, tonumber(ARGV[2]), '', nil, {}) end
+  if life[1] then tell_moved(0, tonumber(number), '', nil, {}) end
 end
-return {ARGV[2], ARGV[1], ARGV[1], ARGV[2], meta[2] or '0'}
+return {number, ARGV[1], ARGV[1], number, meta[2] or '0', begin, ''}
