@@ -156,9 +156,14 @@ def test_reads_and_heartbeats_wait_for_no_call(nodes: Nodes) -> None:
             answered, _, _ = select.select(waiting, [], [], 0)
             for connection in waiting:
                 connection.close()
-        for number in range(12):
-            wait_until(lambda number=number: is_gone(server, f"late:{number}"))
-        wait_until(lambda: all_list(nodes, names))
+
+        def is_as_before() -> bool:
+            # What its client has given up may yet be written.
+            for number in range(12):
+                server.eureka("DELETE", f"/apps/WEB/late:{number}")
+            return all_list(nodes, names)
+
+        wait_until(is_as_before)
         # On a slow machine the registrations are given up meanwhile: then it showed nothing.
         return not answered
 
@@ -175,11 +180,6 @@ def sent_registration(server: RegistryServer, name: str) -> socket.socket:
         f"Accept: application/json\r\nContent-Type: application/json\r\n\r\n{body}".encode()
     )
     return connection
-
-
-def is_gone(server: RegistryServer, name: str) -> bool:
-    answer = server.eureka("DELETE", f"/apps/WEB/{name}")
-    return answer.status == 404 and name not in server.apps()
 
 
 def test_registrations_that_arrive_together_share_a_round_trip(nodes: Nodes) -> None:
