@@ -263,11 +263,12 @@ def is_taken(store: Store, commit: Commit) -> bool:
     return True
 
 
-def stop_threads(store: RedisStore) -> None:
-    """From now on it follows and tells only what it is told to."""
-    store._stopping.set()
-    for thread in store._threads:
-        thread.join()
+def stop_threads(*stores: RedisStore) -> None:
+    """From now on they follow and tell only what they are told to."""
+    for store in stores:
+        store._stopping.set()
+        for thread in store._threads:
+            thread.join()
 
 
 def alone_with_many(machines: Machines, count: int) -> tuple[RedisStore, list[Namespace]]:

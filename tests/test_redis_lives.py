@@ -25,6 +25,7 @@ from registry.stores.redis import records as redis_records
 from registry.stores.redis import server as redis_server
 from registry.stores.redis import store as redis_store
 from registry.stores.redis.lives import Lives
+from registry.stores.redis.records import Records
 from registry.stores.redis.scripts import Script
 from registry.stores.redis.server import AnotherLifeError, AwaitedError, Call, Dialog, Server
 from registry.testing import put, sample_instance
@@ -545,6 +546,108 @@ def test_who_takes_up_a_life_before_all_is_given_back_has_the_rest_too(
     wait_until(lambda: listed(there, other) == listed(here, other) == {"web:1"})
 
 
+@pytest.mark.parametrize("how", ["adopting", "catching up"])
+def test_a_machine_does_not_take_it_up_that_redis_lost_everything(
+    fragile: Machines, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Between two requests: what it has then is all that there is."""
+    here, there, other = fragile.open("here"), fragile.open("there"), Namespace("other")
+    for namespace in (NS, other):
+        known = here.commit(namespace, put(sample_instance()))
+        wait_until(lambda each=namespace, known=known: there.revision(each) == known)
+    stop_threads(here, there)
+    fragile.server.empty()
+    here._lives.adopt()
+    # As after minutes: of what was before, the log tells no more.
+    beyond = here.state().life + 1
+    if how == "catching up":
+        there._lives.adopt()
+        beyond = here.commit(NS, put(sample_instance(instance_id="web:2")))
+    with fragile.server.client() as client:
+        client.hset(here._server.name("meta", NS), "trimmed", beyond)
+    ask = Records.namespaces_in
+    asked: list[None] = []
+
+    def late(self: Records, life: Revision) -> list[Namespace]:
+        if not asked:
+            asked.append(None)
+            fragile.server.empty()
+        return ask(self, life)
+
+    monkeypatch.setattr(Records, "namespaces_in", late)
+    there._lives.adopt() if how == "adopting" else there._follower.catch_up(NS)
+    assert asked
+    assert "web:1" in listed(there)
+    assert listed(there, other) == {"web:1"}
+
+
+def test_a_machine_does_not_take_it_up_that_redis_lost_the_overrides(
+    fragile: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = fragile.open("here"), fragile.open("there")
+    override = OverrideChange("web:1", InstanceStatus.DOWN)
+    known = here.commit(NS, put(sample_instance(), override=override))
+    wait_until(lambda: there.revision(NS) == known)
+    stop_threads(here, there)
+    fragile.server.empty()
+    here._lives.adopt()
+    ask = Records.overrides
+    asked: list[None] = []
+
+    def late(self: Records, namespace: Namespace) -> Any:
+        if not asked:
+            asked.append(None)
+            fragile.server.empty()
+        return ask(self, namespace)
+
+    monkeypatch.setattr(Records, "overrides", late)
+    there._lives.adopt()
+    assert asked
+    assert there.load(NS).overrides == {"web:1": InstanceStatus.DOWN}
+
+
+def test_who_holds_instances_has_the_claim_for_them_whoever_opened_the_namespace(
+    fragile: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, other = fragile.open("here"), Namespace("other")
+    for namespace in (NS, other):
+        here.commit(namespace, put(sample_instance()))
+    stop_threads(here)
+    fragile.server.empty()
+    open_all, opened = Lives._open_all, []
+
+    def open_late(self: Lives, *arguments: Any) -> None:
+        if self is here._lives and not opened:
+            opened.append(fragile.open("there"))
+        open_all(self, *arguments)
+
+    monkeypatch.setattr(Lives, "_open_all", open_late)
+    here._lives.adopt()
+    assert opened
+    limited = put(sample_instance(instance_id="web:2"), namespaces_at_most=2)
+    with pytest.raises(ConflictError):
+        here.commit(Namespace("third"), limited)
+    assert here.commit(other, limited)
+
+
+def test_of_two_claims_for_a_namespace_the_later_counts_in_whatever_order_they_come(
+    fragile: Machines,
+) -> None:
+    store, fresh = fragile.open("here"), Namespace("fresh")
+    store.commit(NS, put(sample_instance()))
+    stop_threads(store)
+    life = store.state().life
+    openings = [store._lives._open(life, fresh, holds=True, most=2) for _ in range(2)]
+    asked = [ask_until(opening, store._server, scripts.OPENED) for opening in openings]
+    for question in reversed(asked):
+        assert question is not None
+        assert store._server._alone(question) == 1
+    limited = put(sample_instance(), namespaces_at_most=2)
+    gone = limited._replace(expected=store.commit(fresh, limited), remove=True, lease=None)
+    store.commit(fresh, gone)
+    assert store.commit(Namespace("third"), limited)
+
+
 # Who waits for whom.
 
 
@@ -561,7 +664,7 @@ def test_while_one_machine_gives_back_the_others_wait_for_it(machines: Machines)
     another = Revision(int(life) + 1_000)
     run(scripts.LIFE, NS, another, life, begun_in, run_id, store._server.now(), "", "", 0)
     begin = run(scripts.LIFE, NS, "", "", "", "", "")[5]
-    run(scripts.OPENED, NS, another, begin, "")
+    run(scripts.OPENED, NS, another, begin, "", "")
     assert listing(another, NS, "a", takes_up=False) is not None
     assert listing(another, NS, "b", takes_up=False) is None
     # Since then the clock of Redis was set back.
@@ -646,6 +749,37 @@ def test_a_machine_that_does_not_come_is_awaited_for_a_while(
     assert awaited(here) == []
     # It is not one of the machines any more.
     wait_until(lambda: known_to_each_other(here))
+
+
+@pytest.mark.parametrize("before", [scripts.LIFE, scripts.OPENED], ids=["life", "opened"])
+def test_who_gives_back_while_a_namespace_is_begun_is_not_awaited_in_it(
+    fragile: Machines, monkeypatch: pytest.MonkeyPatch, before: Script
+) -> None:
+    here, there = fragile.open("here"), fragile.open("there")
+    known = here.commit(NS, put(sample_instance()))
+    wait_until(lambda: there.revision(NS) == known and known_to_each_other(here, there))
+    stop_threads(here, there)
+    fragile.server.empty()
+    here._lives.adopt()
+    fresh = Namespace("fresh")
+    opening = here._lives._open(here.state().life, fresh, holds=True, most=None)
+    question, tell = None, there._lives._tell_given
+
+    def told_amid(life: Revision) -> None:
+        nonlocal question
+        question = ask_until(opening, here._server, before)
+        tell(life)
+
+    monkeypatch.setattr(there._lives, "_tell_given", told_amid)
+    there._lives.adopt()
+    assert question is not None
+    with suppress(StopIteration):
+        while True:
+            question = opening.send(here._server._alone(question))
+            assert isinstance(question, Call)
+    assert awaited(here, fresh) == []
+    monkeypatch.setattr(redis_store, "_AWAITS_SECS", 0)
+    assert here.commit(fresh, put(sample_instance()))
 
 
 def test_a_machine_alone_awaits_nobody(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,14 +116,14 @@ class Follower:
             life = self._copy.life()
             try:
                 fetched = self._server.ask(self._records.fetch(life, namespace, after))
+                if fetched.is_far:
+                    self._lives.take_up_again(life, namespace, after)
+                    continue
             except AnotherLifeError:
                 if life == refused_in:
                     return  # nobody began it in this life, whoever told of it
                 refused_in = life
                 self._lives.adopt()
-                continue
-            if fetched.is_far:
-                self._lives.take_up_again(life, namespace, after)
                 continue
             self.take(namespace, after, fetched.entries, fetched.expected)
             if fetched.is_all:
@@ -183,7 +183,7 @@ class Follower:
                 self.catch_up_all()
             self._listen()
             self._take_moved()
-        except (redis.RedisError, OSError, AnotherLifeError) as error:
+        except (redis.RedisError, OSError) as error:
             raise StoreError(f"Redis at {self._server.shown} is not followed: {error}") from error
 
     def _listened(self) -> Any:

@@ -94,10 +94,12 @@ class _Part(NamedTuple):
     begin: bytes
     """Which life was to begin, and when it did."""
     is_open: bool
+    claim: int
+    """The claim of a namespace; 0 where it never had one, less where that was taken from it."""
 
     @classmethod
     def of(cls, told: list[bytes]) -> _Part:
-        life, run, server_run, revision, size, begin, is_open = told
+        life, run, server_run, revision, size, begin, is_open, claim = told
         return cls(
             Revision(int(life)) if life else None,
             run,
@@ -106,6 +108,7 @@ class _Part(NamedTuple):
             int(size),
             begin,
             bool(is_open),
+            int(claim or 0),
         )
 
     def is_lost(self, life: Revision, begun: Begun | None) -> bool:
@@ -116,6 +119,10 @@ class _Part(NamedTuple):
         if begun is None or begun.life != life:
             return self.life is not None and self.life > life
         return (self.life, self.begin, self.run) != (*begun, self.server_run)
+
+    def is_ready(self, life: Revision, *, holds: bool) -> bool:
+        """Whether a namespace's is open in a life, and has a claim if it ``holds`` instances."""
+        return self.life == life and self.is_open and (self.claim > 0 or not (holds or self.size))
 
     @property
     def format(self) -> str:
@@ -200,15 +207,18 @@ class Lives:
         ``lost`` something that it had acknowledged. ``StoreError`` (``OtherFormatError`` among
         them), also where Redis loses something meanwhile for some seconds.
         """
-        until = time.monotonic() + _ADOPTED_SECS
+        until = None
         while True:
             try:
                 self._adopt(lost=lost)
                 return
             except AnotherLifeError:
-                if time.monotonic() > until:
+                now = time.monotonic()
+                until = until or now + _ADOPTED_SECS
+                if now > until:
                     raise self._again_and_again() from None
-            lost = False  # if none began since, who found that out finds it again
+            lost = False  # what was lost before another life began is given back in that
+            time.sleep(_AGAIN_SECS)
 
     def _adopt(self, *, lost: bool) -> None:
         """``adopt``, but for ``AnotherLifeError`` where Redis lost something meanwhile."""
@@ -233,18 +243,22 @@ class Lives:
                 lost = True
             elif not lost:
                 lost = any(part.is_lost(life, begun.get(each)) for each, part in parts.items())
-            known = begun.keys() | held.keys()
             is_own = False
             if life is None or lost:
                 life, is_own = self._begin(root, parts, is_copy=is_copy)
-            if not is_own:
+            is_adopted = is_copy and self._copy.life() == life
+            if not (is_own or is_adopted):
                 self._await_opened(life, held)
             is_in_place = is_copy or any(held.values())
-            opened = {each for each, part in parts.items() if part.life == life and part.is_open}
+            opened = {
+                each
+                for each, part in parts.items()
+                if part.is_ready(life, holds=held.get(each, 0) > 0)
+            }
             while True:
                 namespaces = self._records.begun().keys() | held.keys()
-                self._open_all(life, namespaces - opened, known if is_own else ())
-                if is_copy and self._copy.life() == life:
+                self._open_all(life, namespaces - opened, parts if is_own else ())
+                if is_adopted:
                     return
                 if self._take_up(life, self._give_back_all(life, namespaces), is_in_place):
                     break
@@ -256,9 +270,13 @@ class Lives:
 
     def _tell_given(self, life: Revision) -> None:
         """Have nobody wait for this machine any more, where that can be told."""
+        told = life, self.node
         with suppress(StoreError, AnotherLifeError):
-            parts = [None, *self._records.namespaces()]
-            self._server.run_each([Call(scripts.GIVEN, each, (life, self.node)) for each in parts])
+            # In this order: what is begun after it does not await this machine.
+            self._server.run(scripts.GIVEN, None, *told)
+            self._server.run_each(
+                [Call(scripts.GIVEN, each, told) for each in self._records.begun()]
+            )
 
     def _look(self, namespace: Namespace | None) -> Dialog[_Part]:
         told = yield Call(scripts.LIFE, namespace, ("", "", "", "", ""))
@@ -294,11 +312,13 @@ class Lives:
             raise AnotherLifeError
         return begun.life, begun.begin.startswith(b"%d/" % life)
 
-    def _await_opened(self, life: Revision, wanted: Collection[Namespace]) -> None:
-        """Leave a moment to who began a life, to begin these namespaces too."""
+    def _await_opened(self, life: Revision, held: Collection[Namespace]) -> None:
+        """Leave a moment to who began a life, to begin all namespaces in it."""
         for _ in range(_OPENED_TURNS):
             begun = self._records.begun()
-            if all((found := begun.get(each)) and found.life == life for each in wanted):
+            if begun.keys() >= set(held) and all(
+                found is not None and found.life == life for found in begun.values()
+            ):
                 return
             time.sleep(_AGAIN_SECS)
 
@@ -316,9 +336,9 @@ class Lives:
 
         def open_one(namespace: Namespace) -> Dialog[None]:
             part = yield from self._look(namespace)
-            if part.life == life and part.is_open:
-                return
             holds = sizes.get(namespace, 0) > 0 or part.size > 0
+            if part.is_ready(life, holds=holds):
+                return
             is_first = namespace in untaken
             yield from self._open(
                 life, namespace, holds=holds, most=None, part=part, is_first=is_first
@@ -363,6 +383,7 @@ class Lives:
         with self._server.reading("namespaces"):
             begun = Begun.of(told)
         begin = None if begun is None or begun.life != life else begun.begin
+        awaits: tuple[Argument, ...] = ("",)
         if begin is None:
             if part is None:
                 part = yield from self._look(namespace)
@@ -372,8 +393,11 @@ class Lives:
                 part = self._part(namespace, (yield Call(scripts.LIFE, namespace, begins)))
             if part.life != life:
                 raise AnotherLifeError
-            begin, tokens = yield Call(scripts.BEGUN, None, (life, namespace, part.begin))
-        yield Call(scripts.OPENED, namespace, (life, begin, claim, *tokens))
+            noted = yield Call(scripts.BEGUN, None, (life, namespace, part.begin))
+            begin, is_news, tokens, awaited = noted
+            if is_news:
+                awaits = len(awaited), *awaited
+        yield Call(scripts.OPENED, namespace, (life, begin, claim, *awaits, *tokens))
         return None
 
     def _yield(self, life: Revision, claimed: Iterable[bytes]) -> None:
@@ -392,7 +416,7 @@ class Lives:
         """Have all namespaces refuse what is fenced with an earlier token; ``StoreError``."""
         life = self._copy.life()
         calls = [
-            Call(scripts.OPENED, namespace, (life, "", "", lock, token))
+            Call(scripts.OPENED, namespace, (life, "", "", "", lock, token))
             for namespace, begun in self._records.begun().items()
             if begun is not None
         ]
@@ -537,14 +561,15 @@ class Lives:
                 gone = Commit(instance.key, state.revision, None, now, instance, remove=True)
                 decided.append((state.revision, gone))
         decided.sort(key=itemgetter(0))
-        standing = yield from self._records.fetch(life, namespace, _BEYOND, is_first=True)
+        # The script after it says whether this is of the life still.
         overrides = yield from self._records.overrides(namespace)
+        standing = yield from self._records.fetch(life, namespace, _BEYOND, is_first=True)
         return TakenUp(
             listing.revision, listing.complete_after, decided, overrides, standing.expected
         )
 
     def _replace(self, life: Revision, known: Mapping[Namespace, Revision] | None = None) -> bool:
-        namespaces = self._records.namespaces()
+        namespaces = self._records.namespaces_in(life)
         self._open_all(life, namespaces)  # one may just be begun by another machine
         heard = self._server.ask_each(self._records.last_batch, namespaces)
         contents = self._server.ask_each(partial(self._contents, life), namespaces)

@@ -116,6 +116,12 @@ class Records:
         """Those that were begun; one may not be open yet. ``StoreError``."""
         return [namespace for namespace, begun in self.begun().items() if begun is not None]
 
+    def namespaces_in(self, life: Revision) -> list[Namespace]:
+        """As ``namespaces``, if Redis is in a life; ``StoreError``, ``AnotherLifeError``."""
+        told = self._server.run(scripts.NAMESPACES, None, life)
+        with self._server.reading("namespaces"):
+            return [each for each, begun in begun_of(told).items() if begun is not None]
+
     def overrides(self, namespace: Namespace) -> Dialog[dict[str, InstanceStatus]]:
         """The overrides of a namespace, by the instance's id; ``StoreError``."""
         name = self._server.name("override", namespace)

@@ -41,9 +41,9 @@ moved as a whole.
 the root, and then opened in its slot; what it holds is neither read nor written before. Each
 *begin* is another one, as it has the instant in it; the root keeps the first of a life. So where
 the slot has another or none, it has lost something, whichever requests came to it since, again or
-late; and what they began is not open. Nor does a life begin twice, since the instant is in its
-number. A *claim* allows a namespace to hold instances: the root counts claims, and a namespace that
-is found empty gives its claim back when room is wanted.
+late; and what they began is not open. Nor does a life begin twice: its number has the instant in it
+too, modulo eighteen minutes. A *claim* allows a namespace to hold instances: the root counts
+claims, and a namespace that is found empty gives its claim back when room is wanted.
 
 An instance's name is its application and id, joined by NUL; an override that changed alone has the
 name of its instance and another NUL. A lease is its deadline, duration, last renewal, the client's
@@ -124,6 +124,9 @@ It begins where all is still as the caller saw it. What is listed counts as chan
 claims begin anew.
 """
 
+NAMESPACES = _script("begin", "namespaces")
+"""The namespaces that the root lists, and how each was last begun."""
+
 OPEN = _script("begin", "open")
 """List a namespace, and claim; in which life it was begun, its claim, and the locks' tokens.
 
@@ -140,7 +143,7 @@ fenced with an earlier one is refused.
 BEGUN = _script("begin", "begun")
 """Note that a namespace was begun in the present life.
 
-Its first begin in it, and the locks' tokens.
+Its first begin in it, whether that was noted now, the locks' tokens and the nodes that are awaited.
 """
 
 YIELD = _script("begin", "yield")

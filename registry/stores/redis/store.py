@@ -201,10 +201,7 @@ class RedisStore:
                 revision = outcomes[place] = Revision(int(word))
                 own.append((revision, commits[place]))
         if is_far == b"1":
-            try:
-                self._follower.catch_up(namespace)
-            except AnotherLifeError as error:
-                raise StoreError(_UNKNOWN) from error
+            self._follower.catch_up(namespace)
         else:
             others = self._records.entries(namespace, missing)
             clients = int(expected) if expected else None

@@ -3,11 +3,11 @@
 -- be beyond, where it is one of the root; how many nodes are to be awaited, and they; and namespaces
 -- that the root is to list before any node can take the life up without them.
 local life = call('HMGET', P .. 'life', 'number', 'run', 'begin', 'open')
-local meta = call('HMGET', P .. 'meta', 'revision', 'size')
+local meta = call('HMGET', P .. 'meta', 'revision', 'size', 'claim')
 if ARGV[2] == '' or (life[1] or '') ~= ARGV[3] or (life[2] or '') ~= ARGV[4]
    or ARGV[5] ~= ARGV[1] then
   return {life[1] or '', life[2] or '', ARGV[1], meta[1] or '0', meta[2] or '0', life[3] or '',
-          life[4] or ''}
+          life[4] or '', meta[3] or ''}
 end
 -- The same request may come twice, and what the first began be lost in between. So the instant is in
 -- the begin of a part, and in the number of a life, neither of which is ever there again.
@@ -38,4 +38,4 @@ else
   end
   if life[1] then tell_moved(0, tonumber(number), '', nil, {}) end
 end
-return {number, ARGV[1], ARGV[1], number, meta[2] or '0', begin, ''}
+return {number, ARGV[1], ARGV[1], number, meta[2] or '0', begin, '', ''}

@@ -1,0 +1,4 @@
+-- run, life.
+local lost = check_life()
+if lost then return lost end
+return call('HGETALL', P .. 'namespaces')
