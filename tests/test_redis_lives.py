@@ -648,6 +648,46 @@ def test_of_two_claims_for_a_namespace_the_later_counts_in_whatever_order_they_c
     assert store.commit(Namespace("third"), limited)
 
 
+def test_an_instance_that_comes_into_the_copy_while_a_life_is_adopted_has_a_claim(
+    fragile: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was written in the former life, as the first of its namespace."""
+    store, late = fragile.open("here"), put(sample_instance(instance_id="web:2"))
+    first = store.commit(NS, put(sample_instance()))
+    known = store.commit(NS, put(sample_instance(), expected=first, remove=True, lease=None))
+    stop_threads(store)
+    fragile.server.empty()
+    open_all = Lives._open_all
+
+    def comes(self: Lives, *arguments: Any) -> None:
+        open_all(self, *arguments)
+        store._copy.follow(NS, [(Revision(known + 1), late)], None)
+
+    monkeypatch.setattr(Lives, "_open_all", comes)
+    store._lives.adopt()
+    assert listed(store) == {"web:2"}
+    limited = put(sample_instance(instance_id="web:3"), namespaces_at_most=1)
+    with pytest.raises(ConflictError):
+        store.commit(Namespace("other"), limited)
+    assert store.commit(NS, limited)
+
+
+def test_what_a_slot_kept_has_everybody_who_took_the_life_up_before(fragile: Machines) -> None:
+    """The server of the root lost everything, that of the namespace nothing."""
+    here, there, other = fragile.open("here"), fragile.open("there"), Namespace("other")
+    known = here.commit(NS, put(sample_instance()))
+    wait_until(lambda: there.revision(NS) == known)
+    stop_threads(here, there)
+    here.commit(other, put(sample_instance()))
+    with fragile.server.client() as client:
+        client.delete(*client.keys(here._server.name("*")))
+    there._lives.adopt()
+    here._lives.adopt()
+    for store in (here, there):
+        store._follower.catch_up_all()
+        assert (listed(store), listed(store, other)) == ({"web:1"}, {"web:1"})
+
+
 # Who waits for whom.
 
 

@@ -149,6 +149,8 @@ class Lives:
         self._prefix = prefix
         self._first_life = first_life
         self._clock = SystemClock()
+        # The greatest revision that was seen in Redis, also where that was lost since.
+        self._seen = Revision(0)
         self.node = self._identify()
         """The name of this machine among the others."""
 
@@ -238,6 +240,8 @@ class Lives:
                     "start with an empty folder, or with an empty Redis"
                 )
             parts = self._server.ask_each(self._look, begun.keys() | held.keys())
+            seen = [part.revision for part in parts.values()]
+            self._seen = max([self._seen, root.life or self._seen, *seen])
             life = root.life
             if life is None or root.run != root.server_run:
                 lost = True
@@ -266,6 +270,8 @@ class Lives:
                 # have been the first of its namespace.
                 held = self._copy.namespaces()
                 opened |= namespaces
+            sizes = self._copy.namespaces()
+            self._open_all(life, [each for each in sizes if sizes[each] > held.get(each, 0) == 0])
             self._tell_given(life)
 
     def _tell_given(self, life: Revision) -> None:
@@ -296,9 +302,7 @@ class Lives:
         The one that it is in, and whether it was this machine.
         """
         if root.life is not None or self._first_life is None:
-            revisions = [part.revision for part in parts.values()]
-            known = max([root.life or 0, self._greatest(), *revisions])
-            life, beyond = another_life(Revision(known)), _BEGINS_WITHIN
+            life, beyond = another_life(max(self._seen, self._greatest())), _BEGINS_WITHIN
         else:
             life, beyond = self._first_life, 1
         # One that knows of no other awaits nobody.

@@ -27,8 +27,15 @@ if namespace == '' then
   call('DEL', P .. 'locks', P .. 'claims', P .. 'far', P .. 'news', P .. 'newest')
 else
   call('HDEL', P .. 'meta', 'claim', 'counted')
-  call('HSET', P .. 'meta', 'revision', number, 'trimmed', number,
-       'taken', ARGV[7] == '1' and number or '')
+  local taken, after = '', number
+  if ARGV[7] == '1' then
+    taken = number
+    -- Who took the life up without it asks for what came after the number, and what is kept did not.
+    if call('EXISTS', P .. 'record', P .. 'override', P .. 'log') > 0 then
+      after = whole(tonumber(number) + 1)
+    end
+  end
+  call('HSET', P .. 'meta', 'revision', after, 'trimmed', after, 'taken', taken)
   local records = call('HGETALL', P .. 'record')
   for i = 1, #records, 2 do
     if not call('ZSCORE', P .. 'log', records[i]) then
@@ -36,6 +43,6 @@ else
     end
     call('HSET', P .. 'change', records[i], ARGV[6] .. ' 0 ')
   end
-  if life[1] then tell_moved(0, tonumber(number), '', nil, {}) end
+  if life[1] then tell_moved(0, tonumber(after), '', nil, {}) end
 end
 return {number, ARGV[1], ARGV[1], number, meta[2] or '0', begin, '', ''}
