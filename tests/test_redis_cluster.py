@@ -187,8 +187,8 @@ def test_the_limit_of_namespaces_holds_over_all_servers(nodes: WritingNodes) -> 
         with pytest.raises(ConflictError):
             store.commit(next(names), one)
     gone = put(sample_instance(), expected=revisions[1], remove=True, lease=None)
-    there.commit(taken[1], gone)
-    wait_until(lambda: listed(here, taken[1]) == set())
+    last = there.commit(taken[1], gone)
+    wait_until(lambda: here.revision(taken[1]) == last)
     assert here.commit(next(names), one)
     for store in nodes.stores:
         with pytest.raises(ConflictError):
