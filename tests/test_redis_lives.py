@@ -525,6 +525,22 @@ def test_a_machine_begins_its_work_while_another_begins_a_namespace(
     assert there.commit(fresh, put(sample_instance()))
 
 
+def opened_amid_adopting(
+    machines: Machines, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> RedisStore:
+    """Have a machine begin another life, and one come and take it up before it opened anything."""
+    open_all, opened = Lives._open_all, list[RedisStore]()
+
+    def open_late(self: Lives, *arguments: Any) -> None:
+        if self is store._lives and not opened:
+            opened.append(machines.open("there"))
+        open_all(self, *arguments)
+
+    monkeypatch.setattr(Lives, "_open_all", open_late)
+    store._lives.adopt()
+    return opened[0]
+
+
 def test_who_takes_up_a_life_before_all_is_given_back_has_the_rest_too(
     fragile: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -533,16 +549,7 @@ def test_who_takes_up_a_life_before_all_is_given_back_has_the_rest_too(
     here.commit(other, put(sample_instance()))
     stop_threads(here)
     fragile.server.empty()
-    open_all, opened = Lives._open_all, []
-
-    def open_late(self: Lives, *arguments: Any) -> None:
-        if self is here._lives and not opened:
-            opened.append(fragile.open("there"))
-        open_all(self, *arguments)
-
-    monkeypatch.setattr(Lives, "_open_all", open_late)
-    here._lives.adopt()
-    (there,) = opened
+    there = opened_amid_adopting(fragile, here, monkeypatch)
     wait_until(lambda: listed(there, other) == listed(here, other) == {"web:1"})
 
 
@@ -614,16 +621,7 @@ def test_who_holds_instances_has_the_claim_for_them_whoever_opened_the_namespace
         here.commit(namespace, put(sample_instance()))
     stop_threads(here)
     fragile.server.empty()
-    open_all, opened = Lives._open_all, []
-
-    def open_late(self: Lives, *arguments: Any) -> None:
-        if self is here._lives and not opened:
-            opened.append(fragile.open("there"))
-        open_all(self, *arguments)
-
-    monkeypatch.setattr(Lives, "_open_all", open_late)
-    here._lives.adopt()
-    assert opened
+    opened_amid_adopting(fragile, here, monkeypatch)
     limited = put(sample_instance(instance_id="web:2"), namespaces_at_most=2)
     with pytest.raises(ConflictError):
         here.commit(Namespace("third"), limited)

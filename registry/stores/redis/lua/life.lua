@@ -10,7 +10,7 @@ if ARGV[2] == '' or (life[1] or '') ~= ARGV[3] or (life[2] or '') ~= ARGV[4]
           life[4] or '', meta[3] or ''}
 end
 -- The same request may come twice, and what the first began be lost in between. So the instant is in
--- the begin of a part, and in the number of a life, neither of which is ever there again.
+-- the begin of a part, which never comes again, and in the number of a life, as far as it goes.
 local time = call('TIME')
 local instant = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local begin = ARGV[2] .. '/' .. whole(instant)
