@@ -127,6 +127,28 @@ def test_what_the_copy_lacks_is_not_acknowledged(
     wait_until(lambda: listed(store) == {"web:1", "web:2"})
 
 
+def test_what_the_copy_could_not_be_brought_up_to_is_not_acknowledged(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where catching up is given up, as where a namespace is not open for a moment."""
+    here, there = machines.open("here"), machines.open("there")
+    stop_threads(there)
+    there.commit(NS, put(sample_instance()))
+    here.commit_all(NS, [put(sample_instance(instance_id=f"web:{n}")) for n in range(2, 300)])
+    refused = AnotherLifeError()
+
+    def fetch(*_: Any, **__: Any) -> Any:
+        raise refused
+
+    monkeypatch.setattr(there._records, "fetch", fetch)
+    monkeypatch.setattr(there._follower._records, "fetch", fetch)
+    with pytest.raises(StoreError, match="not known whether"):
+        there.commit(NS, put(sample_instance(instance_id="web:300")))
+    monkeypatch.undo()
+    there._follower.catch_up(NS)
+    assert listed(there) == {f"web:{n}" for n in range(1, 301)}
+
+
 def test_what_redis_loses_again_while_it_is_given_back_is_given_back_again(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:

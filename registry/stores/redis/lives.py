@@ -9,6 +9,12 @@ counts, of removed ones too. Nothing is lost that any machine had followed. Only
 what is there as its copy, in the new life. Both together are *adopting* a life. Of the workers of a
 machine one adopts it, and the others find it done.
 
+**Numbers.** A life begins at the microsecond in which it does, by Redis' clock, as its first
+revision. So its revisions are beyond all that there ever were, also where a machine begins it that
+knows of none: nobody changes a namespace a million times a second. Where that clock was set back, a
+life begins a little beyond what its beginner knows; and who knows of a later life than the one that
+Redis is in begins another.
+
 **Once.** As long as no machine has taken up a life, what is given back keeps its revision, and so
 does what Redis still has. So each state is sent once, by the machine that was first (the others
 wait for it). Else a machine compares names and revisions alone and fetches what differs; its
@@ -41,7 +47,7 @@ from typing import NamedTuple, TypeVar
 from registry.errors import StoreError
 from registry.lease import SystemClock
 from registry.model import Instance, InstanceKey, Lease, Namespace, Revision
-from registry.store import Commit, another_life
+from registry.store import Commit
 from registry.stores.lmdb import Contents, Held, LmdbStore, State, TakenUp
 from registry.stores.lmdb.records import decode_instance
 from registry.stores.redis import scripts
@@ -56,13 +62,15 @@ _AGAIN_SECS = 0.1
 _OPENED_TURNS = 5
 # For so long a life is adopted again where Redis loses something meanwhile.
 _ADOPTED_SECS = 3.0
-# A life begins at one of so many numbers after the one that is asked for, by the microsecond.
-_BEGINS_WITHIN = 1 << 30
+# Where Redis' clock was set back, a life begins so far beyond what is known: more changes than can
+# be lost that its beginner had not heard of; and yet the clock has soon caught up.
+_BEYOND_KNOWN = 1 << 18
 _NOTHING = (Revision(0), Revision(0))
 # After it nothing changed: what is asked is how far a namespace is.
 _BEYOND = Revision(1 << 60)
-# Notes in the copy: of which registry it is one, and who this machine is among the others.
-_COPY_OF, _NODE = "redis/copy-of", "redis/node"
+# Notes in the copy: of which registry it is one, in which of its lives it was last, and who this
+# machine is among the others.
+_COPY_OF, _LIFE, _NODE = "redis/copy-of", "redis/life", "redis/node"
 # And which machines there are, this one among them, as far as it heard of them.
 _NODES = "redis/nodes"
 _ADOPTING = "adopting"
@@ -92,7 +100,7 @@ class _Part(NamedTuple):
     revision: Revision
     size: int
     begin: bytes
-    """Which life was to begin, and when it did."""
+    """By which request it began, and when."""
     is_open: bool
     claim: int
     """The claim of a namespace; 0 where it never had one, less where that was taken from it."""
@@ -205,9 +213,10 @@ class Lives:
     def adopt(self, *, lost: bool = False) -> None:
         """Have the copy in the life that Redis is in, after giving back what Redis lacks.
 
-        Another life begins first where Redis is in none, or in one of an earlier run; or where it
-        ``lost`` something that it had acknowledged. ``StoreError`` (``OtherFormatError`` among
-        them), also where Redis loses something meanwhile for some seconds.
+        Another life begins first where Redis is in none, in one of an earlier run, or in one before
+        the copy's; or where it ``lost`` something that it had acknowledged. ``StoreError``
+        (``OtherFormatError`` among them), also where Redis loses something meanwhile for some
+        seconds.
         """
         until = None
         while True:
@@ -243,7 +252,7 @@ class Lives:
             seen = [part.revision for part in parts.values()]
             self._seen = max([self._seen, root.life or self._seen, *seen])
             life = root.life
-            if life is None or root.run != root.server_run:
+            if life is None or root.run != root.server_run or life < self._noted_life():
                 lost = True
             elif not lost:
                 lost = any(part.is_lost(life, begun.get(each)) for each, part in parts.items())
@@ -302,19 +311,20 @@ class Lives:
         The one that it is in, and whether it was this machine.
         """
         if root.life is not None or self._first_life is None:
-            life, beyond = another_life(max(self._seen, self._greatest())), _BEGINS_WITHIN
+            known, beyond = max(self._seen, self._greatest()), _BEYOND_KNOWN
         else:
-            life, beyond = self._first_life, 1
+            known, beyond = self._first_life, 0
         # One that knows of no other awaits nobody.
         awaited = [] if self.known_nodes() == [self.node.encode()] else self.known_nodes()
-        begins = life, *root.seen(), "", "", beyond, len(awaited), *awaited, *parts
+        request = uuid.uuid4().hex
+        begins = known, *root.seen(), request, "", beyond, len(awaited), *awaited, *parts
         told = self._server.run(scripts.LIFE, None, *begins)
         if root.life is not None or is_copy:
             log.warning("Redis may have lost something: another life of the registry begins")
         begun = self._part(None, told)
         if begun.life is None:
             raise AnotherLifeError
-        return begun.life, begun.begin.startswith(b"%d/" % life)
+        return begun.life, begun.begin.startswith(request.encode())
 
     def _await_opened(self, life: Revision, held: Collection[Namespace]) -> None:
         """Leave a moment to who began a life, to begin all namespaces in it."""
@@ -438,10 +448,21 @@ class Lives:
             if self._copy.life() == life and self._copy.revision(namespace) == after:
                 self._replace(life)
 
+    def _noted_life(self) -> Revision:
+        """The last of Redis' lives in which the copy was; 0 if in none."""
+        return Revision(int(self._copy.note(_LIFE) or 0))
+
     def _greatest(self) -> Revision:
-        """The greatest revision that the copy knows."""
+        """The greatest revision of Redis' that the copy is sure to know.
+
+        After a power cut, or while it is written alone, the copy is in a life of its own, of which
+        the revisions are far beyond.
+        """
+        noted = self._noted_life()
+        if self._copy.life() != noted:
+            return noted
         known = [self._copy.revision(namespace) for namespace in self._copy.namespaces()]
-        return max([self._copy.life(), *known])
+        return max([noted, *known])
 
     # Giving back.
 
@@ -543,7 +564,7 @@ class Lives:
         if not self._copy.take_up(life, taken, known):
             return False
         self._copy.extend_all(self._clock.mono_ms())
-        self._note_copy(heard)
+        self._note_copy(life, heard)
         return True
 
     def _differences(self, life: Revision, namespace: Namespace, given: _Given) -> Dialog[TakenUp]:
@@ -579,10 +600,11 @@ class Lives:
         contents = self._server.ask_each(partial(self._contents, life), namespaces)
         if not self._copy.replace(life, contents, known):
             return False
-        self._note_copy(heard)
+        self._note_copy(life, heard)
         return True
 
-    def _note_copy(self, heard: Mapping[Namespace, bytes]) -> None:
+    def _note_copy(self, life: Revision, heard: Mapping[Namespace, bytes]) -> None:
+        self._copy.set_note(_LIFE, b"%d" % life)
         for namespace, number in heard.items():
             self._copy.set_note(heard_of(namespace), number)
         self._copy.set_note(_COPY_OF, self._prefix.encode())

@@ -41,8 +41,8 @@ moved as a whole.
 the root, and then opened in its slot; what it holds is neither read nor written before. Each
 *begin* is another one, as it has the instant in it; the root keeps the first of a life. So where
 the slot has another or none, it has lost something, whichever requests came to it since, again or
-late; and what they began is not open. Nor does a life begin twice: its number has the instant in it
-too, modulo eighteen minutes. A *claim* allows a namespace to hold instances: the root counts
+late; and what they began is not open. Nor does a life begin twice: its number is its instant. A
+*claim* allows a namespace to hold instances: the root counts
 claims, and a namespace that is found empty gives its claim back when room is wanted.
 
 An instance's name is its application and id, joined by NUL; an override that changed alone has the

@@ -200,13 +200,15 @@ class RedisStore:
             if word != b"-":
                 revision = outcomes[place] = Revision(int(word))
                 own.append((revision, commits[place]))
+        is_followed = True
         if is_far == b"1":
             self._follower.catch_up(namespace)
+            is_followed = not own or self._copy.revision(namespace) >= own[-1][0]
         else:
             others = self._records.entries(namespace, missing)
             clients = int(expected) if expected else None
             self._follower.take(namespace, after, others, clients, own)
-        if self._copy.life() != life:
+        if self._copy.life() != life or not is_followed:
             # Whoever adopted the new life in between gave back a copy without it.
             raise StoreError(_UNKNOWN)
         return outcomes

@@ -1,7 +1,8 @@
--- run, the life to begin (empty: only look); the life, its run and the server's run as the caller
--- saw them; now; '1' where nodes may have taken up the life already; by how much a life's number may
--- be beyond, where it is one of the root; how many nodes are to be awaited, and they; and namespaces
--- that the root is to list before any node can take the life up without them.
+-- run, the life to begin (at the root: the greatest revision that the caller knows; empty: only look);
+-- the life, its run and the server's run as the caller saw them; now, or at the root which request this
+-- is; '1' where nodes may have taken up the life already; at the root, how far beyond the life begins
+-- if the server's clock is not beyond it ('0': it is the given one); how many nodes are to be awaited,
+-- and they; and namespaces that the root is to list before any node can take the life up without them.
 local life = call('HMGET', P .. 'life', 'number', 'run', 'begin', 'open')
 local meta = call('HMGET', P .. 'meta', 'revision', 'size', 'claim')
 if ARGV[2] == '' or (life[1] or '') ~= ARGV[3] or (life[2] or '') ~= ARGV[4]
@@ -10,12 +11,18 @@ if ARGV[2] == '' or (life[1] or '') ~= ARGV[3] or (life[2] or '') ~= ARGV[4]
           life[4] or '', meta[3] or ''}
 end
 -- The same request may come twice, and what the first began be lost in between. So the instant is in
--- the begin of a part, which never comes again, and in the number of a life, as far as it goes.
+-- the begin of a part, which never comes again, and in the number of a life.
 local time = call('TIME')
 local instant = tonumber(time[1]) * 1000000 + tonumber(time[2])
-local begin = ARGV[2] .. '/' .. whole(instant)
-local number = ARGV[2]
-if namespace == '' then number = whole(tonumber(number) + instant % tonumber(ARGV[8])) end
+local number, request, beyond = ARGV[2], ARGV[2], tonumber(ARGV[8]) or 0
+if namespace == '' then
+  request = ARGV[6]
+  if beyond > 0 then
+    local known = tonumber(number)
+    number = whole(instant > known and instant or known + beyond + instant % beyond)
+  end
+end
+local begin = request .. '/' .. whole(instant)
 call('HSET', P .. 'life', 'number', number, 'run', ARGV[1], 'begin', begin)
 call('HDEL', P .. 'life', 'open')
 call('DEL', P .. 'awaited')
