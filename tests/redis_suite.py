@@ -18,6 +18,7 @@ from registry import StoreError, open_store
 from registry.lease import SystemClock
 from registry.model import DEFAULT_NAMESPACE, Lease, Namespace, Revision
 from registry.store import Commit, Store
+from registry.stores.lmdb import opening
 from registry.stores.redis import RedisStore, read_address
 from registry.stores.redis.server import Server
 from registry.testing import Failing, StoreSuite, put, sample_instance
@@ -269,6 +270,12 @@ def stop_threads(*stores: RedisStore) -> None:
         store._stopping.set()
         for thread in store._threads:
             thread.join()
+
+
+def cut_power(store: RedisStore) -> None:
+    """Do to a machine's copy what its next start does after a power cut."""
+    env = store._copy.offering._env
+    env.write(lambda txn: opening._begin_again(env, txn))
 
 
 def alone_with_many(machines: Machines, count: int) -> tuple[RedisStore, list[Namespace]]:

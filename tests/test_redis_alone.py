@@ -15,6 +15,7 @@ from registry.model import (
     DEFAULT_NAMESPACE,
     Instance,
     InstanceStatus,
+    Namespace,
     OverrideChange,
     Revision,
 )
@@ -24,7 +25,7 @@ from registry.stores.redis import server as redis_server
 from registry.stores.redis.scripts import Script
 from registry.testing import put, registry_on, sample_instance
 from tests.fake_link import FakeLink, Fault
-from tests.redis_suite import Machines, lease_from, listed, mono
+from tests.redis_suite import Machines, cut_power, lease_from, listed, mono, stop_threads
 from tests.servers import wait_until
 
 NS = DEFAULT_NAMESPACE
@@ -246,6 +247,41 @@ def test_among_equal_timestamps_the_later_write_wins(cut_off: CutOff, is_later_a
     for store in cut_off.both():
         assert listed(store) == set(expected)
         assert store.load(NS).overrides == expected
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+@pytest.mark.parametrize("where", ["after a power cut", "in a namespace that was new"])
+def test_what_others_wrote_meanwhile_is_compared_though_the_copy_is_in_a_life_of_its_own(
+    machines: Machines, where: str, is_lost: bool
+) -> None:
+    """It is the later one by its timestamp, and so stays, also where Redis lost everything."""
+    here, there = machines.open("here", accepts=True), machines.open("there")
+    known = here.commit(NS, put(sample_instance(), lease=lease_from(mono())))
+    wait_until(lambda: there.revision(NS) == known)
+    stop_threads(here, there)
+    namespace = NS
+    if where == "after a power cut":
+        cut_power(here)
+    else:
+        namespace = Namespace("new")
+        here._copy.commit_alone(NS, [put(sample_instance(instance_id="web:2"))])
+    expected = {each.id: each.revision for each in here.load(namespace).instances}.get("web:1")
+    mine = sample_instance()._replace(ip_addr="10.1.1.1", last_dirty_ms=5_000)
+    here._copy.commit_alone(namespace, [put(mine, expected=expected or Revision(0))])
+    if is_lost:
+        there._lives.know_of([there._lives.node.encode()])
+        machines.forget()
+        there._lives.adopt()
+    expected = {each.id: each.revision for each in there.load(namespace).instances}.get("web:1")
+    theirs = sample_instance()._replace(ip_addr="10.2.2.2", last_dirty_ms=6_000)
+    there.commit(namespace, put(theirs, expected=expected or Revision(0)))
+    for store in (here, there):
+        store._lives.adopt()
+        store._follower.catch_up_all()
+    for store in (there, here):
+        assert {i.ip_addr for i in store.load(namespace).instances if i.id == "web:1"} == {
+            "10.2.2.2"
+        }
 
 
 def test_what_two_machines_wrote_alone_is_compared_too(machines: Machines) -> None:

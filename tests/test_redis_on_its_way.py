@@ -222,6 +222,6 @@ def test_a_copy_that_is_taken_up_again_does_not_lose_what_was_written_meanwhile(
     life = store._copy.life()
     taken_up = store._server.ask(store._lives._contents(life, NS))
     revision = store.commit(NS, put(sample_instance(instance_id="web:2")))
-    store._copy.replace(life, {NS: taken_up})
+    store._copy.replace(life, {NS: taken_up}, None, {})
     assert store.revision(NS) == revision
     assert listed(store) == {"web:1", "web:2"}

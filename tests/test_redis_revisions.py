@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ import pytest
 import redis
 
 from registry import StoreError
-from registry.errors import ConflictError
+from registry.errors import ConflictError, LockLostError
+from registry.lease import SystemClock
 from registry.model import DEFAULT_NAMESPACE, Revision
+from registry.store import Fence
 from registry.stores.redis import RedisStore, read_address
 from registry.stores.redis import store as redis_store
+from registry.stores.redis.lives import Lives
 from registry.testing import put, sample_instance
 from tests.redis_servers import RedisServer
-from tests.redis_suite import Machines, stop_threads
+from tests.redis_suite import Machines, cut_power, mono, stop_threads
 from tests.servers import wait_until
 
 NS = DEFAULT_NAMESPACE
@@ -87,11 +91,53 @@ def test_a_life_below_what_a_machine_knows_is_followed_by_one_beyond(machines: M
         there.close()
 
 
+def test_of_two_that_begin_a_life_who_knows_less_does_not_have_it_his_way(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though he is the first; and who had a lock in a life that was beyond it does not keep it."""
+    here = in_a_life_beyond(machines, "here")
+    known = here.commit(NS, put(sample_instance()))
+    held = here.acquire("evict", "former", mono(), 1)
+    machines.forget()
+    begin, opened = here._lives._begin, list[RedisStore]()
+
+    def begin_late(*arguments: Any, **options: Any) -> Any:
+        if not opened:
+            opened.append(machines.open("there"))
+        return begin(*arguments, **options)
+
+    monkeypatch.setattr(here._lives, "_begin", begin_late)
+    here._lives.adopt()
+    there = opened[0]
+    settle(here, there)
+    assert here.state().life == there.state().life > known
+    assert there.acquire("evict", "other", mono(), 60_000)
+    assert held is not None
+    with pytest.raises(LockLostError):
+        here.commit(NS, put(sample_instance(instance_id="web:9")), Fence("evict", held))
+    here.close()
+
+
+def test_many_that_know_of_lives_beyond_agree_on_one_beyond_all(machines: Machines) -> None:
+    stores = [machines.open(f"m{number}") for number in range(4)]
+    stop_threads(*stores)
+    greatest = Revision(0)
+    for number, store in enumerate(stores):
+        greatest = Revision((1 << 52) + (number << 22))
+        assert store._copy.replace(greatest, {}, None, {})
+    machines.forget()
+    with ThreadPoolExecutor(len(stores)) as at_once:
+        for store in stores * 8:
+            at_once.submit(store._lives.adopt)
+    lives = {store.state().life for store in stores}
+    assert len(lives) == 1
+    assert lives.pop() > greatest
+
+
 def test_lives_go_on_beyond_what_was_known_though_redis_clock_was_set_back(
     machines: Machines,
 ) -> None:
-    ahead = Revision(1 << 52)
-    store = RedisStore(read_address(machines.url("here")), life=ahead)
+    store = in_a_life_beyond(machines, "here")
     known = store.commit(NS, put(sample_instance()))
     store.close()
     lives = []
@@ -102,35 +148,40 @@ def test_lives_go_on_beyond_what_was_known_though_redis_clock_was_set_back(
         lives.append(store.state().life)
         machines.close(store)
     assert known < lives[0] < lives[1] < lives[2]
-    assert lives[2] < ahead + (1 << 22), "a machine that knows nothing is not below for long"
+    assert lives[2] < known + (1 << 22), "the clock has soon caught up"
 
 
+@pytest.mark.parametrize("then", ["nothing", "writes alone", "power cut"])
 def test_with_the_clock_set_back_a_life_begins_beyond_all_that_its_beginner_followed(
-    machines: Machines,
+    machines: Machines, then: str
 ) -> None:
     """However many changes there were in the life before, which are written here as followed."""
-    store = RedisStore(read_address(machines.url("here")), life=Revision(1 << 52))
-    stop_threads(store)
+    store = in_a_life_beyond(machines, "here")
     far = Revision(store.commit(NS, put(sample_instance())) + (1 << 24))
     store._copy.follow(NS, [(far, put(sample_instance(instance_id="web:2")))], None)
+    if then == "writes alone":
+        store._copy.commit_alone(NS, [put(sample_instance(instance_id="web:3"))])
+    if then == "power cut":
+        cut_power(store)
     store.close()
     machines.forget()
     store = machines.open("here")
-    assert store.state().life > far
-    assert addresses(store).keys() == {"web:1", "web:2"}
+    assert far < store.state().life < far + (1 << 22)
+    assert addresses(store).keys() >= {"web:1", "web:2"}
 
 
 def test_what_is_written_while_redis_is_away_puts_no_later_life_beyond_the_clock(
     machines: Machines,
 ) -> None:
-    """Its revisions are far beyond; a machine that knows nothing would be below them for weeks."""
+    """A machine that knows nothing would be below it for as long."""
     here = machines.open("here", accepts=True)
     known = in_a_later_life(machines, here, 1)
     alone = here._copy.commit_alone(NS, [put(sample_instance(instance_id="web:3"))])
+    assert alone[0] is not None
+    assert known < alone[0] < 1_000 * (SystemClock().wall_ms() + 3_000)
     machines.forget()
     settle(here)
-    assert alone[0] is not None
-    assert known < here.state().life < alone[0]
+    assert known < here.state().life < 1_000 * (SystemClock().wall_ms() + 1)
     known = here.revision(NS)
     machines.forget()
     there = machines.open("there")
@@ -138,6 +189,35 @@ def test_what_is_written_while_redis_is_away_puts_no_later_life_beyond_the_clock
     settle(here, there)
     for store in (here, there):
         assert addresses(store).keys() == {"web:1", "web:2", "web:3", "web:4"}
+
+
+def test_a_machine_that_was_killed_as_it_took_up_its_first_life_is_started_again(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is noted of the copy is noted with it."""
+    here = machines.open("here")
+    known = here.commit(NS, put(sample_instance()))
+
+    class KilledError(BaseException):
+        pass
+
+    def killed(*_: Any) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lives, "_tell_given", killed)
+        with pytest.raises(KilledError):
+            machines.open("there")
+    there = machines.open("there")
+    assert there.revision(NS) == known
+
+
+def in_a_life_beyond(machines: Machines, name: str) -> RedisStore:
+    """A machine's store as it is where Redis' clock was set back since the life began."""
+    store = RedisStore(read_address(machines.url(name)), life=Revision(1 << 52))
+    stop_threads(store)
+    store._lives._first_life = None
+    return store
 
 
 def in_a_later_life(machines: Machines, store: RedisStore, lives: int) -> Revision:

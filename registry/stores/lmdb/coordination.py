@@ -13,7 +13,7 @@ import orjson
 
 from registry.errors import StoreError
 from registry.store import PAUSE_MS
-from registry.stores.lmdb.environment import I64, Environment
+from registry.stores.lmdb.environment import I64, NOTE, Environment
 from registry.stores.lmdb.folder import Folder
 from registry.stores.lmdb.leases import LeaseFile
 from registry.stores.lmdb.places import Places
@@ -62,12 +62,12 @@ class Coordination:
         self._env.write(write)
 
     def note(self, name: str) -> bytes | None:
-        key = b"note\0" + name.encode()
+        key = NOTE + name.encode()
         stored: bytes | None = self._env.read(lambda txn: txn.get(key, db=self._env.meta))
         return stored
 
     def set_note(self, name: str, value: bytes | None) -> None:
-        key = b"note\0" + name.encode()
+        key = NOTE + name.encode()
 
         def write(txn: Any) -> None:
             if value is None:

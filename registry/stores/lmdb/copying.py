@@ -12,14 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from registry.lease import SystemClock
 from registry.model import Instance, InstanceKey, InstanceStatus, Lease, Namespace, Revision
 from registry.store import Commit
 from registry.stores.lmdb.commits import Commits, Written
-from registry.stores.lmdb.environment import Environment, items, key_of
+from registry.stores.lmdb.environment import NOTE, Environment, items, key_of
 from registry.stores.lmdb.files import sealed
 from registry.stores.lmdb.leases import LeaseFile, Place
 from registry.stores.lmdb.log import size_of_removal
-from registry.stores.lmdb.offering import ALONE, BASED, FORMER, WRITTEN
+from registry.stores.lmdb.offering import ALONE, BASED, FORMER, WRITTEN, based_on
 from registry.stores.lmdb.places import NO_LEASE, Places, pack, place_of
 from registry.stores.lmdb.records import (
     EVICTED,
@@ -29,8 +30,8 @@ from registry.stores.lmdb.records import (
     packed_entry,
 )
 
-# By how much the revisions of what is written alone are beyond: less than by which another life's.
-_ALONE = 1 << 40
+# How far the revisions of what is written alone are beyond the present microsecond.
+_ALONE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,18 +106,20 @@ class Copying:
         """Commit as ``commit_all``, though nobody can be asked who decides.
 
         From the first such commit the store is in a life of its own, and its revisions go on from
-        far beyond, so that none is given to two states. What was written is noted (``offering``).
+        the present instant in microseconds, and a second or two: far beyond those of the life
+        before, which count changes, and soon below those of another, which begins at its instant.
+        So none is given to two states. What was written is noted (``offering``).
         """
         env, name = self._env, namespace.encode()
 
         def write(txn: Any) -> Written:
-            known, began = env.revision(txn, namespace), env.number(txn, ALONE)
-            life = env.life(txn)
-            is_first = txn.get(BASED + name, db=env.meta) is None
+            known, life, alone = env.revision(txn, namespace), env.life(txn), env.number(txn, ALONE)
+            began = alone
             if began is None:
                 revisions = [env.revision(txn, each) for each in env.sizes(txn)]
-                began = _alone_from(max([known, life, *revisions]))
-            written = Written(namespace, began if is_first else known, has_overrides=True)
+                began = _alone_from(max([known, life, *revisions]), SystemClock().wall_ms())
+            based = U64.pack(based_on(env, txn, namespace))
+            written = Written(namespace, Revision(max(began, known)), has_overrides=True)
             for commit in commits:
                 self._commits.apply(txn, namespace, commit, written)
                 if written.revisions[-1] is not None:
@@ -124,16 +127,15 @@ class Copying:
                     at = U64.pack(max(0, commit.at_mono_ms))
                     txn.put(WRITTEN + key, at, db=env.meta)
             if written.last:
-                if life != began:
+                if alone is None:
                     # The logs go on: what they have of the former life is still told.
                     for each in {namespace, *env.sizes(txn)}:
                         trimmed = U64.pack(env.trimmed(txn, each))
                         txn.put(b"trimmed\0" + each.encode(), trimmed, db=env.meta)
                     txn.put(ALONE, U64.pack(began), db=env.meta)
-                    txn.put(FORMER, U64.pack(life), db=env.meta)
+                    txn.put(FORMER, U64.pack(life), db=env.meta, overwrite=False)
                     txn.put(b"life", U64.pack(began), db=env.meta)
-                if is_first:
-                    txn.put(BASED + name, U64.pack(known), db=env.meta)
+                txn.put(BASED + name, based, db=env.meta, overwrite=False)
                 self._commits.count(txn, namespace, written)
             else:
                 written.skip_to(Revision(known + 1))
@@ -147,8 +149,9 @@ class Copying:
         life: Revision,
         taken: Mapping[Namespace, TakenUp],
         known: Mapping[Namespace, Revision],
+        notes: Mapping[str, bytes],
     ) -> bool:
-        """Be in a life, by what differs in it, in one operation.
+        """Be in a life, by what differs in it, and with these notes, in one operation.
 
         False, and nothing is done, where a namespace is not at its ``known`` revision.
         """
@@ -156,7 +159,7 @@ class Copying:
         def write(txn: Any) -> list[tuple[Namespace, Written]] | None:
             if not self._is_at(txn, known):
                 return None
-            self._begin(txn, life)
+            self._begin(txn, life, notes)
             return [(each, self._take_up(txn, each, found)) for each, found in taken.items()]
 
         with self._places.alone():
@@ -169,9 +172,11 @@ class Copying:
                 self._live.end_change()
         return written is not None
 
-    def _begin(self, txn: Any, life: Revision) -> None:
+    def _begin(self, txn: Any, life: Revision, notes: Mapping[str, bytes]) -> None:
         """Be in a life, which knows of nothing that was written alone."""
         meta = self._env.meta
+        for note, value in notes.items():
+            txn.put(NOTE + note.encode(), value, db=meta)
         txn.put(b"life", U64.pack(life), db=meta)
         txn.delete(ALONE, db=meta)
         txn.delete(FORMER, db=meta)
@@ -212,9 +217,10 @@ class Copying:
         self,
         life: Revision,
         contents: Mapping[Namespace, Contents],
-        known: Mapping[Namespace, Revision] | None = None,
+        known: Mapping[Namespace, Revision] | None,
+        notes: Mapping[str, bytes],
     ) -> bool:
-        """Hold this instead of all that was held, in one operation.
+        """Hold this instead of all that was held, and have these notes, in one operation.
 
         Where it is ``known`` at which revisions the namespaces are, and any of them is at another,
         nothing is done, and False returned. Else one that is further than the given contents stays.
@@ -227,7 +233,7 @@ class Copying:
             held = {each: env.revision(txn, each) for each in env.sizes(txn)}
             if known is not None and not self._is_at(txn, known):
                 return None
-            self._begin(txn, life)
+            self._begin(txn, life, notes)
             slots: list[tuple[Place, Lease]] = []
             for namespace in {*held, *contents}:
                 found = contents.get(namespace) or Contents(life, life)
@@ -311,5 +317,6 @@ class Copying:
             txn.put(b"expected\0" + name, packed, db=env.meta)
 
 
-def _alone_from(known: int) -> int:
-    return known + random.SystemRandom().randrange(_ALONE, 2 * _ALONE)
+def _alone_from(known: int, wall_ms: int) -> Revision:
+    step = random.SystemRandom().randrange(_ALONE, 2 * _ALONE)
+    return Revision(max(known, 1_000 * wall_ms) + step)

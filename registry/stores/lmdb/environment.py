@@ -21,6 +21,8 @@ from registry.stores.lmdb.folder import INITIAL_MAP_BYTES
 from registry.stores.lmdb.records import U64
 
 _T = TypeVar("_T")
+NOTE = b"note\0"
+"""In ``meta``, before the name of a note."""
 I64 = struct.Struct(">q")
 """An instant in ``meta``, which may lie before the boot."""
 _MAX_KEY_BYTES = 510

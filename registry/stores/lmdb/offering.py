@@ -17,11 +17,29 @@ from registry.stores.lmdb.places import Places
 from registry.stores.lmdb.records import U64, LogEntry, packed_entry
 
 ALONE, FORMER = b"alone", b"alone-after"
-"""In ``meta``: where the revisions of what is written alone began, and the life before."""
+"""In ``meta``: where the revisions of what is written alone began; the life before the store's own.
+
+It is in one of its own from the first such write on, or from a loss (``opening.py``).
+"""
 BASED, WRITTEN = b"based\0", b"alone\0"
-"""In ``meta``, before a namespace: the revision before, and before a state's name: when."""
+"""In ``meta``, before a namespace: its last revision in that life; before a state's name: when."""
 
 _TOUCHED_AT_ONCE = 2_000
+
+
+def former_life(env: Environment, txn: Any) -> Revision:
+    """The last life of where the truth is in which the store was, or is."""
+    former = env.number(txn, FORMER)
+    return Revision(env.life(txn) if former is None else former)
+
+
+def based_on(env: Environment, txn: Any, namespace: Namespace) -> Revision:
+    """The last revision that the store had of a namespace in that life."""
+    for key in (BASED, b"revision\0"):
+        found = env.number(txn, key + namespace.encode())
+        if found is not None:
+            return Revision(found)
+    return former_life(env, txn)
 
 
 class Held(NamedTuple):
@@ -36,7 +54,7 @@ class Held(NamedTuple):
     unlisted_overrides: dict[str, str]
     """Overrides of ids that are under no name."""
     former_life: Revision
-    """The life in which it was before anything was written alone; else in which it is."""
+    """The life in which it was before it was in one of its own; else in which it is."""
     based_on: Revision
     written: dict[bytes, int]
     """What was written alone, after ``based_on``: when, on the monotonic clock in milliseconds."""
@@ -67,6 +85,20 @@ class Offering:
         """Whether anything was written alone that is not yet where the truth is."""
         return self._env.read(lambda txn: txn.get(ALONE, db=self._env.meta)) is not None
 
+    def former_life(self) -> Revision:
+        """The last of the lives of where the truth is that the store was in; ``StoreError``."""
+        return self._env.read(lambda txn: former_life(self._env, txn))
+
+    def greatest(self) -> Revision:
+        """The greatest revision that it had in that life, in any namespace; ``StoreError``."""
+        env = self._env
+
+        def read(txn: Any) -> Revision:
+            known = [based_on(env, txn, each) for each in env.sizes(txn)]
+            return max([former_life(env, txn), *known])
+
+        return env.read(read)
+
     def held(self, namespace: Namespace) -> Held:
         """What is held, by revisions; ``StoreError``."""
         env = self._env
@@ -86,8 +118,8 @@ class Offering:
                 revision,
                 revisions,
                 {each.decode(): status.decode() for each, status in overrides.items()},
-                Revision(env.number(txn, FORMER) or env.life(txn)),
-                Revision(env.number(txn, BASED + namespace.encode()) or revision),
+                former_life(env, txn),
+                based_on(env, txn, namespace),
                 {
                     key: U64.unpack(value)[0]
                     for key, value in items(txn, env.meta, Namespace(f"alone\0{namespace}"))

@@ -20,6 +20,7 @@ from registry.stores.lmdb import formats
 from registry.stores.lmdb.environment import I64, Environment
 from registry.stores.lmdb.folder import Folder
 from registry.stores.lmdb.leases import LeaseFile
+from registry.stores.lmdb.offering import BASED, FORMER
 from registry.stores.lmdb.places import Places
 from registry.stores.lmdb.records import ENTRY, LEASED, U64, packed_entry
 
@@ -138,10 +139,15 @@ def _begin_again(env: Environment, txn: Any) -> None:
         for key, value in txn.cursor(env.meta)
         if key.startswith(b"revision\0")
     ]
-    before = max([env.life(txn), *(r for _, r in revisions)])
-    life = U64.pack(another_life(Revision(before)))
+    before = env.life(txn)
+    greatest = max([before, *(r for _, r in revisions)])
+    life = U64.pack(another_life(Revision(greatest)))
+    # A copy is in a life of its own from now on, as if it had been written alone.
+    txn.put(FORMER, U64.pack(before), db=env.meta, overwrite=False)
     txn.put(b"life", life, db=env.meta)
-    for key, _ in revisions:
+    for key, revision in revisions:
+        based = BASED + key.partition(b"\0")[2]
+        txn.put(based, U64.pack(revision), db=env.meta, overwrite=False)
         txn.put(key, life, db=env.meta)
         txn.put(b"trimmed\0" + key.partition(b"\0")[2], life, db=env.meta)
     at = (env.signed(txn, b"alive") or 0) + PAUSE_MS - (env.signed(txn, b"outages") or 0)

@@ -68,9 +68,8 @@ _BEYOND_KNOWN = 1 << 18
 _NOTHING = (Revision(0), Revision(0))
 # After it nothing changed: what is asked is how far a namespace is.
 _BEYOND = Revision(1 << 60)
-# Notes in the copy: of which registry it is one, in which of its lives it was last, and who this
-# machine is among the others.
-_COPY_OF, _LIFE, _NODE = "redis/copy-of", "redis/life", "redis/node"
+# Notes in the copy: of which registry it is one, and who this machine is among the others.
+_COPY_OF, _NODE = "redis/copy-of", "redis/node"
 # And which machines there are, this one among them, as far as it heard of them.
 _NODES = "redis/nodes"
 _ADOPTING = "adopting"
@@ -251,14 +250,16 @@ class Lives:
             parts = self._server.ask_each(self._look, begun.keys() | held.keys())
             seen = [part.revision for part in parts.values()]
             self._seen = max([self._seen, root.life or self._seen, *seen])
-            life = root.life
-            if life is None or root.run != root.server_run or life < self._noted_life():
+            life, former = root.life, self._copy.offering.former_life() if is_copy else 0
+            if life is None or root.run != root.server_run or life < former:
                 lost = True
             elif not lost:
                 lost = any(part.is_lost(life, begun.get(each)) for each, part in parts.items())
             is_own = False
             if life is None or lost:
                 life, is_own = self._begin(root, parts, is_copy=is_copy)
+                if not is_own and life < former:
+                    raise AnotherLifeError  # who was sooner knew less
             is_adopted = is_copy and self._copy.life() == life
             if not (is_own or is_adopted):
                 self._await_opened(life, held)
@@ -311,7 +312,8 @@ class Lives:
         The one that it is in, and whether it was this machine.
         """
         if root.life is not None or self._first_life is None:
-            known, beyond = max(self._seen, self._greatest()), _BEYOND_KNOWN
+            greatest = self._copy.offering.greatest() if is_copy else Revision(0)
+            known, beyond = max(self._seen, greatest), _BEYOND_KNOWN
         else:
             known, beyond = self._first_life, 0
         # One that knows of no other awaits nobody.
@@ -448,22 +450,6 @@ class Lives:
             if self._copy.life() == life and self._copy.revision(namespace) == after:
                 self._replace(life)
 
-    def _noted_life(self) -> Revision:
-        """The last of Redis' lives in which the copy was; 0 if in none."""
-        return Revision(int(self._copy.note(_LIFE) or 0))
-
-    def _greatest(self) -> Revision:
-        """The greatest revision of Redis' that the copy is sure to know.
-
-        After a power cut, or while it is written alone, the copy is in a life of its own, of which
-        the revisions are far beyond.
-        """
-        noted = self._noted_life()
-        if self._copy.life() != noted:
-            return noted
-        known = [self._copy.revision(namespace) for namespace in self._copy.namespaces()]
-        return max([noted, *known])
-
     # Giving back.
 
     def _give_back_all(
@@ -561,10 +547,9 @@ class Lives:
         )
         for namespace in given:
             self._copy.offering.touch(namespace, self._clock.mono_ms())
-        if not self._copy.take_up(life, taken, known):
+        if not self._copy.take_up(life, taken, known, self._notes(heard)):
             return False
         self._copy.extend_all(self._clock.mono_ms())
-        self._note_copy(life, heard)
         return True
 
     def _differences(self, life: Revision, namespace: Namespace, given: _Given) -> Dialog[TakenUp]:
@@ -598,16 +583,12 @@ class Lives:
         self._open_all(life, namespaces)  # one may just be begun by another machine
         heard = self._server.ask_each(self._records.last_batch, namespaces)
         contents = self._server.ask_each(partial(self._contents, life), namespaces)
-        if not self._copy.replace(life, contents, known):
-            return False
-        self._note_copy(life, heard)
-        return True
+        return self._copy.replace(life, contents, known, self._notes(heard))
 
-    def _note_copy(self, life: Revision, heard: Mapping[Namespace, bytes]) -> None:
-        self._copy.set_note(_LIFE, b"%d" % life)
-        for namespace, number in heard.items():
-            self._copy.set_note(heard_of(namespace), number)
-        self._copy.set_note(_COPY_OF, self._prefix.encode())
+    def _notes(self, heard: Mapping[Namespace, bytes]) -> dict[str, bytes]:
+        """What is noted where the copy becomes one."""
+        numbers = {heard_of(namespace): number for namespace, number in heard.items()}
+        return {_COPY_OF: self._prefix.encode(), **numbers}
 
     def _contents(self, life: Revision, namespace: Namespace) -> Dialog[Contents]:
         """All that Redis has of a namespace: page by page, and then what changed meanwhile."""
