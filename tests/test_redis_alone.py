@@ -20,6 +20,7 @@ from registry.model import (
     Revision,
 )
 from registry.store import Commit, Fence, Store
+from registry.stores.lmdb import copying
 from registry.stores.redis import RedisStore, scripts
 from registry.stores.redis import server as redis_server
 from registry.stores.redis.scripts import Script
@@ -282,6 +283,77 @@ def test_what_others_wrote_meanwhile_is_compared_though_the_copy_is_in_a_life_of
         assert {i.ip_addr for i in store.load(namespace).instances if i.id == "web:1"} == {
             "10.2.2.2"
         }
+
+
+def test_who_heard_a_machine_alone_misses_nothing_when_it_is_alone_again(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the same life of Redis, in which others changed something in between."""
+    here, there = machines.open("here", accepts=True), machines.open("there")
+    stop_threads(here, there)
+    here.commit(NS, put(sample_instance()))
+    steps = iter([1 << 40, 2 << 40])  # at random else, so each may be the greater one
+    monkeypatch.setattr(copying, "_random_step", lambda: next(steps))
+    here._copy.commit_alone(NS, [put(sample_instance(instance_id="alone"))])
+    heard, seen = here.revision(NS), listed(here)
+    here._lives.adopt()
+    there._follower.catch_up_all()
+    there.commit(NS, put(sample_instance(instance_id="between")))
+    here._follower.catch_up_all()
+    here._copy.commit_alone(NS, [put(sample_instance(instance_id="again"))])
+    told = here.changes(NS, heard)
+    assert told is None or seen | {each.instance.id for each in told if each.instance} == listed(
+        here
+    )
+    assert here.changes(NS, here.revision(NS)) == []
+
+
+def test_what_two_removed_alone_under_the_same_revision_stays_apart(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where both began at the same one, which is so unlikely that it is forced here."""
+    here, there = (machines.open(name, accepts=True) for name in ("here", "there"))
+    instances = [sample_instance(instance_id=f"web:{number}") for number in (1, 2, 3)]
+    revisions = here.commit_all(NS, [put(each) for each in instances])
+    there._follower.catch_up_all()
+    stop_threads(here, there)
+    began = Revision(here.revision(NS) + 1_000)
+    monkeypatch.setattr(copying, "_alone_from", lambda *_: began)
+    nodes = [store._lives.node.encode() for store in (here, there)]
+    for number, store in enumerate((here, there)):
+        gone = put(instances[number], expected=revisions[number], remove=True, lease=None)
+        assert store._copy.commit_alone(NS, [gone]) == [began + 1]
+        store._lives.know_of(nodes)
+    machines.forget()
+    for store in (here, there) * 2:
+        store._lives.adopt()
+        store._follower.catch_up_all()
+    for store in (here, there):
+        assert listed(store) == {"web:3"}
+        names = list(store._copy.offering.held(NS).revisions)
+        assert len(store._copy.offering.states(NS, names)) == 3
+
+
+def test_what_is_written_alone_while_the_copy_is_taken_up_again_is_offered(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = machines.open("here", accepts=True), machines.open("there")
+    known = here.commit(NS, put(sample_instance()))
+    stop_threads(here, there)
+    replace = here._copy.replace
+
+    def late(*arguments: Any) -> bool:
+        monkeypatch.undo()
+        here._copy.commit_alone(NS, [put(sample_instance(instance_id="web:2"))])
+        return replace(*arguments)
+
+    monkeypatch.setattr(here._copy, "replace", late)
+    here._lives.take_up_again(here.state().life, NS, known)
+    here._lives.adopt()
+    there._follower.catch_up_all()
+    there.commit(NS, put(sample_instance(instance_id="web:3")))
+    here._follower.catch_up_all()
+    assert listed(here) == listed(there) == {"web:1", "web:2", "web:3"}
 
 
 def test_what_two_machines_wrote_alone_is_compared_too(machines: Machines) -> None:

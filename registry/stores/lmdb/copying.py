@@ -20,7 +20,15 @@ from registry.stores.lmdb.environment import NOTE, Environment, items, key_of
 from registry.stores.lmdb.files import sealed
 from registry.stores.lmdb.leases import LeaseFile, Place
 from registry.stores.lmdb.log import size_of_removal
-from registry.stores.lmdb.offering import ALONE, BASED, FORMER, WRITTEN, based_on
+from registry.stores.lmdb.offering import (
+    ALONE,
+    BASED,
+    FORMER,
+    LAST_ALONE,
+    WRITTEN,
+    based_on,
+    former_life,
+)
 from registry.stores.lmdb.places import NO_LEASE, Places, pack, place_of
 from registry.stores.lmdb.records import (
     EVICTED,
@@ -30,8 +38,9 @@ from registry.stores.lmdb.records import (
     packed_entry,
 )
 
-# How far the revisions of what is written alone are beyond the present microsecond.
-_ALONE = 1 << 20
+# How far the revisions of what is written alone are beyond the present microsecond, at random: so
+# far that none of those of a life which begins soon is reached, nor what another writes alone.
+_ALONE = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +115,7 @@ class Copying:
         """Commit as ``commit_all``, though nobody can be asked who decides.
 
         From the first such commit the store is in a life of its own, and its revisions go on from
-        the present instant in microseconds, and a second or two: far beyond those of the life
-        before, which count changes, and soon below those of another, which begins at its instant.
-        So none is given to two states. What was written is noted (``offering``).
+        far beyond, so that none is given to two states. What was written is noted (``offering``).
         """
         env, name = self._env, namespace.encode()
 
@@ -117,7 +124,8 @@ class Copying:
             began = alone
             if began is None:
                 revisions = [env.revision(txn, each) for each in env.sizes(txn)]
-                began = _alone_from(max([known, life, *revisions]), SystemClock().wall_ms())
+                before = max([known, life, *revisions])
+                began = _alone_from(before, SystemClock().wall_ms(), env.number(txn, LAST_ALONE))
             based = U64.pack(based_on(env, txn, namespace))
             written = Written(namespace, Revision(max(began, known)), has_overrides=True)
             for commit in commits:
@@ -177,6 +185,11 @@ class Copying:
         meta = self._env.meta
         for note, value in notes.items():
             txn.put(NOTE + note.encode(), value, db=meta)
+        alone = txn.get(ALONE, db=meta)
+        if former_life(self._env, txn) != life:
+            txn.delete(LAST_ALONE, db=meta)
+        elif alone is not None:
+            txn.put(LAST_ALONE, alone, db=meta)
         txn.put(b"life", U64.pack(life), db=meta)
         txn.delete(ALONE, db=meta)
         txn.delete(FORMER, db=meta)
@@ -223,7 +236,8 @@ class Copying:
         """Hold this instead of all that was held, and have these notes, in one operation.
 
         Where it is ``known`` at which revisions the namespaces are, and any of them is at another,
-        nothing is done, and False returned. Else one that is further than the given contents stays.
+        nothing is done, and False returned. Nor where that is not known and the store is in another
+        life; else one that is further than the given contents stays.
 
         A lease that is held already, and ends later than the given one, stays as it is.
         """
@@ -231,7 +245,7 @@ class Copying:
 
         def write(txn: Any) -> list[tuple[Place, Lease]] | None:
             held = {each: env.revision(txn, each) for each in env.sizes(txn)}
-            if known is not None and not self._is_at(txn, known):
+            if env.life(txn) != life if known is None else not self._is_at(txn, known):
                 return None
             self._begin(txn, life, notes)
             slots: list[tuple[Place, Lease]] = []
@@ -317,6 +331,17 @@ class Copying:
             txn.put(b"expected\0" + name, packed, db=env.meta)
 
 
-def _alone_from(known: int, wall_ms: int) -> Revision:
-    step = random.SystemRandom().randrange(_ALONE, 2 * _ALONE)
-    return Revision(max(known, 1_000 * wall_ms) + step)
+def _alone_from(known: int, wall_ms: int, last: int | None) -> Revision:
+    """Where revisions of what is written alone begin, after those of the life before.
+
+    Who has one of the ``last`` time alone in the same life is not told of what came in between. So
+    each time begins half way to the one before, of which the revisions are unknown then; for some
+    twenty times in one life.
+    """
+    if last is not None and last - known > _ALONE >> 20:
+        return Revision(known + (last - known) // 2)
+    return Revision(max(known, 1_000 * wall_ms) + _random_step())
+
+
+def _random_step() -> int:
+    return random.SystemRandom().randrange(_ALONE, 2 * _ALONE)

@@ -21,6 +21,8 @@ ALONE, FORMER = b"alone", b"alone-after"
 
 It is in one of its own from the first such write on, or from a loss (``opening.py``).
 """
+LAST_ALONE = b"alone-last"
+"""In ``meta``: where those began that were written alone the last time, in the same life."""
 BASED, WRITTEN = b"based\0", b"alone\0"
 """In ``meta``, before a namespace: its last revision in that life; before a state's name: when."""
 

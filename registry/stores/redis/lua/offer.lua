@@ -52,7 +52,8 @@ for i = 1, #items, 8 do
   if is_news then
     given = given + 1
     local number = items[i + 1]
-    if is_taken or kind == 'o' or offered >= life then
+    -- Several may have written under the same number while each was alone.
+    if is_taken or kind == 'o' or written ~= '' or offered >= life then
       revision = revision + 1
       number = whole(revision)
     end
