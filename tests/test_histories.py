@@ -139,6 +139,17 @@ def test_nodes_may_be_late_and_never_go_back(operations: list[Operation], is_rig
     assert (found is not None) == is_right
 
 
+def test_an_order_is_found_among_the_many_of_what_was_cut_off() -> None:
+    """Of two writes at once it was not the likelier that was last, which only the end tells."""
+    at_once = [written(0, 2, 8), written(0, 3, 7)]
+    cut_off = [written(4 + each, NEVER, 100 + each, None) for each in range(10)]
+    late = [read(4 + each, 4.5 + each, 0)._replace(node=1) for each in range(10)]
+    last = [read(20, 21, 8)._replace(node=node, is_last=True) for node in range(3)]
+    found = explained_over_nodes([*at_once, *cut_off, *late, *last], 0, register_model, 3)
+    assert found is not None
+    assert found[:2] == [1, 0]
+
+
 def call(number: int, name: str, answer: Any, *, at_once: bool = False, **told: Any) -> Operation:
     """The call of this number; all of those that come ``at_once`` overlap."""
     sent, ended = (0, 1) if at_once else (number, number + 0.5)
