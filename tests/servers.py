@@ -25,6 +25,8 @@ ANOTHER_WORKER = {k: v for k, v in os.environ.items() if k == "WORKER_CLASS"}
 MEASURED = {k: v for k, v in os.environ.items() if k.startswith("COVERAGE_")}
 # What takes longer hangs. No verdict on how fast anything is: the machine may be slow, and busy.
 HANG_SECS = 600
+# So a lease that no test is about ends in none.
+LEASE_SECS = 6 * HANG_SECS
 JSON = {"Content-Type": "application/json", "Accept": "application/json"}
 
 
@@ -128,7 +130,7 @@ def instance_body(app: str, instance_id: str, /, **fields: Any) -> str:
         },
         "vipAddress": app.lower(),
         "metadata": {"zone": "a"},
-        "leaseInfo": {"renewalIntervalInSecs": 30, "durationInSecs": 90},
+        "leaseInfo": {"renewalIntervalInSecs": 30, "durationInSecs": LEASE_SECS},
         "lastDirtyTimestamp": "1700000000000",
     }
     return json.dumps({"instance": instance | fields})

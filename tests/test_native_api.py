@@ -738,8 +738,8 @@ def test_tags_and_metadata_cross_over(world: World) -> None:
 
 
 def test_a_eureka_instance_is_listed_and_only_its_status_can_be_set(world: World) -> None:
-    body = instance_body("SHOP", "shop:1", metadata={"zone": "a", "tags": "v1, blue"})
-    world.eureka("POST", "/apps/SHOP", body)
+    fields = {"metadata": {"zone": "a", "tags": "v1, blue"}, "leaseInfo": {"durationInSecs": 90}}
+    world.eureka("POST", "/apps/SHOP", instance_body("SHOP", "shop:1", **fields))
     shown = world.shown("shop:1")
     assert shown["endpoint"] == {"type": "http", "value": "host.local:8080"}
     assert (shown["tags"], shown["source"], shown["ttl"]) == (["v1", "blue"], "eureka", 90)

@@ -118,7 +118,8 @@ def test_an_export_of_what_was_imported_is_the_same() -> None:
 
 def test_a_lease_goes_on_where_it_stood() -> None:
     here, there = World(), World()
-    here.eureka("POST", "/apps/SHOP", instance_body("SHOP", "shop:1"))
+    body = instance_body("SHOP", "shop:1", leaseInfo={"durationInSecs": 90})
+    here.eureka("POST", "/apps/SHOP", body)
     here.pass_time(60)
     taken(there, *exported(here))
     there.pass_time(29)

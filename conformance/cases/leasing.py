@@ -7,7 +7,10 @@ a slow machine makes no case wrong.
 from __future__ import annotations
 
 import time
-from functools import partial
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial, wraps
+from typing import Any
 
 from conformance import documents
 from conformance.case import Catalogue, FailedError, Session, forms
@@ -15,6 +18,34 @@ from conformance.documents import FULL, Form, Instance
 
 catalogue = Catalogue()
 case = catalogue.case
+_TRIES = 20
+
+
+class LateError(Exception):
+    """An answer supposes a lease that may have ended before it came, so it tells nothing."""
+
+
+def in_time(play: Callable[..., None]) -> Callable[..., None]:
+    """Play a case again where this machine was too slow for what a lease allows while it lasts."""
+
+    @wraps(play)
+    def again(s: Session, *arguments: Any) -> None:
+        for _ in range(_TRIES):
+            with suppress(LateError):
+                return play(s, *arguments)
+        raise FailedError(f"answers within a lease of {s.target.lease} s")
+
+    return again
+
+
+def renewed(s: Session, sent: Instance, since: float, rest: str = "") -> float:
+    """Renew what was registered or renewed ``since`` then; when the request was sent."""
+    before = time.monotonic()
+    exchange = s.send("PUT", s.path(sent, rest))
+    if time.monotonic() >= since + s.target.lease:
+        raise LateError
+    s.status(exchange, 200)
+    return before
 
 
 def short(s: Session) -> dict[str, int]:
@@ -24,6 +55,18 @@ def short(s: Session) -> dict[str, int]:
 
 def listed(s: Session, sent: Instance) -> bool:
     return bool(s.listing("/apps").application(sent["app"]))
+
+
+def seen(s: Session, sent: Instance, since: float) -> None:
+    """It is listed, while its lease since then lasts."""
+
+    def check() -> None:
+        is_listed = listed(s, sent)
+        if time.monotonic() >= since + s.target.lease:
+            raise LateError
+        s.require(is_listed, "it to be listed")
+
+    s.eventually(check)
 
 
 def unread(s: Session, path: str) -> None:
@@ -54,45 +97,54 @@ def latest(s: Session, since: float, leases: float = 1) -> float:
     over={status: (status,) for status in documents.STATUSES},
     waits=True,
 )
+@in_time
 def an_instance_that_never_renews_goes_after_its_lease(s: Session, status: str) -> None:
     before = time.monotonic()
     sent = s.register(leaseInfo=short(s), status=status)
     after = time.monotonic()
-    s.eventually(lambda: s.require(listed(s, sent), "it to be listed"))
+    seen(s, sent, before)
     gone(s, sent, not_before=before + s.target.lease, by=latest(s, after))
 
 
 @case("lease", "Lease.renew; a genuine server adds the duration twice", waits=True)
+@in_time
 def a_renewed_instance_goes_after_its_lease(s: Session) -> None:
+    registering = time.monotonic()
     sent = s.register(leaseInfo=short(s))
     time.sleep(s.target.lease / 2)
-    before = time.monotonic()
-    s.status(s.send("PUT", s.path(sent)), 200)
+    before = renewed(s, sent, registering)
     after = time.monotonic()
     gone(s, sent, not_before=before + s.target.lease, by=latest(s, after, leases=2))
 
 
 @case("lease", "statusUpdate renews", waits=True)
+@in_time
 def an_override_renews_as_a_heartbeat_does(s: Session) -> None:
+    registering = time.monotonic()
     sent = s.register(leaseInfo=short(s))
     time.sleep(s.target.lease / 2)
-    before = time.monotonic()
-    s.status(s.send("PUT", s.path(sent, "/status?value=OUT_OF_SERVICE")), 200)
+    before = renewed(s, sent, registering, "/status?value=OUT_OF_SERVICE")
     after = time.monotonic()
     gone(s, sent, not_before=before + s.target.lease, by=latest(s, after, leases=2))
 
 
 @case("lease", "Lease.renew", waits=True)
+@in_time
 def an_instance_that_renews_stays(s: Session) -> None:
+    last = time.monotonic()
     sent = s.register(leaseInfo=short(s))
-    registered = s.instance(sent)["leaseInfo"]["registrationTimestamp"]
-    for _ in range(8):
+    first = None
+    for _ in range(9):
+        last = renewed(s, sent, last)
+        is_listed, exchange = listed(s, sent), s.get(s.path(sent))
+        if time.monotonic() >= last + s.target.lease:
+            raise LateError
+        s.require(is_listed, "it to stay listed")
+        s.status(exchange, 200)
+        registered = s.read(documents.instance, exchange)["leaseInfo"]["registrationTimestamp"]
+        first = first or registered
+        s.equal(registered, first, "registrationTimestamp")
         time.sleep(s.target.lease / 3)
-        s.status(s.send("PUT", s.path(sent)), 200)
-        s.require(listed(s, sent), "it to stay listed")
-    s.equal(
-        s.instance(sent)["leaseInfo"]["registrationTimestamp"], registered, "registrationTimestamp"
-    )
 
 
 @case("lease", "AbstractInstanceRegistry.register makes a new lease", waits=True)
@@ -104,9 +156,11 @@ def a_registration_with_a_longer_lease_gets_it(s: Session) -> None:
 
 
 @case("lease", "AbstractInstanceRegistry.evict; R22", over=forms(*FULL), waits=True)
+@in_time
 def what_was_evicted_is_in_the_delta_as_deleted(s: Session, form: Form) -> None:
+    registering = time.monotonic()
     sent = s.register(leaseInfo=short(s))
-    s.eventually(lambda: s.require(listed(s, sent), "it to be listed"))
+    seen(s, sent, registering)
     gone(s, sent, not_before=0, by=latest(s, time.monotonic()))
 
     def check() -> None:
@@ -119,10 +173,12 @@ def what_was_evicted_is_in_the_delta_as_deleted(s: Session, form: Form) -> None:
 
 
 @case("lease", "InstanceResource; the evicted client registers again; R4, R33", waits=True)
+@in_time
 def an_evicted_client_is_told_and_comes_back(s: Session) -> None:
+    registering = time.monotonic()
     sent = s.register(leaseInfo=short(s))
-    s.status(s.send("PUT", s.path(sent, "/status?value=OUT_OF_SERVICE")), 200)
-    s.eventually(lambda: s.require(listed(s, sent), "it to be listed"))
+    renewing = renewed(s, sent, registering, "/status?value=OUT_OF_SERVICE")
+    seen(s, sent, renewing)
     gone(s, sent, not_before=0, by=latest(s, time.monotonic(), leases=2))
     for path in (s.path(sent), f"/instances/{sent['instanceId']}", f"/apps/{sent['app']}"):
         s.eventually(partial(unread, s, path))
