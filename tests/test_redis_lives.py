@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -787,6 +788,33 @@ def test_a_machine_that_does_not_come_is_awaited_for_a_while(
     assert awaited(here) == []
     # It is not one of the machines any more.
     wait_until(lambda: known_to_each_other(here))
+
+
+def test_who_takes_long_to_adopt_a_life_waits_for_the_others_nevertheless(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = machines.open("here"), machines.open("there")
+    first = here.commit(NS, put(sample_instance()))
+    wait_until(lambda: there.revision(NS) == first and known_to_each_other(here, there))
+    stop_threads(here, there)
+    machines.forget()
+    monkeypatch.setattr(redis_store, "_AWAITS_SECS", 0.01)
+    adopt, run, commits = here._lives.adopt, here._server.run, list[None]()
+
+    def adopted_late(*, lost: bool = False) -> None:
+        adopt(lost=lost)
+        time.sleep(0.02)
+        commits.clear()
+
+    def counted_run(script: Script, *arguments: Any) -> Any:
+        commits.extend([None] * (script is scripts.COMMIT))
+        return run(script, *arguments)
+
+    monkeypatch.setattr(here._lives, "adopt", adopted_late)
+    monkeypatch.setattr(here._server, "run", counted_run)
+    with pytest.raises(AwaitedError):
+        here.commit(NS, put(sample_instance(instance_id="web:2")))
+    assert len(commits) > 1
 
 
 @pytest.mark.parametrize("before", [scripts.LIFE, scripts.OPENED], ids=["life", "opened"])

@@ -158,11 +158,11 @@ class RedisStore:
         ]
         most = None if None in limits else max(map(int, filter(None, limits)), default=0)
         evicts = any(commits[place].expected_deadline_mono_ms is not None for place in places)
-        awaits_until = time.monotonic() + _AWAITS_SECS
+        awaits_until: float | None = None  # from when it first has to: to adopt a life takes long
         refused_in: Revision | None = None
 
         def commit(life: Revision) -> tuple[Revision, Revision, Any]:
-            nonlocal refused_in
+            nonlocal refused_in, awaits_until
             heard, told = b"0", b"0"
             if evicts:
                 heard = self._copy.note(heard_of(namespace)) or b"0"
@@ -176,7 +176,9 @@ class RedisStore:
                     answer = self._server.run(scripts.COMMIT, namespace, life, *guards, *sent)
                     return life, after, answer
                 except AwaitedError:
-                    if time.monotonic() > awaits_until:
+                    now = time.monotonic()
+                    awaits_until = awaits_until or now + _AWAITS_SECS
+                    if now > awaits_until:
                         raise
                     time.sleep(_AGAIN_SECS)
                 except AnotherLifeError as error:
