@@ -272,6 +272,20 @@ def stop_threads(*stores: RedisStore) -> None:
             thread.join()
 
 
+def settle(*stores: RedisStore) -> None:
+    """Have all give back, and follow what the others gave."""
+    for _ in range(2):
+        for store in stores:
+            store._lives.adopt()
+    for store in stores:
+        store._follower.catch_up_all()
+
+
+def addresses(store: Store) -> dict[str, str]:
+    """Of all that is listed."""
+    return {each.id: each.ip_addr for each in store.load(DEFAULT_NAMESPACE).instances}
+
+
 def cut_power(store: RedisStore) -> None:
     """Do to a machine's copy what its next start does after a power cut."""
     env = store._copy.offering._env

@@ -26,7 +26,15 @@ from registry.stores.redis import server as redis_server
 from registry.stores.redis.scripts import Script
 from registry.testing import put, registry_on, sample_instance
 from tests.fake_link import FakeLink, Fault
-from tests.redis_suite import Machines, cut_power, lease_from, listed, mono, stop_threads
+from tests.redis_suite import (
+    Machines,
+    cut_power,
+    lease_from,
+    listed,
+    mono,
+    settle,
+    stop_threads,
+)
 from tests.servers import wait_until
 
 NS = DEFAULT_NAMESPACE
@@ -285,27 +293,81 @@ def test_what_others_wrote_meanwhile_is_compared_though_the_copy_is_in_a_life_of
         }
 
 
+@pytest.mark.parametrize(
+    "what",
+    [
+        *("nothing else", "Redis emptied", "Redis emptied before"),
+        *("power cut before", "power cut amid", "power cut then"),
+    ],
+)
 def test_who_heard_a_machine_alone_misses_nothing_when_it_is_alone_again(
-    machines: Machines, monkeypatch: pytest.MonkeyPatch
+    machines: Machines, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """In the same life of Redis, in which others changed something in between."""
+    """Though others changed something in between."""
     here, there = machines.open("here", accepts=True), machines.open("there")
     stop_threads(here, there)
     here.commit(NS, put(sample_instance()))
-    steps = iter([1 << 40, 2 << 40])  # at random else, so each may be the greater one
+    steps = iter([1, 1 << 40, 2 << 40])  # at random else, so each may be the greater one
     monkeypatch.setattr(copying, "_random_step", lambda: next(steps))
+    if what == "Redis emptied before":
+        here._copy.commit_alone(NS, [put(sample_instance(instance_id="before"))])
+        machines.forget()
+        settle(here, there)
+    else:
+        next(steps)
+    if what == "power cut before":
+        cut_power(here)
+        heard = Heard(here)
     here._copy.commit_alone(NS, [put(sample_instance(instance_id="alone"))])
-    heard, seen = here.revision(NS), listed(here)
-    here._lives.adopt()
-    there._follower.catch_up_all()
+    if what != "power cut before":
+        heard = Heard(here)
+    if what == "power cut amid":
+        cut_power(here)
+    if what == "Redis emptied":
+        machines.forget()
+    settle(here, there)
+    if what == "power cut then":
+        cut_power(here)
+        here._copy.commit_alone(NS, [put(sample_instance(instance_id="after"))])
+        settle(here, there)
     there.commit(NS, put(sample_instance(instance_id="between")))
-    here._follower.catch_up_all()
+    settle(here)
+    assert here.changes(NS, heard.revision) is None
     here._copy.commit_alone(NS, [put(sample_instance(instance_id="again"))])
-    told = here.changes(NS, heard)
-    assert told is None or seen | {each.instance.id for each in told if each.instance} == listed(
-        here
-    )
+    assert heard.comes_out_right()
     assert here.changes(NS, here.revision(NS)) == []
+
+
+def test_who_heard_a_machine_any_time_that_it_was_alone_misses_nothing(machines: Machines) -> None:
+    here, there = machines.open("here", accepts=True), machines.open("there")
+    stop_threads(here, there)
+    here.commit(NS, put(sample_instance()))
+    heard: list[Heard] = []
+    for number in range(50):
+        here._copy.commit_alone(NS, [put(sample_instance(instance_id=f"alone:{number}"))])
+        assert all(each.comes_out_right() for each in heard)
+        heard.append(Heard(here))
+        settle(here, there)
+        there.commit(NS, put(sample_instance(instance_id=f"between:{number}")))
+        settle(here)
+
+
+class Heard:
+    """What somebody knows who was told of everything until now."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.revision = store.load(NS).revision
+        self._known = listed(store)
+
+    def comes_out_right(self) -> bool:
+        """Whether what is told from then on leads to what is listed, or is said to be unknown."""
+        told = self._store.changes(NS, self.revision)
+        if told is None:
+            return True
+        named = {each.instance.id: each.removed for each in told if each.instance is not None}
+        gone = {name for name, is_removed in named.items() if is_removed}
+        return (self._known | named.keys()) - gone == listed(self._store)
 
 
 def test_what_two_removed_alone_under_the_same_revision_stays_apart(

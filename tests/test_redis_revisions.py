@@ -22,7 +22,7 @@ from registry.stores.redis import store as redis_store
 from registry.stores.redis.lives import Lives
 from registry.testing import put, sample_instance
 from tests.redis_servers import RedisServer
-from tests.redis_suite import Machines, cut_power, mono, stop_threads
+from tests.redis_suite import Machines, addresses, cut_power, mono, settle, stop_threads
 from tests.servers import wait_until
 
 NS = DEFAULT_NAMESPACE
@@ -248,19 +248,6 @@ def acknowledged(store: RedisStore, other: RedisStore) -> Revision:
 
     wait_until(is_taken, "the write is acknowledged")
     return found[0]
-
-
-def settle(*stores: RedisStore) -> None:
-    """Have all give back, and follow what the others gave."""
-    for _ in range(2):
-        for store in stores:
-            store._lives.adopt()
-    for store in stores:
-        store._follower.catch_up_all()
-
-
-def addresses(store: RedisStore) -> dict[str, str]:
-    return {each.id: each.ip_addr for each in store.load(NS).instances}
 
 
 @contextmanager

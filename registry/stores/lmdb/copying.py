@@ -27,7 +27,7 @@ from registry.stores.lmdb.offering import (
     LAST_ALONE,
     WRITTEN,
     based_on,
-    former_life,
+    leave_own_life,
 )
 from registry.stores.lmdb.places import NO_LEASE, Places, pack, place_of
 from registry.stores.lmdb.records import (
@@ -41,6 +41,8 @@ from registry.stores.lmdb.records import (
 # How far the revisions of what is written alone are beyond the present microsecond, at random: so
 # far that none of those of a life which begins soon is reached, nor what another writes alone.
 _ALONE = 1 << 40
+# How many of them one time alone may take, as far as the next begins below it.
+_BELOW = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,7 @@ class Copying:
                     txn.put(WRITTEN + key, at, db=env.meta)
             if written.last:
                 if alone is None:
+                    leave_own_life(env, txn)
                     # The logs go on: what they have of the former life is still told.
                     for each in {namespace, *env.sizes(txn)}:
                         trimmed = U64.pack(env.trimmed(txn, each))
@@ -185,11 +188,9 @@ class Copying:
         meta = self._env.meta
         for note, value in notes.items():
             txn.put(NOTE + note.encode(), value, db=meta)
-        alone = txn.get(ALONE, db=meta)
-        if former_life(self._env, txn) != life:
+        leave_own_life(self._env, txn)
+        if (self._env.number(txn, LAST_ALONE) or 0) <= life:
             txn.delete(LAST_ALONE, db=meta)
-        elif alone is not None:
-            txn.put(LAST_ALONE, alone, db=meta)
         txn.put(b"life", U64.pack(life), db=meta)
         txn.delete(ALONE, db=meta)
         txn.delete(FORMER, db=meta)
@@ -334,12 +335,11 @@ class Copying:
 def _alone_from(known: int, wall_ms: int, last: int | None) -> Revision:
     """Where revisions of what is written alone begin, after those of the life before.
 
-    Who has one of the ``last`` time alone in the same life is not told of what came in between. So
-    each time begins half way to the one before, of which the revisions are unknown then; for some
-    twenty times in one life.
+    Who has one of an own life before is not told of what came in between. So each begins below the
+    ``last``, where that one's revisions are not yet known; thousands of times in one life.
     """
-    if last is not None and last - known > _ALONE >> 20:
-        return Revision(known + (last - known) // 2)
+    if last is not None and last - known > 2 * _BELOW:
+        return Revision(last - _BELOW)
     return Revision(max(known, 1_000 * wall_ms) + _random_step())
 
 

@@ -22,7 +22,7 @@ ALONE, FORMER = b"alone", b"alone-after"
 It is in one of its own from the first such write on, or from a loss (``opening.py``).
 """
 LAST_ALONE = b"alone-last"
-"""In ``meta``: where those began that were written alone the last time, in the same life."""
+"""In ``meta``: where its own lives began, the least that is beyond the life that it is in."""
 BASED, WRITTEN = b"based\0", b"alone\0"
 """In ``meta``, before a namespace: its last revision in that life; before a state's name: when."""
 
@@ -33,6 +33,14 @@ def former_life(env: Environment, txn: Any) -> Revision:
     """The last life of where the truth is in which the store was, or is."""
     former = env.number(txn, FORMER)
     return Revision(env.life(txn) if former is None else former)
+
+
+def leave_own_life(env: Environment, txn: Any) -> None:
+    """Note where the store's own life began, if it is in one; before it is in another."""
+    if txn.get(FORMER, db=env.meta) is not None:
+        life = env.life(txn)
+        least = min(life, env.number(txn, LAST_ALONE) or life)
+        txn.put(LAST_ALONE, U64.pack(least), db=env.meta)
 
 
 def based_on(env: Environment, txn: Any, namespace: Namespace) -> Revision:
@@ -72,6 +80,8 @@ class State(NamedTuple):
     """The instance, or a removed one as it was last; empty of an override alone."""
     lease: Lease | None
     override: bytes
+    at_running_ms: int
+    """When it changed, on the store's clock; 0 where that was forgotten."""
 
 
 class Offering:
@@ -141,13 +151,16 @@ class Offering:
                 leased = txn.get(prefix + name, db=env.leased)
                 lease = None if leased is None else self._places.as_renewed(leased)
                 revision = Revision(U64.unpack_from(record)[0])
-                return State(name, revision, True, unsealed(record, U64.size), lease, override)
+                entry = txn.get(prefix + record[: U64.size], db=env.log)
+                at = 0 if entry is None else LogEntry.unpack(entry).at_running_ms
+                return State(name, revision, True, unsealed(record, U64.size), lease, override, at)
             removed = txn.get(prefix + name, db=env.removed)
             if removed is None:
                 return None
             entry = LogEntry.unpack(txn.get(prefix + removed, db=env.removal))
             last = unsealed(entry.encoded) if entry.encoded else b""
-            return State(name, Revision(U64.unpack(removed)[0]), False, last, None, override)
+            revision = Revision(U64.unpack(removed)[0])
+            return State(name, revision, False, last, None, override, entry.at_running_ms)
 
         def read(txn: Any) -> list[State]:
             return [found for name in names if (found := state(txn, name)) is not None]

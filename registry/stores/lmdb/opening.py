@@ -20,7 +20,7 @@ from registry.stores.lmdb import formats
 from registry.stores.lmdb.environment import I64, Environment
 from registry.stores.lmdb.folder import Folder
 from registry.stores.lmdb.leases import LeaseFile
-from registry.stores.lmdb.offering import BASED, FORMER
+from registry.stores.lmdb.offering import BASED, FORMER, leave_own_life
 from registry.stores.lmdb.places import Places
 from registry.stores.lmdb.records import ENTRY, LEASED, U64, packed_entry
 
@@ -142,6 +142,7 @@ def _begin_again(env: Environment, txn: Any) -> None:
     before = env.life(txn)
     greatest = max([before, *(r for _, r in revisions)])
     life = U64.pack(another_life(Revision(greatest)))
+    leave_own_life(env, txn)
     # A copy is in a life of its own from now on, as if it had been written alone.
     txn.put(FORMER, U64.pack(before), db=env.meta, overwrite=False)
     txn.put(b"life", life, db=env.meta)

@@ -112,8 +112,9 @@ class Follower:
         """Bring into the copy what changed since; ``StoreError``."""
         refused_in = None
         while True:
-            after = self._copy.revision(namespace)
+            # In this order: else it may be of a life in which the revision is beyond all others.
             life = self._copy.life()
+            after = self._copy.revision(namespace)
             try:
                 fetched = self._server.ask(self._records.fetch(life, namespace, after))
                 if fetched.is_far:
@@ -146,8 +147,8 @@ class Follower:
 
     def _begin_to_catch_up(self, namespace: Namespace) -> Dialog[bool]:
         """Bring the first changes into the copy; whether those were all."""
-        after = self._copy.revision(namespace)
         life = self._copy.life()
+        after = self._copy.revision(namespace)
         fetched = yield from self._records.fetch(life, namespace, after, is_first=True)
         if fetched.is_far:
             return False

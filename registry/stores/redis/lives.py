@@ -479,8 +479,7 @@ class Lives:
             wanted = [
                 name
                 for name, revision in held.revisions.items()
-                if revision > (known := states.get(name, _NOTHING)[1])
-                or (name in written and revision != known)
+                if _may_lack(revision, states.get(name, _NOTHING), is_alone=name in written)
             ]
         if wanted or held.unlisted_overrides or not theirs.is_taken:
             count = yield from self._offer(life, namespace, held, wanted)
@@ -515,6 +514,7 @@ class Lives:
     def _item(self, held: Held, state: State) -> tuple[bytes, ...]:
         """A state as it is offered."""
         now = self._clock.mono_ms()  # the instant of writing may be of an earlier boot
+        changed = now - (self._copy.running_ms(now) - state.at_running_ms)
         lease, written = state.lease, held.written.get(state.name)
         if written is not None:
             lease = lease and self._from_now(lease)
@@ -526,7 +526,7 @@ class Lives:
             b"" if lease is None else self._records.told(lease).encode(),
             state.override,
             b"" if written is None else b"%d" % self._server.time_of(min(written, now)),
-            b"" if written is None else b"%d" % held.based_on,
+            b"%d" % (self._server.time_of(changed) if written is None else held.based_on),
         )
 
     # Taking up.
@@ -650,3 +650,15 @@ class Lives:
         """A lease with its whole duration left: while it was not followed it may have renewed."""
         deadline = self._clock.mono_ms() + lease.duration_ms
         return lease._replace(deadline_mono_ms=max(deadline, lease.deadline_mono_ms))
+
+
+def _may_lack(revision: Revision, there: tuple[Revision, Revision], *, is_alone: bool) -> bool:
+    """Whether Redis may lack a state that is held with a revision, beside what is ``there``.
+
+    Of that the revision is given, and that with which it was given back; which is beyond, and tells
+    nothing beside others, where it was written alone. ``is_alone``: the held one was.
+    """
+    known, before = there
+    if is_alone:
+        return revision != before
+    return revision > before or (before > known and revision != known)

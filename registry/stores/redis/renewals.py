@@ -163,6 +163,8 @@ class Teller:
             stored = orjson.loads(copy.note(_COUNTED) or b"[]")
             self._counted = {(Namespace(name), window): n for name, window, n in stored}
         known = {namespace: copy.revision(namespace) for namespace in copy.namespaces()}
+        if copy.life() != life:
+            return  # and those revisions may be of another
         seen, renewed = copy.renewed_since(self._seen)
         heard, self._heard = self._heard, {}
         told: dict[Namespace, list[Renewed]] = {}

@@ -29,7 +29,7 @@ moved as a whole.
 | ``override`` | hash | id → status |
 | ``log`` | sorted set | instance, by the revision of its last change |
 | ``change`` | hash | instance → instant, kind, and a removed instance's last state |
-| ``was`` | hash | instance → its revision now, that which it was given back with; written when |
+| ``was`` | hash | instance → revision now, as it was given back, when written, alone after which |
 | ``evicted`` | hash | second → how many were evicted in it |
 | ``fences`` | hash | lock → the greatest token that was told of |
 | ``renewed`` | stream | the latest batches of renewals, by their numbers |

@@ -1,6 +1,7 @@
 -- run, life, now, node, expected clients; then, as one, eight for each: name, revision that
 -- it had (0: unknown), its state, whether it is removed ('r') or an override alone ('o'), lease,
--- override; and where it was written while Redis was away, when, and after which revision.
+-- override; and where it was written while Redis was away, when, and after which revision, else
+-- nothing, and when it changed as far as that is known.
 local lost = check_life()
 if lost then return lost end
 local meta = call('HMGET', P .. 'meta', 'revision', 'taken', 'size')
@@ -13,15 +14,16 @@ local given, step = 0, 0
 local function dirty_of(state)
   return state and state ~= '' and cjson.decode(state)[DIRTY] or 0
 end
--- Whether a state that was written while Redis was away is later than what others wrote meanwhile:
--- by the instance's own timestamp, and among equal ones by when each was written.
-local function is_later(name, stored, was_at, state, written)
+-- Whether a state is later than the one that there is, or was, where revisions do not tell: for one
+-- of them was written while Redis was away. By the instance's own timestamp, and among equal ones by
+-- when each was written.
+local function is_later(state, at, name, stored, was_at)
   local change = call('HGET', P .. 'change', name)
   local other_at, _, last_state = string.match(change or '0 0 ', '^(%S+) (%S+) (.*)$')
   local theirs = dirty_of(stored and string.match(stored, '^%d+ (.*)$') or last_state)
   local mine = dirty_of(state)
   if mine ~= theirs then return mine > theirs end
-  return tonumber(written) > tonumber(was_at or other_at)
+  return tonumber(at) > tonumber(was_at or other_at)
 end
 local items = unpacked(ARGV[6])
 for i = 1, #items, 8 do
@@ -31,23 +33,34 @@ for i = 1, #items, 8 do
   local stored = call('HGET', P .. 'record', name)
   local known = stored and tonumber(string.match(stored, '^(%d+)'))
     or tonumber(call('ZSCORE', P .. 'log', name) or 0)
-  local was, was_at = call('HGET', P .. 'was', name), nil
+  -- What the state that there is was given back as, and when it was written; and where that was
+  -- while Redis was away, after which revision: then its revision there tells nothing beside others'.
+  local was, was_at, was_based = call('HGET', P .. 'was', name), nil, nil
   local earlier = known
   if was then
-    local then_, before, when = string.match(was, '^(%d+) (%d+) ?(%d*)')
+    local then_, before, when, based = string.match(was, '^(%d+) (%d+) ?(%d*) ?(%d*)')
     if tonumber(then_) == known then
-      earlier = tonumber(before)
+      earlier, was_based = tonumber(before), tonumber(based)
       if when ~= '' then was_at = when end
     end
   end
+  local last = was_based and known or earlier
   local has_override = call('HGET', P .. 'override', id)
+  local changes = stored or kind ~= 'r' or known == 0
   local is_news
   if kind == 'o' and offered == 0 then
     is_news = known == 0 and not has_override
-  elseif written ~= '' and earlier > tonumber(items[i + 7]) and earlier ~= offered then
-    is_news = is_later(name, stored, was_at, state, written)
+  elseif earlier == offered then
+    is_news = false
+  elseif written ~= '' and last > tonumber(items[i + 7]) then
+    is_news = is_later(state, written, name, stored, was_at)
+  elseif written ~= '' then
+    is_news = changes
+  elseif was_based and offered <= known then
+    is_news = offered > was_based and offered ~= known and kind ~= 'o' and changes
+      and is_later(state, tonumber(items[i + 7]) or 0, name, stored, was_at)
   else
-    is_news = offered > earlier and (stored or kind ~= 'r' or known == 0)
+    is_news = offered > last and changes
   end
   if is_news then
     given = given + 1
@@ -57,8 +70,9 @@ for i = 1, #items, 8 do
       revision = revision + 1
       number = whole(revision)
     end
-    if number ~= items[i + 1] or written ~= '' then
-      call('HSET', P .. 'was', name, number .. ' ' .. items[i + 1] .. ' ' .. written)
+    if number ~= items[i + 1] or kind == 'r' then
+      local as = items[i + 1] .. ' ' .. (written == '' and items[i + 7] or written .. ' ' .. items[i + 7])
+      call('HSET', P .. 'was', name, number .. ' ' .. as)
     end
     local bits = 0
     if override ~= '' then

@@ -1,0 +1,191 @@
+"""What a machine wrote while Redis was away, beside what others wrote: the later one stays.
+
+Whoever offers it first, whatever Redis lost meanwhile, and however often it was offered.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from registry.model import DEFAULT_NAMESPACE, Instance, Revision
+from registry.stores.redis import RedisStore
+from registry.testing import put, sample_instance
+from tests.redis_suite import Machines, addresses, lease_from, mono, settle, stop_threads
+
+NS = DEFAULT_NAMESPACE
+pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("no_defects")]
+HERE, THERE = "10.1.1.1", "10.2.2.2"
+
+
+class Pair:
+    """Two machines that list web:1; ``here`` writes alone. They do only what they are told to."""
+
+    def __init__(self, machines: Machines) -> None:
+        self._machines = machines
+        self.here = machines.open("here", accepts=True)
+        self.there = machines.open("there", accepts=True)
+        first = put(sample_instance(), lease=lease_from(mono()), at_mono_ms=mono())
+        self.here.commit(NS, first)
+        stop_threads(self.here, self.there)
+        self.there._follower.catch_up_all()
+        self._began = mono()
+        for store in (self.here, self.there):
+            store._lives.know_of([each._lives.node.encode() for each in (self.here, self.there)])
+
+    def write(self, store: RedisStore, at: int, *, alone: bool = False, **fields: Any) -> None:
+        """Register web:1 with these fields, or cancel it where there are none, at an instant."""
+        known: Instance | None = next(iter(store.load(NS).instances), None)
+        changed = (known or sample_instance())._replace(**fields)
+        expected = Revision(0) if known is None else known.revision
+        commit = put(changed, expected=expected, lease=lease_from(mono()))
+        if not fields:
+            commit = commit._replace(remove=True, lease=None)
+        commit = commit._replace(at_mono_ms=self._began + at)
+        (store._copy.commit_alone if alone else store.commit_all)(NS, [commit])
+
+    def settle(self, first: str = "here") -> None:
+        settle(*((self.here, self.there) if first == "here" else (self.there, self.here)))
+
+    def agree(self) -> dict[str, str]:
+        """What both list, and go on listing."""
+        assert addresses(self.here) == addresses(self.there)
+        expected = addresses(self.here)
+        self.settle()
+        assert addresses(self.here) == addresses(self.there) == expected
+        return expected
+
+    def snapshot(self) -> dict[bytes, bytes]:
+        """What a replica has that hears of nothing from now on."""
+        prefix = self._machines.prefix
+        with self._machines.server.client() as client:
+            names = client.keys(f"{{{prefix}}}:*") + client.keys(f"{{{prefix}:*")
+            return {name: client.dump(name) for name in names}
+
+    def fail_over(self, replica: dict[bytes, bytes]) -> None:
+        """Have Redis be as a replica of it was."""
+        self._machines.forget()
+        with self._machines.server.client() as client:
+            for name, value in replica.items():
+                client.restore(name, 0, value)
+
+    def lose(self) -> None:
+        """Have Redis lose everything."""
+        self._machines.forget()
+
+
+@pytest.fixture
+def pair(fragile: Machines) -> Pair:
+    return Pair(fragile)
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_followed_a_write_alone_is_given_back_where_a_replica_lacks_it(
+    pair: Pair, alone: bool, is_cancelled: bool
+) -> None:
+    pair.write(pair.here, 0, alone=alone, ip_addr=HERE, last_dirty_ms=5_000)
+    pair.settle()
+    assert pair.agree() == {"web:1": HERE}
+    replica = pair.snapshot()
+    later = {} if is_cancelled else {"ip_addr": THERE, "last_dirty_ms": 6_000}
+    pair.write(pair.there, 1_000, **later)
+    pair.here._follower.catch_up_all()
+    pair.fail_over(replica)
+    pair.there._lives.adopt(lost=True)
+    pair.settle()
+    assert pair.agree() == ({} if is_cancelled else {"web:1": THERE})
+
+
+@pytest.mark.parametrize("first", ["here", "there"])
+@pytest.mark.parametrize("later", ["here", "there"])
+def test_of_a_write_alone_and_one_that_redis_lost_the_newer_stays_whoever_offers_it_first(
+    pair: Pair, first: str, later: str
+) -> None:
+    dirty = (6_000, 5_000) if later == "here" else (5_000, 6_000)
+    pair.write(pair.here, 0, alone=True, ip_addr=HERE, last_dirty_ms=dirty[0])
+    pair.write(pair.there, 0, ip_addr=THERE, last_dirty_ms=dirty[1])
+    pair.lose()
+    pair.settle(first)
+    assert pair.agree() == {"web:1": HERE if later == "here" else THERE}
+
+
+@pytest.mark.parametrize("first", ["here", "there"])
+@pytest.mark.parametrize("cancelled_at", [-1_000, 1_000])
+def test_of_equal_timestamps_the_later_write_stays_where_redis_lost_both(
+    pair: Pair, cancelled_at: int, first: str
+) -> None:
+    """A cancel has the timestamp of what it cancels."""
+    pair.write(pair.here, 0, alone=True, ip_addr=HERE)
+    pair.write(pair.there, cancelled_at)
+    pair.lose()
+    pair.settle(first)
+    assert pair.agree() == ({"web:1": HERE} if cancelled_at < 0 else {})
+
+
+def test_what_others_only_gave_back_is_not_what_they_wrote_meanwhile(
+    pair: Pair, fragile: Machines
+) -> None:
+    """Though it got another revision, since a machine was there already; and by whatever clock."""
+    pair.write(pair.here, -5_000, alone=True)
+    pair.lose()
+    third = fragile.open("third")
+    stop_threads(third)
+    third.commit(NS, put(sample_instance(instance_id="web:2")))
+    before = pair.there.revision(NS)
+    pair.there._lives.adopt()
+    assert {each.id for each in pair.there.load(NS).instances if each.revision > before} == {
+        "web:1",
+        "web:2",
+    }
+    pair.settle()
+    assert pair.agree().keys() == {"web:2"}
+
+
+def test_a_cancel_of_what_was_offered_stays_though_who_offered_it_did_not_hear(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was killed before it took up what it had offered, and offers it again."""
+    pair.write(pair.here, 0, alone=True, ip_addr=HERE, last_dirty_ms=5_000)
+
+    class KilledError(Exception):
+        pass
+
+    def killed(*_: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pair.here._copy, "take_up", killed)
+        with pytest.raises(KilledError):
+            pair.here._lives.adopt()
+    pair.there._follower.catch_up_all()
+    assert addresses(pair.there) == {"web:1": HERE}
+    pair.write(pair.there, 1_000)
+    pair.lose()
+    pair.settle()
+    assert pair.agree() == {}
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_nobody_else_touched_is_taken_as_it_is_also_a_second_time(
+    pair: Pair, alone: bool
+) -> None:
+    """Though the machine's clock was set back in between."""
+    pair.write(pair.here, 0, alone=alone, ip_addr=HERE)
+    pair.settle()
+    pair.write(pair.here, -2_000, alone=True)
+    pair.settle()
+    assert pair.agree() == {}
+
+
+@pytest.mark.parametrize("first", ["here", "there"])
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_what_one_wrote_alone_another_cancels_alone(pair: Pair, first: str, is_lost: bool) -> None:
+    pair.write(pair.here, 0, alone=True, ip_addr=HERE, last_dirty_ms=5_000)
+    pair.settle()
+    pair.write(pair.there, 0, alone=True)
+    if is_lost:
+        pair.lose()
+    pair.settle(first)
+    assert pair.agree() == {}
