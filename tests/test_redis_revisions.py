@@ -45,9 +45,7 @@ def test_a_machine_that_knows_little_begins_no_life_below_what_others_know(
     revision = acknowledged(there, here)
     assert revision > known
     settle(here, there)
-    for store in (here, there):
-        assert addresses(store) == {"web:1": _NEW, "web:2": _OLD}
-        assert store.revision(NS) >= revision
+    assert both_list_it(here, there, revision)
 
 
 @pytest.mark.slow
@@ -65,9 +63,7 @@ def test_wherever_in_a_machines_first_requests_redis_loses_everything_revisions_
             revision = acknowledged(there, here)
         assert revision > known
         settle(here, there)
-        for store in (here, there):
-            assert addresses(store) == {"web:1": _NEW, "web:2": _OLD}
-            assert store.revision(NS) >= revision
+        assert both_list_it(here, there, revision)
         machines.close()
         if not is_lost():
             break
@@ -248,6 +244,14 @@ def acknowledged(store: RedisStore, other: RedisStore) -> Revision:
 
     wait_until(is_taken, "the write is acknowledged")
     return found[0]
+
+
+def both_list_it(here: RedisStore, there: RedisStore, revision: Revision) -> bool:
+    """Whether both list what was acknowledged with a revision, and are as far."""
+    return all(
+        addresses(store) == {"web:1": _NEW, "web:2": _OLD} and store.revision(NS) >= revision
+        for store in (here, there)
+    )
 
 
 @contextmanager

@@ -48,15 +48,15 @@ for i = 1, #items, 8 do
   local has_override = call('HGET', P .. 'override', id)
   local changes = stored or kind ~= 'r' or known == 0
   local is_news
-  if kind == 'o' and offered == 0 then
+  if kind == 'o' and offered == 0 then -- an override of nothing that is listed
     is_news = known == 0 and not has_override
-  elseif earlier == offered then
+  elseif earlier == offered then -- offered before
     is_news = false
-  elseif written ~= '' and last > tonumber(items[i + 7]) then
+  elseif written ~= '' and last > tonumber(items[i + 7]) then -- others wrote too since then
     is_news = is_later(state, written, name, stored, was_at)
-  elseif written ~= '' then
+  elseif written ~= '' then -- nobody else touched it
     is_news = changes
-  elseif was_based and offered <= known then
+  elseif was_based and offered <= known then -- perhaps written beside what was written alone
     is_news = offered > was_based and offered ~= known and kind ~= 'o' and changes
       and is_later(state, tonumber(items[i + 7]) or 0, name, stored, was_at)
   else
@@ -71,8 +71,8 @@ for i = 1, #items, 8 do
       number = whole(revision)
     end
     if number ~= items[i + 1] or kind == 'r' then
-      local as = items[i + 1] .. ' ' .. (written == '' and items[i + 7] or written .. ' ' .. items[i + 7])
-      call('HSET', P .. 'was', name, number .. ' ' .. as)
+      local when = written == '' and items[i + 7] or written .. ' ' .. items[i + 7]
+      call('HSET', P .. 'was', name, number .. ' ' .. items[i + 1] .. ' ' .. when)
     end
     local bits = 0
     if override ~= '' then
