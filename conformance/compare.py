@@ -48,8 +48,6 @@ OURS = {
     "redis+cluster": "three nodes on a Redis Cluster",
     "redis+sentinel": "three nodes on Redis, over a failover",
 }
-# A Cluster's nodes do all that those on a single server do.
-USUAL = ("lmdb", "redis+cluster", "redis+sentinel")
 FAILING_OVER = OURS["redis+sentinel"]
 # How many workers each has.
 NODES = (2, 1, 1)
@@ -485,10 +483,9 @@ def main() -> int:
     parser.add_argument(
         "--stores",
         type=named_stores,
-        default=list(USUAL),
+        default=list(OURS),
         metavar="NAMES",
-        help=f"what this project's runs on: a comma list of {', '.join(STORES)} (default: "
-        f"{','.join(USUAL)})",
+        help=f"what this project's runs on: a comma list of {', '.join(STORES)} (default: all)",
     )
     parser.add_argument(
         "--examples",
