@@ -10,9 +10,20 @@ from typing import Any
 import pytest
 
 from registry.model import DEFAULT_NAMESPACE, Instance, Revision
+from registry.stores.lmdb import copying
+from registry.stores.lmdb.offering import LAST_ALONE
+from registry.stores.lmdb.records import U64
 from registry.stores.redis import RedisStore
 from registry.testing import put, sample_instance
-from tests.redis_suite import Machines, addresses, lease_from, mono, settle, stop_threads
+from tests.redis_suite import (
+    Machines,
+    addresses,
+    cut_power,
+    lease_from,
+    mono,
+    settle,
+    stop_threads,
+)
 
 NS = DEFAULT_NAMESPACE
 pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("no_defects")]
@@ -39,9 +50,12 @@ class Pair:
         known: Instance | None = next(iter(store.load(NS).instances), None)
         changed = (known or sample_instance())._replace(**fields)
         expected = Revision(0) if known is None else known.revision
-        commit = put(changed, expected=expected, lease=lease_from(mono()))
+        step = int(known is None)
+        commit = put(
+            changed, expected=expected, lease=lease_from(mono()), expected_clients_step=step
+        )
         if not fields:
-            commit = commit._replace(remove=True, lease=None)
+            commit = commit._replace(remove=True, lease=None, expected_clients_step=-1)
         commit = commit._replace(at_mono_ms=self._began + at)
         (store._copy.commit_alone if alone else store.commit_all)(NS, [commit])
 
@@ -141,6 +155,100 @@ def test_what_others_only_gave_back_is_not_what_they_wrote_meanwhile(
     }
     pair.settle()
     assert pair.agree().keys() == {"web:2"}
+
+
+@pytest.mark.parametrize("first", ["here", "there"])
+@pytest.mark.parametrize("redis", ["keeps all", "begins again", "loses all", "loses all twice"])
+def test_of_two_registrations_with_equal_timestamps_the_later_stays(
+    pair: Pair, redis: str, first: str
+) -> None:
+    """Though the earlier one counts as changed when Redis began again, or it was given back."""
+    pair.write(pair.there, -5_000, ip_addr=THERE)
+    pair.write(pair.here, -2_000, alone=True, ip_addr=HERE)
+    if redis == "begins again":
+        pair.there._lives.adopt(lost=True)
+    elif redis != "keeps all":
+        pair.lose()
+    if redis == "loses all twice":
+        pair.there._lives.adopt()
+        pair.lose()
+    pair.settle(first)
+    assert pair.agree() == {"web:1": HERE}
+
+
+def test_an_older_write_does_not_come_back_by_a_power_cut(pair: Pair) -> None:
+    """At a machine that had not heard of the later one: after it, all counts as just changed."""
+    pair.write(pair.there, -5_000, ip_addr=THERE)
+    pair.write(pair.here, -2_000, alone=True, ip_addr=HERE)
+    pair.here._lives.adopt()
+    assert addresses(pair.here) == {"web:1": HERE}
+    pair.there._copy._coordination._note_running(mono())
+    cut_power(pair.there)
+    pair.settle("there")
+    assert pair.agree() == {"web:1": HERE}
+
+
+def test_an_older_write_does_not_come_back_by_an_outage(pair: Pair) -> None:
+    """In which the store's clock stands still."""
+    pair.write(pair.there, -50_000, ip_addr=THERE)
+    now = mono()
+    for at in (now, now + 60_000):
+        pair.there._copy._coordination._note_running(at)
+    pair.write(pair.here, -20_000, alone=True, ip_addr=HERE)
+    pair.lose()
+    pair.settle("here")
+    assert pair.agree() == {"web:1": HERE}
+
+
+@pytest.mark.parametrize("first", ["here", "there"])
+def test_a_newer_write_is_offered_also_where_its_revision_is_beyond_the_one_given_alone(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """As after weeks in one life, where a machine is alone another time."""
+    monkeypatch.setattr(copying, "_BELOW", 1_000)
+    last = U64.pack(pair.here.revision(NS) + 2_002)
+    env = pair.here._copy.offering._env
+    env.write(lambda txn: txn.put(LAST_ALONE, last, db=env.meta))
+    pair.write(pair.here, 0, alone=True, ip_addr=HERE, last_dirty_ms=5_000)
+    pair.write(pair.there, 0, ip_addr=THERE, last_dirty_ms=6_000)
+    pair.lose()
+    pair.settle(first)
+    assert pair.agree() == {"web:1": THERE}
+
+
+@pytest.mark.parametrize("is_cancelled_alone", [True, False])
+def test_who_is_expected_to_renew_is_who_stays(pair: Pair, is_cancelled_alone: bool) -> None:
+    """Whatever the machine that gave back first had counted."""
+    pair.here.set_expected_clients(NS, 5)
+    pair.there._copy.set_expected_clients(NS, 5)
+    if is_cancelled_alone:
+        pair.write(pair.here, 0, alone=True)
+        pair.write(pair.there, 1_000, ip_addr=THERE, last_dirty_ms=6_000)
+    else:
+        pair.write(pair.here, 0, alone=True, ip_addr=HERE)
+        pair.write(pair.there, 1_000)
+    pair.lose()
+    pair.settle("here")
+    assert pair.agree() == ({"web:1": THERE} if is_cancelled_alone else {})
+    for store in (pair.here, pair.there):
+        assert store.expected_clients(NS) == (5 if is_cancelled_alone else 4)
+
+
+def test_what_got_another_revision_as_it_was_given_back_is_not_given_back_again(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing was written alone, and Redis has all that the machines have."""
+    pair.write(pair.there, 0, ip_addr=THERE)
+    pair.lose()
+    pair.settle("here")  # who did not hear of it has taken the life up before
+    assert pair.agree() == {"web:1": THERE}
+    known = {each.revision for each in pair.there.load(NS).instances}
+    for _ in range(2):
+        caplog.clear()
+        pair.here._lives.adopt(lost=True)
+        pair.settle("there")
+        assert [each.message for each in caplog.records if "gave" in each.message] == []
+    assert {each.revision for each in pair.there.load(NS).instances} == known
 
 
 def test_a_cancel_of_what_was_offered_stays_though_who_offered_it_did_not_hear(

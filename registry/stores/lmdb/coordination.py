@@ -114,6 +114,7 @@ class Coordination:
             if alive is not None and now_mono_ms - alive > PAUSE_MS:
                 outages += now_mono_ms - alive - PAUSE_MS
                 txn.put(b"outages", I64.pack(outages), db=self._env.meta)
+                txn.put(b"resumed", I64.pack(now_mono_ms - outages), db=self._env.meta)
             txn.put(b"alive", I64.pack(now_mono_ms), db=self._env.meta)
             self._live.show_clock(now_mono_ms, outages)
 

@@ -87,7 +87,7 @@ class Log:
             name = value[ENTRY.size :]
             instance = listed(name)
             change = Change(instance.revision, at_running_ms, instance)
-            if kind:
+            if kind & OF_OVERRIDE:
                 change = change._replace(override=self._override_of(txn, namespace, name))
             found.append(change)
         for key, value in items(txn, self._env.removal, namespace, last):

@@ -14,7 +14,7 @@ from registry.stores.lmdb.environment import Environment, items
 from registry.stores.lmdb.files import unsealed
 from registry.stores.lmdb.leases import LeaseFile
 from registry.stores.lmdb.places import Places
-from registry.stores.lmdb.records import U64, LogEntry, packed_entry
+from registry.stores.lmdb.records import ENTRY, TOUCHED, U64, LogEntry, packed_entry
 
 ALONE, FORMER = b"alone", b"alone-after"
 """In ``meta``: where the revisions of what is written alone began; the life before the store's own.
@@ -80,8 +80,8 @@ class State(NamedTuple):
     """The instance, or a removed one as it was last; empty of an override alone."""
     lease: Lease | None
     override: bytes
-    at_running_ms: int
-    """When it changed, on the store's clock; 0 where that was forgotten."""
+    at_running_ms: int | None
+    """When it changed, on the store's clock; None where that is not known any more."""
 
 
 class Offering:
@@ -144,6 +144,12 @@ class Offering:
         """What is under some names, where anything is; ``StoreError``."""
         env, prefix = self._env, namespace.encode() + b"\0"
 
+        def instant(txn: Any, entry: bytes | None) -> int | None:
+            at, kind, _ = (0, TOUCHED, 0) if entry is None else ENTRY.unpack_from(entry)
+            # Running time stands still while the server does not run, or Redis is away.
+            resumed = env.signed(txn, b"resumed")
+            return None if kind & TOUCHED or (resumed is not None and at <= resumed) else at
+
         def state(txn: Any, name: bytes) -> State | None:
             override = txn.get(prefix + name.split(b"\0")[1], b"", db=env.override)
             record = txn.get(prefix + name, db=env.record)
@@ -151,16 +157,17 @@ class Offering:
                 leased = txn.get(prefix + name, db=env.leased)
                 lease = None if leased is None else self._places.as_renewed(leased)
                 revision = Revision(U64.unpack_from(record)[0])
-                entry = txn.get(prefix + record[: U64.size], db=env.log)
-                at = 0 if entry is None else LogEntry.unpack(entry).at_running_ms
+                at = instant(txn, txn.get(prefix + record[: U64.size], db=env.log))
                 return State(name, revision, True, unsealed(record, U64.size), lease, override, at)
             removed = txn.get(prefix + name, db=env.removed)
             if removed is None:
                 return None
-            entry = LogEntry.unpack(txn.get(prefix + removed, db=env.removal))
+            stored = txn.get(prefix + removed, db=env.removal)
+            entry = LogEntry.unpack(stored)
             last = unsealed(entry.encoded) if entry.encoded else b""
             revision = Revision(U64.unpack(removed)[0])
-            return State(name, revision, False, last, None, override, entry.at_running_ms)
+            at = instant(txn, stored)
+            return State(name, revision, False, last, None, override, at)
 
         def read(txn: Any) -> list[State]:
             return [found for name in names if (found := state(txn, name)) is not None]
@@ -178,7 +185,7 @@ class Offering:
             for number, (key, value) in enumerate(items(txn, env.record, namespace, last)):
                 if number == _TOUCHED_AT_ONCE:
                     return True
-                txn.put(prefix + value[:8], packed_entry(at, 0, key), db=env.log)
+                txn.put(prefix + value[:8], packed_entry(at, TOUCHED, key), db=env.log)
                 last = key
             return False
 

@@ -22,7 +22,7 @@ from registry.stores.lmdb.folder import Folder
 from registry.stores.lmdb.leases import LeaseFile
 from registry.stores.lmdb.offering import BASED, FORMER, leave_own_life
 from registry.stores.lmdb.places import Places
-from registry.stores.lmdb.records import ENTRY, LEASED, U64, packed_entry
+from registry.stores.lmdb.records import ENTRY, LEASED, TOUCHED, U64, packed_entry
 
 
 class Opened(NamedTuple):
@@ -154,7 +154,7 @@ def _begin_again(env: Environment, txn: Any) -> None:
     at = (env.signed(txn, b"alive") or 0) + PAUSE_MS - (env.signed(txn, b"outages") or 0)
     for key, value in txn.cursor(env.record):
         namespace, _, name = key.partition(b"\0")
-        txn.put(namespace + b"\0" + value[:8], packed_entry(at, 0, name), db=env.log)
+        txn.put(namespace + b"\0" + value[:8], packed_entry(at, TOUCHED, name), db=env.log)
     txn.delete(formats.BEGINS, db=env.meta)
 
 

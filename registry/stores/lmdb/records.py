@@ -25,12 +25,13 @@ LEASED = struct.Struct(">QQQQQ")
 """In ``leased``: slot, generation; deadline, duration, last renewal."""
 
 ENTRY = struct.Struct(">qBH")
-"""What begins a change: its instant, ``EVICTED`` and ``OF_OVERRIDE``, the length of the key."""
+"""What begins a change: its instant, its kind as below, the length of the key."""
 
 KIND = 8
-"""Where in it these are."""
+"""Where in it the kind is."""
 
-EVICTED, OF_OVERRIDE = 1, 2
+EVICTED, OF_OVERRIDE, TOUCHED = 1, 2, 4
+"""``TOUCHED``: it only counts as changed then, and when it was is not known."""
 
 _PLACE_OF = {name: place for place, name in enumerate(Instance._fields)}
 _DATA_CENTER, _TAGS = _PLACE_OF["data_center"], _PLACE_OF["tags"]

@@ -514,8 +514,8 @@ class Lives:
     def _item(self, held: Held, state: State) -> tuple[bytes, ...]:
         """A state as it is offered."""
         now = self._clock.mono_ms()  # the instant of writing may be of an earlier boot
-        changed = now - (self._copy.running_ms(now) - state.at_running_ms)
-        lease, written = state.lease, held.written.get(state.name)
+        lease, written, at = state.lease, held.written.get(state.name), state.at_running_ms
+        changed = None if at is None else now - (self._copy.running_ms(now) - at)
         if written is not None:
             lease = lease and self._from_now(lease)
         return (
@@ -526,8 +526,12 @@ class Lives:
             b"" if lease is None else self._records.told(lease).encode(),
             state.override,
             b"" if written is None else b"%d" % self._server.time_of(min(written, now)),
-            b"%d" % (self._server.time_of(changed) if written is None else held.based_on),
+            b"%d" % held.based_on if written is not None else self._told(changed),
         )
+
+    def _told(self, at_mono_ms: int | None) -> bytes:
+        """An instant in Redis' time; 0 where it is not known."""
+        return b"0" if at_mono_ms is None else b"%d" % max(0, self._server.time_of(at_mono_ms))
 
     # Taking up.
 
@@ -655,10 +659,10 @@ class Lives:
 def _may_lack(revision: Revision, there: tuple[Revision, Revision], *, is_alone: bool) -> bool:
     """Whether Redis may lack a state that is held with a revision, beside what is ``there``.
 
-    Of that the revision is given, and that with which it was given back; which is beyond, and tells
-    nothing beside others, where it was written alone. ``is_alone``: the held one was.
+    Of that the revision is given, and that with which it was given back; which tells nothing beside
+    others where it was written alone. ``is_alone``: the held one was.
     """
     known, before = there
     if is_alone:
         return revision != before
-    return revision > before or (before > known and revision != known)
+    return revision != known and (revision > before or before != known)

@@ -28,7 +28,7 @@ moved as a whole.
 | ``lease`` | hash | instance → a lease (below) |
 | ``override`` | hash | id → status |
 | ``log`` | sorted set | instance, by the revision of its last change |
-| ``change`` | hash | instance → instant, kind, and a removed instance's last state |
+| ``change`` | hash | instance → instant, kind, a removed one's last state or when it had changed |
 | ``was`` | hash | instance → revision now, as it was given back, when written, alone after which |
 | ``evicted`` | hash | second → how many were evicted in it |
 | ``fences`` | hash | lock → the greatest token that was told of |

@@ -48,7 +48,11 @@ else
     if not call('ZSCORE', P .. 'log', records[i]) then
       call('ZADD', P .. 'log', string.match(records[i + 1], '^(%d+)'), records[i])
     end
-    call('HSET', P .. 'change', records[i], ARGV[6] .. ' 0 ')
+    -- It counts as changed now, and keeps when that was.
+    local change = call('HGET', P .. 'change', records[i]) or ''
+    local at, kind, since = string.match(change, '^(%S+) (%d+) (.*)$')
+    if not at or tonumber(kind) >= 4 then since = '' elseif since == '' then since = at end
+    call('HSET', P .. 'change', records[i], ARGV[6] .. ' 0 ' .. since)
   end
   if life[1] then tell_moved(0, tonumber(after), '', nil, {}) end
 end

@@ -23,6 +23,7 @@ local function is_later(state, at, name, stored, was_at)
   local theirs = dirty_of(stored and string.match(stored, '^%d+ (.*)$') or last_state)
   local mine = dirty_of(state)
   if mine ~= theirs then return mine > theirs end
+  if not was_at and stored and last_state ~= '' then was_at = last_state end
   return tonumber(at) > tonumber(was_at or other_at)
 end
 local items = unpacked(ARGV[6])
@@ -50,7 +51,7 @@ for i = 1, #items, 8 do
   local is_news
   if kind == 'o' and offered == 0 then -- an override of nothing that is listed
     is_news = known == 0 and not has_override
-  elseif earlier == offered then -- offered before
+  elseif earlier == offered or known == offered and written == '' then -- it is there
     is_news = false
   elseif written ~= '' and last > tonumber(items[i + 7]) then -- others wrote too since then
     is_news = is_later(state, written, name, stored, was_at)
@@ -82,9 +83,10 @@ for i = 1, #items, 8 do
       bits = 2
       call('HDEL', P .. 'override', id)
     end
-    if written ~= '' and kind == 'r' and call('HEXISTS', P .. 'lease', name) == 1 then
+    local counts = written ~= '' or was_based
+    if counts and kind == 'r' and call('HEXISTS', P .. 'lease', name) == 1 then
       step = step - 1
-    elseif written ~= '' and kind == '' and not stored and lease ~= '' then
+    elseif counts and kind == '' and not stored and lease ~= '' then
       step = step + 1
     end
     if kind == 'o' then
@@ -95,7 +97,7 @@ for i = 1, #items, 8 do
       call('HDEL', P .. 'lease', name)
       if stored then size = size - 1 end
     else
-      log_change(name, number, at, bits, '')
+      log_change(name, number, at, bits, written == '' and items[i + 7] or written)
       call('HSET', P .. 'record', name, number .. ' ' .. state)
       if lease ~= '' then
         call('HSET', P .. 'lease', name, lease .. ' 0 ' .. number)
