@@ -251,11 +251,33 @@ def test_what_got_another_revision_as_it_was_given_back_is_not_given_back_again(
     assert {each.revision for each in pair.there.load(NS).instances} == known
 
 
-def test_a_cancel_of_what_was_offered_stays_though_who_offered_it_did_not_hear(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("first", ["here", "there"])
+@pytest.mark.parametrize("is_cancelled", [True, False])
+def test_what_an_old_master_took_counts_though_its_successor_was_given_what_came_before(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, is_cancelled: bool, first: str
 ) -> None:
-    """It was killed before it took up what it had offered, and offers it again."""
-    pair.write(pair.here, 0, alone=True, ip_addr=HERE, last_dirty_ms=5_000)
+    """Sentinels left a master that lived, and came back to it when its successor was lost.
+
+    What the successor had been given meanwhile, revisions beyond, was followed by one machine.
+    """
+    successor = pair.snapshot()
+    former, later = ({"ip_addr": HERE}, {}) if is_cancelled else ({}, {"ip_addr": HERE})
+    pair.write(pair.here, 0, **former)
+    master = pair.snapshot()
+    pair.fail_over(successor)
+    pair.there._lives.adopt(lost=True)
+    given_back_but_not_taken_up(pair.here, monkeypatch)
+    pair.there._follower.catch_up_all()
+    assert addresses(pair.there) == ({"web:1": HERE} if is_cancelled else {})
+    pair.fail_over(master)
+    pair.write(pair.here, 1_000, **later)
+    (pair.here if first == "here" else pair.there)._lives.adopt(lost=True)
+    pair.settle(first)
+    assert pair.agree() == ({} if is_cancelled else {"web:1": HERE})
+
+
+def given_back_but_not_taken_up(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a machine be killed as it is about to take up what it has just given back."""
 
     class KilledError(Exception):
         pass
@@ -264,9 +286,18 @@ def test_a_cancel_of_what_was_offered_stays_though_who_offered_it_did_not_hear(
         raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(pair.here._copy, "take_up", killed)
+        patch.setattr(store._copy, "take_up", killed)
+        patch.setattr(store._copy, "replace", killed)
         with pytest.raises(KilledError):
-            pair.here._lives.adopt()
+            store._lives.adopt()
+
+
+def test_a_cancel_of_what_was_offered_stays_though_who_offered_it_did_not_hear(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was killed before it took up what it had offered, and offers it again."""
+    pair.write(pair.here, 0, alone=True, ip_addr=HERE, last_dirty_ms=5_000)
+    given_back_but_not_taken_up(pair.here, monkeypatch)
     pair.there._follower.catch_up_all()
     assert addresses(pair.there) == {"web:1": HERE}
     pair.write(pair.there, 1_000)

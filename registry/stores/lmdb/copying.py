@@ -8,6 +8,7 @@ Follows another store's changes (``follow``), takes up what differs in another l
 from __future__ import annotations
 
 import random
+import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from registry.stores.lmdb.offering import (
     ALONE,
     BASED,
     FORMER,
+    GIVEN_AS,
     LAST_ALONE,
     WRITTEN,
     based_on,
@@ -56,6 +58,8 @@ class Contents:
     log: Sequence[tuple[Revision, Commit]] = ()
     leases: Mapping[InstanceKey, Lease] = field(default_factory=dict)
     expected_clients: int | None = None
+    given_as: Mapping[Revision, Revision] = field(default_factory=dict)
+    """As ``follow`` is told."""
 
 
 class TakenUp(NamedTuple):
@@ -67,6 +71,8 @@ class TakenUp(NamedTuple):
     """What differs, as the commits that were the last, in the order of their revisions."""
     overrides: Mapping[str, InstanceStatus]
     expected_clients: int | None
+    given_as: Mapping[Revision, Revision]
+    """As ``follow`` is told."""
 
 
 class Copying:
@@ -84,11 +90,13 @@ class Copying:
         namespace: Namespace,
         decided: Sequence[tuple[Revision, Commit]],
         expected_clients: int | None,
+        given_as: Mapping[Revision, Revision] = types.MappingProxyType({}),
     ) -> None:
         """Write what was decided elsewhere, in one operation: no guard is looked at.
 
-        Each change has the revision that it was given there. What is no news here is passed over,
-        so several may bring the same.
+        Each change has the revision that it was given there; ``given_as`` says of which it had been
+        another in an earlier life. What is no news here is passed over, so several may bring the
+        same.
         """
 
         def write(txn: Any) -> Written:
@@ -103,6 +111,7 @@ class Copying:
             written.steps.clear()
             self._commits.size(txn, namespace, written)  # of removals alone it is known too
             self._commits.count(txn, namespace, written)
+            self._note_given(txn, namespace, given_as)
             if expected_clients is not None:
                 packed = U64.pack(expected_clients)
                 txn.put(b"expected\0" + namespace.encode(), packed, db=self._env.meta)
@@ -199,6 +208,20 @@ class Copying:
             while cursor.set_range(prefix) and cursor.key().startswith(prefix):
                 cursor.delete()
 
+    def _note_given(
+        self, txn: Any, namespace: Namespace, given_as: Mapping[Revision, Revision]
+    ) -> None:
+        prefix = (GIVEN_AS + namespace).encode() + b"\0"
+        for revision, before in given_as.items():
+            txn.put(prefix + U64.pack(revision), U64.pack(before), db=self._env.meta)
+
+    def _forget_given(self, txn: Any, namespace: Namespace) -> None:
+        """Of what is not held any more; all that is held is in the log."""
+        env, prefix = self._env, namespace.encode() + b"\0"
+        for key, _ in list(items(txn, env.meta, Namespace(GIVEN_AS + namespace))):
+            if not any(txn.get(prefix + key, db=db) for db in (env.log, env.removal)):
+                txn.delete((GIVEN_AS + namespace).encode() + b"\0" + key, db=env.meta)
+
     def _is_at(self, txn: Any, known: Mapping[Namespace, Revision]) -> bool:
         env = self._env
         return all(env.revision(txn, each) == known.get(each) for each in env.sizes(txn))
@@ -214,6 +237,8 @@ class Copying:
         written.steps.clear()
         written.evicted_at.clear()
         self._commits.count(txn, namespace, written)
+        self._forget_given(txn, namespace)
+        self._note_given(txn, namespace, taken.given_as)
         for each, _ in list(items(txn, env.override, namespace)):
             txn.delete(name + b"\0" + each, db=env.override)
         for instance_id, status in taken.overrides.items():
@@ -323,6 +348,8 @@ class Copying:
             txn.put(prefix + packed, entry, db=env.removal)
             txn.put(key if encoded else key + b"\0", packed, db=env.removed)
             removed_bytes += size_of_removal(entry)
+        self._forget_given(txn, namespace)
+        self._note_given(txn, namespace, contents.given_as)
         txn.put(b"size\0" + name, U64.pack(len(contents.instances)), db=env.meta)
         txn.put(b"revision\0" + name, U64.pack(contents.revision), db=env.meta)
         txn.put(b"trimmed\0" + name, U64.pack(contents.complete_after), db=env.meta)

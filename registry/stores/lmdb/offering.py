@@ -26,6 +26,9 @@ LAST_ALONE = b"alone-last"
 BASED, WRITTEN = b"based\0", b"alone\0"
 """In ``meta``, before a namespace: its last revision in that life; before a state's name: when."""
 
+GIVEN_AS = "as\0"
+"""In ``meta``, before a namespace and a revision: that of the state before it was given back."""
+
 _TOUCHED_AT_ONCE = 2_000
 
 
@@ -68,6 +71,8 @@ class Held(NamedTuple):
     based_on: Revision
     written: dict[bytes, int]
     """What was written alone, after ``based_on``: when, on the monotonic clock in milliseconds."""
+    given_as: dict[Revision, Revision]
+    """By revisions: which ones the states had before they were given back."""
 
 
 class State(NamedTuple):
@@ -135,6 +140,10 @@ class Offering:
                 {
                     key: U64.unpack(value)[0]
                     for key, value in items(txn, env.meta, Namespace(f"alone\0{namespace}"))
+                },
+                {
+                    Revision(U64.unpack(key)[0]): Revision(U64.unpack(value)[0])
+                    for key, value in items(txn, env.meta, Namespace(GIVEN_AS + namespace))
                 },
             )
 

@@ -92,7 +92,8 @@ class Follower:
         decided = [(each.revision, self._with_lease(namespace, each, after)) for each in entries]
         decided += own
         if decided:
-            self._copy.follow(namespace, decided, expected)
+            given_as = {each.revision: each.given_as for each in entries if each.given_as}
+            self._copy.follow(namespace, decided, expected, given_as)
 
     def _with_lease(self, namespace: Namespace, entry: Entry, after: Revision) -> Commit:
         """A change with its lease, if that began after a revision; others are the copy's matter."""

@@ -493,7 +493,7 @@ class Lives:
         """Offer some of what is held; how much of it was taken."""
         expected = self._copy.expected_clients(namespace)
         unlisted = [
-            (b"\0" + each.encode() + b"\0", b"0", b"", b"o", b"", status.encode(), b"", b"")
+            (b"\0" + each.encode() + b"\0", b"0", b"", b"o", b"", status.encode(), b"", b"", b"0")
             for each, status in held.unlisted_overrides.items()
         ]
         given = 0
@@ -527,6 +527,7 @@ class Lives:
             state.override,
             b"" if written is None else b"%d" % self._server.time_of(min(written, now)),
             b"%d" % held.based_on if written is not None else self._told(changed),
+            b"%d" % held.given_as.get(state.revision, state.revision),
         )
 
     def _told(self, at_mono_ms: int | None) -> bytes:
@@ -563,10 +564,12 @@ class Lives:
             for name, (revision, _) in listing.states.items()
             if held.revisions.get(name) != revision
         ]
-        decided = []
+        decided, given_as = [], {}
         for entry in (yield from self._records.named(life, namespace, names)):
             lease = None if entry.lease is None else self._from_now(entry.lease[0])
             decided.append((entry.revision, entry.commit._replace(lease=lease)))
+            if entry.given_as is not None:
+                given_as[entry.revision] = entry.given_as
         lacking = [name for name in held.revisions if name not in listing.states]
         for state in self._copy.offering.states(namespace, lacking):
             if state.is_listed:
@@ -579,7 +582,12 @@ class Lives:
         overrides = yield from self._records.overrides(namespace)
         standing = yield from self._records.fetch(life, namespace, _BEYOND, is_first=True)
         return TakenUp(
-            listing.revision, listing.complete_after, decided, overrides, standing.expected
+            listing.revision,
+            listing.complete_after,
+            decided,
+            overrides,
+            standing.expected,
+            given_as,
         )
 
     def _replace(self, life: Revision, known: Mapping[Namespace, Revision] | None = None) -> bool:
@@ -613,12 +621,15 @@ class Lives:
                         leases[key] = self._from_now(listed_lease)
             log_after = Revision(0)
             changes: dict[bytes, tuple[Revision, Commit]] = {}
+            given_as: dict[Revision, Revision] = {}
             while True:
                 fetched = yield from records.fetch(
                     life, namespace, log_after, known_until=first, is_first=not log_after
                 )
-                for at, told, lease, name in fetched.entries:
+                for at, told, lease, name, before in fetched.entries:
                     log_after, commit = at, told
+                    if before is not None:
+                        given_as[at] = before
                     known = instances.get(commit.key)
                     if commit.instance is None and known is not None and known.revision == at:
                         commit = commit._replace(instance=known)
@@ -648,6 +659,7 @@ class Lives:
                     list(changes.values()),
                     leases,
                     fetched.expected,
+                    given_as,
                 )
 
     def _from_now(self, lease: Lease) -> Lease:
@@ -665,4 +677,4 @@ def _may_lack(revision: Revision, there: tuple[Revision, Revision], *, is_alone:
     known, before = there
     if is_alone:
         return revision != before
-    return revision != known and (revision > before or before != known)
+    return revision > known or (revision != known and before != known)

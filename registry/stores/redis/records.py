@@ -50,6 +50,8 @@ class Entry(NamedTuple):
     """The instance's lease now, and the revision with which it began."""
     name: bytes
     """Of what changed: an instance, or an override that changed alone."""
+    given_as: Revision | None
+    """Its revision in an earlier life, where it was given back from that and has another now."""
 
 
 class Fetched(NamedTuple):
@@ -198,7 +200,9 @@ class Records:
             for start in range(0, len(told), ENTRY):
                 name, number, change, record, override, lease = told[start : start + ENTRY]
                 key = "log"
-                revision, instance_key = Revision(int(number)), key_of(name)
+                now, _, before = number.partition(b" ")
+                revision, instance_key = Revision(int(now)), key_of(name)
+                given_as = Revision(int(before)) if before else None
                 key = "change"
                 at, kind_word, state = change.split(b" ", 2)
                 kind = int(kind_word)
@@ -223,7 +227,7 @@ class Records:
                     if kind & _OF_OVERRIDE
                     else None,
                 )
-                found.append(Entry(revision, commit, leased, name))
+                found.append(Entry(revision, commit, leased, name, given_as))
         except (ValueError, TypeError, IndexError) as error:
             raise self._server.nonsense(self._server.name(key, namespace), error) from error
         return found

@@ -1,7 +1,8 @@
--- run, life, now, node, expected clients; then, as one, eight for each: name, revision that
+-- run, life, now, node, expected clients; then, as one, nine for each: name, revision that
 -- it had (0: unknown), its state, whether it is removed ('r') or an override alone ('o'), lease,
 -- override; and where it was written while Redis was away, when, and after which revision, else
--- nothing, and when it changed as far as that is known.
+-- nothing, and when it changed as far as that is known (0: not); and the revision that it had before
+-- it was given back, for an old server of Redis may have taken writes after that one, which count.
 local lost = check_life()
 if lost then return lost end
 local meta = call('HMGET', P .. 'meta', 'revision', 'taken', 'size')
@@ -27,9 +28,10 @@ local function is_later(state, at, name, stored, was_at)
   return tonumber(at) > tonumber(was_at or other_at)
 end
 local items = unpacked(ARGV[6])
-for i = 1, #items, 8 do
+for i = 1, #items, 9 do
   local name, offered, state, kind = items[i], tonumber(items[i + 1]), items[i + 2], items[i + 3]
   local lease, override, written = items[i + 4], items[i + 5], items[i + 6]
+  local as = tonumber(items[i + 8])
   local id = string.match(name, '^[^%z]*%z([^%z]*)')
   local stored = call('HGET', P .. 'record', name)
   local known = stored and tonumber(string.match(stored, '^(%d+)'))
@@ -51,7 +53,7 @@ for i = 1, #items, 8 do
   local is_news
   if kind == 'o' and offered == 0 then -- an override of nothing that is listed
     is_news = known == 0 and not has_override
-  elseif earlier == offered or known == offered and written == '' then -- it is there
+  elseif (written == '' and known or earlier) == offered then -- it is there
     is_news = false
   elseif written ~= '' and last > tonumber(items[i + 7]) then -- others wrote too since then
     is_news = is_later(state, written, name, stored, was_at)
@@ -61,7 +63,8 @@ for i = 1, #items, 8 do
     is_news = offered > was_based and offered ~= known and kind ~= 'o' and changes
       and is_later(state, tonumber(items[i + 7]) or 0, name, stored, was_at)
   else
-    is_news = offered > last and changes
+    local mine = was_based and offered or as
+    is_news = changes and (mine > last or mine == last and offered > known)
   end
   if is_news then
     given = given + 1
@@ -71,9 +74,9 @@ for i = 1, #items, 8 do
       revision = revision + 1
       number = whole(revision)
     end
-    if number ~= items[i + 1] or kind == 'r' then
+    if number ~= items[i + 8] or kind == 'r' then
       local when = written == '' and items[i + 7] or written .. ' ' .. items[i + 7]
-      call('HSET', P .. 'was', name, number .. ' ' .. items[i + 1] .. ' ' .. when)
+      call('HSET', P .. 'was', name, number .. ' ' .. items[i + 8] .. ' ' .. when)
     end
     local bits = 0
     if override ~= '' then
