@@ -113,8 +113,9 @@ class Machine:
         until = time.monotonic() + MOST_SECS
         while time.monotonic() < until:
             with contextlib.suppress(Exception):
+                now = self.life()
                 if self._has_all() and all(
-                    self._store.revision(each) >= life + (1 << 41) for each in self._fleet
+                    self._store.revision(each) >= now > life for each in self._fleet
                 ):
                     return time.monotonic()
             time.sleep(0.05)
