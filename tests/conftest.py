@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.certificates import make_certificates
 from tests.parcel import Installed, Parcel, build
@@ -29,7 +29,7 @@ from tests.redis_suite import Machines
 from tests.servers import ROOT
 
 # How long a step takes is this machine's business, and no verdict on what it does.
-settings.register_profile("untimed", deadline=None)
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 EVERYWHERE = frozenset(["git", "sh", "true", "false", "sleep", "ps", "mount", "umount", "unshare"])

@@ -235,9 +235,11 @@ def test_an_id_may_have_a_line_feed(server: RegistryServer) -> None:
 def test_the_description_holds_against_generated_requests(tmp_path: Path) -> None:
     """Schemathesis plays what the OpenAPI document allows, and what it does not.
 
-    How long metadata may be as JSON cannot be said in a schema, so here it may be long.
+    How long metadata may be as JSON cannot be said in a schema, so here it may be long. No lease
+    ends meanwhile, however slow the machine is.
     """
-    with RegistryServer(tmp_path, env={"REGISTRY_MAX_METADATA_BYTES": "4096"}) as server:
+    ttl = dict.fromkeys(("REGISTRY_MIN_TTL", "REGISTRY_DEFAULT_TTL", "REGISTRY_MAX_TTL"), "3600")
+    with RegistryServer(tmp_path, env={"REGISTRY_MAX_METADATA_BYTES": "4096", **ttl}) as server:
         _play_the_description(server)
 
 

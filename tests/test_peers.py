@@ -14,6 +14,7 @@ from eureka_compat.peers.circuit import Breaker, Circuit
 from eureka_compat.peers.comparison import DifferenceKind, compared
 from eureka_compat.peers.hold import Asked, Hold
 from eureka_compat.peers.items import Action, Item, Reply
+from eureka_compat.peers.leases import Ending, Leases, Removal
 from eureka_compat.peers.membership import Peer, others, read_url
 from eureka_compat.peers.outbox import Outbox, Pending
 from eureka_compat.wire import ParseError
@@ -477,11 +478,36 @@ class TestLeases:
         clock.advance(100_000)
         registry.register(instance(OTHER))
 
-        assert leases.read(bytes(leases.answer(registry).body)) == {KEY: -10_000, OTHER: 90_000}
+        told = leases.read(bytes(leases.answer(registry).body))
+        assert told == Leases({KEY: -10_000, OTHER: 90_000}, {})
+
+    def test_what_was_removed_is_told_with_how_and_when_until_it_is_listed_again(self) -> None:
+        store, clock = MemoryStore(), ManualClock()
+        registry = registry_on(store, clock)
+        for key in (KEY, OTHER):
+            registry.register(instance(key))
+        assert registry.cancel(*KEY)
+        clock.advance(1_000)
+        assert registry.cancel(*OTHER, is_replication=True)
+        clock.advance(500)
+
+        assert leases.read(bytes(leases.answer(registry).body)) == Leases(
+            {}, {KEY: Removal(Ending.CANCELLED, 1_500), OTHER: Removal(Ending.TOLD, 500)}
+        )
+        registry.register(instance(KEY))
+        told = leases.read(bytes(leases.answer(registry).body))
+        assert told.removed.keys() == {OTHER}
+
+    def test_a_server_that_tells_leases_alone_is_understood(self) -> None:
+        assert leases.read(b'{"leases":{"APP":{"one":5}}}') == Leases({KEY: 5}, {})
 
     @pytest.mark.parametrize(
         "body",
-        [b"", b"[]", b"{}", b'{"leases":[]}', b'{"leases":{"A":1}}', b'{"leases":{"A":{"b":"1"}}}'],
+        [
+            *(b"", b"[]", b"{}", b'{"leases":[]}', b'{"leases":{"A":1}}'),
+            *(b'{"leases":{"A":{"b":"1"}}}', b'{"leases":{},"cancelled":[]}'),
+            b'{"leases":{},"evicted":{"A":{"b":null}}}',
+        ],
     )
     def test_what_is_none_is_not_guessed_at(self, body: bytes) -> None:
         with pytest.raises(ParseError):

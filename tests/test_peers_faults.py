@@ -315,13 +315,81 @@ def test_who_renewed_while_a_server_stood_still_is_evicted_nowhere(three: FakeNe
         watch(three, {"first", "second"}, 2 * LEASE["durationInSecs"], at=[0, 1, 2])
 
 
+def compared_at(network: FakeNetwork, here: int) -> list[int]:
+    """When a server last compared with each of its peers (epoch milliseconds)."""
+    return [peer["comparison"]["at_ms"] for peer in report(network.ports[here])["peers"]]
+
+
+def wait_for_comparisons(network: FakeNetwork, here: int, there: int) -> None:
+    """Until a server has compared with a peer once more from beginning to end."""
+    number = there - (there > here)
+    for _ in range(2):
+        before = compared_at(network, here)[number]
+        wait_until(
+            lambda before=before: compared_at(network, here)[number] > before, "a comparison"
+        )
+
+
+def test_who_was_cancelled_is_listed_nowhere_again_by_who_was_not_told(three: FakeNetwork) -> None:
+    """The server that he registered at cannot be told, and asks: for it, too, he is gone."""
+    register(three.ports[1], "leaves")
+    register(three.ports[1], "stays")
+    all_have(three, {"leaves", "stays"})
+    three.ways[2, 1].cut()
+    assert send(three.ports[2], "DELETE", "/eureka/apps/WEB/leaves").status == 200
+    wait_until(lambda: "leaves" not in listed(three.ports[0]), "its end where that was told")
+    wait_until(lambda: "leaves" not in listed(three.ports[1]), "its end where it registered")
+    wait_for_comparisons(three, 1, 0)
+    assert [set(listed(port)) for port in three.ports] == [{"stays"}] * 3
+
+
+def test_what_a_third_server_told_of_a_cancel_ends_nobody_and_lists_nobody_again(
+    three: FakeNetwork,
+) -> None:
+    """It may be old; whoever lives renews, and is listed everywhere by that."""
+    first, second, third = three.ports
+    for name in ("leaves", "lives"):
+        register(second, name)
+    all_have(three, {"leaves", "lives"})
+    for way in three.between(1, 2):
+        way.cut()
+    for name in ("leaves", "lives"):
+        assert send(third, "DELETE", f"/eureka/apps/WEB/{name}").status == 200
+    wait_until(lambda: not listed(first), "their end where that was told")
+    wait_for_comparisons(three, 1, 0)
+    assert (set(listed(first)), set(listed(second))) == (set(), {"leaves", "lives"})
+
+    renewed = send(second, "PUT", f"/eureka/apps/WEB/lives?{QUERY}")
+    assert renewed.status == 200
+    wait_until(lambda: set(listed(first)) == {"lives"}, "who lives")
+    for way in three.between(1, 2):
+        way.heal()
+    for port in three.ports:
+        wait_until(lambda port=port: set(listed(port)) == {"lives"}, f"one of them at {port}")
+
+
+def test_a_cancel_that_comes_late_ends_nobody_who_has_registered_since(three: FakeNetwork) -> None:
+    first, second, _ = three.ports
+    register(first, "moves")
+    all_have(three, {"moves"})
+    three.ways[0, 2].cut()
+    assert send(first, "DELETE", "/eureka/apps/WEB/moves").status == 200
+    wait_until(lambda: "moves" not in listed(second), "its end where that was told")
+    register(second, "moves")
+    wait_until(lambda: "moves" in listed(first), "it, at its new server's word")
+    three.ways[0, 2].heal()
+    wait_until(lambda: three.is_whole(0) and not report(first)["peers"][1]["pending"], "words")
+    wait_for_comparisons(three, 0, 2)
+    log = three.servers[2].log()
+    assert "cancelled WEB/moves" not in log
+    all_have(three, {"moves"})
+
+
 def test_each_is_killed_in_turn_and_all_are_equal_again(three: FakeNetwork) -> None:
-    """What was cancelled while a server was down may come back with that, for one lease at most."""
-    lease = {"renewalIntervalInSecs": 30, "durationInSecs": 90}
     for number, server in enumerate(three.servers):
         server.kill9()
         other = three.ports[(number + 1) % 3]
-        register(other, f"while:{number}", leaseInfo=lease)
+        register(other, f"while:{number}")
         assert send(other, "PUT", f"/eureka/apps/WEB/while:{number}/metadata?v=2").status == 200
         if number:
             assert send(other, "DELETE", f"/eureka/apps/WEB/while:{number - 1}").status == 200

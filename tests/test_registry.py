@@ -17,7 +17,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from registry import (
@@ -917,7 +917,7 @@ operations = st.lists(
 
 
 @given(operations)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 def test_whoever_applies_every_change_ends_with_the_whole(steps: list[Any]) -> None:
     """A second view, and a follower of the log, agree with the first after any operations."""
     world = World(MemoryStore())
@@ -1107,7 +1107,7 @@ def test_the_first_delta_after_a_reboot_leads_to_what_is_listed(
 
 
 @given(operations, st.lists(st.booleans(), min_size=40, max_size=40), st.integers(0, 3_000))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100)
 def test_a_delta_without_all_removals_still_leads_to_what_is_listed(
     steps: list[Any], polls: list[bool], budget: int
 ) -> None:

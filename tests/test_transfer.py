@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
@@ -342,7 +342,6 @@ values = st.recursive(
 SAMPLES = [line_of(lambda line: None), line_of(lambda line: None, native=True)]
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_whatever_stands_in_a_line_it_is_taken_whole_or_refused(data: st.DataObject) -> None:
     line = json.loads(json.dumps(data.draw(st.sampled_from(SAMPLES))))

@@ -26,6 +26,7 @@ from eureka_compat.peers import items as wire_items
 from eureka_compat.peers import leases
 from eureka_compat.peers.circuit import Breaker, Circuit
 from eureka_compat.peers.items import Action, Item, Reply
+from eureka_compat.peers.leases import Leases
 from eureka_compat.peers.membership import Peer
 from eureka_compat.peers.outbox import Outbox, Pending
 from eureka_compat.peers.settings import PeersSettings
@@ -333,8 +334,8 @@ class Link:
         found = [each for each in told.instances if not isinstance(each, wire.Unreadable)]
         return {instance.key: instance for _, instance in found}, _skew(headers, now_ms)
 
-    def leases(self) -> dict[InstanceKey, int] | None:
-        """What each lease has left there, in milliseconds; ``PeerError``.
+    def leases(self) -> Leases | None:
+        """What each lease has left there, and what was removed; ``PeerError``.
 
         None from a genuine server, whose list tells when each was renewed.
         """
@@ -395,11 +396,13 @@ class Link:
 
     def _items(self, key: InstanceKey, what: Pending) -> list[Item]:
         """What an entry means now: a state that is no more is not told of."""
-        items = [Item(Action.CANCEL, key)] if Pending.CANCEL in what else []
+        cancel = [Item(Action.CANCEL, key)] if Pending.CANCEL in what else []
         found = self._local.outgoing(key)
         if found is None:
-            return items
+            return cancel
         instance, override = found
+        # Who has registered at another server since would be removed by a cancel that comes late.
+        items = [] if instance.peers_know and Pending.REGISTER not in what else cancel
         if Pending.REGISTER in what:
             items.append(Item(Action.REGISTER, key, instance))
         if Pending.OVERRIDE in what:

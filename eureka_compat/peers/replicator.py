@@ -24,9 +24,10 @@ from typing import Any
 
 import orjson
 
-from eureka_compat.peers import hold
+from eureka_compat.peers import hold, leases
 from eureka_compat.peers.comparison import Comparison, Difference, DifferenceKind, compared
 from eureka_compat.peers.hold import Asked, Hold
+from eureka_compat.peers.leases import Ending, Removal
 from eureka_compat.peers.link import Link, PeerError
 from eureka_compat.peers.membership import Peer, is_reached_by, others
 from eureka_compat.peers.outbox import Pending
@@ -530,16 +531,15 @@ class _Local:
 
         return {key: each for key, each in theirs.items() if counts(key)}
 
-    def removed_lately(self) -> dict[InstanceKey, Change]:
-        """What was cancelled or evicted within the delta's window."""
-        view = self.namespace.view()
-        with view.lock:
-            changes = view.recent(self.clock.mono_ms())
-        return {
-            change.instance.key: change
-            for change in changes
-            if change.removed and change.instance is not None
-        }
+    def heard_ms(self, instance: Instance) -> int:
+        """When this server last heard of an instance, from whomever (epoch milliseconds)."""
+        lease = self.namespace.lease(instance.key)
+        renewed = 0 if lease is None else lease.last_renewal_ms
+        return max(renewed, instance.last_updated_ms)
+
+    def end(self, key: InstanceKey) -> bool:
+        """Cancel what was cancelled at a peer; whether there was anything."""
+        return self.namespace.cancel(key.app, key.id, is_replication=True)
 
     def extend(self, ends: Mapping[InstanceKey, int]) -> None:
         """Give leases that end later at a peer that time here (monotonic milliseconds)."""
@@ -675,7 +675,7 @@ class _Following:
         try:
             theirs, skew = link.fetch(now_ms)
             asked_ms = local.clock.mono_ms()
-            left = link.leases()
+            told_of = link.leases()
         except PeerError as error:
             if self._stopping.is_set():
                 return
@@ -686,16 +686,21 @@ class _Following:
             return
         if self._stopping.is_set():
             return
-        leased = None if left is None else left.keys()
-        young_ms = _CACHED_MS if left is None else _UNDER_WAY_MS
-        if left is None:
+        ended: Mapping[InstanceKey, Removal] = {}
+        leased: Collection[InstanceKey] | None = None
+        if told_of is None:
+            young_ms = _CACHED_MS
             left = {key: _left_by_list(each, now_ms + skew) for key, each in theirs.items()}
+        else:
+            young_ms = _UNDER_WAY_MS
+            left, ended = dict(told_of.left_ms), told_of.removed
+            leased = left.keys()
         ends = {key: asked_ms + ms for key, ms in left.items() if key in theirs}
         local.extend(ends)
         self._next_comparison = time.monotonic() + self._settings.compare_interval_ms / 1000
         theirs = local.comparable(theirs, leased)
         found = compared(local.listed(), theirs, skew_ms=skew)
-        removed = local.removed_lately()
+        removed = leases.removed_lately(local.namespace)
         told = [
             each
             for each in found.differences
@@ -705,9 +710,14 @@ class _Following:
             renewed = local.renewed_here()
             self._ending = link.outbox.cancels_noted()
             for each in found.differences if is_first else told:
-                self._heal(
-                    each, theirs.get(each.key), removed.get(each.key), renewed, ends.get(each.key)
-                )
+                if not self._ended_there(each, ended.get(each.key), now_ms):
+                    self._heal(
+                        each,
+                        theirs.get(each.key),
+                        removed.get(each.key),
+                        renewed,
+                        ends.get(each.key),
+                    )
         differing = {each.key for each in found.differences}
         self._healed = {key: what for key, what in self._healed.items() if key in differing}
         self._asked = Asked(asked_mono_ms=began)
@@ -740,6 +750,26 @@ class _Following:
             or (there is not None and there.last_updated_ms - skew_ms > since)
             or (found is not None and found[0].last_updated_ms > since)
         )
+
+    def _ended_there(self, difference: Difference, removal: Removal | None, now_ms: int) -> bool:
+        """Whether a peer removed what only this server lists, after it was last heard of here.
+
+        The peer is not to list it again then: this server may have been away, or cut off from where
+        it was cancelled. It ends here too where the peer knows that from its own client. A word of
+        a third server may have been under way for longer than the client needed to come back, so
+        that ends nothing here: the next renewal of who lives lists him everywhere again.
+
+        ``now_ms`` is the wall clock when the peer was asked: the removal was then, at the earliest.
+        """
+        local = self._local
+        found = local.outgoing(difference.key)
+        if difference.kind is not DifferenceKind.MISSING or removal is None or found is None:
+            return False
+        if now_ms - removal.ago_ms <= local.heard_ms(found[0]):
+            return False
+        if removal.how is Ending.CANCELLED and self._settings.fetch and local.end(difference.key):
+            self._heals += 1
+        return True
 
     def _heal(
         self,
