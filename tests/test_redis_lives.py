@@ -730,13 +730,19 @@ def awaited(store: RedisStore, namespace: Namespace | None = NS) -> list[bytes]:
     return found[::2]
 
 
+def two_with_an_instance(machines: Machines) -> tuple[RedisStore, RedisStore, Revision]:
+    """Two machines that know each other and one instance, at that revision."""
+    here, there = machines.open("here"), machines.open("there")
+    first = here.commit(NS, put(sample_instance()))
+    wait_until(lambda: there.revision(NS) == first and known_to_each_other(here, there))
+    return here, there, first
+
+
 def test_nothing_is_written_before_all_machines_have_given_back(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or else a change that was acknowledged, and that no other had followed, would be replaced."""
-    here, there = machines.open("here"), machines.open("there")
-    first = here.commit(NS, put(sample_instance()))
-    wait_until(lambda: there.revision(NS) == first and known_to_each_other(here, there))
+    here, there, first = two_with_an_instance(machines)
     goes_on, refused, adopt = threading.Event(), [], there._lives.adopt
 
     def adopted_late(*, lost: bool = False) -> None:
@@ -775,9 +781,7 @@ def test_a_machine_that_does_not_come_is_awaited_for_a_while(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A few seconds after one gave back for the last time."""
-    here, there = machines.open("here"), machines.open("there")
-    first = here.commit(NS, put(sample_instance()))
-    wait_until(lambda: there.revision(NS) == first and known_to_each_other(here, there))
+    here, there, first = two_with_an_instance(machines)
     machines.close(there)
     machines.forget()
     wait_until(lambda: here.revision(NS) > first + 1_000)
@@ -793,9 +797,7 @@ def test_a_machine_that_does_not_come_is_awaited_for_a_while(
 def test_who_takes_long_to_adopt_a_life_waits_for_the_others_nevertheless(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, there = machines.open("here"), machines.open("there")
-    first = here.commit(NS, put(sample_instance()))
-    wait_until(lambda: there.revision(NS) == first and known_to_each_other(here, there))
+    here, there, _ = two_with_an_instance(machines)
     stop_threads(here, there)
     machines.forget()
     monkeypatch.setattr(redis_store, "_AWAITS_SECS", 0.01)
