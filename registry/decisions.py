@@ -345,14 +345,21 @@ class Decisions:
     # Removing.
 
     def cancellation(
-        self, view: View, key: InstanceKey, source: str | None, is_replication: bool
+        self,
+        view: View,
+        key: InstanceKey,
+        source: str | None,
+        is_replication: bool,
+        revision: Revision | None,
     ) -> tuple[Commit | None, bool]:
         """The commit that cancels, and whether an instance is listed that it removes.
 
-        ``SourceConflictError``.
+        ``SourceConflictError``. With a ``revision`` it is to be at that one.
         """
         instance = view.get(key)
         override = view.overrides.get(key.id)
+        if revision is not None and (instance is None or instance.revision != revision):
+            return None, False
         if instance is not None:
             if source is None:
                 check_leased(instance)

@@ -714,8 +714,11 @@ class NamespaceRegistry:
         source: str | None = "eureka",
         is_replication: bool = False,
         fence: Fence | None = None,
+        revision: Revision | None = None,
     ) -> bool:
         """Remove an instance, and the override of its id (protocol 7.7); False where unknown.
+
+        With a ``revision`` only as it was at that one, and else False.
 
         Where ``source`` is None an operator says so, who may remove whatever registered itself,
         at either door; ``SourceConflictError`` for what a catalog lists.
@@ -725,7 +728,7 @@ class NamespaceRegistry:
         key = InstanceKey(app.upper(), instance_id)
 
         def decide(view: View) -> tuple[Commit | None, bool]:
-            return self._decisions.cancellation(view, key, source, is_replication)
+            return self._decisions.cancellation(view, key, source, is_replication, revision)
 
         found, _ = self._writer.decide(decide, fence)
         if found:

@@ -165,7 +165,7 @@ class View:
                 instance = commit.instance
                 if commit.at_mono_ms != at_mono_ms:
                     at_mono_ms = commit.at_mono_ms
-                    at_running_ms = self._running_ms(at_mono_ms)
+                    at_running_ms = self.running_ms(at_mono_ms)
                 listed = None if instance is None else at_revision(instance, revision)
                 told = (
                     revision,
@@ -235,9 +235,9 @@ class View:
 
     def _window(self, now_mono_ms: int) -> int:
         """When the retention window begins, in running time."""
-        return self._running_ms(now_mono_ms) - self._retention_ms
+        return self.running_ms(now_mono_ms) - self._retention_ms
 
-    def _running_ms(self, now_mono_ms: int) -> int:
+    def running_ms(self, now_mono_ms: int) -> int:
         """The server's running time, or the last known one while the store does not answer."""
         try:
             self._running = self._records.running_ms(now_mono_ms)

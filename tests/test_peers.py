@@ -33,7 +33,7 @@ from registry.testing import ManualClock, registry_on
 
 KEY = InstanceKey("APP", "one")
 OTHER = InstanceKey("APP", "two")
-CANCEL, REGISTER, OVERRIDE, HEARTBEAT = Pending
+CANCEL, REGISTER, OVERRIDE, HEARTBEAT, LATE = Pending
 
 
 def instance(key: InstanceKey = KEY, **fields: Any) -> Instance:
@@ -52,6 +52,8 @@ class TestOutbox:
             ([REGISTER, OVERRIDE, HEARTBEAT, CANCEL], CANCEL),
             ([CANCEL, REGISTER], CANCEL | REGISTER),
             ([CANCEL, REGISTER, CANCEL], CANCEL),
+            ([REGISTER, LATE, OVERRIDE], REGISTER | OVERRIDE | LATE),
+            ([REGISTER, LATE, CANCEL], CANCEL),
         ],
     )
     def test_the_newest_word_about_an_instance_wins(
@@ -59,7 +61,10 @@ class TestOutbox:
     ) -> None:
         outbox = Outbox(10)
         for what in said:
-            outbox.put(KEY, what)
+            if what is LATE:
+                outbox.mark_late()
+            else:
+                outbox.put(KEY, what)
 
         assert outbox.take(10) == [(KEY, left)]
         assert len(outbox) == 0
@@ -507,6 +512,7 @@ class TestLeases:
             *(b"", b"[]", b"{}", b'{"leases":[]}', b'{"leases":{"A":1}}'),
             *(b'{"leases":{"A":{"b":"1"}}}', b'{"leases":{},"cancelled":[]}'),
             b'{"leases":{},"evicted":{"A":{"b":null}}}',
+            b'{"leases":{},"cancelled":{"A":{"b":-1}}}',
         ],
     )
     def test_what_is_none_is_not_guessed_at(self, body: bytes) -> None:

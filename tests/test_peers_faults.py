@@ -36,6 +36,7 @@ class FakeWay:
         self.is_cut = False
         self.loses_answers = False
         self.delay_secs = 0.0
+        self.lost_batches = 0
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -50,6 +51,7 @@ class FakeWay:
     def _carry(self, near: socket.socket) -> None:
         with near, contextlib.suppress(OSError):
             if self.is_cut:
+                self.lost_batches += near.recv(4) == b"POST"
                 return
             with socket.create_connection(("127.0.0.1", self.target)) as far:
                 self._open |= {near, far}
@@ -229,6 +231,13 @@ def is_down(network: FakeNetwork, here: int, there: int) -> bool:
     return bool(peer["state"] == "down" and peer["problem"] == "no answer in time")
 
 
+def wait_for_lost_words(*ways: FakeWay) -> None:
+    """Until a server has tried again to tell a peer beyond each of these what it could not."""
+    for way in ways:
+        way.lost_batches = 0
+        wait_until(lambda way=way: way.lost_batches > 1, "words that cannot be told")
+
+
 def test_a_peer_whose_answers_are_late_holds_up_nobody(tmp_path: Path) -> None:
     settings = {"EUREKA_SERVER_PEER_NODE_READ_TIMEOUT_MS": "1000"}
     with FakeNetwork(tmp_path, **settings) as network:
@@ -346,8 +355,17 @@ def test_who_was_cancelled_is_listed_nowhere_again_by_who_was_not_told(three: Fa
 def test_what_a_third_server_told_of_a_cancel_ends_nobody_and_lists_nobody_again(
     three: FakeNetwork,
 ) -> None:
-    """It may be old; whoever lives renews, and is listed everywhere by that."""
+    """It may be old; whoever lives renews, and is listed everywhere by that.
+
+    Once the ways are healed the cancel may still come to where he renewed; then he registers again.
+    """
     first, second, third = three.ports
+
+    def is_everywhere_with_his_next_renewal() -> bool:
+        if send(second, "PUT", f"/eureka/apps/WEB/lives?{QUERY}").status == 404:
+            register(second, "lives")
+        return all(set(listed(port)) == {"lives"} for port in three.ports)
+
     for name in ("leaves", "lives"):
         register(second, name)
     all_have(three, {"leaves", "lives"})
@@ -364,8 +382,31 @@ def test_what_a_third_server_told_of_a_cancel_ends_nobody_and_lists_nobody_again
     wait_until(lambda: set(listed(first)) == {"lives"}, "who lives")
     for way in three.between(1, 2):
         way.heal()
-    for port in three.ports:
-        wait_until(lambda port=port: set(listed(port)) == {"lives"}, f"one of them at {port}")
+    wait_until(is_everywhere_with_his_next_renewal, "who lives, and nobody else")
+
+
+def test_who_was_cancelled_during_a_partition_that_he_renewed_in_is_listed_nowhere_again(
+    three: FakeNetwork,
+) -> None:
+    """What was to be told of the renewal is told late, and the cancel may come later still."""
+    first, second, third = three.ports
+    register(third, "leaves")
+    all_have(three, {"leaves"})
+    beyond = [*three.between(0, 2), *three.between(1, 2)]
+    for way in beyond:
+        way.cut()
+    assert send(third, "PUT", f"/eureka/apps/WEB/leaves?{QUERY}").status == 200
+    wait_for_lost_words(three.ways[2, 0], three.ways[2, 1])
+    assert send(first, "DELETE", "/eureka/apps/WEB/leaves").status == 200
+    wait_until(lambda: not listed(second), "its end where that was told")
+    for way in (three.ways[2, 0], three.ways[2, 1]):
+        way.heal()
+    wait_until(lambda: not listed(third), "its end where it renewed")
+    for way in beyond:
+        way.heal()
+    for here in range(3):
+        wait_until(lambda here=here: three.is_whole(here), "words")
+    assert [set(listed(port)) for port in three.ports] == [set()] * 3
 
 
 def test_a_cancel_that_comes_late_ends_nobody_who_has_registered_since(three: FakeNetwork) -> None:
@@ -375,6 +416,7 @@ def test_a_cancel_that_comes_late_ends_nobody_who_has_registered_since(three: Fa
     three.ways[0, 2].cut()
     assert send(first, "DELETE", "/eureka/apps/WEB/moves").status == 200
     wait_until(lambda: "moves" not in listed(second), "its end where that was told")
+    wait_for_lost_words(three.ways[0, 2])
     register(second, "moves")
     wait_until(lambda: "moves" in listed(first), "it, at its new server's word")
     three.ways[0, 2].heal()

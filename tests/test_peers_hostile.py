@@ -42,6 +42,7 @@ class FakePeer:
 
     def __init__(self) -> None:
         self.lists: Callable[[], Answer] = lambda: listed([])
+        self.leases: Callable[[], Answer] = lambda: (404, {}, b"")
         self.takes: Callable[[list[dict[str, Any]]], Answer] = taken
         self.batches: list[list[dict[str, Any]]] = []
         self.lists_told = 0
@@ -53,7 +54,7 @@ class FakePeer:
 
             def do_GET(self) -> None:
                 if self.path.endswith("leases"):
-                    self._answer(404, {}, b"")
+                    self._answer(*fake.leases())
                 elif fake.writes is not None:
                     fake.writes(self.wfile)
                     self.close_connection = True

@@ -71,10 +71,15 @@ def answer(registry: NamespaceRegistry) -> Answer:
     for key, lease in leases.items():
         left.setdefault(key.app, {})[key.id] = lease.deadline_mono_ms - now
     told: dict[str, Any] = {"leases": left}
+    running = registry.view().running_ms(now)
     for key, change in removed_lately(registry).items():
-        if change.instance is not None:
+        # What a catalog no longer names is another thing than a client that has gone.
+        if change.instance is not None and change.instance.is_leased:
             of_its_kind = told.setdefault(str(_how(change)), {})
-            of_its_kind.setdefault(key.app, {})[key.id] = wall - change.instance.last_updated_ms
+            # By either clock: one goes on while the server is down, none sets the other back.
+            of_its_kind.setdefault(key.app, {})[key.id] = max(
+                wall - change.instance.last_updated_ms, running - change.at_running_ms
+            )
     return Answer(200, codecs.to_json(told), JSON)
 
 
@@ -93,12 +98,12 @@ def read(body: bytes) -> Leases:
     removed = {
         key: Removal(how, ago_ms)
         for how in Ending
-        for key, ago_ms in _spans(document.get(how, {})).items()
+        for key, ago_ms in _spans(document.get(how, {}), 0).items()
     }
-    return Leases(_spans(document["leases"]), removed)
+    return Leases(_spans(document["leases"], -_LONGEST_MS), removed)
 
 
-def _spans(told: Any) -> dict[InstanceKey, int]:
+def _spans(told: Any, least_ms: int) -> dict[InstanceKey, int]:
     if not isinstance(told, dict) or not all(isinstance(each, dict) for each in told.values()):
         raise ParseError("leases: expected objects")
     found = {
@@ -106,6 +111,6 @@ def _spans(told: Any) -> dict[InstanceKey, int]:
         for app, ids in told.items()
         for instance_id, ms in ids.items()
     }
-    if not all(type(ms) is int and abs(ms) < _LONGEST_MS for ms in found.values()):
+    if not all(type(ms) is int and least_ms <= ms < _LONGEST_MS for ms in found.values()):
         raise ParseError("leases: expected milliseconds")
     return found

@@ -300,6 +300,8 @@ class Link:
             return False
         if self.outbox.overflowed():
             self.needs_comparison = True
+        if self._sending.failures:
+            self.outbox.mark_late()
         entries = self.outbox.take(MOST_ITEMS)
         if not entries:
             return False
@@ -372,6 +374,7 @@ class Link:
 
     def _delivered(self, entries: Sequence[tuple[InstanceKey, Pending]]) -> bool:
         """As ``_deliver``; whether any of it was taken."""
+        late = {key for key, what in entries if Pending.LATE in what}
         items = [item for entry in entries for item in self._items(*entry)]
         if not items:
             return True
@@ -385,7 +388,7 @@ class Link:
             first = self._delivered(entries[:middle])
             return self._delivered(entries[middle:]) or first
         for item, reply in zip(items, replies, strict=True):
-            self._react(item, reply)
+            self._react(item, reply, is_late=item.key in late)
         return True
 
     def _note_refused(self, key: InstanceKey, error: PeerRefusedError) -> None:
@@ -402,9 +405,13 @@ class Link:
             return cancel
         instance, override = found
         # Who has registered at another server since would be removed by a cancel that comes late.
-        items = [] if instance.peers_know and Pending.REGISTER not in what else cancel
+        is_over = Pending.LATE in what and Pending.REGISTER not in what and instance.peers_know
+        items = [] if is_over else cancel
         if Pending.REGISTER in what:
-            items.append(Item(Action.REGISTER, key, instance))
+            # Another server may have cancelled it since: asked first, and compared where unknown.
+            is_asked = Pending.LATE in what and Pending.CANCEL not in what
+            action = Action.HEARTBEAT if is_asked else Action.REGISTER
+            items.append(Item(action, key, instance, override if is_asked else None))
         if Pending.OVERRIDE in what:
             action = Action.DELETE_STATUS_OVERRIDE if override is None else Action.STATUS_UPDATE
             items.append(Item(action, key, instance, override))
@@ -428,7 +435,7 @@ class Link:
         except ParseError as error:
             raise PeerBusyError(f"its reply cannot be read: {error}") from None
 
-    def _react(self, item: Item, reply: Reply) -> None:
+    def _react(self, item: Item, reply: Reply, *, is_late: bool) -> None:
         if 200 <= reply.status < 300:
             return
         if item.action is not Action.HEARTBEAT:
@@ -436,7 +443,10 @@ class Link:
             if not (item.action is Action.CANCEL and reply.status == 404):
                 self.tally.refused += 1
             return
-        if reply.status == 404:
+        if reply.status == 404 and is_late:
+            # It may have been cancelled since it renewed, which a comparison knows.
+            self.needs_comparison = True
+        elif reply.status == 404:
             self.tally.registered_again += 1
             self.outbox.put(item.key, Pending.REGISTER)
         elif reply.entity is not None:

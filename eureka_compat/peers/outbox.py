@@ -13,7 +13,8 @@ anything    ``CANCEL``: only the cancel is left
 anything    ``REGISTER``, ``OVERRIDE``, ``HEARTBEAT``: added to what is pending
 ==========  =============================================================================
 
-A registration renews too, so a heartbeat beside one is left out.
+A registration renews too, so a heartbeat beside one is left out. What had to wait, since the peer
+did not answer, is marked ``LATE``: other servers may have heard newer words meanwhile.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Pending(Flag):
     REGISTER = auto()
     OVERRIDE = auto()
     HEARTBEAT = auto()
+    LATE = auto()
 
 
 class Outbox:
@@ -80,6 +82,12 @@ class Outbox:
                 newer = self._entries.get(key)
                 self._entries[key] = what if newer is None else _later(what, newer)
                 self._entries.move_to_end(key, last=False)
+
+    def mark_late(self) -> None:
+        """Mark all that waits as late."""
+        with self._lock:
+            for key in self._entries:
+                self._entries[key] |= Pending.LATE
 
     def overflowed(self) -> bool:
         """Whether entries were given up since this was last asked."""

@@ -431,6 +431,7 @@ class _Local:
         self.namespace = registry.in_namespace(DEFAULT_NAMESPACE)
         self.clock = registry.clock
         self._settings = settings
+        self._began = self._began_ms()
         self._untaken: set[InstanceKey] = set()  # what was logged
 
     def goes_out(self, instance: Instance) -> bool:
@@ -532,14 +533,23 @@ class _Local:
         return {key: each for key, each in theirs.items() if counts(key)}
 
     def heard_ms(self, instance: Instance) -> int:
-        """When this server last heard of an instance, from whomever (epoch milliseconds)."""
+        """When this server last heard of an instance, from whomever.
+
+        In epoch milliseconds of the wall clock as it is now: where that was set forward since this
+        worker took the peers up, nothing is taken for older than it is.
+        """
         lease = self.namespace.lease(instance.key)
         renewed = 0 if lease is None else lease.last_renewal_ms
-        return max(renewed, instance.last_updated_ms)
+        set_forward_ms = max(0, self._began_ms() - self._began)
+        return max(renewed, instance.last_updated_ms) + set_forward_ms
 
-    def end(self, key: InstanceKey) -> bool:
-        """Cancel what was cancelled at a peer; whether there was anything."""
-        return self.namespace.cancel(key.app, key.id, is_replication=True)
+    def _began_ms(self) -> int:
+        """When the monotonic clock began, by the wall clock."""
+        return self.clock.wall_ms() - self.clock.mono_ms()
+
+    def end(self, seen: Instance) -> bool:
+        """Cancel what was cancelled at a peer; whether it was still as it was seen."""
+        return self.namespace.cancel(seen.app, seen.id, is_replication=True, revision=seen.revision)
 
     def extend(self, ends: Mapping[InstanceKey, int]) -> None:
         """Give leases that end later at a peer that time here (monotonic milliseconds)."""
@@ -674,7 +684,7 @@ class _Following:
         self._compared_at = time.monotonic()
         try:
             theirs, skew = link.fetch(now_ms)
-            asked_ms = local.clock.mono_ms()
+            asked_ms, removals_ms = local.clock.mono_ms(), local.clock.wall_ms()
             told_of = link.leases()
         except PeerError as error:
             if self._stopping.is_set():
@@ -710,7 +720,7 @@ class _Following:
             renewed = local.renewed_here()
             self._ending = link.outbox.cancels_noted()
             for each in found.differences if is_first else told:
-                if not self._ended_there(each, ended.get(each.key), now_ms):
+                if not self._ended_there(each, ended.get(each.key), removals_ms):
                     self._heal(
                         each,
                         theirs.get(each.key),
@@ -751,7 +761,7 @@ class _Following:
             or (found is not None and found[0].last_updated_ms > since)
         )
 
-    def _ended_there(self, difference: Difference, removal: Removal | None, now_ms: int) -> bool:
+    def _ended_there(self, difference: Difference, removal: Removal | None, at_ms: int) -> bool:
         """Whether a peer removed what only this server lists, after it was last heard of here.
 
         The peer is not to list it again then: this server may have been away, or cut off from where
@@ -759,15 +769,19 @@ class _Following:
         a third server may have been under way for longer than the client needed to come back, so
         that ends nothing here: the next renewal of who lives lists him everywhere again.
 
-        ``now_ms`` is the wall clock when the peer was asked: the removal was then, at the earliest.
+        ``at_ms`` is the wall clock when the peer was asked: so long before that, the removal was at
+        the earliest.
         """
+        if difference.kind is not DifferenceKind.MISSING or removal is None:
+            return False
         local = self._local
         found = local.outgoing(difference.key)
-        if difference.kind is not DifferenceKind.MISSING or removal is None or found is None:
+        # What is never renewed ends at a peer with each lease, and is told anew.
+        if found is None or not found[0].expires:
             return False
-        if now_ms - removal.ago_ms <= local.heard_ms(found[0]):
+        if at_ms - removal.ago_ms <= local.heard_ms(found[0]):
             return False
-        if removal.how is Ending.CANCELLED and self._settings.fetch and local.end(difference.key):
+        if removal.how is Ending.CANCELLED and self._settings.fetch and local.end(found[0]):
             self._heals += 1
         return True
 

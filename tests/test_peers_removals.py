@@ -1,0 +1,217 @@
+"""What was removed at a peer is not told to it anew, and what lives is.
+
+One server in this process with ``FakePeer``, whose removals are those of a real registry.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from eureka_compat.peers import leases
+from eureka_compat.peers.link import Link
+from eureka_compat.peers.outbox import Pending
+from eureka_compat.peers.replicator import _Local
+from registry import DEFAULT_NAMESPACE, Instance, InstanceStatus, NamespaceRegistry
+from registry.stores.memory import MemoryStore
+from registry.testing import ManualClock, registry_on
+from tests.servers import wait_until
+from tests.test_peers_hostile import (
+    KEY,
+    Answer,
+    FakePeer,
+    Running,
+    instance,
+    listed,
+    peer,
+    to_peer,
+)
+
+__all__ = ["peer", "to_peer"]
+LATER_MS = 20_000
+
+
+class Two:
+    """This server (``here``), and the registry whose list and removals the fake peer tells."""
+
+    def __init__(self, peer: FakePeer) -> None:
+        self._clocks = ManualClock(), ManualClock()
+        self.there = registry_on(MemoryStore(), self._clocks[1])
+        self._peer = peer
+        peer.lists = lambda: listed(self._listed())
+        peer.leases = lambda: (200, {}, bytes(leases.answer(self.there).body))
+        self._running = Running(
+            peer, clock=self._clocks[0], compare_interval_ms=50, sends_catalogs=True
+        )
+        self.here: NamespaceRegistry
+
+    def __enter__(self) -> Two:
+        registry, _ = self._running.__enter__()
+        self.here = registry.in_namespace(DEFAULT_NAMESPACE)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running.__exit__()
+
+    def _listed(self) -> list[Instance]:
+        view = self.there.view()
+        with view.lock:
+            return [each for app in view.applications.values() for each in app.values()]
+
+    def advance(self, ms: int = LATER_MS) -> None:
+        for clock in self._clocks:
+            clock.advance(ms)
+
+    def set_wall(self, ms: int, *, here: bool) -> None:
+        self._clocks[0 if here else 1].wall += ms
+
+    def compare(self) -> None:
+        """Until the two were compared twice more, and what followed was told."""
+        for _ in range(2):
+            seen = self._peer.lists_told
+            wait_until(lambda seen=seen: self._peer.lists_told > seen + 1, "a comparison")
+
+    def told(self) -> set[str]:
+        """What the peer was told of since this was last asked."""
+        batches, self._peer.batches = self._peer.batches, []
+        return {item["action"] for batch in batches for item in batch}
+
+
+@pytest.fixture
+def two(peer: FakePeer) -> Iterator[Two]:
+    with Two(peer) as both:
+        yield both
+
+
+def known_to_both(two: Two, **fields: Any) -> None:
+    """One instance that registered here, as both list it."""
+    here = instance(**fields)
+    two.there.register(here._replace(source="eureka"), is_replication=True)
+    two.here.register(here)
+    two.compare()
+    two.advance()
+    two.told()
+
+
+def test_who_was_cancelled_there_ends_here(two: Two) -> None:
+    known_to_both(two)
+    two.there.cancel(*KEY)
+    two.advance()
+    wait_until(lambda: two.here.instance(*KEY) is None, "its end")
+    assert two.told() == set()
+
+
+def test_what_another_told_the_peer_ends_nothing_here_and_is_not_told_anew(two: Two) -> None:
+    known_to_both(two)
+    two.there.cancel(*KEY, is_replication=True)
+    two.advance()
+    two.compare()
+    assert two.here.instance(*KEY) is not None
+    assert two.told() == set()
+
+
+def test_who_was_heard_of_since_is_told(two: Two) -> None:
+    known_to_both(two)
+    two.there.cancel(*KEY)
+    two.advance()
+    two.here.register(instance())
+    wait_until(lambda: "Register" in two.told(), "a registration")
+    assert two.here.instance(*KEY) is not None
+
+
+def test_what_a_catalog_dropped_there_ends_no_client_here(two: Two) -> None:
+    two.there.register(instance(source="consul:dc1"))
+    two.here.register(instance())
+    two.compare()
+    two.advance()
+    two.there.cancel(*KEY, source="consul:dc1")
+    two.advance()
+    wait_until(lambda: "Register" in two.told(), "a registration")
+    assert two.here.instance(*KEY) is not None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"source": "file:one"}, {"source": "native", "status": InstanceStatus.OUT_OF_SERVICE}],
+    ids=["a catalog's", "out of service"],
+)
+def test_what_is_never_renewed_is_told_anew_after_its_lease_ended_there(
+    two: Two, fields: dict[str, Any]
+) -> None:
+    known_to_both(two, **fields)
+    two.advance(91_000)
+    assert two.there.evict(list(two.there.leases().items())) == 1
+    two.advance(5_000)
+    wait_until(lambda: "Register" in two.told(), "a registration")
+
+
+@pytest.mark.parametrize(("back_ms", "here"), [(-60_000, False), (60_000, True)])
+def test_a_clock_that_is_set_ends_no_client(
+    peer: FakePeer, two: Two, back_ms: int, here: bool
+) -> None:
+    """Who came here after he was cancelled there lives, whatever the clocks become."""
+    two.compare()
+    two.there.register(instance())
+    two.there.cancel(*KEY)
+    two.advance()
+    peer.takes = lambda _: (503, {}, b"")
+    two.here.register(instance(last_dirty_ms=2_000))
+    two.advance()
+    two.set_wall(back_ms, here=here)
+    two.compare()
+    assert two.here.instance(*KEY) is not None
+
+
+def test_who_registers_while_his_end_is_looked_at_stays(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known_to_both(two)
+    heard_ms, again = _Local.heard_ms, instance(last_dirty_ms=9_000)
+
+    def overtaken(local: _Local, found: Instance) -> int:
+        at = heard_ms(local, found)
+        two.here.register(again)
+        return at
+
+    monkeypatch.setattr(_Local, "heard_ms", overtaken)
+    two.there.cancel(*KEY)
+    two.advance()
+    two.compare()
+    found = two.here.instance(*KEY)
+    assert found is not None
+    assert found.last_dirty_ms == again.last_dirty_ms
+
+
+def unknown(items: list[dict[str, Any]]) -> Answer:
+    """The peer knows none of them."""
+    replies = [{"statusCode": 404} for _ in items]
+    return 200, {}, json.dumps({"responseList": replies}).encode()
+
+
+@pytest.mark.parametrize("said", [Pending.HEARTBEAT, Pending.REGISTER])
+def test_of_what_had_to_wait_the_peer_is_asked_first(
+    peer: FakePeer, to_peer: Link, said: Pending
+) -> None:
+    """It may have been cancelled elsewhere meanwhile."""
+    peer.takes = lambda _: (503, {}, b"")
+    to_peer.outbox.put(KEY, said)
+    assert not to_peer.run_once(time.monotonic())
+    peer.batches.clear()
+    peer.takes = unknown
+    assert to_peer.run_once(time.monotonic() + 60)
+
+    assert [item["action"] for batch in peer.batches for item in batch] == ["Heartbeat"]
+    assert (len(to_peer.outbox), to_peer.needs_comparison) == (0, True)
+
+
+def test_whose_renewal_is_told_at_once_registers_where_he_is_unknown(
+    peer: FakePeer, to_peer: Link
+) -> None:
+    peer.takes = unknown
+    to_peer.outbox.put(KEY, Pending.HEARTBEAT)
+    assert to_peer.run_once(time.monotonic())
+    assert to_peer.outbox.take(10) == [(KEY, Pending.REGISTER)]
