@@ -9,11 +9,18 @@ from typing import Any
 
 import pytest
 
-from registry.model import DEFAULT_NAMESPACE, Instance, Revision
-from registry.stores.lmdb import copying
+from registry.model import (
+    DEFAULT_NAMESPACE,
+    Instance,
+    InstanceStatus,
+    OverrideChange,
+    Revision,
+)
+from registry.stores.lmdb import copying, log
 from registry.stores.lmdb.offering import LAST_ALONE
 from registry.stores.lmdb.records import U64
 from registry.stores.redis import RedisStore
+from registry.stores.redis.records import Records
 from registry.testing import put, sample_instance
 from tests.redis_suite import (
     Machines,
@@ -24,10 +31,12 @@ from tests.redis_suite import (
     settle,
     stop_threads,
 )
+from tests.servers import wait_until
 
 NS = DEFAULT_NAMESPACE
 pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("no_defects")]
 HERE, THERE = "10.1.1.1", "10.2.2.2"
+LONG_MS = 1_000_000  # longer than the log tells of what is gone
 
 
 class Pair:
@@ -87,6 +96,12 @@ class Pair:
     def lose(self) -> None:
         """Have Redis lose everything."""
         self._machines.forget()
+
+    def await_nobody(self) -> None:
+        """Have Redis wait for nobody any more, as some seconds after a loss."""
+        with self._machines.server.client() as client:
+            for name in client.keys(f"*{self._machines.prefix}*:awaited"):
+                client.delete(name)
 
 
 @pytest.fixture
@@ -328,3 +343,153 @@ def test_what_one_wrote_alone_another_cancels_alone(pair: Pair, first: str, is_l
         pair.lose()
     pair.settle(first)
     assert pair.agree() == {}
+
+
+@pytest.fixture
+def third(fragile: Machines, pair: Pair) -> RedisStore:
+    """Another machine, that has all of it too."""
+    store = fragile.open("third")
+    stop_threads(store)
+    store._follower.catch_up_all()
+    return store
+
+
+@pytest.mark.parametrize("first", ["here", "there"])
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_what_others_gave_back_again_is_not_what_they_wrote_meanwhile(
+    pair: Pair, fragile: Machines, first: str, is_cancelled: bool
+) -> None:
+    """The first loss gave it another revision, at an instant after what was written alone."""
+    pair.write(pair.here, -3_000, alone=True, **({} if is_cancelled else {"ip_addr": HERE}))
+    pair.lose()
+    empty = fragile.open("empty")
+    stop_threads(empty)
+    empty.commit(NS, put(sample_instance(instance_id="web:2")))
+    pair.there._lives.adopt()
+    pair.there._follower.catch_up_all()
+    pair.lose()
+    fragile.close(empty)
+    pair.settle(first)
+    listed = pair.agree()
+    listed.pop("web:2", None)
+    assert listed == ({} if is_cancelled else {"web:1": HERE})
+
+
+def test_a_write_alone_that_redis_alone_has_is_not_replaced_by_what_was_given_back(
+    pair: Pair, fragile: Machines
+) -> None:
+    """Its machine is lost, and the other gave an older state to a successor meanwhile."""
+    pair.write(pair.here, 0, alone=True, ip_addr=HERE, last_dirty_ms=5_000)
+    pair.here._lives.adopt(lost=True)
+    master = pair.snapshot()
+    fragile.close(pair.here)
+    pair.lose()
+    empty = fragile.open("empty")
+    stop_threads(empty)
+    empty.commit(NS, put(sample_instance(instance_id="web:2")))
+    pair.there._lives.adopt()
+    pair.there._follower.catch_up_all()
+    pair.fail_over(master)
+    pair.there._lives.adopt(lost=True)
+    settle(pair.there, empty)
+    assert addresses(pair.there)["web:1"] == HERE
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_what_is_forgotten_while_a_machine_takes_a_life_up_is_not_missed(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, is_cancelled: bool
+) -> None:
+    pair.there._lives.adopt(lost=True)
+    pair.await_nobody()
+    if is_cancelled:
+        pair.write(pair.there, 0)
+    else:
+        pair.there.commit(NS, put(sample_instance(instance_id="web:2"), lease=lease_from(mono())))
+    named, trimmed = Records.named, list[bool]()
+
+    def late(*args: Any) -> Any:
+        if not trimmed:
+            trimmed.append(bool(pair.there.trim(NS, mono() + LONG_MS)))
+        return (yield from named(*args))
+
+    monkeypatch.setattr(Records, "named", late)
+    pair.here._lives.adopt()
+    assert trimmed == [True]
+    pair.here._follower.catch_up_all()
+    assert addresses(pair.here) == addresses(pair.there)
+    assert ("web:1" in addresses(pair.here)) is not is_cancelled
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+@pytest.mark.parametrize("accepts", [False, True])
+def test_what_was_cancelled_long_ago_does_not_come_back_with_who_was_away_in_one_life(
+    fragile: Machines, accepts: bool, is_stopped: bool
+) -> None:
+    """Redis lost nothing: what a machine has beyond that has gone, however long ago."""
+    here, there = fragile.open("here", accepts=accepts), fragile.open("there", accepts=accepts)
+    here.commit(NS, put(sample_instance(), lease=lease_from(mono()), at_mono_ms=mono()))
+    stop_threads(here, *([] if is_stopped else [there]))
+    wait_until(lambda: addresses(there) or there._follower.catch_up_all())
+    if is_stopped:
+        there.flush()
+        fragile.close(there)
+    known = next(iter(here.load(NS).instances))
+    gone = put(known, expected=known.revision, remove=True, lease=None, at_mono_ms=mono())
+    here.commit(NS, gone)
+    assert here.trim(NS, mono() + LONG_MS)
+    if is_stopped:
+        fragile.reboot("there")
+        there = fragile.open("there", accepts=accepts)
+    else:
+        cut_power(there)
+        there._lives.adopt()
+    here._follower.catch_up_all()
+    assert addresses(there) == addresses(here) == {}
+
+
+def test_of_what_was_cancelled_alone_nothing_is_forgotten_before_it_was_offered(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "_REMOVED_BYTES", 2_000)
+    more = [put(sample_instance(instance_id=f"web:{n}"), at_mono_ms=mono()) for n in range(2, 20)]
+    pair.here.commit_all(NS, more)
+    pair.there._follower.catch_up_all()
+    for each in pair.here.load(NS).instances:
+        gone = put(each, expected=each.revision, remove=True, lease=None, at_mono_ms=mono())
+        pair.here._copy.commit_alone(NS, [gone])
+    pair.settle()
+    assert pair.agree() == {}
+
+
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_an_override_that_was_removed_is_removed_also_where_its_instance_was_known_to_be_gone(
+    pair: Pair, is_alone: bool
+) -> None:
+    here, away = pair.here, InstanceStatus.OUT_OF_SERVICE
+
+    def listed() -> Instance:
+        return next(iter(here.load(NS).instances))
+
+    overrides = put(listed(), expected=listed().revision, override=OverrideChange("web:1", away))
+    here.commit_all(NS, [overrides])
+    known = put(listed(), expected=listed().revision)
+    here.commit_all(NS, [known._replace(remove=True, expected_override=away)])
+    pair.there._follower.catch_up_all()
+    replica = pair.snapshot()
+    write = here._copy.commit_alone if is_alone else here.commit_all
+    again = put(sample_instance(), lease=lease_from(mono()), at_mono_ms=mono())
+    write(NS, [again._replace(expected_override=away)])
+    none = put(
+        listed(),
+        expected=listed().revision,
+        override=OverrideChange("web:1", None),
+        at_mono_ms=mono(),
+    )
+    write(NS, [none._replace(expected_override=away)])
+    write(NS, [put(listed(), expected=listed().revision, at_mono_ms=mono())._replace(remove=True)])
+    if not is_alone:
+        pair.fail_over(replica)
+        here._lives.adopt(lost=True)
+    pair.settle()
+    assert pair.agree() == {}
+    assert [dict(each.load(NS).overrides) for each in (here, pair.there)] == [{}, {}]

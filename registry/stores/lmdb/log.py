@@ -226,7 +226,9 @@ class Log:
         key = b"removed\0" + name
         size = (self._env.number(txn, key) or 0) + step
         last = None
-        while size > _REMOVED_BYTES:
+        # What was removed alone is yet to be offered (``offering.ALONE``).
+        is_alone = txn.get(b"alone", db=self._env.meta) is not None
+        while size > _REMOVED_BYTES and not is_alone:
             cursor = txn.cursor(self._env.removal)
             cursor.set_range(name + b"\0")
             last = cursor.key()[-8:]

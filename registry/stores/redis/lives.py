@@ -472,7 +472,7 @@ class Lives:
                 break
             yield None
         states, written, count = theirs.states, held.written, 0
-        if held.former_life == life and written:
+        if held.former_life == life and self.has_copy():  # it lost nothing: what it lacks, went
             wanted = [name for name in written if name in held.revisions]
             held = held._replace(unlisted_overrides={})
         else:
@@ -516,8 +516,7 @@ class Lives:
         now = self._clock.mono_ms()  # the instant of writing may be of an earlier boot
         lease, written, at = state.lease, held.written.get(state.name), state.at_running_ms
         changed = None if at is None else now - (self._copy.running_ms(now) - at)
-        if written is not None:
-            lease = lease and self._from_now(lease)
+        lease = lease and self._from_now(lease)
         return (
             state.name,
             b"%d" % state.revision,
@@ -550,6 +549,8 @@ class Lives:
         taken = self._server.ask_each(
             lambda each: self._differences(life, each, given[each]), given
         )
+        if any(each.complete_after != life for each in taken.values()):
+            return self._replace(life, known)  # some of what differs was forgotten meanwhile
         for namespace in given:
             self._copy.offering.touch(namespace, self._clock.mono_ms())
         if not self._copy.take_up(life, taken, known, self._notes(heard)):
@@ -568,7 +569,7 @@ class Lives:
         for entry in (yield from self._records.named(life, namespace, names)):
             lease = None if entry.lease is None else self._from_now(entry.lease[0])
             decided.append((entry.revision, entry.commit._replace(lease=lease)))
-            if entry.given_as is not None:
+            if entry.given_as:
                 given_as[entry.revision] = entry.given_as
         lacking = [name for name in held.revisions if name not in listing.states]
         for state in self._copy.offering.states(namespace, lacking):
@@ -583,7 +584,7 @@ class Lives:
         standing = yield from self._records.fetch(life, namespace, _BEYOND, is_first=True)
         return TakenUp(
             listing.revision,
-            listing.complete_after,
+            standing.complete_after,
             decided,
             overrides,
             standing.expected,
@@ -628,7 +629,7 @@ class Lives:
                 )
                 for at, told, lease, name, before in fetched.entries:
                     log_after, commit = at, told
-                    if before is not None:
+                    if before:
                         given_as[at] = before
                     known = instances.get(commit.key)
                     if commit.instance is None and known is not None and known.revision == at:

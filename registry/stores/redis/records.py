@@ -309,7 +309,9 @@ class Records:
         deadline_mono_ms = mono_of(deadline)
         if deadline_mono_ms > now + duration + scripts.AHEAD_MS:
             deadline_mono_ms = now + duration
-        lease = Lease(deadline_mono_ms, duration, last, by_client and mono_of(by_client))
+        # It may have ended before this machine was started.
+        by_client = by_client and max(0, mono_of(by_client))
+        lease = Lease(max(0, deadline_mono_ms), duration, last, by_client)
         return lease, Revision(began)
 
 

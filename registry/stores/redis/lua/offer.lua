@@ -49,7 +49,7 @@ for i = 1, #items, 9 do
   end
   local last = was_based and known or earlier
   local has_override = call('HGET', P .. 'override', id)
-  local changes = stored or kind ~= 'r' or known == 0
+  local changes = stored or kind ~= 'r' or known == 0 or (has_override or '') ~= override
   local is_news
   if kind == 'o' and offered == 0 then -- an override of nothing that is listed
     is_news = known == 0 and not has_override
@@ -59,12 +59,11 @@ for i = 1, #items, 9 do
     is_news = is_later(state, written, name, stored, was_at)
   elseif written ~= '' then -- nobody else touched it
     is_news = changes
-  elseif was_based and offered <= known then -- perhaps written beside what was written alone
-    is_news = offered > was_based and offered ~= known and kind ~= 'o' and changes
+  elseif was_based and as <= known then -- perhaps written beside what was written alone
+    is_news = as > was_based and as ~= known and kind ~= 'o' and changes
       and is_later(state, tonumber(items[i + 7]) or 0, name, stored, was_at)
   else
-    local mine = was_based and offered or as
-    is_news = changes and (mine > last or mine == last and offered > known)
+    is_news = changes and (as > last or as == last and offered > known)
   end
   if is_news then
     given = given + 1
