@@ -18,7 +18,7 @@ from registry import StoreError, open_store
 from registry.lease import SystemClock
 from registry.model import DEFAULT_NAMESPACE, Lease, Namespace, Revision
 from registry.store import Commit, Store
-from registry.stores.lmdb import opening
+from registry.stores.lmdb import LmdbStore, opening
 from registry.stores.redis import RedisStore, read_address
 from registry.stores.redis.server import Server
 from registry.testing import Failing, StoreSuite, put, sample_instance
@@ -145,6 +145,10 @@ class Machines:
         assert isinstance(store, RedisStore)
         self._opened.append(store)
         return store
+
+    def open_folder(self, name: str) -> LmdbStore:
+        """The store of a machine that is closed, without Redis."""
+        return LmdbStore(self._folder / name)
 
     def reboot(self, name: str) -> None:
         """Start the machine of a store that is closed anew: its clock, and so its leases, too."""

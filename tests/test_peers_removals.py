@@ -192,13 +192,12 @@ def unknown(items: list[dict[str, Any]]) -> Answer:
     return 200, {}, json.dumps({"responseList": replies}).encode()
 
 
-@pytest.mark.parametrize("said", [Pending.HEARTBEAT, Pending.REGISTER])
-def test_of_what_had_to_wait_the_peer_is_asked_first(
-    peer: FakePeer, to_peer: Link, said: Pending
+def test_whose_renewal_had_to_wait_is_compared_where_he_is_unknown(
+    peer: FakePeer, to_peer: Link
 ) -> None:
-    """It may have been cancelled elsewhere meanwhile."""
+    """He may have been cancelled elsewhere meanwhile."""
     peer.takes = lambda _: (503, {}, b"")
-    to_peer.outbox.put(KEY, said)
+    to_peer.outbox.put(KEY, Pending.HEARTBEAT)
     assert not to_peer.run_once(time.monotonic())
     peer.batches.clear()
     peer.takes = unknown

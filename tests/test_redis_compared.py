@@ -493,3 +493,74 @@ def test_an_override_that_was_removed_is_removed_also_where_its_instance_was_kno
     pair.settle()
     assert pair.agree() == {}
     assert [dict(each.load(NS).overrides) for each in (here, pair.there)] == [{}, {}]
+
+
+def register(store: RedisStore, name: str, *, alone: bool = False) -> None:
+    made = put(sample_instance(instance_id=name), lease=lease_from(mono()), at_mono_ms=mono())
+    (store._copy.commit_alone if alone else store.commit_all)(NS, [made])
+
+
+@pytest.mark.parametrize("how", ["alone", "a power cut"])
+def test_what_redis_lost_within_one_life_is_given_back_by_who_went_on_by_itself(
+    pair: Pair, how: str
+) -> None:
+    """A server that lost its office, and has it again, without the last writes."""
+    replica = pair.snapshot()
+    register(pair.here, "web:2")
+    if how == "alone":
+        register(pair.here, "web:3", alone=True)
+    else:
+        cut_power(pair.here)
+    pair.fail_over(replica)
+    pair.here._lives.adopt()
+    pair.settle()
+    assert "web:2" in pair.agree()
+
+
+@pytest.mark.parametrize("is_rebooted", [False, True])
+def test_what_was_registered_on_lmdb_is_there_where_redis_is_used_again(
+    fragile: Machines, is_rebooted: bool
+) -> None:
+    here = fragile.open("here")
+    register(here, "web:1")
+    here.flush()
+    fragile.close(here)
+    for name in ("web:2", "web:3"):
+        plain = fragile.open_folder("here")
+        made = put(sample_instance(instance_id=name), lease=lease_from(mono()), at_mono_ms=mono())
+        plain.commit(NS, made)
+        plain.flush()
+        plain.close()
+        if is_rebooted:
+            fragile.reboot("here")
+    here = fragile.open("here")
+    stop_threads(here)
+    assert addresses(here).keys() == {"web:1", "web:2", "web:3"}
+
+
+def test_many_cancels_that_were_accepted_alone_are_offered_after_a_reboot_too(
+    fragile: Machines,
+) -> None:
+    here, there = fragile.open("here", accepts=True), fragile.open("there", accepts=True)
+    metadata = {"x": "y" * 2_000}
+    many = [
+        put(
+            sample_instance(instance_id=f"web:{n}", metadata=metadata),
+            lease=lease_from(mono()),
+            at_mono_ms=mono(),
+        )
+        for n in range(200)
+    ]
+    here.commit_all(NS, many)
+    wait_until(lambda: len(addresses(there)) == len(many))
+    stop_threads(here, there)
+    for each in here.load(NS).instances:
+        gone = put(each, expected=each.revision, remove=True, lease=None, at_mono_ms=mono())
+        here._copy.commit_alone(NS, [gone])
+    here.flush()
+    fragile.close(here)
+    fragile.reboot("here")
+    here = fragile.open("here", accepts=True)
+    stop_threads(here)
+    settle(here, there)
+    assert addresses(here) == addresses(there) == {}

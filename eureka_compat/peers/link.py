@@ -408,10 +408,7 @@ class Link:
         is_over = Pending.LATE in what and Pending.REGISTER not in what and instance.peers_know
         items = [] if is_over else cancel
         if Pending.REGISTER in what:
-            # Another server may have cancelled it since: asked first, and compared where unknown.
-            is_asked = Pending.LATE in what and Pending.CANCEL not in what
-            action = Action.HEARTBEAT if is_asked else Action.REGISTER
-            items.append(Item(action, key, instance, override if is_asked else None))
+            items.append(Item(Action.REGISTER, key, instance))
         if Pending.OVERRIDE in what:
             action = Action.DELETE_STATUS_OVERRIDE if override is None else Action.STATUS_UPDATE
             items.append(Item(action, key, instance, override))

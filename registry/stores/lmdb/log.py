@@ -28,6 +28,7 @@ from registry.model import (
 from registry.stores.lmdb.environment import Environment, items
 from registry.stores.lmdb.files import unsealed
 from registry.stores.lmdb.leases import LeaseFile
+from registry.stores.lmdb.offering import ALONE
 from registry.stores.lmdb.records import (
     ENTRY,
     EVICTED,
@@ -227,7 +228,7 @@ class Log:
         size = (self._env.number(txn, key) or 0) + step
         last = None
         # What was removed alone is yet to be offered (``offering.ALONE``).
-        is_alone = txn.get(b"alone", db=self._env.meta) is not None
+        is_alone = txn.get(ALONE, db=self._env.meta) is not None
         while size > _REMOVED_BYTES and not is_alone:
             cursor = txn.cursor(self._env.removal)
             cursor.set_range(name + b"\0")

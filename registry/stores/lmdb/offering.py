@@ -116,6 +116,22 @@ class Offering:
 
         return env.read(read)
 
+    def bases(self) -> dict[Namespace, Revision]:
+        """The revisions from which the store went on in a life of its own; ``StoreError``.
+
+        None where it is in none.
+        """
+        env = self._env
+
+        def read(txn: Any) -> dict[Namespace, Revision]:
+            return {
+                Namespace(key.removeprefix(BASED).decode()): Revision(U64.unpack(value)[0])
+                for key, value in txn.cursor(env.meta)
+                if key.startswith(BASED)
+            }
+
+        return env.read(read)
+
     def held(self, namespace: Namespace) -> Held:
         """What is held, by revisions; ``StoreError``."""
         env = self._env

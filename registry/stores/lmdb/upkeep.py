@@ -18,6 +18,7 @@ import lmdb
 from registry.errors import StoreError, StoreGoneError
 from registry.store import StoreState
 from registry.stores.lmdb.log import Log
+from registry.stores.lmdb.offering import ALONE
 from registry.stores.lmdb.opening import Opened
 from registry.stores.lmdb.places import Places
 from registry.stores.lmdb.records import U64
@@ -113,14 +114,15 @@ class Upkeep:
         self.check()
 
         def read(txn: Any) -> tuple[int, int]:
-            """The sums of all revisions, and of what was removed and is still told of."""
+            """The sums of all revisions, and of what was removed and may be forgotten."""
             revisions = removed = 0
             for key, value in txn.cursor(self._env.meta):
                 if key.startswith(b"revision\0"):
                     revisions += U64.unpack(value)[0]
                 elif key.startswith(b"removed\0"):
                     removed += U64.unpack(value)[0]
-            return revisions, removed
+            # What was removed alone is yet to be offered.
+            return revisions, 0 if txn.get(ALONE, db=self._env.meta) is not None else removed
 
         total, removed = self._env.read(read)
         if total == written:

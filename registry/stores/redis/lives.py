@@ -255,6 +255,7 @@ class Lives:
                 lost = True
             elif not lost:
                 lost = any(part.is_lost(life, begun.get(each)) for each, part in parts.items())
+                lost |= life == former and self._is_behind(parts)
             is_own = False
             if life is None or lost:
                 life, is_own = self._begin(root, parts, is_copy=is_copy)
@@ -283,6 +284,14 @@ class Lives:
             sizes = self._copy.namespaces()
             self._open_all(life, [each for each in sizes if sizes[each] > held.get(each, 0) == 0])
             self._tell_given(life)
+
+    def _is_behind(self, parts: Mapping[Namespace, _Part]) -> bool:
+        """Whether Redis lacks what this machine had of it before it went on by itself.
+
+        A server may lose its office and get it back, in one life and run, without the last writes.
+        """
+        bases = self._copy.offering.bases()
+        return any(0 < parts[each].revision < at for each, at in bases.items() if each in parts)
 
     def _tell_given(self, life: Revision) -> None:
         """Have nobody wait for this machine any more, where that can be told."""
@@ -472,8 +481,13 @@ class Lives:
                 break
             yield None
         states, written, count = theirs.states, held.written, 0
-        if held.former_life == life and self.has_copy():  # it lost nothing: what it lacks, went
-            wanted = [name for name in written if name in held.revisions]
+        if held.former_life == life and self.has_copy():
+            # Redis lost nothing: what it lacks has gone, but for what was written here since.
+            wanted = [
+                name
+                for name, revision in held.revisions.items()
+                if name in written or revision > held.based_on
+            ]
             held = held._replace(unlisted_overrides={})
         else:
             wanted = [
