@@ -495,6 +495,19 @@ def test_an_override_that_was_removed_is_removed_also_where_its_instance_was_kno
     assert [dict(each.load(NS).overrides) for each in (here, pair.there)] == [{}, {}]
 
 
+def test_a_worker_hears_of_an_override_though_its_machine_began_to_take_a_life_up(
+    pair: Pair,
+) -> None:
+    """That may come to nothing, and what is taken up is noted as changed before."""
+    known = next(iter(pair.here.load(NS).instances))
+    override = OverrideChange("web:1", InstanceStatus.OUT_OF_SERVICE)
+    pair.here.commit_all(NS, [put(known, expected=known.revision, override=override)])
+    pair.here._copy.offering.touch(NS, mono())
+    changes = pair.here.changes(NS, known.revision)
+    assert changes is not None
+    assert [change.override for change in changes] == [override]
+
+
 def register(store: RedisStore, name: str, *, alone: bool = False) -> None:
     made = put(sample_instance(instance_id=name), lease=lease_from(mono()), at_mono_ms=mono())
     (store._copy.commit_alone if alone else store.commit_all)(NS, [made])

@@ -14,7 +14,15 @@ from registry.stores.lmdb.environment import Environment, items
 from registry.stores.lmdb.files import unsealed
 from registry.stores.lmdb.leases import LeaseFile
 from registry.stores.lmdb.places import Places
-from registry.stores.lmdb.records import ENTRY, TOUCHED, U64, LogEntry, packed_entry
+from registry.stores.lmdb.records import (
+    ENTRY,
+    KIND,
+    OF_OVERRIDE,
+    TOUCHED,
+    U64,
+    LogEntry,
+    packed_entry,
+)
 
 ALONE, FORMER = b"alone", b"alone-after"
 """In ``meta``: where the revisions of what is written alone began; the life before the store's own.
@@ -200,7 +208,10 @@ class Offering:
         return env.read(read)
 
     def touch(self, namespace: Namespace, now_mono_ms: int) -> None:
-        """Have the log say that all that is listed changed just now; a portion at a time."""
+        """Have the log say that all that is listed changed just now; a portion at a time.
+
+        What it said of overrides it goes on to say: a worker may not have heard of them yet.
+        """
         env, prefix = self._env, namespace.encode() + b"\0"
         at = self._live.running_ms(now_mono_ms)
         last: bytes | None = None
@@ -210,7 +221,10 @@ class Offering:
             for number, (key, value) in enumerate(items(txn, env.record, namespace, last)):
                 if number == _TOUCHED_AT_ONCE:
                     return True
-                txn.put(prefix + value[:8], packed_entry(at, TOUCHED, key), db=env.log)
+                entry = txn.get(prefix + value[:8], db=env.log)
+                of_override = 0 if entry is None else entry[KIND] & OF_OVERRIDE
+                told = packed_entry(at, TOUCHED | of_override, key)
+                txn.put(prefix + value[:8], told, db=env.log)
                 last = key
             return False
 
