@@ -36,6 +36,9 @@ SPRINGS = ("spring-hoxton", "spring-2025.0-resttemplate", "spring-2025.1")
 _SLOW = re.compile(
     r"timed out|Timeout(Exception|Error)|(httpx\.\w+|Client\.)Timeout\b|deadline exceeded"
     r"|Interrupted(IO)?Exception|TIMEDOUT"
+    # Its next exchange, begun while the one that it gave up is still on its way out.
+    r"|another thread (is updating it already|has advanced the update generation)"
+    r"|Cannot acquire update lock|task supervisor rejected the task"
 )
 # What clients log where a server is away and they go to the next one.
 _RETRY = re.compile(

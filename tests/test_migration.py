@@ -359,6 +359,26 @@ def test_what_a_client_gives_up_without_a_time_limit_is_beyond_its_retries() -> 
 
 
 @pytest.mark.parametrize(
+    "told",
+    [
+        "Not updating application delta as another thread is updating it already",
+        "Not updating applications as another thread is updating it already",
+        "Ignoring delta update with apps hashcode 7, as another thread is updating it already",
+        "Not setting the applications map as another thread has advanced the update generation",
+        "Cannot acquire update lock, aborting getAndUpdateDelta",
+        "task supervisor rejected the task",
+    ],
+)
+def test_a_fetch_that_meets_its_own_that_was_given_up_is_of_a_time_limit(told: str) -> None:
+    assert beyond_retries(entries(f"WARN DiscoveryClient : {told}\n")) == []
+
+
+def test_a_hash_that_does_not_match_is_beyond_a_clients_retries() -> None:
+    told = "WARN DiscoveryClient : The Reconcile hashcodes do not match, client : {UP_1_}\n"
+    assert beyond_retries(entries(told)) == [told]
+
+
+@pytest.mark.parametrize(
     ("asked", "is_fine"),
     [
         (Asked("PUT", "/eureka/apps/SHOP/shop:one", 200), True),
