@@ -9,7 +9,9 @@ min / median / max; the ratio is that of the medians. nginx serves the same byte
 what the machine can do at most.
 
 With ``--before`` another checkout of this server stands in the genuine one's place, also in what is
-measured of this server alone, and there is no nginx: the ratio then says what a change cost.
+measured of this server alone, and there is no nginx: the ratio then says what a change cost. The
+processor time of each request and start is shown there too: other work on the machine moves it
+less, and its least hardly.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -47,6 +49,27 @@ CONNECTIONS = 32
 INSTANCES_OF_AN_APP = 10
 GZIP = {"Accept": "application/json", "Accept-Encoding": "gzip"}
 PLAIN = {"Accept": "application/json"}
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def processes(pid: int) -> list[int]:
+    """The process and all that come from it."""
+    pids = [pid]
+    for each in pids:
+        with suppress(OSError):  # it may have ended just now
+            children = Path(f"/proc/{each}/task/{each}/children").read_text().split()
+            pids += [int(child) for child in children]
+    return pids
+
+
+def processor_secs(pid: int) -> float:
+    """What the process and those that come from it have used of a processor."""
+    ticks = 0
+    for each in processes(pid):
+        with suppress(OSError):
+            fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / TICKS
 
 
 @dataclass
@@ -63,12 +86,8 @@ class Server:
 
     def memory_mib(self) -> float:
         """Of all its processes, shared pages counted once."""
-        pids = [self.process.pid]
-        for pid in pids:
-            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            pids += [int(child) for child in children]
         total = 0
-        for pid in pids:
+        for pid in processes(self.process.pid):
             for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
                 if line.startswith("Pss:"):
                     total += int(line.split()[1])
@@ -277,10 +296,34 @@ class Row:
     target: str = ""
     unit: str = "/s"
     values: dict[str, list[float]] = field(default_factory=dict)
+    processor: dict[str, list[float]] = field(default_factory=dict)
+    """Of each value that was measured so: the processor time, in microseconds."""
 
     def add(self, server: str, value: float) -> None:
         self.values.setdefault(server, []).append(value)
         print(f"{self.name:42} {server:12} {value:10.1f} {self.unit}", flush=True)
+
+    def ask(
+        self,
+        server: Server,
+        path: str,
+        headers: Mapping[str, str],
+        seconds: float,
+        script: str = "",
+    ) -> None:
+        """Add how many of these requests it answers in a second, and what each costs it."""
+        used = processor_secs(server.process.pid)
+        found = wrk(server.url(path), headers, seconds, script)
+        used = processor_secs(server.process.pid) - used
+        self.add(server.name, found)
+        self.cost(server, used / (found * seconds))
+
+    def cost(self, server: Server, secs: float) -> None:
+        self.processor.setdefault(server.name, []).append(secs * 1e6)
+
+    def of_processor(self) -> Row:
+        """The processor times as a figure of their own."""
+        return Row(f"{self.name}: processor", "", "µs", self.processor)
 
     def median(self, server: str) -> float:
         return statistics.median(self.values[server])
@@ -347,7 +390,7 @@ def compare(count: int, rounds: int, seconds: float, folder: Path, beside: Besid
             static = stack.enter_context(nginx(folder, bodies))
         for number, (row, path, headers, script) in list(enumerate(wanted)) * rounds:
             for server in servers:
-                row.add(server.name, wrk(server.url(path), headers, seconds, script))
+                row.ask(server, path, headers, seconds, script)
             if static is not None and not script:
                 row.add("nginx", wrk(static.url(f"/file{number}"), headers, seconds))
         rows += [row for row, *_ in wanted]
@@ -369,7 +412,7 @@ def writing(rounds: int, seconds: float, folder: Path, beside: Beside) -> list[R
         rows = [changing(servers, rounds, seconds), row]
         for _ in range(rounds):
             for server in servers:
-                row.add(server.name, wrk(server.url(path), headers, seconds, script))
+                row.ask(server, path, headers, seconds, script)
         return [*rows, memory("memory just after all these registrations", servers)]
 
 
@@ -399,7 +442,7 @@ def changing(servers: Sequence[Server], rounds: int, seconds: float) -> Row:
         time.sleep(25)
         for _ in range(rounds):
             for server in servers:
-                row.add(server.name, wrk(server.url("/apps/delta"), GZIP, seconds))
+                row.ask(server, "/apps/delta", GZIP, seconds)
     return row
 
 
@@ -770,6 +813,7 @@ def starting(folder: Path, rounds: int, beside: Beside) -> list[Row]:
             began = time.perf_counter()
             with start(Path(tempfile.mkdtemp(dir=folder))) as server:
                 rows[0].add(server.name, time.perf_counter() - began)
+                rows[0].cost(server, processor_secs(server.process.pid))
     kept, port = folder / "kept", free_port()
     for start in beside.own():
         with start(kept, port=port) as server:
@@ -779,9 +823,12 @@ def starting(folder: Path, rounds: int, beside: Beside) -> list[Row]:
             began = time.perf_counter()
             with start(kept, port=port) as server:
                 rows[1].add(server.name, time.perf_counter() - began)
+                used = processor_secs(server.process.pid)
+                rows[1].cost(server, used)
                 began = time.perf_counter()
                 send(server.port, "GET", "/eureka/apps/", None, GZIP)
                 rows[2].add(server.name, time.perf_counter() - began)
+                rows[2].cost(server, processor_secs(server.process.pid) - used)
     return rows
 
 
@@ -830,8 +877,7 @@ def growing(folder: Path, rounds: int, seconds: float, beside: Beside) -> tuple[
             filled = count
             for _ in range(rounds):
                 for server in servers:
-                    asked = wrk(server.url("/apps"), PLAIN, seconds, heartbeats(count))
-                    row.add(server.name, asked)
+                    row.ask(server, "/apps", PLAIN, seconds, heartbeats(count))
             rows.append(row)
             for server in servers:
                 curve.add(server.name, count, row.median(server.name))
@@ -1010,6 +1056,8 @@ def main() -> None:
             row, curves["fleet"] = fleets(folder, 60, beside)
             rows.append(row)
     head = [line.replace("genuine", beside.name) for line in HEAD]
+    if beside.is_own:
+        rows += [row.of_processor() for row in rows if row.processor]
     print("\n".join([*head, *lines_of(rows, beside.name)]))
     if options.write:
         write(options.write, rows, curves)

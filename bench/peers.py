@@ -32,7 +32,14 @@ import uvloop
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench.beside_genuine import ASKING_FIELDS, INSTANCES_OF_AN_APP, Asking, Client, registration
+from bench.beside_genuine import (
+    ASKING_FIELDS,
+    INSTANCES_OF_AN_APP,
+    Asking,
+    Client,
+    processor_secs,
+    registration,
+)
 from conformance.programs import built_jar, free_port
 from tests.servers import send
 
@@ -43,7 +50,6 @@ LANES = 8
 LATE_SECS = 10.0
 TURNS, SETTLING_SECS = 3, 3.0
 MOST_QUIET = 20
-TICKS = os.sysconf("SC_CLK_TCK")
 BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
 WELL, LATE, UNAVAILABLE = "all answer", "one answers after 10 s", "one answers 503"
 
@@ -169,15 +175,7 @@ class Node:
     process: subprocess.Popen[bytes]
 
     def cpu_secs(self) -> float:
-        pids = [self.process.pid]
-        ticks = 0
-        for pid in pids:
-            with contextlib.suppress(OSError):
-                children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-                pids += [int(child) for child in children]
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                ticks += int(fields[11]) + int(fields[12])
-        return ticks / TICKS
+        return processor_secs(self.process.pid)
 
 
 @contextmanager
