@@ -572,6 +572,13 @@ class TestBothWorkersAlone:
                 ask_without_certificate(site, certificates)
 
 
+# The arbiter is to be patient with a slow machine's worker; the worker itself with nobody.
+PATIENT_ARBITER = f"""
+def when_ready(server):
+    server.timeout = {HANG_SECS}
+"""
+
+
 class Dawdlers(NamedTuple):
     """Three who take too long, all at the same time."""
 
@@ -583,7 +590,8 @@ class Dawdlers(NamedTuple):
 
 @pytest.fixture(scope="module")
 def dawdlers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dawdlers]:
-    with Site(tmp_path_factory.mktemp("dawdlers"), LOOP, timeout=4) as site:
+    folder = tmp_path_factory.mktemp("dawdlers")
+    with Site(folder, LOOP, timeout=4, hooks=PATIENT_ARBITER) as site:
         reader = site.wire(request("/endless"))
         body = site.wire(request("/echo", "Content-Length: 9\r\n", "POST", b"abc"))
         with reader, body, site.wire(b"GET / HTTP/1.1\r\nHo") as head:
@@ -635,8 +643,8 @@ class TestTime:
     def test_under_tls_a_client_that_says_nothing_is_let_go(
         self, tmp_path: Path, certificates: Path
     ) -> None:
-        files = over_tls(certificates)
-        with Site(tmp_path, LOOP, timeout=4, worker_connections=1, **files) as site:
+        options = {"timeout": 4, "hooks": PATIENT_ARBITER, "worker_connections": 1}
+        with Site(tmp_path, LOOP, **options, **over_tls(certificates)) as site:
             with site.wire() as silent:
                 assert silent.is_closed()
             with tls(site, certificates) as wire:
@@ -685,7 +693,7 @@ class TestBounds:
                 assert len(wire.reply().body) == 1_000_000
 
     def test_beyond_the_bound_on_connections_clients_wait(self, tmp_path: Path) -> None:
-        with Site(tmp_path, LOOP, worker_connections=5, keepalive=2) as site:
+        with Site(tmp_path, LOOP, worker_connections=5, keepalive=HANG_SECS) as site:
             wires = [site.wire(request("/")) for _ in range(5)]
             for wire in wires:
                 assert wire.reply().status == 200
