@@ -331,7 +331,8 @@ def test_an_answer_that_comes_a_byte_at_a_time_is_given_up(
                 wire.write(b" ")
 
     peer.writes = trickle
-    with pytest.raises(PeerError, match="no end"):
+    # The one where a byte is that late itself. With neither limit it would hang.
+    with pytest.raises(PeerError, match=r"no end|no answer in time"):
         to_peer.fetch(0)
     ended.set()
 
@@ -390,50 +391,72 @@ def test_what_cannot_be_taken_is_left_out_and_logged_once(
 
 @pytest.mark.parametrize("answers", [b"", b"HTTP/1.1 200 OK\r\n\r\n{"], ids=["no", "half an"])
 def test_threads_end_though_a_peer_gives_no_answer_or_half_of_one(
-    peer: FakePeer, answers: bytes, caplog: pytest.LogCaptureFixture
+    peer: FakePeer,
+    answers: bytes,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A fetch may take half a minute; who stops does not wait for it, and blames nobody."""
+    # Here it takes for ever, so that nothing ends it but the stop.
+    monkeypatch.setattr(link, "_FETCH_SECS", 10.0 * HANG_SECS)
     let_go, asked = threading.Event(), threading.Event()
 
     def hang(wire: Any) -> None:
         wire.write(answers)
         asked.set()
-        let_go.wait(HANG_SECS)
+        let_go.wait()
 
     peer.writes = hang
     with Running(peer) as (registry, _):
         assert asked.wait(HANG_SECS)
-        # Half a minute's fetch would outlast this: what ends it is the stop.
-        assert link._FETCH_SECS > 4 * replicator._GRACE_SECS
-    assert threads() == []
-    assert registry.coordination.acquire("peers", "another", 0, 1000) is not None
+    wait_until(lambda: threads() == [], "the end of the threads")
+    wait_until(
+        lambda: registry.coordination.acquire("peers", "another", 0, 1000) is not None, "the lock"
+    )
     let_go.set()
     assert warnings(caplog) == []
 
 
-def test_a_batch_under_way_may_end_before_all_stops(peer: FakePeer) -> None:
+def test_a_batch_under_way_may_end_before_all_stops(
+    peer: FakePeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is given a second; here longer, so that nobody is too slow for it."""
+    monkeypatch.setattr(replicator, "_GRACE_SECS", HANG_SECS)
     under_way, stopping = threading.Event(), threading.Event()
-    seen: list[dict[str, Any]] = []
 
     def takes(items: list[dict[str, Any]]) -> Answer:
         under_way.set()
         stopping.wait(HANG_SECS)
-        seen.extend(items)
+        time.sleep(0.2)  # whoever breaks off at once does not get the answer
         return taken(items)
 
+    genuine = replicator._Following.stop
+
+    def stops(following: Any) -> None:
+        genuine(following)
+        stopping.set()
+
+    monkeypatch.setattr(replicator._Following, "stop", stops)
     peer.takes = takes
     with Running(peer) as (registry, running):
         wait_until(lambda: (running.report()["peers"] or [{}])[0].get("comparison"), "a comparison")
         registry.in_namespace(DEFAULT_NAMESPACE).register(instance())
         assert under_way.wait(HANG_SECS)
-        stopping.set()
-    assert [each["id"] for each in seen] == [KEY.id]
+        assert running._run is not None
+        (following,) = running._run._links.values()
+    wait_until(lambda: threads() == [], "the end of the threads")
+    assert [each["id"] for batch in peer.batches for each in batch] == [KEY.id]
+    # The answer, too, has come.
+    assert (following.link.tally.batches, following.link.problem) == (1, "")
 
 
 def test_a_change_that_cannot_be_told_holds_up_no_other(
     peer: FakePeer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A comparison tells of it: it was tried again for ever, and nothing else was told."""
+    # But for what it is asked for on account of the fault, nothing is compared again.
+    monkeypatch.setattr(replicator, "_ASKED_AGAIN_SECS", 10.0 * HANG_SECS)
+    monkeypatch.setattr(replicator, "_LONGEST_FAULT_SECS", 10.0 * HANG_SECS)
     genuine = replicator._Local.news_of
 
     def fails(local: Any, change: Change) -> Any:
@@ -442,7 +465,7 @@ def test_a_change_that_cannot_be_told_holds_up_no_other(
         return genuine(local, change)
 
     monkeypatch.setattr(replicator._Local, "news_of", fails)
-    with Running(peer) as (registry, _):
+    with Running(peer, compare_interval_ms=10 * HANG_SECS * 1000) as (registry, _):
         wait_until(lambda: peer.lists_told, "the first comparison")
         namespace = registry.in_namespace(DEFAULT_NAMESPACE)
         for number in range(5):
