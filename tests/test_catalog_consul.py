@@ -11,9 +11,10 @@ from typing import Any
 import orjson
 import pytest
 
-from catalogs import RelistError, SourceError, Terms
+from catalogs import RelistError, SourceError, Terms, consul, http
 from catalogs.consul import ConsulCatalog, ConsulSettings
-from catalogs.testing import Followed, RemoteCatalogSuite, until
+from catalogs.http import Client
+from catalogs.testing import HANG_SECS, Followed, RemoteCatalogSuite, until
 from conformance.programs import free_port
 from registry import Instance
 from tests.servers import counted
@@ -31,6 +32,16 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsulSource]:
 def source(agent: ConsulSource) -> Iterator[ConsulSource]:
     yield agent
     agent.clear()
+
+
+@pytest.fixture(autouse=True)
+def patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow agent is waited for; but in the suite below, which has one that hangs."""
+    if request.cls is None:
+        monkeypatch.setattr(http, "CONNECT_SECS", HANG_SECS)
+        monkeypatch.setitem(Client.send.__kwdefaults__, "read_secs", HANG_SECS)
+        monkeypatch.setattr(consul, "READ_SECS", HANG_SECS)
+        monkeypatch.setattr(consul, "_SLACK_SECS", HANG_SECS)
 
 
 class TestConsulCatalog(RemoteCatalogSuite):

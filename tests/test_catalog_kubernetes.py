@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from catalogs import RelistError, SourceError, Terms, read_catalogs
-from catalogs.kubernetes import KubernetesCatalog, KubernetesSettings
+from catalogs import RelistError, SourceError, Terms, http, read_catalogs
+from catalogs.http import Client
+from catalogs.kubernetes import KubernetesCatalog, KubernetesSettings, watching
 from catalogs.kubernetes.kubeconfig import in_cluster
 from catalogs.kubernetes.mapping import Mapped, Mapper
 from catalogs.kubernetes.watching import PODS, SERVICES, SLICES, Event
-from catalogs.testing import Followed, RemoteCatalogSuite, until
+from catalogs.testing import HANG_SECS, Followed, RemoteCatalogSuite, until
 from registry import Instance
 from tests.servers import counted
 from tests.sources.kubernetes import KubernetesSource
@@ -35,6 +36,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubernetesSour
 def source(cluster: KubernetesSource) -> Iterator[KubernetesSource]:
     yield cluster
     cluster.clear()
+
+
+@pytest.fixture(autouse=True)
+def patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow server is waited for; but in the suite below, which has one that hangs."""
+    if request.cls is None:
+        monkeypatch.setattr(http, "CONNECT_SECS", HANG_SECS)
+        monkeypatch.setitem(Client.send.__kwdefaults__, "read_secs", HANG_SECS)
+        monkeypatch.setattr(watching, "SILENT_SECS", HANG_SECS)
 
 
 class TestKubernetesCatalog(RemoteCatalogSuite):
