@@ -17,7 +17,7 @@ import pytest
 
 from eureka_server.command import main
 from eureka_server.operator import commands
-from tests.servers import ROOT, RegistryServer, send, wait_until
+from tests.servers import HANG_SECS, ROOT, RegistryServer, send, wait_until
 from tests.site import Site
 
 NOW = "Thu, 26 Nov 2026 12:00:40 GMT"
@@ -249,6 +249,8 @@ def test_two_servers_that_run_are_asked_by_the_command(tmp_path: Path) -> None:
     for server in servers:
         server.environment["EUREKA_CLIENT_SERVICEURL_DEFAULTZONE"] = urls
         server.environment["PEERS_COMPARE_INTERVAL_MS"] = "1000"
+        # The other is not to be down because it is slow.
+        server.environment["EUREKA_SERVER_PEER_NODE_READ_TIMEOUT_MS"] = str(HANG_SECS * 1000)
 
     def asked(*words: str, at: int = 0) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
