@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from conformance import documents
 from conformance.documents import Form, Instance, Listing
-from conformance.http import Connection, Exchange
+from conformance.http import ANSWER_SECS, Connection, Exchange
 from conformance.peer import PeerEndpoint
 from conformance.spellings import Dress, plain
 
@@ -152,7 +152,7 @@ class Session:
     def __init__(self, target: Target) -> None:
         self.target = target
         self.exchanges = 0
-        self._connection = Connection(target.url)
+        self._connection = Connection(target.url, max(ANSWER_SECS, target.patience))
         self._registered: dict[tuple[str, str], None] = {}
 
     @contextmanager

@@ -36,7 +36,11 @@ def told(s: Session, sent: Instance, action: str, count: int = 1) -> Told:
         )
         return found[-1]
 
-    return s.eventually(check, SOON)
+    return s.eventually(check, soon(s))
+
+
+def soon(s: Session) -> float:
+    return max(SOON, s.target.patience)
 
 
 def registered(s: Session, **fields: Any) -> Instance:
@@ -246,7 +250,7 @@ def a_newer_instance_of_a_peer_is_adopted(s: Session) -> None:
         def check() -> None:
             s.equal(s.instance(sent).get("metadata"), {"adopted": "yes"}, "metadata")
 
-        s.eventually(check, SOON)
+        s.eventually(check, soon(s))
     s.equal(s.instance(sent)["lastDirtyTimestamp"], DIRTY + 5, "lastDirtyTimestamp")
 
 
@@ -264,7 +268,7 @@ def the_override_of_a_newer_instance_is_adopted(s: Session) -> None:
         def check() -> None:
             s.equal(s.instance(sent)["status"], "OUT_OF_SERVICE", "status")
 
-        s.eventually(check, SOON)
+        s.eventually(check, soon(s))
     # Nor does the next word of the client undo it.
     s.status(s.send("PUT", s.path(sent, f"?status=UP&lastDirtyTimestamp={DIRTY + 5}")), 200)
     s.equal(s.instance(sent)["status"], "OUT_OF_SERVICE", "status after a renewal")
