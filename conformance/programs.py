@@ -3,7 +3,8 @@
 All take the same arguments, ``BASES APP ID PORT VARIANT``, and answer over HTTP on their port:
 ``/whoami`` (their id), ``/instances/SERVICE`` (the ids that they would use, as a JSON array) and
 ``/choose/SERVICE`` (who answered a call made through their own load balancer). They renew and fetch
-each second with leases of ten, and deregister on SIGTERM.
+each second with leases of thirty, so that none ends where a machine is busy for a while, and
+deregister on SIGTERM.
 
 Builds are kept outside the tree, under a name that holds their sources' hash.
 """
@@ -29,7 +30,9 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent / "clients"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "eureka-registry"
-LEASE_SECS = 10
+LEASE_SECS = 30
+# What takes longer hangs: the machine may be slow, and busy.
+_ENDS_IN_SECS = 600
 # JDK 17 shuts what Hoxton's XStream and Gson reach into.
 HOXTON_OPTIONS = tuple(
     f"--add-opens={module}=ALL-UNNAMED"
@@ -304,7 +307,7 @@ class Program:
     def kill9(self) -> float:
         """Kill it at once; the moment of it (monotonic seconds)."""
         os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(timeout=10)
+        self._process.wait(timeout=_ENDS_IN_SECS)
         return time.monotonic()
 
     def stop(self) -> None:

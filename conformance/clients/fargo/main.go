@@ -167,7 +167,7 @@ func main() {
 	}
 
 	logging.SetLevel(logging.ERROR, "fargo")   // by default it logs every call
-	fargo.HttpClient.Timeout = 3 * time.Second // 30 s would outlast the lease
+	fargo.HttpClient.Timeout = 3 * time.Second // 30 s would last as long as the lease
 	c := &client{instance: fargo.Instance{
 		InstanceId:       id,
 		HostName:         "localhost",
@@ -179,7 +179,7 @@ func main() {
 		Port:             port,
 		PortEnabled:      true,
 		DataCenterInfo:   fargo.DataCenterInfo{Name: fargo.MyOwn},
-		LeaseInfo:        fargo.LeaseInfo{RenewalIntervalInSecs: 1, DurationInSecs: 10},
+		LeaseInfo:        fargo.LeaseInfo{RenewalIntervalInSecs: 1, DurationInSecs: 30},
 	}}
 	for _, base := range strings.Split(bases, ",") {
 		server := fargo.NewConn(base)

@@ -18,7 +18,7 @@ const eureka = new Eureka({
     vipAddress: app.toLowerCase(),
     port: { $: Number(port), '@enabled': 'true' },
     dataCenterInfo: { '@class': 'com.netflix.appinfo.InstanceInfo$DefaultDataCenterInfo', name: 'MyOwn' },
-    leaseInfo: { renewalIntervalInSecs: 1, durationInSecs: 10 },
+    leaseInfo: { renewalIntervalInSecs: 1, durationInSecs: 30 },
   },
   eureka: {
     serviceUrls: { default: bases.split(',').map((base) => `${base}/apps/`) },

@@ -57,6 +57,6 @@ eureka_client.init(
     instance_ip="127.0.0.1",
     instance_port=int(port),
     renewal_interval_in_secs=1,
-    duration_in_secs=10,
+    duration_in_secs=30,
 )
 ThreadingHTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()

@@ -138,7 +138,7 @@ public class Demo {
     System.setProperty("eureka.instanceId", id);
     System.setProperty("eureka.port", String.valueOf(port));
     System.setProperty("eureka.lease.renewalInterval", "1");
-    System.setProperty("eureka.lease.duration", "10");
+    System.setProperty("eureka.lease.duration", "30");
     System.setProperty("eureka.client.refresh.interval", "1");
     System.setProperty("eureka.appinfo.initial.replicate.time", "0");
     System.setProperty("eureka.appinfo.replicate.interval", "1");

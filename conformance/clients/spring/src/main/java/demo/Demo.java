@@ -130,7 +130,7 @@ public class Demo {
     all.put("eureka.instance.hostname", "localhost");
     all.put("eureka.instance.ip-address", "127.0.0.1");
     all.put("eureka.instance.lease-renewal-interval-in-seconds", 1);
-    all.put("eureka.instance.lease-expiration-duration-in-seconds", 10);
+    all.put("eureka.instance.lease-expiration-duration-in-seconds", 30);
 
     all.put("eureka.client.registry-fetch-interval-seconds", 1);
     all.put("eureka.client.instance-info-replication-interval-seconds", 1);
