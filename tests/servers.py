@@ -217,6 +217,34 @@ class RegistryServer:
         body = instance_body(app, instance_id, **fields)
         return self.eureka("POST", f"/apps/{app}", body, JSON).status
 
+    def settled(self, call: Callable[[], int]) -> int:
+        """What a call is answered, once it is not that its Redis is away.
+
+        A Redis that stands still for some seconds is, and on a busy machine any process may; and
+        who gives something back may take longer than others wait for it. A store of the server's
+        own has no such excuse.
+        """
+        if not self.environment["STORE_URL"].startswith("redis"):
+            return call()
+        return int(wait_until(lambda: (status := call()) != 503 and status, "Redis is there"))
+
+    def take(self, app: str, instance_id: str, /, **fields: Any) -> None:
+        """Register an instance, once its Redis is there."""
+        assert self.settled(lambda: self.register(app, instance_id, **fields)) == 204
+
+    def cancel(
+        self, app: str, instance_id: str, connection: http.client.HTTPConnection | None = None
+    ) -> None:
+        """Cancel an instance that is known, once its Redis is there."""
+        path, statuses = f"/apps/{app}/{instance_id}", list[int]()
+
+        def cancel() -> int:
+            statuses.append(self.eureka("DELETE", path, None, None, connection).status)
+            return statuses[-1]
+
+        # One that was refused may be done nevertheless: then it was not known.
+        assert self.settled(cancel) in ((200,) if len(statuses) == 1 else (200, 404))
+
     def apps(self) -> dict[str, dict[str, Any]]:
         """Every instance by id."""
         answer = self.eureka("GET", "/apps", None, JSON).json()["applications"]
@@ -263,6 +291,61 @@ class RegistryServer:
 
     def log(self) -> str:
         return self._log.read_text(errors="replace")
+
+
+class Renewed:
+    """Clients of short leases, and until when each surely has its own, however busy the machine is.
+
+    A lease begins when a server comes to the registration or renewal: not before that was sent.
+    """
+
+    def __init__(self, app: str, lease_secs: int) -> None:
+        self._app = app
+        self._fields = {"leaseInfo": {"renewalIntervalInSecs": 1, "durationInSecs": lease_secs}}
+        # A machine tells others of a renewal a moment after it answered.
+        self._sure_secs = lease_secs - 1
+        self._until: dict[str, float] = {}
+        self._known_at: dict[str, set[int]] = {}
+        self._late: set[str] = set()
+
+    def register(self, server: RegistryServer, *names: str) -> None:
+        for name in names:
+            began = time.monotonic()
+            server.take(self._app, name, **self._fields)
+            self._known_at[name] = {server.port}
+            self._until[name] = began + self._sure_secs
+
+    def renew(self, server: RegistryServer, name: str) -> None:
+        """Whose lease surely lasts is known, at least where it was since it registered.
+
+        Another one, who may rightly be gone, registers again.
+        """
+        began = time.monotonic()
+        status = server.eureka("PUT", f"/apps/{self._app}/{name}").status
+        if time.monotonic() >= self._until[name]:
+            self._late.add(name)
+            self.register(server, name)
+        elif status == 200:
+            self._known_at[name].add(server.port)
+            self._until[name] = began + self._sure_secs
+        else:
+            assert server.port not in self._known_at[name], (name, status)
+
+    def resume(self) -> None:
+        """What comes gives each its whole lease anew: a server goes on after an outage."""
+        self._until = dict.fromkeys(self._until, time.monotonic() + self._sure_secs)
+
+    def lasting(self) -> set[str]:
+        """Whose lease surely lasts."""
+        now = time.monotonic()
+        return {name for name, until in self._until.items() if now < until}
+
+    def all_last(self) -> bool:
+        return self.lasting() == self._until.keys()
+
+    def late(self) -> set[str]:
+        """Who may rightly have been evicted some time, as it could not be renewed soon enough."""
+        return self._late | (self._until.keys() - self.lasting())
 
 
 class Watch:

@@ -113,6 +113,10 @@ def test_two_namespaces_under_load_never_mix(
         done = threading.Event()
         written, followed = Counter[str](), Counter[str]()
 
+        def register_in(namespace: str, body: str, headers: dict[str, str]) -> int:
+            path = f"/apps/APP-{namespace}"
+            return server.settled(lambda: server.eureka("POST", path, body, headers).status)
+
         def write(namespace: str, seed: int) -> None:
             headers = JSON | {"Authorization": f"Bearer {namespace}"}
             number = 0
@@ -120,9 +124,9 @@ def test_two_namespaces_under_load_never_mix(
                 number += 1
                 name = f"{namespace}-{seed}-{number % 20}"
                 body = instance_body(f"APP-{namespace}", name, lastDirtyTimestamp=str(number))
-                reply = server.eureka("POST", f"/apps/APP-{namespace}", body, headers)
-                if reply.status != 204:
-                    errors.append(f"{namespace}: {reply.status}")
+                status = register_in(namespace, body, headers)
+                if status != 204:
+                    errors.append(f"{namespace}: {status}")
                 written[f"{namespace}-{seed}"] += 1
                 if number % 3 == 0:
                     server.eureka("DELETE", f"/apps/APP-{namespace}/{name}", None, headers)

@@ -15,7 +15,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
@@ -31,7 +31,15 @@ from registry.lease import eviction_limit
 from tests.fake_link import Fault
 from tests.redis_nodes import FAULTS, Node, Nodes
 from tests.redis_servers import another_prefix
-from tests.servers import HANG_SECS, JSON, RegistryServer, Watch, instance_body, wait_until
+from tests.servers import (
+    HANG_SECS,
+    JSON,
+    RegistryServer,
+    Renewed,
+    Watch,
+    instance_body,
+    wait_until,
+)
 
 pytestmark = pytest.mark.programs
 LEASE_SECS = 5
@@ -56,9 +64,14 @@ def nodes(started: Nodes) -> Iterator[Nodes]:
     yield started
     started.heal()
     server = started.servers[0]
-    for name, instance in server.apps().items():
-        server.eureka("DELETE", f"/apps/{instance['app']}/{name}")
-    wait_until(lambda: all_list(started, set()))
+
+    def is_empty() -> bool:
+        # Again, where Redis was away for a moment, or something was written late.
+        for name, instance in server.apps().items():
+            server.eureka("DELETE", f"/apps/{instance['app']}/{name}")
+        return all_list(started, set())
+
+    wait_until(is_empty)
 
 
 def all_list(nodes: Nodes, names: set[str]) -> bool:
@@ -68,29 +81,31 @@ def all_list(nodes: Nodes, names: set[str]) -> bool:
 def registered(nodes: Nodes, *names: str, **fields: Any) -> set[str]:
     """Register them at the nodes in turn, until all nodes list them."""
     for turn, name in enumerate(names):
-        assert nodes.servers[turn % len(nodes.servers)].register("WEB", name, **fields) == 204
+        nodes.servers[turn % len(nodes.servers)].take("WEB", name, **fields)
     wait_until(lambda: all_list(nodes, set(names)))
     return set(names)
 
 
-def renew(names: set[str], *servers: RegistryServer, times: float = 1.5) -> None:
-    """Renew each at the servers in turn, for so many leases."""
-    until, turn = time.monotonic() + LEASE_SECS * times, 0
-    while time.monotonic() < until:
-        turn += 1
-        renew_once(names, *servers[turn % len(servers) :], *servers[: turn % len(servers)])
-        time.sleep(0.2)
+def leased(nodes: Nodes, *names: str) -> Renewed:
+    """Register them at the nodes in turn with short leases, and renew them until all list them."""
+    leases = Renewed("WEB", LEASE_SECS)
+    for server, name in zip(itertools.cycle(nodes.servers), names):
+        leases.register(server, name)
+    with renewing(leases, set(names), *nodes.servers):
+        wait_until(lambda: all_list(nodes, set(names)))
+    return leases
 
 
 @contextmanager
-def renewing(names: set[str], *servers: RegistryServer) -> Iterator[None]:
+def renewing(leases: Renewed, names: set[str], *servers: RegistryServer) -> Iterator[None]:
     """Renew each at the servers in turn, beside what the test does meanwhile."""
     ended = threading.Event()
 
     def renew() -> None:
         order = list(servers)
         while not ended.wait(0.2):
-            renew_once(names, *order)
+            for server, name in zip(itertools.cycle(order), sorted(names)):
+                leases.renew(server, name)
             order.append(order.pop(0))
 
     with ThreadPoolExecutor(1) as pool:
@@ -100,12 +115,6 @@ def renewing(names: set[str], *servers: RegistryServer) -> Iterator[None]:
         finally:
             ended.set()
     renewed.result()
-
-
-def renew_once(names: set[str], *servers: RegistryServer) -> None:
-    for server, name in zip(itertools.cycle(servers), sorted(names)):
-        answer = server.eureka("PUT", f"/apps/WEB/{name}")
-        assert answer.status == 200, (name, answer)
 
 
 def asked(nodes: Nodes, command: str) -> Any:
@@ -133,7 +142,7 @@ def test_what_a_node_acknowledged_all_of_its_workers_show_at_once_and_the_others
     names = set()
     for turn in range(12):
         server, name = nodes.servers[turn % 3], f"web:{turn}"
-        assert server.register("WEB", name) == 204
+        server.take("WEB", name)
         names.add(name)
         for _ in range(6):  # each is any worker's
             assert name in server.apps()
@@ -150,7 +159,8 @@ def test_reads_and_heartbeats_wait_for_no_call(nodes: Nodes) -> None:
             # So many that both workers have some.
             waiting = [sent_registration(server, f"late:{number}") for number in range(12)]
             for _ in range(8):
-                assert set(server.apps()) == names
+                # What an earlier round gave up may be written late.
+                assert {each for each in server.apps() if not each.startswith("late:")} == names
                 for name in names:
                     assert server.eureka("PUT", f"/apps/WEB/{name}").status == 200
             answered, _, _ = select.select(waiting, [], [], 0)
@@ -186,9 +196,9 @@ def test_registrations_that_arrive_together_share_a_round_trip(nodes: Nodes) -> 
     """One of each worker goes alone, and those that come until it is answered go together."""
     server, count = nodes.servers[0], 60
 
-    def scripts() -> int:
-        """How many groups were written: each leaves its outcome for a minute."""
-        return len(asked(nodes, f"KEYS {tag(nodes)}:done:*"))
+    def scripts() -> set[bytes]:
+        """Which groups were written: each leaves its outcome for a minute."""
+        return set(asked(nodes, f"KEYS {tag(nodes)}:done:*"))
 
     def evaluations() -> int:
         return int(asked(nodes, "INFO commandstats")["cmdstat_evalsha"]["calls"])
@@ -197,10 +207,13 @@ def test_registrations_that_arrive_together_share_a_round_trip(nodes: Nodes) -> 
         before, evaluated = scripts(), evaluations()
         with nodes.linked(Fault(delay_secs=0.3), nodes.all[0]):
             waiting = [sent_registration(server, f"web:{number}-{place}") for place in range(count)]
+            answers = [connection.recv(100)[:12] for connection in waiting]
             for connection in waiting:
-                assert connection.recv(100).startswith(b"HTTP/1.1 204")
                 connection.close()
-        groups = scripts() - before
+        if b"HTTP/1.1 503" in answers:  # given up on a slow machine: then it showed nothing
+            return count
+        assert set(answers) == {b"HTTP/1.1 204"}
+        groups = len(scripts() - before)
         assert 0 < groups <= evaluations() - evaluated
         return groups
 
@@ -233,8 +246,8 @@ def test_followers_and_watches_come_out_right_when_redis_loses_everything(
     assert set(watch.known) == names
     watch.close()
     nodes.heal()
-    assert nodes.servers[1].eureka("DELETE", "/apps/WEB/web:0").status == 200
-    assert nodes.servers[2].register("WEB", "late") == 204
+    nodes.servers[1].cancel("WEB", "web:0")
+    nodes.servers[2].take("WEB", "late")
     expected = names - {"web:0"} | {"late"}
 
     def is_right() -> bool:
@@ -251,8 +264,14 @@ def test_followers_and_watches_come_out_right_when_redis_loses_everything(
 def test_while_redis_is_away_nobody_goes_and_after_its_return_everybody_has_a_whole_lease(
     nodes: Nodes,
 ) -> None:
-    names = registered(nodes, "web:1", "web:2", "web:3", **SHORT)
-    nodes.redis.kill()
+    names = {"web:1", "web:2", "web:3"}
+    while True:
+        leases = leased(nodes, *names)
+        nodes.redis.kill()
+        if leases.all_last():
+            break
+        nodes.redis.start()  # too slow: some may have ended before
+        nodes.heal()
     time.sleep(LEASE_SECS * 1.5)
     for server in nodes.servers:
         assert set(server.apps()) == names
@@ -274,25 +293,39 @@ def test_a_node_that_is_cut_off_alone_evicts_nobody_and_agrees_when_it_is_back(
     stays, goes = {"web:both", "web:others"}, {"web:alone"}
     # So many that what other tests had evicted leaves room for more.
     crowd = registered(nodes, *(f"crowd:{number}" for number in range(40)), **LONG)
-    for name in stays | goes:
-        assert nodes.servers[1].register("WEB", name, **SHORT) == 204
     whole = crowd | stays | goes
     cut_off, *others = nodes.all
     servers = [node.server for node in others]
+    leases = Renewed("WEB", LEASE_SECS)
+    leases.register(servers[0], *stays, *goes)
+    renewed = stays | goes
+
+    def late() -> set[str]:
+        """Who may rightly have been evicted, as this machine was too slow."""
+        return unsure | (stays & leases.late())
+
+    def is_listed(listed: Iterable[str], expected: set[str]) -> bool:
+        """Whether these are, but for those."""
+        unjudged = late()
+        return set(listed) - unjudged == expected - unjudged
 
     def goes_on() -> None:
         """Who is cut off reads, follows the deltas and renews as ever."""
-        renew_once(goes | {"web:both"}, cut_off.server)
-        assert set(cut_off.server.apps()) == whole
+        for name in goes | {"web:both"}:
+            answer = cut_off.server.eureka("PUT", f"/apps/WEB/{name}")
+            assert answer.status == 200 or name in unsure, (name, answer)
+        assert set(cut_off.server.apps()) - unsure == whole - unsure
         follower.fetch_delta()
-        assert {name for _, name in follower.instances} == whole
+        assert {name for _, name in follower.instances} - unsure == whole - unsure
 
-    with renewing(stays, *servers):
+    with renewing(leases, renewed, *servers):
         wait_until(lambda: all_list(nodes, whole))
         follower = Follower(Session(Target(cut_off.server.base)), Form.JSON)
         follower.fetch_all()
         watches = [Watch(server) for server in nodes.servers]
         with nodes.linked(BLACK_HOLE, cut_off):
+            unsure = leases.late()
+            renewed -= goes
             refused = sent_registration(cut_off.server, "refused")
             while any(goes & set(server.apps()) for server in servers):
                 goes_on()
@@ -306,32 +339,40 @@ def test_a_node_that_is_cut_off_alone_evicts_nobody_and_agrees_when_it_is_back(
                 goes_on()
             assert cut_off.server.send("GET", "/health/ready").status == 503
             for server in servers:
-                assert set(server.apps()) == whole - goes
-                assert server.send("GET", "/health/ready").status == 200
+                assert is_listed(server.apps(), whole - goes)
+                wait_until(lambda server=server: server.send("GET", "/health/ready").status == 200)
         wait_until(lambda: all_list(nodes, whole - goes))
         assert cut_off.server.eureka("PUT", "/apps/WEB/web:alone").status == 404
-        assert servers[1].register("WEB", "late", **LONG) == 204
+        servers[1].take("WEB", "late", **LONG)
         for watch in watches:
-            assert watch.until("late") == [("evicted", "web:alone"), ("added", "late")]
+            told, unjudged = watch.until("late"), late()
+            gone = [] if "web:alone" in unjudged else [("evicted", "web:alone")]
+            judged = [event for event in told if event[1] not in unjudged]
+            assert judged == [*gone, ("added", "late")]
             watch.close()
         expected = whole - goes | {"late"}
         wait_until(lambda: all_list(nodes, expected))
         follower.fetch_delta()
-        assert {name for _, name in follower.instances} == expected
+        assert is_listed({name for _, name in follower.instances}, expected)
         assert follower.full_fetches == 1
         time.sleep(LEASE_SECS * 1.2)
-        assert all_list(nodes, expected)
+        for server in nodes.servers:
+            assert is_listed(server.apps(), expected)
 
 
 # Evictions
 
 
 def test_who_renews_anywhere_stays_though_the_nodes_clocks_are_days_apart(nodes: Nodes) -> None:
-    names = registered(nodes, "web:1", "web:2", "web:3", **SHORT)
+    names = {"web:1", "web:2", "web:3"}
+    leases = leased(nodes, *names)
     shown = [server.send("GET", "/health").headers.get("date") for server in nodes.servers]
     assert len(set(shown)) == 3
-    renew(names, *nodes.servers)
-    assert all_list(nodes, names)
+    with renewing(leases, names, *nodes.servers):
+        time.sleep(LEASE_SECS * 1.5)
+        for server in nodes.servers:
+            listed = set(server.apps())
+            assert names - leases.late() <= listed <= names
 
 
 def test_the_cap_of_evictions_holds_over_all_nodes_and_none_is_evicted_twice(
@@ -339,7 +380,9 @@ def test_the_cap_of_evictions_holds_over_all_nodes_and_none_is_evicted_twice(
 ) -> None:
     """Though who evicts is killed again and again, and another node goes on."""
     count = 40
-    registered(nodes, *(f"web:{number}" for number in range(count)), **SHORT)
+    names = {f"web:{number}" for number in range(count)}
+    # On a slow machine some were evicted before all were listed at once, and registered again.
+    again = leased(nodes, *sorted(names)).late()
     limit = eviction_limit(count, 0.85)
     logged = [len(server.log()) for server in nodes.servers]
 
@@ -347,11 +390,19 @@ def test_the_cap_of_evictions_holds_over_all_nodes_and_none_is_evicted_twice(
         lines = [
             server.log()[before:] for server, before in zip(nodes.servers, logged, strict=True)
         ]
-        return [each for text in lines for each in re.findall(r"evicted WEB/(\S+):", text)]
+        found = [each for text in lines for each in re.findall(r"evicted WEB/(\S+):", text)]
+        return [each for each in found if each not in again]
+
+    whole_at = time.monotonic()
 
     def shown() -> int:
+        nonlocal whole_at
+        began = time.monotonic()
         with suppress(OSError, HTTPException):
-            return len(nodes.servers[0].apps())
+            found = len(nodes.servers[0].apps())
+            if found == count:
+                whole_at = began
+            return found
         return count
 
     with FAULTS["workers killed"](nodes, random.Random(1)):
@@ -360,14 +411,18 @@ def test_the_cap_of_evictions_holds_over_all_nodes_and_none_is_evicted_twice(
         while time.monotonic() < first + LEASE_SECS:
             with suppress(OSError, HTTPException):  # who would have answered was killed
                 left = [len(server.apps()) for server in nodes.servers]
-                assert min(left) >= count - limit or time.monotonic() > first + 50
+                # A minute after the first eviction there may be more; a node may show it late.
+                assert min(left) >= count - limit or time.monotonic() > whole_at + 40
             time.sleep(0.1)
     nodes.heal()
-    gone = {f"web:{number}" for number in range(count)} - set(nodes.servers[0].apps())
-    wait_until(lambda: all(len(server.apps()) == count - len(gone) for server in nodes.servers))
-    told = evicted()
-    assert len(told) == len(set(told))
-    assert set(told) <= gone
+
+    def all_agree() -> bool:
+        told = evicted()
+        assert len(told) == len(set(told))
+        lists = [set(server.apps()) for server in nodes.servers]
+        return lists.count(lists[0]) == len(lists) and lists[0] <= names - set(told)
+
+    wait_until(all_agree)
 
 
 # Unknown
@@ -410,9 +465,9 @@ def test_two_registries_in_one_redis_do_not_meet(nodes: Nodes, tmp_path: Path) -
     try:
         other.server.start()
         assert other.server.apps() == {}
-        assert other.server.register("WEB", "web:1", ipAddr="10.9.9.9") == 204
-        assert other.server.register("WEB", "only") == 204
-        assert other.server.eureka("DELETE", "/apps/WEB/web:1").status == 200
+        other.server.take("WEB", "web:1", ipAddr="10.9.9.9")
+        other.server.take("WEB", "only")
+        other.server.cancel("WEB", "web:1")
         assert all_list(nodes, names)
         assert nodes.servers[0].eureka("PUT", "/apps/WEB/only").status == 404
         assert set(other.server.apps()) == {"only"}
@@ -437,7 +492,7 @@ def test_what_redis_keeps_for_an_instance_is_as_the_documents_say(nodes: Nodes) 
     before = used()
     for _ in range(2):
         for number in range(count):
-            assert nodes.servers[number % 3].register("WEB", f"memory:{number}") == 204
+            nodes.servers[number % 3].take("WEB", f"memory:{number}")
     with nodes.redis.client() as client:
         records = client.hvals(f"{tag(nodes)}:record")
     taken = sum(map(len, records)) / count

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import pytest
 
@@ -24,7 +23,7 @@ from conformance.case import Session, Target
 from conformance.documents import Form
 from conformance.follower import Follower
 from tests.redis_servers import ClusterServers, RedisServer, SentinelServers, another_prefix
-from tests.servers import JSON, RegistryServer, Watch, instance_body, wait_until
+from tests.servers import JSON, RegistryServer, Renewed, Watch, instance_body, wait_until
 
 pytestmark = pytest.mark.programs
 KINDS = {"alone": RedisServer, "cluster": ClusterServers, "sentinel": SentinelServers}
@@ -36,7 +35,6 @@ def on(*kinds: str) -> pytest.MarkDecorator:
 
 
 LEASE_SECS = 6
-SHORT = {"leaseInfo": {"renewalIntervalInSecs": 1, "durationInSecs": LEASE_SECS}}
 
 
 class Fleet:
@@ -51,54 +49,39 @@ class Fleet:
         self.redis = redis
         self.prefix = prefix
         self.servers = servers
-        self._renewed: dict[str, float] = {}
+        self.leases = Renewed("WEB", LEASE_SECS)
 
-    def settled(self, call: Callable[[], int]) -> int:
-        """What a call is answered, once it is not that the store is away.
-
-        On a busy machine servers of Redis may be taken for failed while nothing befell them, and
-        who gives something back may take longer than others wait for it.
-        """
-        return int(wait_until(lambda: (status := call()) != 503 and status))
-
-    def register(self, at: int, name: str, **fields: Any) -> None:
+    def register(self, at: int, name: str) -> None:
         """At one of the machines."""
-        began = time.monotonic()
-        assert self.settled(lambda: self.servers[at].register("WEB", name, **fields)) == 204
-        self._renewed[name] = began
+        self.servers[at].take("WEB", name)
 
     def cancel(self, at: int, name: str) -> None:
         """At one of the machines."""
-        statuses = list[int]()
-
-        def cancel() -> int:
-            statuses.append(self.servers[at].eureka("DELETE", f"/apps/WEB/{name}").status)
-            return statuses[-1]
-
-        # One that was refused may be done nevertheless: then it was not known.
-        assert self.settled(cancel) in ((200,) if len(statuses) == 1 else (200, 404))
+        self.servers[at].cancel("WEB", name)
 
     def list_the_same(self, expected: set[str]) -> bool:
         return all(set(server.apps()) == expected for server in self.servers)
 
     def renew(self, *names: str, at: list[RegistryServer] | None = None) -> None:
-        """Renew each at the machines in turn, for longer than a lease lasts.
-
-        One that could not be renewed in time, since this machine is busy, is registered again.
-        """
-        servers = at or self.servers
+        """Renew each at the machines in turn, for longer than a lease lasts."""
         until = time.monotonic() + LEASE_SECS * 1.5
-        turns = itertools.cycle(servers)
-        while time.monotonic() < until:
+        self.renew_until(lambda: time.monotonic() > until, *names, at=at)
+
+    def renew_until(
+        self, holds: Callable[[], bool], *names: str, at: list[RegistryServer] | None = None
+    ) -> None:
+        """Renew each at the machines in turn, until a condition holds."""
+        turns = itertools.cycle(at or self.servers)
+
+        def renewed() -> bool:
+            if holds():
+                return True
             for name, server in zip(names, turns, strict=False):
-                began = time.monotonic()
-                status = server.eureka("PUT", f"/apps/WEB/{name}").status
-                if time.monotonic() < self._renewed[name] + LEASE_SECS:
-                    assert status == 200, name
-                    self._renewed[name] = began
-                else:
-                    self.register(self.servers.index(server), name, **SHORT)
+                self.leases.renew(server, name)
             time.sleep(0.5)
+            return False
+
+        wait_until(renewed)
 
     @contextmanager
     def registering(self) -> Iterator[set[str]]:
@@ -169,7 +152,7 @@ def test_what_one_machine_accepted_all_list(fleet: Fleet) -> None:
     wait_until(lambda: fleet.list_the_same(names))
     one, two, _ = fleet.servers
     path = "/apps/WEB/web:0/status?value=OUT_OF_SERVICE"
-    assert fleet.settled(lambda: two.eureka("PUT", path).status) == 200
+    assert two.settled(lambda: two.eureka("PUT", path).status) == 200
     wait_until(lambda: one.apps()["web:0"]["status"] == "OUT_OF_SERVICE")
     fleet.cancel(2, "web:1")
     wait_until(lambda: fleet.list_the_same(names - {"web:1"}))
@@ -178,12 +161,12 @@ def test_what_one_machine_accepted_all_list(fleet: Fleet) -> None:
 
 @on("alone", "cluster")
 def test_who_renews_anywhere_stays_and_who_renews_nowhere_is_evicted(fleet: Fleet) -> None:
-    for name in ("web:1", "web:2", "dead"):
-        fleet.register(0, name, **SHORT)
-    wait_until(lambda: fleet.list_the_same({"web:1", "web:2", "dead"}))
+    names = ("web:1", "web:2", "dead")
+    fleet.leases.register(fleet.servers[0], *names)
+    fleet.renew_until(lambda: fleet.list_the_same(set(names)), *names)
     fleet.renew("web:1", "web:2")
     fleet.renew("web:1", at=fleet.servers[1:2])
-    fleet.register(2, "web:2", **SHORT)
+    fleet.leases.register(fleet.servers[2], "web:2")
     wait_until(lambda: "dead" not in fleet.servers[0].apps())
 
 
@@ -192,15 +175,14 @@ def test_who_renews_anywhere_stays_and_who_renews_nowhere_is_evicted(fleet: Flee
 def test_a_machine_that_was_paused_evicts_nobody(fleet: Fleet) -> None:
     """It is behind when it goes on, and hears first what was renewed meanwhile."""
     names = {"web:1", "web:2", "web:3"}
-    for name in names:
-        fleet.register(0, name, **SHORT)
-    wait_until(lambda: fleet.list_the_same(names))
+    fleet.leases.register(fleet.servers[0], *names)
+    fleet.renew_until(lambda: fleet.list_the_same(names), *names)
     for paused in fleet.servers:
         paused.kill(signal.SIGSTOP)
         fleet.renew(*names, at=[server for server in fleet.servers if server is not paused])
         paused.kill(signal.SIGCONT)
         fleet.renew(*names)
-        assert fleet.list_the_same(names)
+        fleet.renew_until(lambda: fleet.list_the_same(names), *names)
 
 
 @on("alone", "cluster", "sentinel")
