@@ -226,6 +226,7 @@ class SentinelNodes(_Led[SentinelServers]):
     _servers = SentinelServers
 
     def befallen(self, fault: str, chance: random.Random) -> AbstractContextManager[None]:
+        self.redis.take_over_soon()
         return FAILOVERS[fault](self, chance)
 
 
@@ -247,6 +248,7 @@ class ClusterNodes(_Led[ClusterServers]):
         return f"{{{self.prefix}:{chance.choice(self.namespaces)}}}"
 
     def befallen(self, fault: str, chance: random.Random) -> AbstractContextManager[None]:
+        self.redis.take_over_soon()
         return OF_A_CLUSTER[fault](self, chance)
 
 

@@ -29,6 +29,9 @@ REDIS = "redis-server"
 SERVICE = "registry"
 # Of the default user, of the sentinels, and of sentinels and replicas where they ask a master.
 PASSWORD, SENTINEL_PASSWORD, INNER_PASSWORD = "outside", "watching", "within"
+# After how long a server that stands still is taken for failed, as any may for many seconds on a
+# busy machine; and where one is killed so that another takes over.
+_FAILED_MS, _KILLED_MS = 20_000, 1_500
 # For how long servers may take to agree again, before they are ended and begin anew.
 _PATIENCE_SECS = 120
 
@@ -142,7 +145,7 @@ class _Sentinel(RedisServer):
             f"requirepass {SENTINEL_PASSWORD}\nsentinel sentinel-pass {SENTINEL_PASSWORD}\n"
             f"sentinel monitor {SERVICE} 127.0.0.1 {self._master} 2\n"
             f"sentinel auth-user {SERVICE} inner\nsentinel auth-pass {SERVICE} {INNER_PASSWORD}\n"
-            f"sentinel down-after-milliseconds {SERVICE} 1000\n"
+            f"sentinel down-after-milliseconds {SERVICE} {_FAILED_MS}\n"
             f"sentinel failover-timeout {SERVICE} 3000\n"
         )
         self._begin([self._program, str(self._folder / "sentinel.conf"), "--sentinel"])
@@ -172,6 +175,12 @@ class SentinelServers:
 
     def _meet(self) -> None:
         wait_until(lambda: all(each.knows_all() for each in self.sentinels), "sentinels agree")
+
+    def take_over_soon(self, after_ms: int = _KILLED_MS) -> None:
+        """Have a master that is killed from now on be replaced soon, until all is whole again."""
+        for sentinel in self.sentinels:
+            with sentinel.client() as client:
+                client.sentinel_set(SERVICE, "down-after-milliseconds", after_ms)
 
     def url(self, prefix: str, folder: Path) -> str:
         hosts = ",".join(f"127.0.0.1:{each.port}" for each in self.sentinels)
@@ -213,6 +222,7 @@ class SentinelServers:
 
     def lose_server_of(self, prefix: str) -> None:
         """Kill the master; the sentinels make another one."""
+        self.take_over_soon()
         self.master().kill()
 
     def forget(self, prefix: str) -> None:
@@ -242,6 +252,7 @@ class SentinelServers:
                 if not server.is_running():
                     server.start()
             _awaited(self._is_whole, "the servers are whole again")
+            self.take_over_soon(_FAILED_MS)
         except redis.RedisError as error:
             print(f"all servers and sentinels begin anew: {error}", file=sys.stderr, flush=True)
             self.stop()
@@ -306,6 +317,17 @@ class ClusterServers:
             with replica.client() as client:
                 client.execute_command("CLUSTER", "REPLICATE", master_id)
         wait_until(self.is_whole, "the Cluster is whole")
+        self.take_over_soon(_FAILED_MS)
+
+    def take_over_soon(self, after_ms: int = _KILLED_MS) -> None:
+        """Have the replica of a server that is killed from now on take over soon.
+
+        Until all is whole again. What servers know they tell each other as often, too.
+        """
+        for server in self.servers:
+            if server.is_running():
+                with server.client() as client:
+                    client.config_set("cluster-node-timeout", after_ms)
 
     def url(self, prefix: str, folder: Path) -> str:
         hosts = ",".join(f"127.0.0.1:{each.port}" for each in self.servers)
@@ -367,7 +389,11 @@ class ClusterServers:
         return next((each for each in masters if ports == {each.port}), None)
 
     def fail_over(self, tag: str) -> None:
-        """Have the replica of the server that has a slot take over from it, as is planned."""
+        """Have the replica of the server that has a slot take over from it, as is planned.
+
+        Nobody votes for two replicas of one master within twice the time after which it has failed.
+        """
+        self.take_over_soon()
         master = self.master_of(tag)
         _, replica = self.part_of(master)
         with replica.client() as client:
@@ -411,6 +437,7 @@ class ClusterServers:
 
     def lose_server_of(self, prefix: str) -> None:
         """Kill the one that has the default namespace; its replica takes over."""
+        self.take_over_soon()
         self.master_of(f"{{{prefix}:default}}").kill()
 
     def empty(self) -> None:
@@ -431,6 +458,7 @@ class ClusterServers:
         Where they will not be, or somebody broke off moving a slot, so that a part of its keys is
         here and a part there, all of them begin anew, with nothing; which is said.
         """
+        self.take_over_soon()
         for server in self.servers:
             if not server.is_running():
                 server.start()
@@ -445,6 +473,7 @@ class ClusterServers:
                 server.forget_others()
                 server.start()
             self._meet()
+        self.take_over_soon(_FAILED_MS)
 
     def _half_moved(self) -> str | None:
         """Which slots somebody broke off moving."""
@@ -463,7 +492,7 @@ class _ClusterServer(RedisServer):
         super().__init__(
             folder,
             *("--cluster-enabled", "yes", "--cluster-port", str(self.bus_port)),
-            *("--cluster-node-timeout", "1500", "--repl-diskless-sync-delay", "0"),
+            *("--cluster-node-timeout", str(_KILLED_MS), "--repl-diskless-sync-delay", "0"),
             program=program,
         )
 

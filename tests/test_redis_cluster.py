@@ -74,6 +74,7 @@ def test_a_failover_of_one_shard_under_writes_loses_nothing(
     nodes.write()
     nodes.wait_for_more()
     lives = nodes.lives()
+    servers.take_over_soon()
     servers.master_of(f"{{{nodes.prefix}{part}}}").kill()
     nodes.wait_for_another_life(lives)
     nodes.wait_for_more()
@@ -89,6 +90,7 @@ def test_while_a_part_of_the_cluster_is_away_nobody_is_evicted_in_any_namespace(
         revision = nodes.stores[0].commit(namespace, put(instance, lease=ended_lease()))
         wait_until(lambda name=namespace, rev=revision: nodes.stores[1].revision(name) == rev)
     lives = nodes.lives()
+    servers.take_over_soon()
     for server in servers.part_of(servers.master_of(f"{{{nodes.prefix}:c}}")):
         server.kill()
     for store in nodes.stores:

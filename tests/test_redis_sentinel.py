@@ -17,7 +17,7 @@ from tests.redis_servers import (
     SentinelServers,
     another_prefix,
 )
-from tests.redis_suite import RedisSuite, WritingNodes, listed
+from tests.redis_suite import RedisSuite, WritingNodes, is_taken, listed
 from tests.servers import wait_until
 
 NS = DEFAULT_NAMESPACE
@@ -43,12 +43,11 @@ def nodes(servers: SentinelServers, tmp_path: Path) -> Iterator[WritingNodes]:
 def test_a_failover_under_writes_loses_nothing(
     servers: SentinelServers, nodes: WritingNodes, how: str
 ) -> None:
-    before = servers.master()
     lives = nodes.lives()
     nodes.write()
     nodes.wait_for_more()
     if how == "killed":
-        before.kill()
+        servers.lose_server_of(nodes.prefix)
     else:
         servers.fail_over()
     nodes.wait_for_another_life(lives)
@@ -67,6 +66,7 @@ def test_the_tail_that_no_replica_had_is_given_back(
         with replica.client() as client:
             client.replicaof("127.0.0.1", 1)
     nodes.wait_for_more()
+    servers.take_over_soon()
     before.kill()
     nodes.wait_for_another_life(lives)
     nodes.wait_for_more()
@@ -81,6 +81,7 @@ def test_a_master_that_others_left_takes_no_writes_of_a_node_that_reaches_it(
     lives = nodes.lives()
     nodes.write()
     nodes.wait_for_more()
+    servers.take_over_soon()
     with before.client() as client:
         client.acl_setuser("inner", enabled=False)
         client.execute_command("CLIENT", "KILL", "USER", "inner")
@@ -96,7 +97,7 @@ def test_a_node_that_can_ask_no_majority_takes_no_writes(
 ) -> None:
     """It may be cut off with a master that the others left. It reads on."""
     store = nodes.stores[0]
-    store.commit(NS, put(sample_instance()))
+    wait_until(lambda: is_taken(store, put(sample_instance())))
     for sentinel in servers.sentinels[:2]:
         sentinel.pause()
     numbers = iter(range(1_000_000))

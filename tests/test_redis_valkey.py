@@ -43,7 +43,7 @@ def test_a_failover_behind_its_sentinels_loses_nothing(tmp_path: Path) -> None:
             lives = nodes.lives()
             nodes.write()
             nodes.wait_for_more()
-            servers.master().kill()
+            servers.lose_server_of(nodes.prefix)
             nodes.wait_for_another_life(lives)
             nodes.wait_for_more()
             nodes.settle()
