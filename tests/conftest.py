@@ -22,11 +22,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from registry.stores.redis import server as redis_server
 from tests.certificates import make_certificates
 from tests.parcel import Installed, Parcel, build
 from tests.redis_servers import ClusterServers, RedisServer, SentinelServers, another_prefix
 from tests.redis_suite import Machines
-from tests.servers import ROOT
+from tests.servers import HANG_SECS, ROOT
 
 # How long a step takes is this machine's business, and no verdict on what it does.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -160,7 +161,18 @@ def shared_sentinel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentin
 
 
 @pytest.fixture
-def machines(shared_redis: RedisServer, tmp_path: Path) -> Iterator[Machines]:
+def unhurried() -> Iterator[None]:
+    """No store takes a Redis for away that stands still for some seconds: the machine may be busy.
+
+    Not where that is what is tested.
+    """
+    with pytest.MonkeyPatch.context() as patch:  # a test may undo its own
+        patch.setattr(redis_server, "_TRIED_SECS", HANG_SECS)
+        yield
+
+
+@pytest.fixture
+def machines(unhurried: None, shared_redis: RedisServer, tmp_path: Path) -> Iterator[Machines]:
     """Machines on the server that all tests share, under a prefix of their own."""
     machines = Machines(shared_redis, tmp_path)
     yield machines

@@ -39,7 +39,7 @@ class RedisSuite(StoreSuite):
     """The contract of stores, on the servers that the fixture ``server`` starts."""
 
     @pytest.fixture(autouse=True)
-    def one_offset(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_offset(self, unhurried: None, monkeypatch: pytest.MonkeyPatch) -> None:
         """The offset of Redis' clock is taken once.
 
         A correction moves what is read back of a lease, by less than a round trip took. How large

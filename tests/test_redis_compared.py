@@ -34,7 +34,7 @@ from tests.redis_suite import (
 from tests.servers import wait_until
 
 NS = DEFAULT_NAMESPACE
-pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("no_defects")]
+pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("no_defects", "unhurried")]
 HERE, THERE = "10.1.1.1", "10.2.2.2"
 LONG_MS = 1_000_000  # longer than the log tells of what is gone
 

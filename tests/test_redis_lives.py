@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +46,7 @@ from tests.servers import HANG_SECS, wait_until
 _T = TypeVar("_T")
 NS = DEFAULT_NAMESPACE
 _DAY_MS = 86_400_000
-pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("no_defects")]
+pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("no_defects", "unhurried")]
 
 
 @pytest.mark.parametrize("how", ["restarted", "emptied"])
@@ -723,6 +724,18 @@ def known_to_each_other(*stores: RedisStore) -> bool:
     return all(len(store._lives.known_nodes()) == len(stores) for store in stores)
 
 
+def await_for_long(monkeypatch: pytest.MonkeyPatch, *stores: RedisStore) -> None:
+    """Have nobody forgotten who is awaited, nor that there is who is known, however slow all is."""
+    for name in ("LIFE", "LISTING", "OFFER"):
+        genuine = getattr(scripts, name).text
+        text = genuine.replace("'awaited', 5)", f"'awaited', {HANG_SECS})")
+        assert text != genuine
+        sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+        monkeypatch.setattr(scripts, name, Script(text, sha))
+    for store in stores:
+        monkeypatch.setattr(store._lives, "know_of", lambda nodes: None)
+
+
 def awaited(store: RedisStore, namespace: Namespace | None = NS) -> list[bytes]:
     """The nodes that have not given back yet."""
     name = store._server.name("awaited", namespace)
@@ -743,6 +756,7 @@ def test_nothing_is_written_before_all_machines_have_given_back(
 ) -> None:
     """Or else a change that was acknowledged, and that no other had followed, would be replaced."""
     here, there, first = two_with_an_instance(machines)
+    await_for_long(monkeypatch, here, there)
     goes_on, refused, adopt = threading.Event(), [], there._lives.adopt
 
     def adopted_late(*, lost: bool = False) -> None:
@@ -798,6 +812,7 @@ def test_who_takes_long_to_adopt_a_life_waits_for_the_others_nevertheless(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, there, _ = two_with_an_instance(machines)
+    await_for_long(monkeypatch, here, there)
     stop_threads(here, there)
     machines.forget()
     monkeypatch.setattr(redis_store, "_AWAITS_SECS", 0.01)
@@ -869,6 +884,7 @@ def test_a_namespace_that_is_new_waits_too_for_whoever_may_have_it(
     other = Namespace("other")
     first = here.commit(NS, put(sample_instance()))
     wait_until(lambda: there.revision(NS) == first and known_to_each_other(here, there))
+    await_for_long(monkeypatch, here, there)
     goes_on, adopt = threading.Event(), there._lives.adopt
 
     def adopted_late(*, lost: bool = False) -> None:

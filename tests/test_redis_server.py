@@ -98,6 +98,7 @@ def test_a_write_that_met_a_paused_redis_is_written_once(
             raise
 
     monkeypatch.setattr(redis_server, "_run", noting)
+    monkeypatch.setattr(redis_server, "_TRIED_SECS", HANG_SECS)
     fragile.server.pause()
     with ThreadPoolExecutor(1) as pool:
         writing = pool.submit(store.commit, NS, put(sample_instance(instance_id="web:2")))

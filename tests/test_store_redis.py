@@ -37,7 +37,7 @@ from tests.redis_suite import (
 from tests.servers import wait_until
 
 NS = DEFAULT_NAMESPACE
-pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("no_defects")]
+pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("no_defects", "unhurried")]
 
 
 class TestRedisStore(RedisSuite):
