@@ -433,7 +433,7 @@ class EurekaApi:
                 return wrong_method(*_READING)
             if request.is_quick:
                 raise NotYetError
-            return leases.answer(self._registry)
+            return leases.answer(self._registry, is_shadow=self._peers.is_shadow())
         if rest != ["batch"]:
             return NOT_FOUND
         if request.method != "POST":

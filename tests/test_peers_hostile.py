@@ -18,7 +18,7 @@ import pytest
 from eureka_compat import wire
 from eureka_compat.peers import PeersSettings, Replicator, link, replicator
 from eureka_compat.peers.link import Link, PeerError
-from eureka_compat.peers.membership import read_url
+from eureka_compat.peers.membership import Peer, read_url
 from eureka_compat.peers.outbox import Pending
 from registry import (
     DEFAULT_NAMESPACE,
@@ -31,7 +31,7 @@ from registry import (
 from registry.settings import RegistrySettings
 from registry.stores.memory import MemoryStore
 from registry.testing import ManualClock
-from tests.servers import HANG_SECS, wait_until
+from tests.servers import HANG_SECS, counted, wait_until
 
 KEY = InstanceKey("APP", "one")
 Answer = tuple[int, dict[str, str], bytes]
@@ -646,6 +646,45 @@ def test_what_was_compared_before_a_restart_is_no_verdict_after_it(
     restarted = Replicator(registry, PeersSettings(urls=(peer.url,)))
 
     assert restarted.report()["verdict"] == "Not known: nothing is compared."
+
+
+def test_nothing_is_said_of_the_peers_before_it_is_known_who_they_are(
+    peer: FakePeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names may take long to look up: there was said to be no peer, or only the first of them."""
+    monkeypatch.setattr(replicator, "_REPORT_SECS", 0.01)
+    reports = counted(monkeypatch, replicator._Run, "_report")
+    written = list[int]()
+    are_known = threading.Event()
+    names = [read_url(peer.url), read_url(peer.url.replace("127.0.0.1", "localhost"))]
+
+    def look_up(*_: Any, **__: Any) -> list[Peer]:
+        assert are_known.wait(HANG_SECS)
+        return names
+
+    class Slow(replicator._Following):
+        def __init__(self, *told: Any) -> None:
+            until, seen = time.monotonic() + 1, len(reports)
+            while len(reports) < seen + 3 and time.monotonic() < until:
+                time.sleep(0.01)
+            super().__init__(*told)
+
+    monkeypatch.setattr(replicator, "others", look_up)
+    monkeypatch.setattr(replicator, "_Following", Slow)
+    with Running(peer) as (registry, running):
+        note = registry.coordination.set_note
+
+        def set_note(name: str, what: bytes) -> None:
+            if name == replicator._REPORT_NOTE:
+                written.append(len(json.loads(what)["peers"]))
+            note(name, what)
+
+        monkeypatch.setattr(registry.coordination, "set_note", set_note)
+        wait_until(lambda: len(reports) > 2, "turns of what reports")
+        assert running.report()["verdict"] == "Not known: nothing is compared."
+        are_known.set()
+        wait_until(lambda: len(written) > 2, "reports")
+    assert set(written) == {2}
 
 
 def test_a_cancelled_instance_that_an_old_list_still_has_stays_cancelled(peer: FakePeer) -> None:

@@ -16,7 +16,7 @@ from eureka_compat.peers import leases
 from eureka_compat.peers.link import Link
 from eureka_compat.peers.outbox import Pending
 from eureka_compat.peers.replicator import _Local
-from registry import DEFAULT_NAMESPACE, Instance, InstanceStatus, NamespaceRegistry
+from registry import DEFAULT_NAMESPACE, Instance, InstanceKey, InstanceStatus, NamespaceRegistry
 from registry.stores.memory import MemoryStore
 from registry.testing import ManualClock, registry_on
 from tests.servers import wait_until
@@ -43,7 +43,8 @@ class Two:
         self.there = registry_on(MemoryStore(), self._clocks[1])
         self._peer = peer
         peer.lists = lambda: listed(self._listed())
-        peer.leases = lambda: (200, {}, bytes(leases.answer(self.there).body))
+        self.is_shadow = False
+        peer.leases = self._leases
         self._running = Running(
             peer, clock=self._clocks[0], compare_interval_ms=50, sends_catalogs=True
         )
@@ -61,6 +62,9 @@ class Two:
         view = self.there.view()
         with view.lock:
             return [each for app in view.applications.values() for each in app.values()]
+
+    def _leases(self) -> Answer:
+        return 200, {}, bytes(leases.answer(self.there, is_shadow=self.is_shadow).body)
 
     def advance(self, ms: int = LATER_MS) -> None:
         for clock in self._clocks:
@@ -214,3 +218,36 @@ def test_whose_renewal_is_told_at_once_registers_where_he_is_unknown(
     to_peer.outbox.put(KEY, Pending.HEARTBEAT)
     assert to_peer.run_once(time.monotonic())
     assert to_peer.outbox.take(10) == [(KEY, Pending.REGISTER)]
+
+
+def test_a_server_that_starts_takes_what_a_shadow_lists(peer: FakePeer) -> None:
+    starting = Two(peer)
+    starting.is_shadow = True
+    starting.there.register(instance())
+    with starting as two:
+        wait_until(lambda: two.here.instance(*KEY), "what the shadow lists")
+
+
+@pytest.mark.parametrize("is_shadow", [False, True])
+def test_what_is_at_a_shadow_alone_changes_nothing_elsewhere(two: Two, is_shadow: bool) -> None:
+    """Who lists it, until when its lease lasts, and that it was cancelled."""
+    for name in ("renewed", "cancelled"):
+        for one in (two.here, two.there):
+            one.register(instance(InstanceKey("APP", name)))
+    two.compare()
+    two.is_shadow = is_shadow
+    two.advance()
+    deadlines = {key: each.deadline_mono_ms for key, each in two.here.leases().items()}
+    two.there.register(instance())
+    assert two.there.renew("APP", "renewed") is not None
+    assert two.there.cancel("APP", "cancelled")
+    two.advance()
+    two.compare()
+    two.compare()
+
+    found = {key.id: each.deadline_mono_ms for key, each in two.here.leases().items()}
+    if is_shadow:
+        assert found == {key.id: ms for key, ms in deadlines.items()}
+    else:
+        assert found.keys() == {"renewed", KEY.id}
+        assert found["renewed"] > deadlines["APP", "renewed"]

@@ -494,9 +494,11 @@ def test_what_came_while_a_server_was_away_it_has_soon_after(tmp_path: Path) -> 
         wait_until(lambda: sorted(listed(second.port)) == ["comes", "stays"], "all of it")
 
 
-def test_a_shadow_takes_everything_and_sends_nothing(tmp_path: Path) -> None:
+def test_nothing_goes_from_a_shadow_to_its_peers_told_or_taken(tmp_path: Path) -> None:
     with Peers(tmp_path, 2) as peers:
         first, second = peers.servers
+        # Who has not compared yet is still at its start, and takes what it is told.
+        wait_until(lambda: all(_is_settled(each.port) for each in peers.servers), "verdicts")
         second.kill9()
         second.environment["PEERS_MODE"] = "shadow"
         second.start()
@@ -506,6 +508,11 @@ def test_a_shadow_takes_everything_and_sends_nothing(tmp_path: Path) -> None:
         register(second.port, "own")
         at_ms = report(second.port)["at_ms"]
         wait_until(lambda: report(second.port)["at_ms"] > at_ms + 3000, "time to send in")
+
+        def seen_at_first() -> list[int]:
+            return [peer["comparison"]["extra"] for peer in report(first.port)["peers"]]
+
+        wait_until(lambda: seen_at_first() == [1], "a comparison that is late enough to heal")
         assert not has(first.port, "own")
         assert {n for peer in report(second.port)["peers"] for n in peer["items"].values()} == {0}
 

@@ -45,10 +45,14 @@ class Removal(NamedTuple):
 
 
 class Leases(NamedTuple):
-    """What a server tells: what each lease has left (ms), and what it removed lately."""
+    """What a server tells: what each lease has left (ms), and what it removed lately.
+
+    Of a shadow none of it is to be believed, beyond the first time.
+    """
 
     left_ms: Mapping[InstanceKey, int]
     removed: Mapping[InstanceKey, Removal]
+    is_shadow: bool = False
 
 
 def removed_lately(registry: NamespaceRegistry) -> dict[InstanceKey, Change]:
@@ -63,14 +67,19 @@ def removed_lately(registry: NamespaceRegistry) -> dict[InstanceKey, Change]:
     }
 
 
-def answer(registry: NamespaceRegistry) -> Answer:
-    """Milliseconds by application and id; negative where a lease has ended. ``StoreError``."""
+def answer(registry: NamespaceRegistry, *, is_shadow: bool = False) -> Answer:
+    """Milliseconds by application and id; negative where a lease has ended. ``StoreError``.
+
+    A shadow says that it is one.
+    """
     leases = registry.leases()
     now, wall = registry.clock.mono_ms(), registry.clock.wall_ms()
     left: dict[str, dict[str, int]] = {}
     for key, lease in leases.items():
         left.setdefault(key.app, {})[key.id] = lease.deadline_mono_ms - now
     told: dict[str, Any] = {"leases": left}
+    if is_shadow:
+        told["mode"] = "shadow"
     running = registry.view().running_ms(now)
     for key, change in removed_lately(registry).items():
         # What a catalog no longer names is another thing than a client that has gone.
@@ -100,7 +109,8 @@ def read(body: bytes) -> Leases:
         for how in Ending
         for key, ago_ms in _spans(document.get(how, {}), 0).items()
     }
-    return Leases(_spans(document["leases"], -_LONGEST_MS), removed)
+    is_shadow = document.get("mode") == "shadow"
+    return Leases(_spans(document["leases"], -_LONGEST_MS), removed, is_shadow)
 
 
 def _spans(told: Any, least_ms: int) -> dict[InstanceKey, int]:

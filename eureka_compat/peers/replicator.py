@@ -140,6 +140,10 @@ class Replicator:
                 self._is_open = self._registry.coordination.note(_OPEN_NOTE) == self._server
         return self._is_open
 
+    def is_shadow(self) -> bool:
+        """Whether nothing is to go from here to the peers: neither told, nor taken by who asks."""
+        return self._settings.mode == "shadow"
+
     def report(self) -> dict[str, Any]:
         """How each peer is, as JSON values, whichever worker sees to them; empty without peers."""
         if not self._settings.active():
@@ -222,6 +226,7 @@ class _Run:
         self._links: dict[Peer, _Following] = {}
         # Held while peers are added: the first may answer before the last is there to be asked.
         self._naming = threading.Lock()
+        self._is_named = False  # whether it is known who the peers are
         # Up to which change the peers were told; what was before them, comparisons find.
         self._told: Revision | None = None
         self._next_passing = 0.0
@@ -276,6 +281,7 @@ class _Run:
             if found or not self._links:
                 with self._naming:
                     self._change_links(found)
+                    self._is_named = True
             if not self._links:
                 self._opened()  # it is alone: there is nobody to wait for
             self._stopping.wait(self._settings.resolve_interval_ms / 1000 if found else 5.0)
@@ -412,7 +418,11 @@ class _Run:
                 each.compare_soon()
 
     def _report(self) -> None:
-        peers = [link.report() for link in self._all()]
+        with self._naming:
+            if not self._is_named:
+                return
+            links = self._all()
+        peers = [link.report() for link in links]
         told = {
             "run": self._server.decode(),
             "mode": self._settings.mode,
@@ -705,8 +715,12 @@ class _Following:
             young_ms = _UNDER_WAY_MS
             left, ended = dict(told_of.left_ms), told_of.removed
             leased = left.keys()
+        # At its start a server takes over from a shadow too: a genuine one does so from any peer.
+        is_start = self._comparison is None
+        believes = is_start or told_of is None or not told_of.is_shadow
         ends = {key: asked_ms + ms for key, ms in left.items() if key in theirs}
-        local.extend(ends)
+        if believes:
+            local.extend(ends)
         self._next_comparison = time.monotonic() + self._settings.compare_interval_ms / 1000
         theirs = local.comparable(theirs, leased)
         found = compared(local.listed(), theirs, skew_ms=skew)
@@ -716,7 +730,7 @@ class _Following:
             for each in found.differences
             if not self._settles(each, theirs, removed, skew, young_ms)
         ]
-        if self._settings.mode != "shadow" or self._comparison is None:
+        if believes and (is_start or self._settings.mode != "shadow"):
             renewed = local.renewed_here()
             self._ending = link.outbox.cancels_noted()
             for each in found.differences if is_first else told:

@@ -6,10 +6,14 @@ from typing import Any, Protocol
 
 
 class PeersSeen(Protocol):
-    """Whether there is something to serve yet, and how the peers are."""
+    """Whether there is something to serve yet, how the peers are, and what they may take."""
 
     def is_open(self) -> bool:
         """Whether reads may be answered."""
+        ...
+
+    def is_shadow(self) -> bool:
+        """Whether nothing is to go from here to the peers."""
         ...
 
     def report(self) -> dict[str, Any]:
@@ -22,6 +26,9 @@ class _Alone:
 
     def is_open(self) -> bool:
         return True
+
+    def is_shadow(self) -> bool:
+        return False
 
     def report(self) -> dict[str, Any]:
         return {}

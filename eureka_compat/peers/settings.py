@@ -33,7 +33,7 @@ class PeersSettings:
     """Whether it takes what its peers have and it lacks, at the start and each minute."""
 
     mode: Literal["replicate", "shadow"] = "replicate"
-    """``shadow`` receives and compares, and sends nothing."""
+    """``shadow`` receives and compares, and sends nothing: peers take nothing of it either."""
 
     sends_native: bool = True
     """Whether instances of the native API go to the peers."""
