@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 from eureka_compat import wire
-from eureka_compat.peers import PeersSettings, Replicator, link, replicator
+from eureka_compat.peers import PeersSettings, Replicator, following, link, replicator
+from eureka_compat.peers.following import Following
 from eureka_compat.peers.link import Link, PeerError
+from eureka_compat.peers.local import LocalRegistry
 from eureka_compat.peers.membership import Peer, read_url
 from eureka_compat.peers.outbox import Pending
 from registry import (
@@ -430,24 +432,24 @@ def test_a_batch_under_way_may_end_before_all_stops(
         time.sleep(0.2)  # whoever breaks off at once does not get the answer
         return taken(items)
 
-    genuine = replicator._Following.stop
+    genuine = Following.stop
 
-    def stops(following: Any) -> None:
-        genuine(following)
+    def stops(stopped: Any) -> None:
+        genuine(stopped)
         stopping.set()
 
-    monkeypatch.setattr(replicator._Following, "stop", stops)
+    monkeypatch.setattr(Following, "stop", stops)
     peer.takes = takes
     with Running(peer) as (registry, running):
         wait_until(lambda: (running.report()["peers"] or [{}])[0].get("comparison"), "a comparison")
         registry.in_namespace(DEFAULT_NAMESPACE).register(instance())
         assert under_way.wait(HANG_SECS)
         assert running._run is not None
-        (following,) = running._run._links.values()
+        (one,) = running._run._links.values()
     wait_until(lambda: threads() == [], "the end of the threads")
     assert [each["id"] for batch in peer.batches for each in batch] == [KEY.id]
     # The answer, too, has come.
-    assert (following.link.tally.batches, following.link.problem) == (1, "")
+    assert (one.link.tally.batches, one.link.problem) == (1, "")
 
 
 def test_a_change_that_cannot_be_told_holds_up_no_other(
@@ -455,16 +457,16 @@ def test_a_change_that_cannot_be_told_holds_up_no_other(
 ) -> None:
     """A comparison tells of it: it was tried again for ever, and nothing else was told."""
     # But for what it is asked for on account of the fault, nothing is compared again.
-    monkeypatch.setattr(replicator, "_ASKED_AGAIN_SECS", 10.0 * HANG_SECS)
+    monkeypatch.setattr(following, "_ASKED_AGAIN_SECS", 10.0 * HANG_SECS)
     monkeypatch.setattr(replicator, "_LONGEST_FAULT_SECS", 10.0 * HANG_SECS)
-    genuine = replicator._Local.news_of
+    genuine = LocalRegistry.news_of
 
     def fails(local: Any, change: Change) -> Any:
         if change.instance is not None and change.instance.key == KEY:
             raise ValueError("a fault")
         return genuine(local, change)
 
-    monkeypatch.setattr(replicator._Local, "news_of", fails)
+    monkeypatch.setattr(LocalRegistry, "news_of", fails)
     with Running(peer, compare_interval_ms=10 * HANG_SECS * 1000) as (registry, _):
         wait_until(lambda: peer.lists_told, "the first comparison")
         namespace = registry.in_namespace(DEFAULT_NAMESPACE)
@@ -662,7 +664,7 @@ def test_nothing_is_said_of_the_peers_before_it_is_known_who_they_are(
         assert are_known.wait(HANG_SECS)
         return names
 
-    class Slow(replicator._Following):
+    class Slow(Following):
         def __init__(self, *told: Any) -> None:
             until, seen = time.monotonic() + 1, len(reports)
             while len(reports) < seen + 3 and time.monotonic() < until:
@@ -670,7 +672,7 @@ def test_nothing_is_said_of_the_peers_before_it_is_known_who_they_are(
             super().__init__(*told)
 
     monkeypatch.setattr(replicator, "others", look_up)
-    monkeypatch.setattr(replicator, "_Following", Slow)
+    monkeypatch.setattr(replicator, "Following", Slow)
     with Running(peer) as (registry, running):
         note = registry.coordination.set_note
 
@@ -722,4 +724,4 @@ def test_what_cannot_be_made_equal_is_not_healed_for_ever(peer: FakePeer) -> Non
         namespace.register(instance(last_dirty_ms=1000, home_page_url="/ours"))
         wait_until(lambda: peer.lists_told > 9, "many comparisons")
     registers = [item for batch in peer.batches for item in batch if item["action"] == "Register"]
-    assert len(registers) <= replicator._HEALED_AT_MOST + 2
+    assert len(registers) <= following._HEALED_AT_MOST + 2

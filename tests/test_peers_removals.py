@@ -14,8 +14,8 @@ import pytest
 
 from eureka_compat.peers import leases
 from eureka_compat.peers.link import Link
+from eureka_compat.peers.local import LocalRegistry
 from eureka_compat.peers.outbox import Pending
-from eureka_compat.peers.replicator import _Local
 from registry import DEFAULT_NAMESPACE, Instance, InstanceKey, InstanceStatus, NamespaceRegistry
 from registry.stores.memory import MemoryStore
 from registry.testing import ManualClock, registry_on
@@ -174,14 +174,14 @@ def test_who_registers_while_his_end_is_looked_at_stays(
     two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known_to_both(two)
-    heard_ms, again = _Local.heard_ms, instance(last_dirty_ms=9_000)
+    heard_ms, again = LocalRegistry.heard_ms, instance(last_dirty_ms=9_000)
 
-    def overtaken(local: _Local, found: Instance) -> int:
+    def overtaken(local: LocalRegistry, found: Instance) -> int:
         at = heard_ms(local, found)
         two.here.register(again)
         return at
 
-    monkeypatch.setattr(_Local, "heard_ms", overtaken)
+    monkeypatch.setattr(LocalRegistry, "heard_ms", overtaken)
     two.there.cancel(*KEY)
     two.advance()
     two.compare()
