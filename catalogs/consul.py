@@ -25,7 +25,7 @@ import requests
 from catalogs.bounds import checked_prefix, in_bounds, readable, shortened
 from catalogs.catalog import QUIET_SECS, Entry, Groups, RelistError, SourceError
 from catalogs.entries import EntryError, entry
-from catalogs.http import READ_SECS, Client, Url, checked_files, parsed
+from catalogs.http import Client, Url, checked_files, parsed
 from registry import DEFAULT_NAMESPACE, Namespace
 
 log = logging.getLogger("catalogs")
@@ -205,7 +205,7 @@ class ConsulCatalog:
     def _answered(self, path: str, index: int | None = None) -> tuple[bytes, int]:
         settings = self._settings
         params = {} if settings.datacenter is None else {"dc": settings.datacenter}
-        read_secs = READ_SECS
+        read_secs = None
         if index is not None:
             params |= {"index": str(index), "wait": f"{settings.wait_secs}s"}
             # Consul adds up to a sixteenth of the time.

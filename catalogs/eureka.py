@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from catalogs.bounds import LONGEST_SECS, in_bounds, shortened
 from catalogs.catalog import QUIET_SECS, Entry, Groups, RelistError, SourceError
-from catalogs.http import READ_SECS, AccountUrl, Client, checked_files
+from catalogs.http import AccountUrl, Client, checked_files
 from eureka_compat import wire
 from registry import DEFAULT_NAMESPACE, Instance, InstanceKey, Namespace
 
@@ -98,7 +98,7 @@ class EurekaCatalog:
 
     def list(self) -> Groups:
         """All instances, and those kept for their grace period."""
-        told, _ = self._fetched("/apps/", READ_SECS, whole=True)
+        told, _ = self._fetched("/apps/", whole=True)
         self._listed_at = self._clock()
         fresh = {i.key: i for _, i in told}
         until = self._clock() + self._settings.grace_secs
@@ -113,7 +113,7 @@ class EurekaCatalog:
         """The applications that each delta changes; ``RelistError`` where the hash codes differ."""
         while not self._closing.wait(self._settings.interval_secs) and not stopping.is_set():
             at = self._client.url
-            told, hash_code = self._fetched("/apps/delta", _DELTA_SECS)
+            told, hash_code = self._fetched("/apps/delta", read_secs=_DELTA_SECS)
             if self._client.url != at:
                 raise RelistError(f"{at} does not answer, {self._client.url} does")
             changed = set()
@@ -171,7 +171,7 @@ class EurekaCatalog:
         return "".join(f"{status}_{counts[status]}_" for status in sorted(counts))
 
     def _fetched(
-        self, path: str, read_secs: float, *, whole: bool = False
+        self, path: str, *, read_secs: float | None = None, whole: bool = False
     ) -> tuple[Sequence[tuple[str, Instance]], str | None]:
         """Each instance with its action, and the hash code of the whole registry."""
         document = self._client.read("GET", path, read_secs=read_secs)

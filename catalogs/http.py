@@ -151,10 +151,13 @@ class Client:
         *,
         params: Mapping[str, str] | None = None,
         document: Any = None,
-        read_secs: float = READ_SECS,
+        read_secs: float | None = None,
         stream: bool = False,
     ) -> requests.Response:
-        """A 2xx answer of the current URL; raises ``StatusError`` or ``SourceError``."""
+        """A 2xx answer of the current URL; raises ``StatusError`` or ``SourceError``.
+
+        A source that is silent for ``read_secs`` has failed; where that is None, for ``READ_SECS``.
+        """
         url = self._urls[self._current]
         headers = self._headers()
         try:
@@ -164,7 +167,7 @@ class Client:
                 params=params,
                 data=None if document is None else orjson.dumps(document),
                 headers={"Accept": "application/json", **headers},
-                timeout=(CONNECT_SECS, read_secs),
+                timeout=(CONNECT_SECS, READ_SECS if read_secs is None else read_secs),
                 verify=self._verify,
                 cert=self._cert,  # type: ignore[arg-type]  # the two paths
                 stream=stream,

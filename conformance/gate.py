@@ -19,6 +19,8 @@ from conformance.programs import free_port
 _T = TypeVar("_T")
 _REQUEST = re.compile(rb"(GET|PUT|POST|DELETE) (\S+) HTTP/1\.[01]\r\n")
 _LONGEST_LINE = 2048
+# What the loop has not done by then it never will.
+_HANGS_SECS = 300.0
 
 
 class Passed(NamedTuple):
@@ -62,7 +64,7 @@ class Gatehouse:
             gate.shut()
         self.wait(self._settle())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=5)
+        self._thread.join()
         self._loop.close()
 
     @staticmethod
@@ -81,7 +83,7 @@ class Gatehouse:
         return made
 
     def wait(self, work: Coroutine[Any, Any, _T]) -> _T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=10)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_HANGS_SECS)
 
 
 class Gate:

@@ -33,7 +33,7 @@ SERVICE = "shop"
 SPRINGS = ("spring-hoxton", "spring-2025.0-resttemplate", "spring-2025.1")
 # How a time limit of a client's own shows: Netflix's client gives up an exchange after a second.
 # That tells of this machine, and not of the servers.
-_SLOW = re.compile(
+SLOW = re.compile(
     r"timed out|Timeout(Exception|Error)|(httpx\.\w+|Client\.)Timeout\b|deadline exceeded"
     r"|Interrupted(IO)?Exception|TIMEDOUT"
     # Its next exchange, begun while the one that it gave up is still on its way out.
@@ -127,7 +127,7 @@ class Watch:
             if turn % 5 == 0:
                 status, body = program.get(f"/choose/{SERVICE}", timeout=60)
                 is_fine = (status, body in self._wanted) == (200, True)
-                if not is_fine and not _SLOW.search(body):
+                if not is_fine and not SLOW.search(body):
                     self.calls.append(Seen(step, program.id, f"{status} {body[:200]}"))
             turn += 1
             self.looks[program.id] += 1
@@ -168,6 +168,6 @@ def beyond_retries(found: Sequence[str]) -> list[str]:
         entry
         for at, entry in enumerate(found)
         if not _RETRY.search(entry)
-        and not _SLOW.search(entry)
-        and not ("was unable to" in entry and any(map(_SLOW.search, found[max(0, at - 4) : at])))
+        and not SLOW.search(entry)
+        and not ("was unable to" in entry and any(map(SLOW.search, found[max(0, at - 4) : at])))
     ]

@@ -11,13 +11,13 @@ from typing import Any
 import orjson
 import pytest
 
-from catalogs import RelistError, SourceError, Terms, consul, http
+from catalogs import RelistError, SourceError, Terms, consul
 from catalogs.consul import ConsulCatalog, ConsulSettings
-from catalogs.http import Client
 from catalogs.testing import HANG_SECS, Followed, RemoteCatalogSuite, until
 from conformance.programs import free_port
 from registry import Instance
 from tests.servers import counted
+from tests.sources import wait_for_sources
 from tests.sources.consul_agent import ConsulSource
 
 
@@ -38,9 +38,7 @@ def source(agent: ConsulSource) -> Iterator[ConsulSource]:
 def patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow agent is waited for; but in the suite below, which has one that hangs."""
     if request.cls is None:
-        monkeypatch.setattr(http, "CONNECT_SECS", HANG_SECS)
-        monkeypatch.setitem(Client.send.__kwdefaults__, "read_secs", HANG_SECS)
-        monkeypatch.setattr(consul, "READ_SECS", HANG_SECS)
+        wait_for_sources(monkeypatch)
         monkeypatch.setattr(consul, "_SLACK_SECS", HANG_SECS)
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from catalogs import RelistError, SourceError, Terms, http, read_catalogs
-from catalogs.http import Client
+from catalogs import RelistError, SourceError, Terms, read_catalogs
 from catalogs.kubernetes import KubernetesCatalog, KubernetesSettings, watching
 from catalogs.kubernetes.kubeconfig import in_cluster
 from catalogs.kubernetes.mapping import Mapped, Mapper
@@ -20,6 +19,7 @@ from catalogs.kubernetes.watching import PODS, SERVICES, SLICES, Event
 from catalogs.testing import HANG_SECS, Followed, RemoteCatalogSuite, until
 from registry import Instance
 from tests.servers import counted
+from tests.sources import wait_for_sources
 from tests.sources.kubernetes import KubernetesSource
 
 READY = {"ready": True}
@@ -42,8 +42,7 @@ def source(cluster: KubernetesSource) -> Iterator[KubernetesSource]:
 def patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow server is waited for; but in the suite below, which has one that hangs."""
     if request.cls is None:
-        monkeypatch.setattr(http, "CONNECT_SECS", HANG_SECS)
-        monkeypatch.setitem(Client.send.__kwdefaults__, "read_secs", HANG_SECS)
+        wait_for_sources(monkeypatch)
         monkeypatch.setattr(watching, "SILENT_SECS", HANG_SECS)
 
 

@@ -14,7 +14,7 @@ from werkzeug.test import TestResponse
 
 from eureka_server.operator import commands
 from registry.testing import sample_instance
-from tests.noticed import _SLOW
+from tests.noticed import SLOW
 from tests.servers import HANG_SECS, JSON, RegistryServer, instance_body, send, wait_until
 from tests.test_native_api import World, problem
 from tests.test_native_system import started
@@ -298,7 +298,7 @@ def failed(calls: Sequence[Call]) -> list[Call]:
 
 def is_late(call: Call, calls: Sequence[Call]) -> bool:
     """Whether a client's time limit shows, or the client was held up just before, or meanwhile."""
-    return bool(_SLOW.search(call.body)) or any(
+    return bool(SLOW.search(call.body)) or any(
         each.client == call.client
         and each.ended - each.sent > _HELD_UP_SECS
         and call.sent - GRACE_SECS < each.ended
