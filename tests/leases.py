@@ -31,7 +31,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.histories import in_turn, parser_of, told
+from tests.histories.command import in_turn, parser_of, told
 from tests.redis_nodes import FAULTS, Nodes
 from tests.servers import JSON, ROOT, RegistryServer, instance_body, wait_until
 

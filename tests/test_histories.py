@@ -9,18 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.histories import (
-    Call,
-    Operation,
-    Player,
-    State,
-    explained,
-    explained_over_nodes,
-    newer_is_lost,
-    registry_model,
-    search,
-    search_over_nodes,
-)
+from tests.histories.linearizable import Operation, explained, explained_over_nodes
+from tests.histories.model import Call, State, registry_model
+from tests.histories.playing import Player, newer_is_lost, search, search_over_nodes
 from tests.redis_nodes import (
     FAILOVERS,
     FAULTS,
