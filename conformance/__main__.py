@@ -42,57 +42,63 @@ def run_suite(
     cases: Sequence[Case],
     kinds: Sequence[Kind],
     second: str | None,
-    console: Console,
+    progress: Progress,
     second_try: bool = False,
 ) -> Run:
-    """Run the cases and then the clients, with a progress bar.
+    """Run the cases and then the clients, with a bar of its own in ``progress``.
 
     With a second try, a case that failed is run again when all others have ended, and a client that
     failed in anything goes through all of its operations again in a freshly started program: a
     machine short of time then looks like what it is, and not like the server. The results say so.
     """
     began = time.monotonic()
-    with Progress(
+    console = progress.console
+    total = len(cases) + OPERATIONS_OF_A_CLIENT * len(kinds)
+    task = progress.add_task(target.url, total=total)
+
+    def done(result: Result) -> None:
+        progress.advance(task)
+        if result.outcome is Outcome.FAILED:
+            case = result.case
+            console.print(
+                escape(f"failed {case.operation}: {case.name} ({case.column})\n")
+                + escape(f"       {result.message}"),
+                style="red",
+                highlight=False,
+            )
+
+    def played(cases: Sequence[Case], kinds: Sequence[Kind]) -> list[Result]:
+        results = run_cases(cases, target, done)
+        if kinds:
+            with tempfile.TemporaryDirectory() as folder:
+                with Fleet(target, second, kinds, Path(folder)) as fleet:
+                    results += fleet.run(done)
+        return results
+
+    harmless = [case for case in cases if not case.spoils]
+    results = played(harmless, kinds)
+    if second_try and (failed := failing(results)):
+        once_more = {(result.case.name, result.case.column) for result in failed}
+        again = [case for case in harmless if (case.name, case.column) in once_more]
+        clients = {column for _, column in once_more}
+        console.print("once more, what failed", style="yellow")
+        more = played(again, [kind for kind in kinds if kind.name in clients])
+        results = told_again(results, more)
+    results += run_cases([case for case in cases if case.spoils], target, done)
+    progress.remove_task(task)
+    return Run(target.url, results, time.monotonic() - began)
+
+
+def bars(console: Console) -> Progress:
+    """How far each run is, for as long as its ``with`` lasts."""
+    return Progress(
         TextColumn("[progress.description]{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         console=console,
         transient=True,
-    ) as progress:
-        total = len(cases) + OPERATIONS_OF_A_CLIENT * len(kinds)
-        task = progress.add_task(target.url, total=total)
-
-        def done(result: Result) -> None:
-            progress.advance(task)
-            if result.outcome is Outcome.FAILED:
-                case = result.case
-                console.print(
-                    escape(f"failed {case.operation}: {case.name} ({case.column})\n")
-                    + escape(f"       {result.message}"),
-                    style="red",
-                    highlight=False,
-                )
-
-        def played(cases: Sequence[Case], kinds: Sequence[Kind]) -> list[Result]:
-            results = run_cases(cases, target, done)
-            if kinds:
-                with tempfile.TemporaryDirectory() as folder:
-                    with Fleet(target, second, kinds, Path(folder)) as fleet:
-                        results += fleet.run(done)
-            return results
-
-        harmless = [case for case in cases if not case.spoils]
-        results = played(harmless, kinds)
-        if second_try and (failed := failing(results)):
-            once_more = {(result.case.name, result.case.column) for result in failed}
-            again = [case for case in harmless if (case.name, case.column) in once_more]
-            clients = {column for _, column in once_more}
-            console.print("once more, what failed", style="yellow")
-            more = played(again, [kind for kind in kinds if kind.name in clients])
-            results = told_again(results, more)
-        results += run_cases([case for case in cases if case.spoils], target, done)
-    return Run(target.url, results, time.monotonic() - began)
+    )
 
 
 def wide_console() -> Console:
@@ -226,7 +232,8 @@ def played(options: argparse.Namespace, peer: PeerEndpoint | None, console: Cons
         only=options.only,
         peer=peer is not None,
     )
-    run = run_suite(target, cases, kinds, options.second, console)
+    with bars(console) as progress:
+        run = run_suite(target, cases, kinds, options.second, progress)
     for table in report.summary(run):
         console.print(table)
     counts = {o: len(run.having(o)) for o in Outcome}

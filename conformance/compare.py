@@ -19,23 +19,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
-from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
 
 from conformance import report
-from conformance.__main__ import reachable, run_suite, wide_console
+from conformance.__main__ import bars, reachable, run_suite, wide_console
 from conformance.case import Case, FailedError, Session, Target, chosen
 from conformance.cases import ALL
 from conformance.differential import DisagreementError, Duel, compare
 from conformance.gate import Gatehouse
 from conformance.peer import PeerEndpoint
-from conformance.programs import HOXTON_OPTIONS, Kind, built_jar, free_port, named
+from conformance.programs import HOXTON_OPTIONS, SMALL_JVM, Kind, built_jar, free_port, named
 from conformance.report import Run
 from conformance.run import Outcome, Result
 
@@ -146,8 +147,8 @@ def genuine(
     settings = [f"--eureka.server.{name}={value}" for name, value in profile.items()]
     if peer:
         settings.append(f"--eureka.client.service-url.defaultZone={peer}")
-    command = ["java", "-Xmx400m", *options, "-jar", str(jar), f"--server.port={port}", *settings]
-    return Started(command, {}, service_url(port))
+    command = ["java", *SMALL_JVM, "-Xmx400m", *options, "-jar", str(jar)]
+    return Started([*command, f"--server.port={port}", *settings], {}, service_url(port))
 
 
 def service_url(port: int) -> str:
@@ -392,15 +393,79 @@ def _place(result: Result) -> str:
     return f"{result.case.operation}: {result.case.name} ({result.case.column})"
 
 
-def run_all(
-    compared: Mapping[str, Start], kinds: Sequence[Kind], console: Console
-) -> dict[str, Run]:
-    """The suite on each, self-preservation and what it tells a peer included.
+class Comparison:
+    """The suite on each of those that are compared, and random sequences.
 
-    Of one that fails over there are the cases that need no waiting, every other one before it.
+    Much of it is waiting for leases, so two things go on at a time: the clients, which are on the
+    first two servers and move between these, and everything else.
     """
 
-    def played(
+    def __init__(
+        self,
+        compared: Mapping[str, Start],
+        kinds: Sequence[Kind],
+        examples: int,
+        progress: Progress,
+    ) -> None:
+        self._compared = compared
+        self._kinds = kinds
+        self._examples = examples
+        self._progress = progress
+
+    def run(self) -> tuple[dict[str, Run], Agreed]:
+        """Play all of it; the run on each, and what came of the sequences."""
+        with ThreadPoolExecutor(2) as pool:
+            with_clients = pool.submit(self._with_clients)
+            others = pool.submit(self._others)
+            agreed = pool.submit(sequences, self._compared, self._examples)
+            runs = with_clients.result()
+            for name, more in others.result().items():
+                runs[name] = joined(runs[name], more) if name in runs else more
+            return runs, agreed.result()
+
+    def _with_clients(self) -> dict[str, Run]:
+        """The cases on the first two, and the clients."""
+        cases, profile = chosen(ALL, self_preservation=False), PROFILES["cases"]
+        theirs, own, *_ = self._compared
+        with (
+            self._compared[theirs](profile) as (url, _),
+            self._compared[own](profile) as (second, _),
+        ):
+            return {
+                theirs: self._played(url, cases, self._kinds, second),
+                own: self._played(second, cases, self._kinds, url),
+            }
+
+    def _others(self) -> dict[str, Run]:
+        """The cases on the others, and on each self-preservation and what it tells a peer.
+
+        Of one that fails over there are the cases that need no waiting, every other one before it.
+        """
+        runs: dict[str, Run] = {}
+        cases, profile = chosen(ALL, self_preservation=False), PROFILES["cases"]
+        for name in list(self._compared)[2:]:
+            with self._compared[name](profile) as (url, fail_over):
+                if fail_over is None:
+                    runs[name] = self._played(url, cases)
+                    continue
+                quick = [case for case in cases if not case.waits and not case.spoils]
+                before = self._played(url, quick[::2])
+                fail_over()
+                runs[name] = joined(before, self._played(url, quick[1::2]))
+        for name, start in self._compared.items():
+            if name == FAILING_OVER:
+                continue
+            cases = chosen(ALL, self_preservation=True)
+            with start(PROFILES["self-preservation"]) as (url, _):
+                more = self._played(url, cases, self_preservation=True)
+            cases = [case for case in chosen(ALL, self_preservation=False, peer=True) if case.peer]
+            with closing(PeerEndpoint()) as peer, start(PROFILES["peers"], peer.url) as (url, _):
+                more = joined(more, self._played(url, cases, peer=peer))
+            runs[name] = joined(runs[name], more) if name in runs else more
+        return runs
+
+    def _played(
+        self,
         url: str,
         cases: Sequence[Case],
         kinds: Sequence[Kind] = (),
@@ -408,37 +473,18 @@ def run_all(
         **expected: Any,
     ) -> Run:
         target = Target(url, **expected)
-        return run_suite(target, cases, kinds, second, console, second_try=True)
-
-    runs: dict[str, Run] = {}
-    cases, profile = chosen(ALL, self_preservation=False), PROFILES["cases"]
-    theirs, own, *others = compared
-    with compared[theirs](profile) as (url, _), compared[own](profile) as (second, _):
-        runs[theirs] = played(url, cases, kinds, second)
-        runs[own] = played(second, cases, kinds, url)
-    for name in others:
-        with compared[name](profile) as (url, fail_over):
-            if fail_over is None:
-                runs[name] = played(url, cases)
-                continue
-            quick = [case for case in cases if not case.waits and not case.spoils]
-            before = played(url, quick[::2])
-            fail_over()
-            runs[name] = joined(before, played(url, quick[1::2]))
-    for name, start in compared.items():
-        if name == FAILING_OVER:
-            continue
-        cases = chosen(ALL, self_preservation=True)
-        with start(PROFILES["self-preservation"]) as (url, _):
-            runs[name] = joined(runs[name], played(url, cases, self_preservation=True))
-        cases = [case for case in chosen(ALL, self_preservation=False, peer=True) if case.peer]
-        with closing(PeerEndpoint()) as peer, start(PROFILES["peers"], peer.url) as (url, _):
-            runs[name] = joined(runs[name], played(url, cases, peer=peer))
-    return runs
+        return run_suite(target, cases, kinds, second, self._progress, second_try=True)
 
 
-def sequences(compared: Mapping[str, Start], examples: int) -> tuple[bool, list[str]]:
-    """Whether random sequences are answered by each as by the first, and what to say of each.
+class Agreed(NamedTuple):
+    """Whether random sequences were answered alike by all, and what to say of each server."""
+
+    by_all: bool
+    told: list[str]
+
+
+def sequences(compared: Mapping[str, Start], examples: int) -> Agreed:
+    """Have random sequences answered by each and by the first.
 
     The second one is asked so many, and those after it a third: they decide by the same rules.
     """
@@ -457,7 +503,7 @@ def sequences(compared: Mapping[str, Start], examples: int) -> tuple[bool, list[
                 except DisagreementError as found:
                     agreed = False
                     notes.append(f"{name}: a disagreement: {found}")
-    return agreed, notes
+    return Agreed(agreed, notes)
 
 
 def duel(measure: str, running: Running, count: int) -> Duel:
@@ -514,12 +560,12 @@ def main() -> int:
     began = time.monotonic()
     kinds = named(options.clients)
     compared = servers(options.genuine, options.stores)
-    runs = run_all(compared, kinds, console)
+    with bars(console) as progress:
+        runs, (agreed, told) = Comparison(compared, kinds, options.examples, progress).run()
     for run in runs.values():
         for table in report.summary(run):
             console.print(table)
     console.print(differences(runs))
-    agreed, told = sequences(compared, options.examples)
     notes = [f"{GENUINE}: Spring Cloud Netflix Eureka Server {options.genuine}", *told]
     for name, run in runs.items():
         failed = len(run.having(Outcome.FAILED))

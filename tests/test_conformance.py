@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from conformance import documents, report
-from conformance.__main__ import main, reachable, reachable_natively, run_suite, tells
+from conformance.__main__ import bars, main, reachable, reachable_natively, run_suite, tells
 from conformance.case import Case, FailedError, Session, Target, chosen
 from conformance.cases import ALL, NATIVE, sending
 from conformance.cases.native import CORRECTIONS, RECORDED, replay
@@ -424,7 +424,7 @@ def test_what_fails_only_once_passes_at_the_second_try_and_the_run_says_so(fault
 
     quiet = Console(quiet=True)
     cases = chosen(INSTANT, self_preservation=False, only="HEAD is")
-    run = run_suite(Target(faulty(stumbles), 0.05), cases, (), None, quiet, second_try=True)
+    run = run_suite(Target(faulty(stumbles), 0.05), cases, (), None, bars(quiet), second_try=True)
     assert run.conforms
     assert len(run.unsteady) == 1
     assert "200" in run.unsteady[0].unsteady
@@ -436,14 +436,14 @@ def test_what_fails_only_once_passes_at_the_second_try_and_the_run_says_so(fault
 def test_what_fails_twice_has_failed_and_is_named_last(faulty: Any) -> None:
     target = Target(faulty(registers_with_200), 0.05)
     cases = chosen(INSTANT, self_preservation=False, only="204")
-    run = run_suite(target, cases, (), None, Console(quiet=True), second_try=True)
+    run = run_suite(target, cases, (), None, bars(Console(quiet=True)), second_try=True)
     failed = run.having(Outcome.FAILED)
     assert failed
     assert run.unsteady == []
     words = last_words({"a server": run})
     assert [w for w in words if w.startswith("failed, a server: ")] == words
     assert len(words) == len(failed)
-    once = run_suite(target, cases, (), None, Console(quiet=True))
+    once = run_suite(target, cases, (), None, bars(Console(quiet=True)))
     assert [r.unsteady for r in once.results] == [""] * len(once.results)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from conformance.programs import built_jar, free_port
+from conformance.programs import SMALL_JVM, built_jar, free_port
 from tests.servers import JSON, ROOT, RegistryServer, instance_body, send, wait_until
 
 pytestmark = pytest.mark.programs
@@ -202,7 +202,7 @@ class Genuine:
             "eureka.server.response-cache-update-interval-ms": "500",
         }
         jar = built_jar(ROOT / "conformance" / "oracle")
-        command = ["java", "-Xmx300m", "-jar", str(jar)]
+        command = ["java", *SMALL_JVM, "-Xmx300m", "-jar", str(jar)]
         self._command = [*command, *(f"--{name}={value}" for name, value in options.items())]
         self.launch()
 
