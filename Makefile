@@ -1,6 +1,8 @@
 .PHONY: run test coverage test-fast test-rest check docs conformance conformance-compare oracle bench attackers clean help check-settings bounds wheel
 VENV := .venv
-AT_ONCE := 4 # test files at a time: most of them wait for leases and programs
+# Test files at a time: the quick ones work, and the others wait for leases and programs.
+AT_ONCE := 4
+WAITING_AT_ONCE := 6
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 help: ## this list
@@ -31,7 +33,7 @@ coverage: $(VENV)/dev ## the quick tests, the lines that they reach, and whether
 test-rest: $(VENV)/dev ## the others: genuine sources, real clients, and what takes long
 	scripts/system-packages
 	$(VENV)/bin/python -m tests.programs
-	$(VENV)/bin/python -m pytest -n $(AT_ONCE) --dist loadfile -m "programs or slow"
+	$(VENV)/bin/python -m pytest -n $(WAITING_AT_ONCE) --dist loadfile -m "programs or slow"
 
 test: test-fast test-rest ## everything
 
