@@ -25,7 +25,7 @@ from registry import StoreError, open_store
 from registry.errors import ConflictError, StoreGoneError
 from registry.model import DEFAULT_NAMESPACE, Instance, Lease, Revision
 from registry.store import Commit, Store
-from registry.stores.lmdb import LmdbStore, coordination
+from registry.stores.lmdb import LmdbStore, TakenUp, coordination, log
 from registry.stores.lmdb import folder as store_folder
 from registry.stores.lmdb.files import damage
 from registry.stores.lmdb.leases import LeaseFile, Place
@@ -154,6 +154,31 @@ def test_the_map_grows_and_other_processes_follow(tmp_path: Path) -> None:
     assert len(here.load(NS).instances) == 4_001
     here.commit(NS, put(sample_instance(instance_id="last")))
     assert here.revision(NS) == first + 4_001
+
+
+def test_what_is_forgotten_amid_taking_up_is_not_told_to_be_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Removals that a life begins with may be more than are kept."""
+    monkeypatch.setattr(log, "_REMOVED_BYTES", 3_000)
+    store = LmdbStore(tmp_path / "store", life=Revision(0))
+    names = ["web:1", "web:2", "web:3"]
+    for name in names:
+        store.commit(NS, put(sample_instance(instance_id=name, metadata={"pad": "x" * 2_000})))
+    life, known = Revision(100), {NS: store.revision(NS)}
+    removals = [
+        (Revision(life + place), put(each, expected=each.revision, remove=True, lease=None))
+        for place, each in enumerate(store.load(NS).instances, start=1)
+    ]
+    last = Revision(life + len(names))
+
+    assert store.take_up(life, {NS: TakenUp(last, life, removals, {}, None, {})}, known, {})
+
+    forgotten = store.complete_after(NS)
+    assert life < forgotten < last
+    assert store.changes(NS, life) is None
+    assert store.load(NS).complete_after == forgotten
+    assert [each.revision for each in store.changes(NS, forgotten) or ()] == [last]
 
 
 def test_after_a_power_cut_the_store_starts_from_its_last_checkpoint(tmp_path: Path) -> None:

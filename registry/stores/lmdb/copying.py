@@ -229,6 +229,8 @@ class Copying:
     def _take_up(self, txn: Any, namespace: Namespace, taken: TakenUp) -> Written:
         env, name = self._env, namespace.encode()
         written = Written(namespace, env.revision(txn, namespace), has_overrides=True)
+        # Before what differs: the oldest of it may be forgotten at once.
+        txn.put(b"trimmed\0" + name, U64.pack(taken.complete_after), db=env.meta)
         for revision, commit in taken.decided:
             written.skip_to(revision)
             key = key_of(namespace, *commit.key)
@@ -246,7 +248,6 @@ class Copying:
         if txn.get(b"size\0" + name, db=env.meta) is None:
             txn.put(b"size\0" + name, U64.pack(0), db=env.meta)
         txn.put(b"revision\0" + name, U64.pack(taken.revision), db=env.meta)
-        txn.put(b"trimmed\0" + name, U64.pack(taken.complete_after), db=env.meta)
         if taken.expected_clients is not None:
             packed = U64.pack(taken.expected_clients)
             txn.put(b"expected\0" + name, packed, db=env.meta)

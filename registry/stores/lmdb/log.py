@@ -228,8 +228,7 @@ class Log:
         size = (self._env.number(txn, key) or 0) + step
         last = None
         # What was removed alone is yet to be offered (``offering.ALONE``).
-        is_alone = txn.get(ALONE, db=self._env.meta) is not None
-        while size > _REMOVED_BYTES and not is_alone:
+        while size > _REMOVED_BYTES and txn.get(ALONE, db=self._env.meta) is None:
             cursor = txn.cursor(self._env.removal)
             cursor.set_range(name + b"\0")
             last = cursor.key()[-8:]
