@@ -444,7 +444,7 @@ def test_a_killed_workers_catalog_goes_on_in_another(folder: Path, tmp_path: Pat
     with server_with(folder, tmp_path) as server:
         wait_until(lambda: len(server.apps()) == 5, "the entries")
         for size in (6, 7):
-            worker = report_of(server)["worker"]
+            worker = wait_until(lambda: report_of(server)["worker"], "a report")
             os.kill(worker, signal.SIGKILL)
             write(folder, outside(size))
             wait_until(lambda n=size: len(server.apps()) == n, "another worker to go on")
@@ -459,6 +459,7 @@ def test_everything_killed_comes_back_without_a_change(folder: Path, tmp_path: P
     write(folder, outside(5))
     with server_with(folder, tmp_path) as server:
         wait_until(lambda: len(server.apps()) == 5, "the entries")
+        wait_until(lambda: report_of(server)["state"] == "following", "its report")
         first = report_of(server)["last_change_ms"]
         before = {i: v["leaseInfo"]["registrationTimestamp"] for i, v in server.apps().items()}
         server.kill9()
