@@ -13,7 +13,8 @@ a lease of XML that are none (its parser loses its place); leases so long that t
 Taken back before answers are compared: ids that were not sent, which the other server may show, and
 colons in element names, which it may escape.
 Not compared: clock readings, the delta's counter, pages of errors, the order of what has none,
-lists after a peer's heartbeat brought an override (the genuine cache does not see it),
+lists after a heartbeat brought an override or took one up that was set through another application
+(the genuine cache does not see it),
 ``instances/ID`` where two applications share the id (a hash map's order), and the entity of a
 batch's conflict where a later item of the batch changes the same instance.
 """
@@ -46,6 +47,10 @@ FIRST_DIRTY = 1700000000000
 PEER = {"x-netflix-discovery-replication": "true"}
 
 
+Name = tuple[str, str]
+"""An application in capitals, and an id."""
+
+
 @dataclass(frozen=True)
 class Request:
     """One request with placeholders, and what may be compared after it."""
@@ -57,6 +62,9 @@ class Request:
     app: str = APPS[0]
     id: str = IDS[0]
     brings_override: bool = False
+    overrides: frozenset[Name] = frozenset()
+    """Whose status it may override: that of an id, in whichever application."""
+    renews: frozenset[Name] = frozenset()
     spelling: str = "utf-8"
     dress: str = "plain"
 
@@ -270,6 +278,8 @@ def requests(draw: st.DrawFn) -> Request:
         text = json_of({"instance": fields}, is_ascii=is_ascii) if form.is_json else xml_of(fields)
         charset = draw(st.sampled_from(["", "", ";charset=UTF-8", "; charset=iso-8859-1"]))
         headers = header(form, peer, {"Content-Type": form.media_type + charset})
+        if not OVERRIDING.isdisjoint(fields):
+            made["overrides"] = of_all_ids(app)
         return Request("POST", f"/apps/{app}", text, headers, **made)
     if kind == "renew":
         query = draw(st.sampled_from(["", "?status=DOWN", "?lastDirtyTimestamp={}"]))
@@ -278,6 +288,7 @@ def requests(draw: st.DrawFn) -> Request:
         brings = bool(peer) and "Dirty" in query and draw(st.booleans())
         if brings:
             query += f"&overriddenstatus={draw(statuses)}"
+        made["renews"] = frozenset([(app.upper(), instance_id)])
         return Request(
             "PUT", path + query, None, header(form, peer), **made, brings_override=brings
         )
@@ -285,6 +296,7 @@ def requests(draw: st.DrawFn) -> Request:
         query = f"?value={draw(statuses)}"
         if draw(st.booleans()):
             query += f"&lastDirtyTimestamp={draw(moments)}"
+        made["overrides"] = frozenset([(app.upper(), instance_id)])
         return Request("PUT", f"{path}/status{query}", None, header(form, peer), **made)
     if kind == "remove override":
         value = draw(st.sampled_from(["", *STATUSES]))
@@ -307,10 +319,33 @@ def requests(draw: st.DrawFn) -> Request:
     items = draw(st.lists(batch_items(), min_size=1, max_size=4))
     headers = header(Form.JSON, {"Content-Type": "application/json"})
     brings = any("overriddenStatus" in item for item in items)
+    made["overrides"] = frozenset[Name]().union(*map(overridden_by, items))
+    made["renews"] = frozenset(name_of(item) for item in items if item["action"] == "Heartbeat")
     body = json_of({"replicationList": items})
     if draw(st.integers(0, 3)) == 0:
         made["spelling"] = draw(st.sampled_from(sorted(JSON_SPELLINGS)))
     return Request("POST", "/peerreplication/batch/", body, headers, **made, brings_override=brings)
+
+
+OVERRIDING = frozenset(["overriddenstatus", "overriddenStatus"])
+
+
+def of_all_ids(app: str) -> frozenset[Name]:
+    """All that a registration may be for: its id may be one of several fields."""
+    return frozenset((app.upper(), each) for each in IDS)
+
+
+def name_of(item: dict[str, Any]) -> Name:
+    return item["appName"].upper(), item["id"]
+
+
+def overridden_by(item: dict[str, Any]) -> frozenset[Name]:
+    """Whose status an item of a batch may override."""
+    if item["action"] == "StatusUpdate":
+        return frozenset([name_of(item)])
+    if OVERRIDING.isdisjoint(item.get("instanceInfo", ())):
+        return frozenset()
+    return of_all_ids(item["appName"])
 
 
 TOLD = (" 1700000000001 ", "", "x", "1e3", 1.5, None, True, RAW + "1.700000000001e12", -1, 2**63)
@@ -383,10 +418,20 @@ class Duel:
             server.close()  # the next request opens another
         tail = unique("")
         lists_lag = False
+        overridden: set[Name] = set()
         try:
             for turn in sequence:
                 request = turn.request.named(tail)
-                lists_lag = lists_lag or request.brings_override
+                overridden |= request.overrides
+                lists_lag = (
+                    lists_lag
+                    or request.brings_override
+                    or any(
+                        instance_id == each and app != other
+                        for app, instance_id in request.renews
+                        for other, each in overridden
+                    )
+                )
                 self._compare(request, tail, lists_lag)
                 self._read(f"/apps/{request.app}/{request.id}", Form.JSON, tail)
                 if not lists_lag:
@@ -491,7 +536,10 @@ def compare(
         duel.play(sequence)
         played(duel.sequences)
 
-    agrees()
+    try:
+        agrees()
+    except DisagreementError as found:
+        raise DisagreementError("\n".join([str(found), *getattr(found, "__notes__", ())])) from None
     return duel
 
 

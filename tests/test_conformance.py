@@ -10,6 +10,7 @@ import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -33,7 +34,7 @@ from conformance.cases.recorded import (
 )
 from conformance.cases.replicating import DIRTY
 from conformance.compare import Started, differences, last_words
-from conformance.differential import DisagreementError, compare
+from conformance.differential import APPS, IDS, DisagreementError, Duel, Request, Turn, compare
 from conformance.documents import Form, sample
 from conformance.follower import follow
 from conformance.gate import Gatehouse
@@ -44,7 +45,7 @@ from conformance.report import Run
 from conformance.run import Outcome, Result, run_cases
 from eureka_server.app import create_app
 from eureka_server.settings import load
-from tests.servers import HANG_SECS, RegistryServer
+from tests.servers import HANG_SECS, JSON, RegistryServer
 
 OF_PEERS = [case for case in ALL if case.peer]
 INSTANT = [case for case in ALL if not case.waits and not case.self_preservation]
@@ -245,6 +246,42 @@ def test_random_sequences_agree_through_both_workers_and_one_process(
     duel = compare(server.base, faulty(lambda _, answer: answer), 60)
     assert duel.sequences >= 60
     assert duel.exchanges > 200
+
+
+def test_lists_that_a_genuine_cache_does_not_bring_up_to_date_are_not_compared(
+    server: RegistryServer, faulty: Any
+) -> None:
+    """A heartbeat takes up an override that was set through another application."""
+    kept: dict[str, Answer] = {}
+
+    def lists_are_kept(environ: dict[str, Any], answer: Answer) -> Answer:
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        if method == "GET" and path.count("/") == 3:
+            return kept.setdefault(path, answer)
+        if method != "GET" and (method != "PUT" or path.endswith("/status")):
+            kept.clear()
+        return answer
+
+    first, second = (app.upper() for app in APPS)
+
+    def registers(app: str, status: str) -> Request:
+        fields = sample(app, IDS[0], status=status, hostName="h~")
+        body = json.dumps({"instance": fields})
+        return Request("POST", f"/apps/{app}", body, tuple(JSON.items()), app=app)
+
+    path = f"/apps/{second}/{IDS[0]}/status?value=UP"
+    is_of_both = frozenset([(second, IDS[0])])
+    overrides = Request("PUT", path, app=second, overrides=is_of_both)
+    renews = Request("PUT", f"/apps/{first}/{IDS[0]}", app=first)
+    requests = [registers(first, "OUT_OF_SERVICE"), registers(second, "DOWN"), overrides]
+    duel = Duel(faulty(lists_are_kept), server.base)
+
+    def play(last: Request) -> None:
+        duel.play([Turn(each, Form.JSON, f"/apps/{first}") for each in [*requests, last]])
+
+    with pytest.raises(DisagreementError, match="the content"):
+        play(renews)
+    play(replace(renews, renews=frozenset([(first, IDS[0])])))
 
 
 class FakeSender:
