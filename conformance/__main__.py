@@ -61,7 +61,7 @@ def run_suite(
         if result.outcome is Outcome.FAILED:
             case = result.case
             console.print(
-                escape(f"failed {case.operation}: {case.name} ({case.column})\n")
+                escape(f"failed {target.url} {case.operation}: {case.name} ({case.column})\n")
                 + escape(f"       {result.message}"),
                 style="red",
                 highlight=False,
@@ -81,7 +81,7 @@ def run_suite(
         once_more = {(result.case.name, result.case.column) for result in failed}
         again = [case for case in harmless if (case.name, case.column) in once_more]
         clients = {column for _, column in once_more}
-        console.print("once more, what failed", style="yellow")
+        console.print(f"{target.url}: once more, what failed", style="yellow", highlight=False)
         more = played(again, [kind for kind in kinds if kind.name in clients])
         results = told_again(results, more)
     results += run_cases([case for case in cases if case.spoils], target, done)

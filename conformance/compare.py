@@ -397,7 +397,7 @@ class Comparison:
     """The suite on each of those that are compared, and random sequences.
 
     Much of it is waiting for leases, so two things go on at a time: the clients, which are on the
-    first two servers and move between these, and everything else.
+    first two servers and move between these, beside the cases on the others, and then sequences.
     """
 
     def __init__(
@@ -418,10 +418,13 @@ class Comparison:
             with_clients = pool.submit(self._with_clients)
             others = pool.submit(self._others)
             agreed = pool.submit(sequences, self._compared, self._examples)
-            runs = with_clients.result()
-            for name, more in others.result().items():
-                runs[name] = joined(runs[name], more) if name in runs else more
-            return runs, agreed.result()
+            try:
+                runs = with_clients.result()
+                for name, more in others.result().items():
+                    runs[name] = joined(runs[name], more) if name in runs else more
+                return runs, agreed.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)  # where one of them broke
 
     def _with_clients(self) -> dict[str, Run]:
         """The cases on the first two, and the clients."""

@@ -1,6 +1,6 @@
 """An operator's operations, whichever door the instances came by: on one, and on all of a service.
 
-What only one client at a time can show is here; what several do at once, in ``tests/histories.py``.
+What only one client at a time can show is here; what several do at once, in ``tests/histories``.
 """
 
 from __future__ import annotations

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from eureka_compat.peers import leases
+from eureka_compat.peers import hold, leases
 from eureka_compat.peers.link import Link
 from eureka_compat.peers.local import LocalRegistry
 from eureka_compat.peers.outbox import Pending
-from registry import DEFAULT_NAMESPACE, Instance, InstanceKey, InstanceStatus, NamespaceRegistry
+from registry import DEFAULT_NAMESPACE, Instance, InstanceKey, InstanceStatus
 from registry.stores.memory import MemoryStore
 from registry.testing import ManualClock, registry_on
 from tests.servers import wait_until
@@ -48,11 +48,11 @@ class Two:
         self._running = Running(
             peer, clock=self._clocks[0], compare_interval_ms=50, sends_catalogs=True
         )
-        self.here: NamespaceRegistry
+        self.registry = self._running.registry
+        self.here = self.registry.in_namespace(DEFAULT_NAMESPACE)
 
     def __enter__(self) -> Two:
-        registry, _ = self._running.__enter__()
-        self.here = registry.in_namespace(DEFAULT_NAMESPACE)
+        self._running.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -220,12 +220,42 @@ def test_whose_renewal_is_told_at_once_registers_where_he_is_unknown(
     assert to_peer.outbox.take(10) == [(KEY, Pending.REGISTER)]
 
 
-def test_a_server_that_starts_takes_what_a_shadow_lists(peer: FakePeer) -> None:
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_a_shadow_fills_a_server_that_starts_empty_and_no_other(
+    peer: FakePeer, is_empty: bool
+) -> None:
     starting = Two(peer)
     starting.is_shadow = True
     starting.there.register(instance())
+    if not is_empty:
+        starting.here.register(instance(InstanceKey("APP", "other")))
     with starting as two:
-        wait_until(lambda: two.here.instance(*KEY), "what the shadow lists")
+        two.compare()
+        assert (two.here.instance(*KEY) is not None) == is_empty
+
+
+def test_a_shadow_is_told_what_it_lacks_and_what_has_gone(two: Two) -> None:
+    known_to_both(two)
+    two.is_shadow = True
+    lists, two.there = two.there, registry_on(MemoryStore(), ManualClock())
+    wait_until(lambda: "Register" in two.told(), "what is missing there")
+    two.there = lists
+    two.here.cancel(*KEY)
+    wait_until(lambda: "Cancel" in two.told(), "what is told at once, and is lost")
+    two.advance()
+    wait_until(lambda: "Cancel" in two.told(), "what a comparison tells")
+
+
+def test_nobody_is_kept_for_the_word_of_a_shadow_that_does_not_answer(
+    two: Two, peer: FakePeer
+) -> None:
+    wait_until(lambda: len(hold.known(two.registry)) == 1, "the peer as one that may know more")
+    two.is_shadow = True
+    wait_until(lambda: hold.known(two.registry) == {}, "nobody to be waited for")
+    peer.lists = lambda: (503, {}, b"")
+    seen = peer.lists_told
+    wait_until(lambda: peer.lists_told > seen, "a question in vain")
+    assert hold.known(two.registry) == {}
 
 
 @pytest.mark.parametrize("is_shadow", [False, True])

@@ -290,6 +290,9 @@ def test_it_is_served_to_all_namespaces_and_before_a_peer_has_answered() -> None
         def is_open(self) -> bool:
             return False
 
+        def is_shadow(self) -> bool:
+            return False
+
         def report(self) -> dict[str, Any]:
             return {"mode": "replicate", "peers": [], "verdict": "Not known."}
 

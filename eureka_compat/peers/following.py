@@ -48,15 +48,20 @@ class Following:
         settings: PeersSettings,
         local: LocalRegistry,
         answered: Callable[[int], None],
+        is_open: Callable[[], bool],
         left: Asked,
     ) -> None:
+        """``is_open``: whether this server answers reads, and has begun with what peers had."""
         self.link = Link(peer, settings, local)
         self._asked = left
         self.was_asked = False
         """Whether the peer was asked for everything, answered or not."""
+        self.is_shadow = False
+        """Whether the peer said so last: nothing is taken of it, and nobody lives by its word."""
         self._settings = settings
         self._local = local
         self._answered = answered
+        self._is_open = is_open
         self._stopping = threading.Event()
         self._something, self._wanted = threading.Event(), threading.Event()
         self._next_comparison = 0.0
@@ -179,14 +184,15 @@ class Following:
             left = {key: _left_by_list(each, now_ms + skew) for key, each in theirs.items()}
         else:
             young_ms = _UNDER_WAY_MS
-            left, ended = dict(told_of.left_ms), told_of.removed
+            left = dict(told_of.left_ms)
             leased = left.keys()
-        # At its start a server takes over from a shadow too: a genuine one does so from any peer.
-        is_start = self._comparison is None
-        believes = is_start or told_of is None or not told_of.is_shadow
+        self.is_shadow = told_of is not None and told_of.is_shadow
+        # Who has nothing yet takes over from a shadow too: a genuine server does so from any peer.
+        believes = not self.is_shadow or not self._is_open()
         ends = {key: asked_ms + ms for key, ms in left.items() if key in theirs}
         if believes:
             local.extend(ends)
+            ended = {} if told_of is None else told_of.removed
         self._next_comparison = time.monotonic() + self._settings.compare_interval_ms / 1000
         theirs = local.comparable(theirs, leased)
         found = compared(local.listed(), theirs, skew_ms=skew)
@@ -196,7 +202,7 @@ class Following:
             for each in found.differences
             if not self._settles(each, theirs, removed, skew, young_ms)
         ]
-        if believes and (is_start or self._settings.mode != "shadow"):
+        if self._settings.mode != "shadow" or self._comparison is None:
             renewed = local.renewed_here()
             self._ending = link.outbox.cancels_noted()
             for each in found.differences if is_first else told:
@@ -207,6 +213,7 @@ class Following:
                         removed.get(each.key),
                         renewed,
                         ends.get(each.key),
+                        believes=believes,
                     )
         differing = {each.key for each in found.differences}
         self._healed = {key: what for key, what in self._healed.items() if key in differing}
@@ -272,10 +279,13 @@ class Following:
         gone: Change | None,
         renewed: dict[InstanceKey, int],
         ends_mono_ms: int | None,
+        *,
+        believes: bool,
     ) -> None:
         """Do about a difference what the newer state asks for, once for the same two states.
 
-        ``ends_mono_ms`` is when the lease ends at the peer.
+        ``ends_mono_ms`` is when the lease ends at the peer. A peer that is not to be believed is
+        told what is newer here, and nothing is taken of it.
         """
         key, link, local = difference.key, self.link, self._local
         found = local.outgoing(key)
@@ -302,8 +312,12 @@ class Following:
         elif theirs is None or not self._settings.fetch:
             return
         elif difference.kind is DifferenceKind.EXTRA:
-            if ends_mono_ms is None or not self._take(theirs, gone, ends_mono_ms, sends=sends):
+            if ends_mono_ms is None or not self._take(
+                theirs, gone, ends_mono_ms, sends=sends, believes=believes
+            ):
                 return
+        elif not believes:
+            return
         else:
             if "overriddenStatus" in difference.fields:
                 local.take_override(theirs)
@@ -323,7 +337,13 @@ class Following:
         return at is not None and self._local.clock.mono_ms() - at < instance.lease_secs * 1000
 
     def _take(
-        self, theirs: Instance, gone: Change | None, ends_mono_ms: int, *, sends: bool
+        self,
+        theirs: Instance,
+        gone: Change | None,
+        ends_mono_ms: int,
+        *,
+        sends: bool,
+        believes: bool,
     ) -> bool:
         """Take what only the peer lists, for the rest of its lease; or tell it of a cancel."""
         local, outbox = self._local, self.link.outbox
@@ -338,7 +358,7 @@ class Following:
                 if sends and not left.peers_know:
                     outbox.put(theirs.key, Pending.CANCEL)
                 return False
-        if ends_mono_ms <= now or theirs.key in self._ending:
+        if not believes or ends_mono_ms <= now or theirs.key in self._ending:
             return False
         return local.take(theirs, age_ms)
 

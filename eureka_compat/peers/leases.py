@@ -47,7 +47,7 @@ class Removal(NamedTuple):
 class Leases(NamedTuple):
     """What a server tells: what each lease has left (ms), and what it removed lately.
 
-    Of a shadow none of it is to be believed, beyond the first time.
+    Who has begun takes none of it from a shadow.
     """
 
     left_ms: Mapping[InstanceKey, int]

@@ -169,7 +169,9 @@ class Replicator:
             self._run = None
         elif held is not None and self._run is None and not self._stopping.is_set():
             log.info("this worker sees to the peers")
-            self._run = _Run(self._registry, self._settings, self._opened, self._server)
+            self._run = _Run(
+                self._registry, self._settings, self._opened, self.is_open, self._server
+            )
 
     def _opened(self) -> None:
         """Let all workers of this server answer reads."""
@@ -195,11 +197,13 @@ class _Run:
         registry: Registry,
         settings: PeersSettings,
         opened: Callable[[], None],
+        is_open: Callable[[], bool],
         server: bytes,
     ) -> None:
         self._registry = registry
         self._settings = settings
         self._opened = opened
+        self._is_open = is_open
         self._server = server
         self._local = LocalRegistry(registry, settings)
         self._stopping = threading.Event()
@@ -278,7 +282,7 @@ class _Run:
                 log.info("%s is a peer", peer.name)
                 left = self._left.get(peer.name, Asked())
                 self._links[peer] = Following(
-                    peer, self._settings, self._local, self._answered, left
+                    peer, self._settings, self._local, self._answered, self._is_open, left
                 )
 
     # What they are told
@@ -351,6 +355,11 @@ class _Run:
         for link in self._all():
             link.put(key, what)
 
+    def _named(self) -> list[Following] | None:
+        """All peers, and not a part of them; None while it is not known who they are."""
+        with self._naming:
+            return self._all() if self._is_named else None
+
     def _all(self) -> list[Following]:
         return list(self._links.values())
 
@@ -389,19 +398,20 @@ class _Run:
 
     def _tell_whom_was_asked(self) -> None:
         """For ``Hold`` in all workers; and ask anew where one of them wants that."""
-        if not self._links:
+        named = self._named()
+        if not named:
             return
-        hold.tell(self._registry, {each.link.peer.name: each.asked() for each in self._all()})
+        links = [each for each in named if not each.is_shadow]
+        hold.tell(self._registry, {each.link.peer.name: each.asked() for each in links})
         wanted = hold.wanted_at(self._registry)
-        for each in self._all():
+        for each in links:
             if each.asked().asked_mono_ms <= wanted:
                 each.compare_soon()
 
     def _report(self) -> None:
-        with self._naming:
-            if not self._is_named:
-                return
-            links = self._all()
+        links = self._named()
+        if links is None:
+            return
         peers = [link.report() for link in links]
         told = {
             "run": self._server.decode(),
